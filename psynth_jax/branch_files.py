@@ -1,0 +1,129 @@
+"""Branches on disk: only the slots that a branch owns, with a JSON description next to them.
+
+    DIR/branches.json          format, fingerprint of the model, per branch: tokens, text, shift, span, segments
+    DIR/branches.safetensors   q<i>.b<j>.s<k>.k and .v, each [L, K, slots, H], in the cache's own dtype
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.flax
+
+from psynth_jax.axes import Array
+from psynth_jax.branches import Branch, Branches, Segment
+from psynth_jax.cache import KVCache, slot_bucket
+from psynth_jax.errors import CheckpointError, InputError
+
+FORMAT = 1
+_DESCRIPTION, _TENSORS = "branches.json", "branches.safetensors"
+
+
+def save(branches: Branches, directory: str) -> None:
+    """Write branches to a new or existing directory; an interrupted write leaves what was there before.
+
+    Raises `InputError` when the directory holds something else than branches.
+    """
+    target = Path(directory)
+    if target.exists() and (not target.is_dir() or any(p.name not in (_DESCRIPTION, _TENSORS) for p in target.iterdir())):
+        raise InputError(f"{target} exists and is not a branches directory: choose another name")
+    tensors: dict[str, Array] = {}
+    questions = []
+    for number, group in enumerate(branches.questions):
+        described = []
+        for index, branch in enumerate(group):
+            lengths = []
+            for part, segment in enumerate(branch.segments):
+                k, v = segment.cache.slots_of(segment.row, segment.first, segment.length)
+                tensors[f"q{number}.b{index}.s{part}.k"], tensors[f"q{number}.b{index}.s{part}.v"] = k, v
+                lengths.append(segment.length)
+            described.append(
+                {
+                    "token_ids": list(branch.token_ids),
+                    "text": branch.text,
+                    "shift": branch.shift,
+                    "span": branch.span,
+                    "finish_reason": branch.finish_reason,
+                    "segments": lengths,
+                }
+            )
+        questions.append(described)
+    description = {
+        "format": FORMAT,
+        "fingerprint": branches.fingerprint,
+        "batched": branches.batched,
+        "questions": questions,
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".branches-") as scratch:
+        fresh = Path(scratch) / "new"
+        fresh.mkdir()
+        safetensors.flax.save_file(tensors, str(fresh / _TENSORS))
+        (fresh / _DESCRIPTION).write_text(json.dumps(description, ensure_ascii=False, indent=1), encoding="utf-8")
+        if target.exists():
+            shutil.move(str(target), str(Path(scratch) / "old"))
+        fresh.rename(target)
+
+
+def load(directory: str) -> Branches:
+    """Read branches back; every saved segment becomes a row of one new cache.
+
+    Raises:
+      InputError: no such directory.
+      CheckpointError: a file is missing, truncated or of another format.
+    """
+    source = Path(directory)
+    if not source.is_dir():
+        raise InputError(f"no such directory: {source}")
+    try:
+        description = json.loads((source / _DESCRIPTION).read_text(encoding="utf-8"))
+        if description["format"] != FORMAT:
+            raise CheckpointError(f"{source}: branches format {description['format']}, this version reads format {FORMAT}")
+        tensors = safetensors.flax.load_file(str(source / _TENSORS))
+        cache, segments = _pack(tensors)
+        questions = [
+            [_branch(entry, segments, f"q{number}.b{index}") for index, entry in enumerate(group)]
+            for number, group in enumerate(description["questions"])
+        ]
+        if len(segments) * 2 != len(tensors) or cache.rows != sum(len(e["segments"]) for g in description["questions"] for e in g):
+            raise ValueError("tensors and description do not name the same segments")
+        return Branches(questions, description["fingerprint"], batched=description["batched"])
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{source} does not hold readable branches: {error}") from None
+
+
+def _pack(tensors: dict[str, Array]) -> tuple[KVCache, dict[str, Segment]]:
+    """Lay all segments into the rows of one cache, so that a synthesizer reads one part; return it and name -> segment."""
+    names = [name.removesuffix(".k") for name in tensors if name.endswith(".k")]
+    shapes = {tensors[f"{name}.k"].shape[:2] + tensors[f"{name}.k"].shape[3:] for name in names}
+    if any(tensors[f"{name}.k"].shape != tensors[f"{name}.v"].shape for name in names) or len(shapes) != 1:
+        raise ValueError("keys and values of the segments do not have matching shapes")
+    slots = slot_bucket(max(tensors[f"{name}.k"].shape[2] for name in names))
+
+    def rows(half: str) -> Array:
+        heads = [np.asarray(tensors[f"{name}.{half}"]) for name in names]
+        return jnp.asarray(np.stack([np.pad(h, ((0, 0), (0, 0), (0, slots - h.shape[2]), (0, 0))) for h in heads], axis=1))
+
+    lengths = [tensors[f"{name}.k"].shape[2] for name in names]
+    cache = KVCache(rows("k"), rows("v"), jnp.asarray(lengths, jnp.int32))
+    return cache, {name: Segment(cache, row, 0, length) for row, (name, length) in enumerate(zip(names, lengths, strict=True))}
+
+
+def _branch(entry: dict, segments: dict[str, Segment], name: str) -> Branch:
+    mine = tuple(segments[f"{name}.s{part}"] for part in range(len(entry["segments"])))
+    if [segment.length for segment in mine] != entry["segments"]:
+        raise ValueError(f"{name} is described with other lengths than its tensors have")
+    return Branch(
+        tuple(int(token) for token in entry["token_ids"]),
+        str(entry["text"]),
+        int(entry["shift"]),
+        int(entry["span"]),
+        mine,
+        entry["finish_reason"],
+    )

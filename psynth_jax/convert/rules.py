@@ -1,0 +1,275 @@
+"""Which tensor of a checkpoint is which parameter of ours: one rule table per family and format, used both ways.
+
+A rule holds their tensor name (`{l}` stands for the layer), our flat parameter name, and a `Form`: the two axis orders,
+spelled in the letters of `axes.py`, from which the conversion in either direction follows.
+
+    Rule("layers.q", "model.layers.{l}.self_attn.q_proj.weight", Form("(N H) D", "D N H"))
+
+Knows no file format and no tokenizer: a `TensorSource` says which tensors there are and reads one at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, Protocol
+
+import ml_dtypes
+import numpy as np
+
+from psynth_jax.axes import HostArray
+from psynth_jax.config import DecoderConfig
+from psynth_jax.errors import CheckpointError, ConfigError
+
+DTYPES: dict[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+
+
+def parameter_dtype(name: str) -> np.dtype:
+    """Return the NumPy dtype of a parameter dtype name.  Raises `ConfigError` for any name but the three of `DTYPES`."""
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {name!r} is not supported; use one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def axis_sizes(config: DecoderConfig) -> dict[str, int]:
+    """Return letter -> size, with the two letters that only checkpoints need: r, the 2 halves of a head, and h = H / 2."""
+    return {**config.sizes, "r": 2, "h": config.head_width // 2}
+
+
+def _groups(spelling: str) -> list[list[str]]:
+    """Split "(N H) D" into [["N", "H"], ["D"]]: one group per axis, its letters outermost first."""
+    groups: list[list[str]] = []
+    open_group: list[str] | None = None
+    for token in spelling.replace("(", " ( ").replace(")", " ) ").split():
+        if token == "(":
+            open_group = []
+        elif token == ")":
+            groups.append(open_group or [])
+            open_group = None
+        elif open_group is None:
+            groups.append([token])
+        else:
+            open_group.append(token)
+    return groups
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How one tensor is laid out on either side; letters in parentheses share one axis, the first being the outermost."""
+
+    theirs: str
+    ours: str
+
+    def their_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the shape that the checkpoint stores."""
+        return tuple(math.prod(sizes[letter] for letter in group) for group in _groups(self.theirs))
+
+    def our_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the shape of our parameter, without the layer axis."""
+        return tuple(math.prod(sizes[letter] for letter in group) for group in _groups(self.ours))
+
+    def to_ours(self, tensor: HostArray, sizes: Mapping[str, int]) -> HostArray:
+        """Convert a checkpoint tensor to our layout (a view where NumPy can make one)."""
+        return _relayout(tensor, self.theirs, self.ours, sizes)
+
+    def to_theirs(self, tensor: HostArray, sizes: Mapping[str, int]) -> HostArray:
+        """Convert one layer of our parameter to the checkpoint's layout; the exact inverse of `to_ours`."""
+        return _relayout(tensor, self.ours, self.theirs, sizes)
+
+
+def _relayout(tensor: HostArray, source: str, target: str, sizes: Mapping[str, int]) -> HostArray:
+    before = [letter for group in _groups(source) for letter in group]
+    after = [letter for group in _groups(target) for letter in group]
+    split = tensor.reshape([sizes[letter] for letter in before])
+    moved = split.transpose([before.index(letter) for letter in after])
+    return moved.reshape([math.prod(sizes[letter] for letter in group) for group in _groups(target)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One tensor <-> one parameter (or one layer of it).  `when` names the bool config field that the rule depends on."""
+
+    ours: str
+    theirs: str
+    form: Form
+    when: Literal["qkv_bias", "o_bias", "qk_norm", "tied_head", "not tied_head", ""] = ""
+
+    def applies(self, config: DecoderConfig) -> bool:
+        """Say whether a model of this config has the tensor."""
+        if not self.when:
+            return True
+        field = self.when.removeprefix("not ")
+        return bool(getattr(config, field)) != self.when.startswith("not ")
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether the checkpoint stores one tensor per layer."""
+        return "{l}" in self.theirs
+
+    def their_names(self, config: DecoderConfig) -> list[str]:
+        """List the tensor names of all layers, or the one name."""
+        return [self.theirs.format(l=layer) for layer in range(config.layers)] if self.per_layer else [self.theirs]
+
+    def our_shape(self, config: DecoderConfig) -> tuple[int, ...]:
+        """Return the shape of the whole parameter, the layer axis included."""
+        shape = self.form.our_shape(axis_sizes(config))
+        return (config.layers, *shape) if self.per_layer else shape
+
+
+_VECTOR = Form("D", "D")
+_HEAD_VECTOR = Form("H", "H")
+_TABLE = Form("V D", "V D")
+_O_WEIGHT, _O_BIAS = Form("D (N H)", "N H D"), Form("D", "D")
+_IN_WEIGHT, _OUT_WEIGHT = Form("F D", "D F"), Form("D F", "F D")
+
+
+def _table(names: Mapping[str, str], q: Form, k: Form, q_bias: Form, k_bias: Form) -> tuple[Rule, ...]:
+    """Build a rule for every parameter that `names` (ours -> theirs) has; q and k may be stored permuted."""
+    every = (
+        ("embedding", _TABLE, ""),
+        ("layers.attention_norm", _VECTOR, ""),
+        ("layers.q", q, ""),
+        ("layers.k", k, ""),
+        ("layers.v", Form("(K H) D", "D K H"), ""),
+        ("layers.o", _O_WEIGHT, ""),
+        ("layers.q_bias", q_bias, "qkv_bias"),
+        ("layers.k_bias", k_bias, "qkv_bias"),
+        ("layers.v_bias", Form("(K H)", "K H"), "qkv_bias"),
+        ("layers.o_bias", _O_BIAS, "o_bias"),
+        ("layers.q_norm", _HEAD_VECTOR, "qk_norm"),
+        ("layers.k_norm", _HEAD_VECTOR, "qk_norm"),
+        ("layers.mlp_norm", _VECTOR, ""),
+        ("layers.gate", _IN_WEIGHT, ""),
+        ("layers.up", _IN_WEIGHT, ""),
+        ("layers.down", _OUT_WEIGHT, ""),
+        ("final_norm", _VECTOR, ""),
+        ("head", _TABLE, "not tied_head"),
+    )
+    return tuple(Rule(ours, names[ours], form, when) for ours, form, when in every if ours in names)  # type: ignore[arg-type]
+
+
+_STRAIGHT = {
+    "q": Form("(N H) D", "D N H"),
+    "k": Form("(K H) D", "D K H"),
+    "q_bias": Form("(N H)", "N H"),
+    "k_bias": Form("(K H)", "K H"),
+}
+# GGUF files of architecture llama store the two halves of every q and k head interleaved: row (h, r) for entry (r, h).
+_INTERLEAVED = {
+    "q": Form("(N h r) D", "D N (r h)"),
+    "k": Form("(K h r) D", "D K (r h)"),
+    "q_bias": Form("(N h r)", "N (r h)"),
+    "k_bias": Form("(K h r)", "K (r h)"),
+}
+
+_HF = {
+    "embedding": "model.embed_tokens.weight",
+    "layers.attention_norm": "model.layers.{l}.input_layernorm.weight",
+    "layers.q": "model.layers.{l}.self_attn.q_proj.weight",
+    "layers.k": "model.layers.{l}.self_attn.k_proj.weight",
+    "layers.v": "model.layers.{l}.self_attn.v_proj.weight",
+    "layers.o": "model.layers.{l}.self_attn.o_proj.weight",
+    "layers.mlp_norm": "model.layers.{l}.post_attention_layernorm.weight",
+    "layers.gate": "model.layers.{l}.mlp.gate_proj.weight",
+    "layers.up": "model.layers.{l}.mlp.up_proj.weight",
+    "layers.down": "model.layers.{l}.mlp.down_proj.weight",
+    "final_norm": "model.norm.weight",
+    "head": "lm_head.weight",
+}
+_HF_QKV_BIAS = {f"layers.{x}_bias": f"model.layers.{{l}}.self_attn.{x}_proj.bias" for x in "qkv"}
+_HF_O_BIAS = {"layers.o_bias": "model.layers.{l}.self_attn.o_proj.bias"}
+_HF_QK_NORM = {f"layers.{x}_norm": f"model.layers.{{l}}.self_attn.{x}_norm.weight" for x in "qk"}
+
+_GGUF = {
+    "embedding": "token_embd.weight",
+    "layers.attention_norm": "blk.{l}.attn_norm.weight",
+    "layers.q": "blk.{l}.attn_q.weight",
+    "layers.k": "blk.{l}.attn_k.weight",
+    "layers.v": "blk.{l}.attn_v.weight",
+    "layers.o": "blk.{l}.attn_output.weight",
+    "layers.mlp_norm": "blk.{l}.ffn_norm.weight",
+    "layers.gate": "blk.{l}.ffn_gate.weight",
+    "layers.up": "blk.{l}.ffn_up.weight",
+    "layers.down": "blk.{l}.ffn_down.weight",
+    "final_norm": "output_norm.weight",
+    "head": "output.weight",
+}
+_GGUF_QKV_BIAS = {f"layers.{x}_bias": f"blk.{{l}}.attn_{x}.bias" for x in "qkv"}
+_GGUF_O_BIAS = {"layers.o_bias": "blk.{l}.attn_output.bias"}
+_GGUF_QK_NORM = {f"layers.{x}_norm": f"blk.{{l}}.attn_{x}_norm.weight" for x in "qk"}
+
+HF_RULES: dict[str, tuple[Rule, ...]] = {
+    "llama": _table({**_HF, **_HF_QKV_BIAS, **_HF_O_BIAS}, **_STRAIGHT),
+    "qwen2": _table({**_HF, **_HF_QKV_BIAS}, **_STRAIGHT),
+    "qwen3": _table({**_HF, **_HF_QKV_BIAS, **_HF_O_BIAS, **_HF_QK_NORM}, **_STRAIGHT),
+}
+GGUF_RULES: dict[str, tuple[Rule, ...]] = {
+    "llama": _table({**_GGUF, **_GGUF_QKV_BIAS, **_GGUF_O_BIAS}, **_INTERLEAVED),
+    "qwen2": _table({**_GGUF, **_GGUF_QKV_BIAS}, **_STRAIGHT),
+    "qwen3": _table({**_GGUF, **_GGUF_QKV_BIAS, **_GGUF_O_BIAS, **_GGUF_QK_NORM}, **_STRAIGHT),
+}
+
+
+def hf_rules(config: DecoderConfig) -> tuple[Rule, ...]:
+    """Return the rules for Hugging Face tensor names that apply to this config."""
+    return tuple(rule for rule in HF_RULES[config.family] if rule.applies(config))
+
+
+def gguf_rules(config: DecoderConfig) -> tuple[Rule, ...]:
+    """Return the rules for GGUF tensor names that apply to this config."""
+    return tuple(rule for rule in GGUF_RULES[config.family] if rule.applies(config))
+
+
+class TensorSource(Protocol):
+    """A checkpoint, whatever its format."""
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return name -> shape of every tensor, without reading any."""
+        ...
+
+    def read(self, name: str) -> HostArray:
+        """Read one tensor: float32, bfloat16 or float16."""
+        ...
+
+
+def find_problems(
+    rules: Sequence[Rule],
+    config: DecoderConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    ignored: frozenset[str] = frozenset(),
+) -> list[str]:
+    """List every missing, misshaped and extra tensor, in that order; tensors named in `ignored` may be there or not."""
+    expected = {name: rule.form.their_shape(axis_sizes(config)) for rule in rules for name in rule.their_names(config)}
+    missing = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in shapes]
+    misshaped = [
+        f"{name} has shape {list(shapes[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in shapes and tuple(shapes[name]) != shape
+    ]
+    extra = [f"extra {name} {list(shape)}" for name, shape in shapes.items() if name not in expected and name not in ignored]
+    return missing + misshaped + extra
+
+
+def stream_parameters(
+    rules: Sequence[Rule], config: DecoderConfig, source: TensorSource, dtype: np.dtype
+) -> Iterator[tuple[str, HostArray]]:
+    """Yield (our name, array) one parameter at a time, reading one tensor at a time into a preallocated stack.
+
+    A caller that moves each array to its devices before asking for the next never holds the whole model on the host.
+    The shapes must have been checked with `find_problems`.  Raises `CheckpointError` for values that float16 cannot hold.
+    """
+    sizes = axis_sizes(config)
+    for rule in rules:
+        stack = np.empty(rule.our_shape(config), dtype)
+        for layer, name in enumerate(rule.their_names(config)):
+            target = stack[layer] if rule.per_layer else stack
+            with np.errstate(over="ignore"):  # looked at just below, with the tensor's name
+                target[...] = rule.form.to_ours(source.read(name), sizes)
+            if dtype == np.float16 and not np.isfinite(target).all():
+                raise CheckpointError(f"{name} holds values that float16 cannot represent; load as bfloat16 or float32")
+        yield rule.ours, stack

@@ -1,0 +1,67 @@
+"""LoRA (arXiv 2106.09685) as its own pytree, next to the base weights and never merged into them.
+
+Only the synthesizer uses it: workers always run the base.  A gate per row lets both share one batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+
+from psynth_jax.axes import Array, PerRow, letters_to_shape
+from psynth_jax.config import DecoderConfig
+
+# Target -> letters of the two factors.  A is the adapter rank; q, k, v map D to heads, o maps heads to D.
+FACTOR_LETTERS: Mapping[str, tuple[str, str]] = {
+    "q": ("L D A", "L A N H"),
+    "k": ("L D A", "L A K H"),
+    "v": ("L D A", "L A K H"),
+    "o": ("L N H A", "L A D"),
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """down[target], up[target] with the letters of `FACTOR_LETTERS`; scale = alpha / rank (a float32 scalar array)."""
+
+    down: dict[str, Array]
+    up: dict[str, Array]
+    scale: Array
+
+    @classmethod
+    def initialise(
+        cls, config: DecoderConfig, rank: int, alpha: float, key: Array, targets: tuple[str, ...] = ("q", "k", "v", "o")
+    ) -> Self:
+        """Return an adapter that changes nothing yet: down is Gaussian with variance 1/fan-in, up is zero."""
+        sizes = config.sizes | {"A": rank}
+        down, up = {}, {}
+        for target, key in zip(targets, jax.random.split(key, len(targets)), strict=True):
+            down_letters, up_letters = FACTOR_LETTERS[target]
+            shape = letters_to_shape(down_letters, sizes)
+            fan_in = config.width if target != "o" else config.heads * config.head_width
+            down[target] = jax.random.normal(key, shape, jnp.float32) / fan_in**0.5
+            up[target] = jnp.zeros(letters_to_shape(up_letters, sizes), jnp.float32)
+        return cls(down, up, jnp.float32(alpha / rank))
+
+    @property
+    def rank(self) -> int:
+        """A."""
+        return next(iter(self.down.values())).shape[-1]
+
+
+def lora_delta(lora: Lora | None, gate: PerRow | None, target: str, x: Array) -> Array | float:
+    """Return what the adapter of one layer (factors without L) adds to the projection `target` of `x [B, T, ...]`.
+
+    gate `[B]` scales it per row (0: base weights only); None means 1 everywhere.
+    """
+    if lora is None or target not in lora.down:
+        return 0.0
+    down, up = lora.down[target].astype(x.dtype), lora.up[target].astype(x.dtype)
+    flat = x.reshape(*x.shape[:2], -1) @ down.reshape(-1, down.shape[-1])
+    scale = lora.scale if gate is None else (lora.scale * gate)[:, None, None]
+    return jnp.tensordot((scale * flat).astype(x.dtype), up, axes=1)

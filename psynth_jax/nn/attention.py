@@ -1,0 +1,49 @@
+"""One layer's attention: project, normalise, rotate, read everything that may be seen, project back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+
+from psynth_jax.axes import Array, Hidden, KeysOrValues, PerRow
+from psynth_jax.config import DecoderConfig
+from psynth_jax.nn.adapter import Lora, lora_delta
+from psynth_jax.nn.layers import rms_norm
+from psynth_jax.ops import rope
+from psynth_jax.ops.branch_attention import AttentionSpec, Context, Implementation, OwnCache, branch_attention
+
+
+def attention(
+    x: Hidden,
+    weights: Mapping[str, Array],
+    config: DecoderConfig,
+    angles: tuple[Array, Array],
+    own: OwnCache | None,
+    context: Context | None,
+    layer: Array,
+    lora: Lora | None,
+    gate: PerRow | None,
+    implementation: Implementation,
+) -> tuple[Hidden, KeysOrValues, KeysOrValues]:
+    """Return the attention output for `x [B, T, D]` (already normalised), and the new keys and values to be cached.
+
+    Args:
+      weights: this layer's parameters (letters as in `decoder.parameter_letters`, without L).
+      angles: (cos, sin) `[B, T, 1, H/2]` of the tokens' positions.
+      own, context: what is read besides the new tokens, all layers stacked; layer is the index into them.
+      lora: this layer's factors; gate `[B]` its strength per row.
+    """
+
+    def project(target: str) -> Array:
+        heads = jnp.tensordot(x, weights[target], axes=1) + lora_delta(lora, gate, target, x)
+        return heads + weights[f"{target}_bias"] if config.qkv_bias else heads
+
+    q, k, v = project("q"), project("k"), project("v")
+    if config.qk_norm:
+        q, k = rms_norm(q, weights["q_norm"], config.norm_eps), rms_norm(k, weights["k_norm"], config.norm_eps)
+    q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
+    spec = AttentionSpec(scale=config.head_width**-0.5)
+    read = branch_attention(q, k, v, own, context, layer, spec, implementation)
+    out = jnp.einsum("btnh,nhd->btd", read, weights["o"]) + lora_delta(lora, gate, "o", read)
+    return out + weights["o_bias"] if config.o_bias else out, k, v

@@ -1,0 +1,48 @@
+"""The small pieces of a decoder layer: norm, gated MLP, rotary frequencies."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from psynth_jax.axes import Array, Hidden, HostArray
+from psynth_jax.config import Llama3Rope, Rope, YarnRope
+from psynth_jax.ops import rope as rope_op
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """Normalise the last axis by its root mean square, in float32, then scale by `weight`."""
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return normed.astype(x.dtype) * weight
+
+
+def gated_mlp(x: Hidden, gate: Array, up: Array, down: Array) -> Hidden:
+    """Return `(silu(x gate) * (x up)) down`; gate, up `[D, F]`, down `[F, D]`."""
+    return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+
+
+def rope_frequencies(rope: Rope, head_width: int) -> HostArray:
+    """Return the radians per position of every plane, `[H/2]` float32."""
+    plain = rope_op.plain_frequencies(rope.theta, head_width)
+    if isinstance(rope, Llama3Rope):
+        return rope_op.llama3_frequencies(plain, **rope.model_dump(exclude={"kind", "theta"}))
+    if isinstance(rope, YarnRope):
+        return rope_op.yarn_frequencies(plain, **rope.model_dump(exclude={"kind", "attention_factor"}))
+    return plain
+
+
+def token_angles(rope: Rope, head_width: int, positions: Array) -> tuple[Array, Array]:
+    """Return (cos, sin) `[B, T, 1, H/2]` that rotate queries and keys at `positions [B, T]`.
+
+    A YaRN attention factor is part of them, once; the rotation of branches (`branch_angles`) is pure, because cached keys
+    already carry the factor.
+    """
+    cos, sin = rope_op.angles(positions, rope_frequencies(rope, head_width))
+    factor = rope.attention_factor if isinstance(rope, YarnRope) else 1.0
+    return factor * cos[:, :, None], factor * sin[:, :, None]
+
+
+def branch_angles(rope: Rope, head_width: int, shift: Array) -> tuple[Array, Array]:
+    """Return (cos, sin) `[B, W, H/2]` of the rotation by `shift [B, W]` positions."""
+    return rope_op.angles(shift, rope_frequencies(rope, head_width))

@@ -1,0 +1,1 @@
+"""Arrays in, arrays out.  Nothing here knows a config, a mesh or a module."""

@@ -1,0 +1,119 @@
+"""The one attention operation of the library.
+
+The T new tokens of a row attend to each other causally, to what their own row has cached before, and to **segments**: pieces
+of rows of any cache, each belonging to one branch.  A branch has one rotation (it re-encodes the branch's positions) and four
+mapper scalars per layer:
+
+    new tokens     row b     [ t0 t1 q  . ]                 causal
+    own cache      row b     [ o  o  o  .  .  .  . ]        slots 0 .. start - 1
+    context cache  row r     [ .  .  s  s  s  s  . ]        segment (row r, first 2, length 4, branch w)
+
+A prompt that several workers share is a segment too, with rotation 0 and scalars (1, 0, 1, 0).  Caches come whole and
+stacked over layers, with a layer index; they are only read here, so a scan over layers never slices, carries or copies one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, TypeAlias, get_args
+
+import jax
+
+from psynth_jax.axes import Array, CachedHeads, KeysOrValues, PerRow, Queries
+from psynth_jax.errors import InputError
+
+Implementation: TypeAlias = Literal["auto", "xla", "reference"]
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionSpec:
+    """What the softmax does.  scale multiplies logits; softcap c, if given, replaces a logit x by c * tanh(x / c)."""
+
+    scale: float
+    softcap: float | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OwnCache:
+    """What the query rows have cached before this call: cache row b belongs to query row b.
+
+    k, v `[L, B, K, S, H]`.  start `[B]`: slots that are filled; every query of row b sees slots `0 .. start[b] - 1`.
+    """
+
+    k: CachedHeads
+    v: CachedHeads
+    start: PerRow
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """Pieces of cache rows, int32 `[B, C]` each.  length 0 is an absent segment.  branch indexes W of the context."""
+
+    row: Array
+    first: Array
+    length: Array
+    branch: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ContextPart:
+    """A cache that is read and never written (k, v `[L, R, K, S, H]`), and what is read of it."""
+
+    k: CachedHeads
+    v: CachedHeads
+    segments: Segments
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """All that a query reads besides its own row.
+
+    cos, sin `[B, W, H/2]` float32: the rotation by each branch's shift.  scalars `[L, B, W, 4]` float32: (aK, bK, aV, bV).
+    """
+
+    parts: tuple[ContextPart, ...]
+    cos: Array
+    sin: Array
+    scalars: Array
+
+
+def branch_attention(
+    q: Queries,
+    k: KeysOrValues,
+    v: KeysOrValues,
+    own: OwnCache | None,
+    context: Context | None,
+    layer: Array | int,
+    spec: AttentionSpec,
+    implementation: Implementation = "auto",
+) -> Queries:
+    """Attend to the new tokens causally, the own cache, and every segment of `context`, in one softmax.
+
+    Key s of branch w counts as `aK * R(-shift_w) k_s + bK`, its value as `aV * v_s + bV`
+    (Parallel-Synthesis, arXiv 2606.14672).  Slots outside `start` and outside segments may hold anything, NaN included.
+
+    Args:
+      q: `[B, T, N, H]`, rotated at the queries' own positions, not scaled.
+      k, v: `[B, T, K, H]` of the same tokens, k rotated.
+      own: what the rows have cached before; None when nothing is.
+      context: what else is read; None when nothing is.
+      layer: index on L of all the caches.
+      spec: scale and soft cap of the logits.
+      implementation: "auto" takes the best one that can run here.
+
+    Returns:
+      `[B, T, N, H]` in q's dtype.
+
+    Raises:
+      InputError: no such implementation.
+    """
+    from psynth_jax.ops.branch_attention import reference, xla
+
+    if implementation not in get_args(Implementation):
+        raise InputError(f"no attention implementation {implementation!r}: choose from {', '.join(get_args(Implementation))}")
+    function = reference.branch_attention if implementation == "reference" else xla.branch_attention
+    return function(q, k, v, own, context, layer, spec)

@@ -1,0 +1,69 @@
+"""The oracle: does to the caches what the method's definition says, with no regard for memory or speed.
+
+Gathers every segment, turns its keys back by the branch's shift, maps keys and values, puts branches and own tokens side by
+side and takes one softmax.  float32 (float64 for float64 input).  Differentiable in everything.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from psynth_jax.axes import Array
+from psynth_jax.ops import rope
+from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, ContextPart, OwnCache
+
+
+def materialise(part: ContextPart, context: Context, layer: Array | int) -> tuple[Array, Array, Array]:
+    """Return re-encoded, mapped keys and values `[B, C, S, K, H]` of a part, and which slots count, `[B, C, S]`."""
+    segments = part.segments
+    slots = jnp.arange(part.k.shape[3])
+    seen = (slots >= segments.first[..., None]) & (slots < (segments.first + segments.length)[..., None])
+    batch = jnp.arange(segments.row.shape[0])[:, None]
+
+    def gathered(heads: Array) -> Array:
+        rows = jnp.swapaxes(heads[layer], 1, 2)[segments.row]  # [B, C, S, K, H]
+        return jnp.where(seen[..., None, None], rows, 0)
+
+    def of_branch(values: Array) -> Array:  # [B, W, X] -> [B, C, 1, 1, X]
+        return values[batch, segments.branch][:, :, None, None, :]
+
+    key_scale, key_bias, value_scale, value_bias = jnp.split(of_branch(context.scalars[layer]), 4, axis=-1)
+    keys = rope.rotate(gathered(part.k).astype(jnp.float32), of_branch(context.cos), -of_branch(context.sin))
+    return key_scale * keys + key_bias, value_scale * gathered(part.v) + value_bias, seen
+
+
+def branch_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    own: OwnCache | None,
+    context: Context | None,
+    layer: Array | int,
+    spec: AttentionSpec,
+) -> Array:
+    """See `api.branch_attention`."""
+    batch, tokens, heads, width = q.shape
+    kv_heads = k.shape[2]
+    keys, values = [k], [v]
+    masks = [jnp.broadcast_to(jnp.tri(tokens, dtype=bool), (batch, tokens, tokens))]
+    if own is not None:
+        filled = jnp.arange(own.k.shape[3]) < own.start[:, None]  # [B, S]
+        keys.append(jnp.where(filled[..., None, None], jnp.swapaxes(own.k[layer], 1, 2), 0))
+        values.append(jnp.where(filled[..., None, None], jnp.swapaxes(own.v[layer], 1, 2), 0))
+        masks.append(jnp.broadcast_to(filled[:, None], (batch, tokens, filled.shape[1])))
+    for part in context.parts if context is not None else ():
+        part_k, part_v, seen = materialise(part, context, layer)
+        keys.append(part_k.reshape(batch, -1, kv_heads, width))
+        values.append(part_v.reshape(batch, -1, kv_heads, width))
+        masks.append(jnp.broadcast_to(seen.reshape(batch, 1, -1), (batch, tokens, seen[0].size)))
+
+    all_keys, all_values = jnp.concatenate(keys, axis=1), jnp.concatenate(values, axis=1)
+    grouped = q.astype(jnp.promote_types(q.dtype, jnp.float32)).reshape(batch, tokens, kv_heads, heads // kv_heads, width)
+    logits = spec.scale * jnp.einsum("btkgh,bskh->bkgts", grouped, all_keys, precision="highest")
+    if spec.softcap is not None:
+        logits = spec.softcap * jnp.tanh(logits / spec.softcap)
+    logits = jnp.where(jnp.concatenate(masks, axis=2)[:, None, None], logits, -jnp.inf)
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights = weights / weights.sum(axis=-1, keepdims=True)
+    out = jnp.einsum("bkgts,bskh->btkgh", weights, all_values, precision="highest")
+    return out.reshape(q.shape).astype(q.dtype)

