@@ -206,15 +206,15 @@ def _gguf_byte_level_bpe(metadata: Mapping[str, Any], tokens: Sequence[str], typ
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
     split = metadata.get("tokenizer.ggml.pre", "default")
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    pre_tokenizer = _pre_tokenizer(split)
     # Padding of the embedding has names, such as [PAD151700], that no text may mean.
     vocabulary = {token: index for index, token in enumerate(tokens) if types[index] != _UNUSED}
-    pre_tokenizer = _pre_tokenizer(split)
-    try:
-        # Llama 3's vocabulary has words that no merges lead to.
-        model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=_SPLITS.get(split) == _LLAMA3_SPLIT)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"the GGUF file's merges do not fit its tokens: {_one_line(error)}") from None
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    unknown = [merge for merge in merges if len(merge) != 2 or not {*merge, "".join(merge)} <= vocabulary.keys()]
+    if unknown:
+        raise CheckpointError(f"{len(unknown)} merges of the GGUF file do not fit its tokens, the first is {unknown[0]}")
+    # Llama 3's vocabulary has words that no merges lead to.
+    model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=_SPLITS.get(split) == _LLAMA3_SPLIT)
     tokenizer = Tokenizer(model)
     if split == "qwen2":
         tokenizer.normalizer = normalizers.NFC()

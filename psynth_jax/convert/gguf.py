@@ -16,7 +16,7 @@ import numpy as np
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
 from psynth_jax.convert.hf import longest_context, yarn_attention_factor
-from psynth_jax.convert.rules import find_problems, gguf_rules, parameter_dtype, stream_parameters
+from psynth_jax.convert.rules import find_problems, gguf_rules, parameter_dtype, refuse_problems, stream_parameters
 from psynth_jax.errors import CheckpointError, UnsupportedModelError
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -98,7 +98,7 @@ def read_config(file: GGUFFile) -> DecoderConfig:
         raise UnsupportedModelError("this model uses what is not supported: " + "; ".join(unsupported))
     names = file.shapes()
     if "token_embd.weight" not in names:
-        raise CheckpointError(f"{file.path} does not fit its config (1 problems): missing token_embd.weight")
+        refuse_problems(file.path, ["missing token_embd.weight"])
     rope = _rope(file, family, head_width)
     return DecoderConfig.parse(
         {
@@ -232,9 +232,7 @@ def iterate_parameters(file: GGUFFile, config: DecoderConfig, dtype: str) -> Ite
     """
     target = parameter_dtype(dtype)
     rules = gguf_rules(config)
-    problems = find_problems(rules, config, file.shapes(), frozenset({_FREQUENCY_FACTORS}))
-    if problems:
-        raise CheckpointError(f"{file.path} does not fit its config ({len(problems)} problems): " + "; ".join(problems))
+    refuse_problems(file.path, find_problems(rules, config, file.shapes(), frozenset({_FREQUENCY_FACTORS})))
     return stream_parameters(rules, config, file, target)
 
 

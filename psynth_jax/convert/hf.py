@@ -17,7 +17,7 @@ import safetensors
 
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
-from psynth_jax.convert.rules import find_problems, hf_rules, parameter_dtype, stream_parameters
+from psynth_jax.convert.rules import find_problems, hf_rules, parameter_dtype, refuse_problems, stream_parameters
 from psynth_jax.errors import CheckpointError, ConfigError, UnsupportedModelError
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -334,8 +334,7 @@ def iterate_parameters(directory: str | Path, config: DecoderConfig, dtype: str)
     rules = hf_rules(config)
     problems = find_problems(rules, config, source.shapes(), _ignored(config)) + source.problems
     problems += _tied_head_problem(config, source)
-    if problems:
-        raise CheckpointError(f"{directory} does not fit its config ({len(problems)} problems): " + "; ".join(problems))
+    refuse_problems(directory, problems)
     return stream_parameters(rules, config, source, target)
 
 

@@ -255,6 +255,13 @@ def find_problems(
     return missing + misshaped + extra
 
 
+def refuse_problems(where: object, problems: Sequence[str]) -> None:
+    """Raise `CheckpointError` with all problems in one line, if there are any."""
+    if problems:
+        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+        raise CheckpointError(f"{where} does not fit its config ({count}): " + "; ".join(problems))
+
+
 def stream_parameters(
     rules: Sequence[Rule], config: DecoderConfig, source: TensorSource, dtype: np.dtype
 ) -> Iterator[tuple[str, HostArray]]:

@@ -1,0 +1,182 @@
+"""Compiled steps by shape, and the two ways of running them: a whole prompt in chunks, or one token per row.
+
+Every shape is compiled once, ahead of its first call, and the time that takes is counted apart (`compile_seconds`), so that
+a time to first token never contains a compilation.  Prompts of any length use the same few chunk sizes:
+
+    prompt of 1,400 tokens   [ 512 | 512 | 384 ]      the last chunk is padded, the cache has room for the padding
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from psynth_jax.axes import Array, HostArray, pad_rows
+from psynth_jax.cache import KVCache, slot_bucket
+from psynth_jax.errors import MemoryLimitError
+from psynth_jax.nn.decoder import Decoder
+from psynth_jax.ops.branch_attention import Implementation
+from psynth_jax.synthesis import step
+from psynth_jax.synthesis.sampling import RowSampling
+from psynth_jax.synthesis.step import Reader, Rows
+
+CHUNKS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+def chunk_sizes(tokens: int) -> list[int]:
+    """Cut a prompt of `tokens` tokens into chunks of `CHUNKS`: all full but the last, which is the smallest that fits."""
+    full, rest = divmod(tokens, CHUNKS[-1])
+    return [CHUNKS[-1]] * full + [size for size in CHUNKS if size >= rest > 0][:1]
+
+
+def slots_needed(filled: int, prompt: int, new_tokens: int) -> int:
+    """Capacity of an own cache with `filled` slots that takes a prompt and `new_tokens` more (one slot is left spare)."""
+    return slot_bucket(filled + max(sum(chunk_sizes(prompt)), prompt + new_tokens + 1))
+
+
+def _allocate(model: Decoder, *, rows: int, slots: int) -> KVCache:
+    return model.allocate_cache(rows, slots)
+
+
+class Engine:
+    """Runs one decoder.  Holds compiled steps, no other state."""
+
+    def __init__(self, model: Decoder, implementation: Implementation = "auto"):
+        self.model = model
+        self.implementation = implementation
+        self.compile_seconds = 0.0
+        self._compiled: dict[Any, Callable] = {}
+        static = ("fresh", "implementation")
+        self._advance = jax.jit(step.advance, static_argnames=(*static, "greedy"), donate_argnames="cache")
+        self._score = jax.jit(step.score, static_argnames=static, donate_argnames="cache")
+        self._allocate = jax.jit(_allocate, static_argnames=("rows", "slots"))
+
+    @property
+    def compilations(self) -> int:
+        """How many programs have been compiled so far."""
+        return len(self._compiled)
+
+    def _call(self, function: Any, *args: Any, **static: Any) -> Any:
+        """Run a jitted function, compiling it first for shapes that are new."""
+        leaves, structure = jax.tree.flatten(args)
+        key = (id(function), structure, tuple((np.shape(x), x.dtype) for x in leaves), tuple(static.items()))
+        try:
+            if key not in self._compiled:
+                begin = time.perf_counter()
+                self._compiled[key] = function.lower(self.model, *args, **static).compile()
+                self.compile_seconds += time.perf_counter() - begin
+            return self._compiled[key](self.model, *args)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise MemoryLimitError(
+                "the device has not enough memory for this call: use fewer or shorter branches, fewer rows at once, "
+                "a lower max_new_tokens, or dtype bfloat16"
+            ) from None
+
+    def allocate(self, rows: int, slots: int) -> KVCache:
+        """Return an empty own cache."""
+        return self._call(self._allocate, rows=rows, slots=slots)
+
+    def prefill(
+        self,
+        reader: Reader,
+        prompts: Sequence[Sequence[int]],
+        cache: KVCache,
+        filled: HostArray,
+        offset: HostArray,
+        sampling: RowSampling | None,
+        *,
+        greedy: bool = True,
+    ) -> tuple[KVCache, Array, Array | None]:
+        """Feed whole prompts; return the cache, the hidden state after each prompt's last token, and sampled tokens `[B]`.
+
+        Args:
+          reader: adapter, mapper and branches.
+          prompts: token ids of each row, at least one.
+          cache: own cache with room for `slots_needed`; it is donated.
+          filled: `[B]` int32 slots filled already.
+          offset: `[B]` int32 position of slot 0.
+          sampling: None samples nothing.
+        """
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        sizes = chunk_sizes(int(lengths.max()))
+        tokens = pad_rows(prompts, sum(sizes))
+        hidden = np.zeros((len(prompts), self.model.config.width), self.model.dtype)
+        token, first = None, 0
+        for number, size in enumerate(sizes):
+            last = number == len(sizes) - 1
+            count = np.clip(lengths - first, 0, size).astype(np.int32)
+            rows = Rows(tokens[:, first : first + size], filled + np.int32(first), count, offset)
+            cache, hidden, token = self._call(
+                self._advance,
+                reader,
+                rows,
+                cache,
+                hidden,
+                sampling if last else None,
+                np.int32(0),
+                fresh=first == 0 and not filled.any(),
+                greedy=greedy,
+                implementation=self.implementation,
+            )
+            first += size
+        return cache, hidden, token
+
+    def decode(
+        self,
+        reader: Reader,
+        token: Array,
+        cache: KVCache,
+        start: HostArray,
+        feeding: HostArray,
+        offset: HostArray,
+        hidden: Array,
+        sampling: RowSampling,
+        index: int,
+        *,
+        greedy: bool,
+    ) -> tuple[KVCache, Array, Array]:
+        """Feed one token `[B]` per row and sample the next.  Rows where `feeding [B]` is 0 run idle: nothing of them changes."""
+        rows = Rows(token[:, None], start, feeding, offset)
+        return self._call(
+            self._advance,
+            reader,
+            rows,
+            cache,
+            hidden,
+            sampling,
+            np.int32(index),
+            fresh=False,
+            greedy=greedy,
+            implementation=self.implementation,
+        )
+
+    def score(
+        self, reader: Reader, rows_of_tokens: Sequence[Sequence[int]], cache: KVCache, offset: HostArray
+    ) -> list[HostArray]:
+        """Return, for every row, the log-probability of each of its tokens but the first, given those before it."""
+        lengths = np.array([len(row) for row in rows_of_tokens], np.int32)
+        sizes = chunk_sizes(int(lengths.max()))
+        tokens = pad_rows(rows_of_tokens, sum(sizes) + 1)
+        found, first = [], 0
+        for size in sizes:
+            count = np.clip(lengths - first, 0, size).astype(np.int32)
+            rows = Rows(tokens[:, first : first + size], np.full_like(lengths, first), count, offset)
+            cache, logp = self._call(
+                self._score,
+                reader,
+                rows,
+                cache,
+                tokens[:, first + 1 : first + size + 1],
+                fresh=first == 0,
+                implementation=self.implementation,
+            )
+            found.append(np.asarray(logp))
+            first += size
+        joined = np.concatenate(found, axis=1)
+        return [joined[row, : length - 1] for row, length in enumerate(lengths)]

@@ -1,0 +1,156 @@
+"""The decoding loop: prefill, then one token per row and step, each row stopping on its own.
+
+    sampled   t0      t1      t2      end
+    fed            t0      t1      t2          a token's key and value exist once it is fed
+
+Rows that have stopped idle along, writing behind their own last token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from psynth_jax.axes import HostArray
+from psynth_jax.branches import FinishReason
+from psynth_jax.cache import KVCache
+from psynth_jax.synthesis.engine import Engine
+from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
+from psynth_jax.synthesis.step import Reader
+from psynth_jax.tokenizer import TextStream, Tokenizer
+
+
+class StreamedToken(str):
+    """A piece of text as it is produced, with where it comes from.
+
+    The pieces of a row, put together, are its text.  A piece is empty while a character is incomplete, or might begin a stop
+    text.  token_id is None for text that was held back until the row ended.  worker is None for the synthesizer.
+    """
+
+    __slots__ = ("question", "token_id", "worker")
+
+    question: int
+    worker: int | None
+    token_id: int | None
+
+    def __new__(cls, piece: str, question: int, worker: int | None, token_id: int | None) -> StreamedToken:
+        """Make a str that knows its row."""
+        self = super().__new__(cls, piece)
+        self.question, self.worker, self.token_id = question, worker, token_id
+        return self
+
+
+OnToken = Callable[[StreamedToken], None]
+
+
+class RowOutput:
+    """What one row has produced: token_ids (end tokens and stop texts excluded), text, and why it ended (None: it goes on)."""
+
+    def __init__(self, options: SamplingOptions, stop_ids: frozenset[int], tokenizer: Tokenizer | None):
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self.text = ""
+        self._limit = options.max_new_tokens
+        self._stop_ids = stop_ids | {stop for stop in options.stop if isinstance(stop, int)}
+        self._stop_texts = [stop for stop in options.stop if isinstance(stop, str)]
+        self._held = max((len(stop) for stop in self._stop_texts), default=1) - 1
+        self._tokenizer = tokenizer
+        self._stream = TextStream(tokenizer) if tokenizer is not None else None
+        self._sent = 0
+
+    def push(self, token: int) -> str:
+        """Take the next sampled token; return the text that is now certain."""
+        if token in self._stop_ids:
+            return self._finish("stop")
+        self.token_ids.append(token)
+        if self._stream is not None:
+            self.text += self._stream.push(token)
+            begins = [at for at in (self.text.find(stop) for stop in self._stop_texts) if at >= 0]
+            if begins:
+                self._cut(min(begins))
+                return self._finish("stop")
+        if len(self.token_ids) == self._limit:
+            return self._finish("length")
+        return self._emit(max(len(self.text) - self._held, self._sent))
+
+    def _cut(self, length: int) -> None:
+        """Drop text from `length` on, and the tokens that reach into it."""
+        assert self._tokenizer is not None
+        self.text, self._stream = self.text[:length], None
+        while self.token_ids and len(self._tokenizer.decode(self.token_ids)) > length:
+            self.token_ids.pop()
+
+    def _finish(self, reason: FinishReason) -> str:
+        self.finish_reason = reason
+        if self._stream is not None:
+            self.text += self._stream.finish()
+        return self._emit(len(self.text))
+
+    def _emit(self, end: int) -> str:
+        piece, self._sent = self.text[self._sent : end], end
+        return piece
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """cache: the own cache, every kept token fed if `feed_last`.  filled `[B]`: its slots in use.  Times are in seconds."""
+
+    cache: KVCache
+    filled: HostArray
+    first_token_s: float
+    decode_s: float
+    decode_steps: int
+
+
+def generate(
+    engine: Engine,
+    reader: Reader,
+    prompts: Sequence[Sequence[int]],
+    outputs: Sequence[RowOutput],
+    cache: KVCache,
+    filled: HostArray,
+    offset: HostArray,
+    options: SamplingOptions,
+    seeds: Sequence[tuple[int, int]],
+    on_token: Callable[[int, str, int | None], None] | None = None,
+    *,
+    feed_last: bool,
+) -> Generated:
+    """Decode every row until it stops, filling `outputs`.
+
+    Args:
+      prompts, outputs, seeds: one per row; see `RowOutput` and `row_sampling`.
+      cache, filled, offset: as for `Engine.prefill`.
+      on_token: called with (row, text piece, token id) after each token of a row that is going on.
+      feed_last: also feed the last token of a row that is cut off, so that the cache holds all its tokens.
+    """
+    begin, compiled = time.perf_counter(), engine.compile_seconds
+    sampling = jax.device_put(row_sampling(options, seeds))
+    cache, hidden, token = engine.prefill(reader, prompts, cache, filled, offset, sampling, greedy=options.greedy)
+    filled = filled + np.array([len(prompt) for prompt in prompts], np.int32)
+    first_token_s, index = 0.0, 0
+    while True:
+        assert token is not None
+        sampled = np.asarray(token)
+        if index == 0:
+            first_token_s = time.perf_counter() - begin - (engine.compile_seconds - compiled)
+            begin, compiled = time.perf_counter(), engine.compile_seconds
+        feeding = np.zeros_like(filled)
+        for row, output in enumerate(outputs):
+            if output.finish_reason is None:
+                piece = output.push(int(sampled[row]))
+                feeding[row] = output.finish_reason is None or (feed_last and output.finish_reason == "length")
+                if on_token is not None:
+                    on_token(row, piece, int(sampled[row]))
+        if not feeding.any():
+            decode_s = time.perf_counter() - begin - (engine.compile_seconds - compiled)
+            return Generated(cache, filled, first_token_s, decode_s, index)
+        index += 1
+        cache, hidden, token = engine.decode(
+            reader, token, cache, filled, feeding, offset, hidden, sampling, index, greedy=options.greedy
+        )
+        filled = filled + feeding

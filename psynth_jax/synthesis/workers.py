@@ -1,0 +1,160 @@
+"""Workers: prompts in, branches out.  All workers of all questions are rows of one batch.
+
+    question 1   [ shared prompt ]            prefilled once, into one row
+                   |-- worker 1   [ rest of its prompt | g g g g ]
+                   `-- worker 2   [ rest of its prompt | g g ]           branch = the g's of a row
+
+The base model writes; adapter and mapper belong to the synthesizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from psynth_jax.branches import Branch, FinishReason, PositionMode, Segment, branch_view
+from psynth_jax.cache import KVCache
+from psynth_jax.synthesis.engine import Engine, slots_needed
+from psynth_jax.synthesis.generate import OnToken, RowOutput, StreamedToken, generate
+from psynth_jax.synthesis.sampling import SamplingOptions
+from psynth_jax.synthesis.step import Reader
+from psynth_jax.tokenizer import Tokenizer
+
+SHORTEST_SHARED_PREFIX = 16  # below this, one more prefill costs more than it saves
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerPrompt:
+    """Prompt of one worker.  question, worker: its numbers.  seed: of its sampling.  given: fixed text after the prompt."""
+
+    question: int
+    worker: int
+    prompt: tuple[int, ...]
+    seed: tuple[int, int] = (0, 0)
+    given: tuple[int, ...] = ()
+
+
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many leading tokens all prompts share, 0 if that is few or there is one prompt.
+
+    At most one less than the shortest prompt: a row needs a token of its own to go on from.
+    """
+    if len(prompts) < 2:
+        return 0
+    shortest = min(len(prompt) for prompt in prompts)
+    columns = np.array([prompt[:shortest] for prompt in prompts])
+    same = (columns == columns[0]).all(axis=0)
+    length = min(shortest if same.all() else int(same.argmin()), shortest - 1)
+    return length if length >= SHORTEST_SHARED_PREFIX else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prefixes:
+    """Shared prompts, prefilled: what rows read of them, and how many tokens each row (and each question) shares."""
+
+    reader: Reader
+    of_row: np.ndarray
+
+
+def _prefill_prefixes(engine: Engine, workers: Sequence[WorkerPrompt]) -> _Prefixes:
+    """Prefill, in one batch, the prompt that the workers of each question share."""
+    groups: dict[int, list[WorkerPrompt]] = {}
+    for worker in workers:
+        groups.setdefault(worker.question, []).append(worker)
+    shared = {question: shared_prefix([worker.prompt for worker in group]) for question, group in groups.items()}
+    of_row = np.array([shared[worker.question] for worker in workers], np.int32)
+    prompts = [group[0].prompt[: shared[question]] for question, group in groups.items() if shared[question]]
+    if not prompts:
+        return _Prefixes(Reader(), of_row)
+    cache = engine.allocate(len(prompts), slots_needed(0, max(len(prompt) for prompt in prompts), 0))
+    nothing = np.zeros(len(prompts), np.int32)
+    cache, _, _ = engine.prefill(Reader(), prompts, cache, nothing, nothing, None)
+    rows = {question: row for row, question in enumerate(question for question in groups if shared[question])}
+
+    def prefix(worker: WorkerPrompt) -> list[Branch]:
+        length = shared[worker.question]
+        if not length:
+            return []
+        return [Branch((), "", 0, length, (Segment(cache, rows[worker.question], 0, length),), "given")]
+
+    return _Prefixes(Reader(view=jax.device_put(branch_view([prefix(worker) for worker in workers]))), of_row)
+
+
+def decode_workers(
+    engine: Engine,
+    workers: Sequence[WorkerPrompt],
+    options: SamplingOptions,
+    stop_ids: frozenset[int],
+    tokenizer: Tokenizer | None,
+    positions: PositionMode,
+    on_token: OnToken | None = None,
+) -> list[Branch]:
+    """Let all workers write, in one batch; return the branch of each."""
+    prefixes = _prefill_prefixes(engine, workers)
+    prompts = [worker.prompt[shared:] for worker, shared in zip(workers, prefixes.of_row, strict=True)]
+    outputs = [RowOutput(options, stop_ids, tokenizer) for _ in workers]
+    longest = max(len(prompt) for prompt in prompts)
+    cache = engine.allocate(len(workers), slots_needed(0, longest, options.max_new_tokens))
+
+    def report(row: int, piece: str, token: int | None) -> None:
+        if on_token is not None:
+            on_token(StreamedToken(piece, workers[row].question, workers[row].worker, token))
+
+    run = generate(
+        engine,
+        prefixes.reader,
+        prompts,
+        outputs,
+        cache,
+        np.zeros(len(workers), np.int32),
+        prefixes.of_row,
+        options,
+        [worker.seed for worker in workers],
+        report,
+        feed_last=True,
+    )
+    return [
+        _branch(run.cache, row, worker, int(shared), output.token_ids, output.finish_reason or "length", tokenizer, positions)
+        for row, (worker, shared, output) in enumerate(zip(workers, prefixes.of_row, outputs, strict=True))
+    ]
+
+
+def encode_workers(
+    engine: Engine, workers: Sequence[WorkerPrompt], tokenizer: Tokenizer | None, positions: PositionMode
+) -> list[Branch]:
+    """Compute the caches of fixed texts, each after its prompt, as if a worker had written them."""
+    prefixes = _prefill_prefixes(engine, workers)
+    rows = [
+        (*worker.prompt, *worker.given)[shared:] for worker, shared in zip(workers, prefixes.of_row, strict=True)
+    ]
+    cache = engine.allocate(len(rows), slots_needed(0, max(len(row) for row in rows), 0))
+    nothing = np.zeros(len(rows), np.int32)
+    cache, _, _ = engine.prefill(prefixes.reader, rows, cache, nothing, prefixes.of_row, None)
+    return [
+        _branch(cache, row, worker, int(shared), worker.given, "given", tokenizer, positions)
+        for row, (worker, shared) in enumerate(zip(workers, prefixes.of_row, strict=True))
+    ]
+
+
+def _branch(
+    cache: KVCache,
+    row: int,
+    worker: WorkerPrompt,
+    shared: int,
+    written: Sequence[int],
+    reason: FinishReason,
+    tokenizer: Tokenizer | None,
+    positions: PositionMode,
+) -> Branch:
+    """Cut a worker's branch out of its row, whose slot 0 stands at position `shared`.
+
+        exact            what was written, at 0 .. G - 1
+        reference_live   the prompt's last token at -1, then what was written without its last token; span G all the same
+    """
+    first = len(worker.prompt) - shared - (positions == "reference_live")
+    text = tokenizer.decode(written) if tokenizer is not None else ""
+    segments = (Segment(cache, row, first, len(written)),) if written else ()
+    return Branch(tuple(written), text, len(worker.prompt), len(written), segments, reason)
