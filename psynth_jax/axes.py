@@ -17,7 +17,8 @@ from typing import Annotated, Any, TypeAlias
 import jax
 import numpy as np
 
-Array: TypeAlias = jax.Array
+# A NumPy array is welcome wherever a compiled function takes an array, hence the Any.
+Array: TypeAlias = jax.Array | Any
 HostArray: TypeAlias = np.ndarray
 
 Tokens: TypeAlias = Annotated[Array, "B T int32"]

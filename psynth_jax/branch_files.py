@@ -1,7 +1,7 @@
 """Branches on disk: only the slots that a branch owns, with a JSON description next to them.
 
-    DIR/branches.json          format, fingerprint of the model, per branch: tokens, text, shift, span, segments
-    DIR/branches.safetensors   q<i>.b<j>.s<k>.k and .v, each [L, K, slots, H], in the cache's own dtype
+DIR/branches.json          format, fingerprint of the model, per branch: tokens, text, shift, span, segments
+DIR/branches.safetensors   q<i>.b<j>.s<k>.k and .v, each [L, K, slots, H], in the cache's own dtype
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -91,7 +92,9 @@ def load(directory: str) -> Branches:
             [_branch(entry, segments, f"q{number}.b{index}") for index, entry in enumerate(group)]
             for number, group in enumerate(description["questions"])
         ]
-        if len(segments) * 2 != len(tensors) or cache.rows != sum(len(e["segments"]) for g in description["questions"] for e in g):
+        if len(segments) * 2 != len(tensors) or cache.rows != sum(
+            len(e["segments"]) for g in description["questions"] for e in g
+        ):
             raise ValueError("tensors and description do not name the same segments")
         return Branches(questions, description["fingerprint"], batched=description["batched"])
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
@@ -112,10 +115,12 @@ def _pack(tensors: dict[str, Array]) -> tuple[KVCache, dict[str, Segment]]:
 
     lengths = [tensors[f"{name}.k"].shape[2] for name in names]
     cache = KVCache(rows("k"), rows("v"), jnp.asarray(lengths, jnp.int32))
-    return cache, {name: Segment(cache, row, 0, length) for row, (name, length) in enumerate(zip(names, lengths, strict=True))}
+    return cache, {
+        name: Segment(cache, row, 0, length) for row, (name, length) in enumerate(zip(names, lengths, strict=True))
+    }
 
 
-def _branch(entry: dict, segments: dict[str, Segment], name: str) -> Branch:
+def _branch(entry: dict[str, Any], segments: dict[str, Segment], name: str) -> Branch:
     mine = tuple(segments[f"{name}.s{part}"] for part in range(len(entry["segments"])))
     if [segment.length for segment in mine] != entry["segments"]:
         raise ValueError(f"{name} is described with other lengths than its tensors have")

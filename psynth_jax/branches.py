@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -69,7 +69,7 @@ class Branches:
         if not self.questions or (not batched and len(self.questions) != 1):
             raise InputError(f"branches of {len(self.questions)} questions: one is needed, or a batch of at least one")
 
-    def _each(self, pick: Callable[[Branch], object]) -> list:
+    def _each(self, pick: Callable[[Branch], object]) -> list[Any]:
         nested = [[pick(branch) for branch in branches] for branches in self.questions]
         return nested if self.batched else nested[0]
 
@@ -80,22 +80,22 @@ class Branches:
         return counts if self.batched else counts[0]
 
     @property
-    def texts(self) -> list:
+    def texts(self) -> list[Any]:
         """What each branch says, as text ("" without a tokenizer)."""
         return self._each(lambda branch: branch.text)
 
     @property
-    def token_ids(self) -> list:
+    def token_ids(self) -> list[Any]:
         """What each branch says, as a list of token ids."""
         return self._each(lambda branch: list(branch.token_ids))
 
     @property
-    def lengths(self) -> list:
+    def lengths(self) -> list[Any]:
         """How many tokens each branch has."""
         return self._each(lambda branch: len(branch.token_ids))
 
     @property
-    def finish_reasons(self) -> list:
+    def finish_reasons(self) -> list[Any]:
         """Why each branch ended: "stop", "length" (cut off) or "given"."""
         return self._each(lambda branch: branch.finish_reason)
 
@@ -159,7 +159,7 @@ class Branches:
         return branch_files.load(directory)
 
 
-def _pick(items: Sequence, index: int):
+def _pick(items: Sequence[Any], index: int) -> Any:
     if not -len(items) <= index < len(items):
         raise InputError(f"no number {index} here: there are {len(items)}, counted from 0")
     return items[index]
@@ -169,7 +169,9 @@ def _check_same_model(groups: Sequence[Branches]) -> None:
     if not groups:
         raise InputError("no branches given")
     if len({group.fingerprint for group in groups}) > 1:
-        raise ModelMismatchError("these branches were made by different models; a synthesizer can read one model's caches only")
+        raise ModelMismatchError(
+            "these branches were made by different models; a synthesizer can read one model's caches only"
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -204,7 +206,7 @@ def branch_view(questions: Sequence[Sequence[Branch]]) -> BranchView:
         for index, branch in enumerate(branches):
             shift[number, index], span[number, index], valid[number, index] = branch.shift, branch.span, True
             for segment in branch.segments:
-                cache, rows = found.setdefault(id(segment.cache), (segment.cache, [[] for _ in questions]))
+                _, rows = found.setdefault(id(segment.cache), (segment.cache, [[] for _ in questions]))
                 rows[number].append((segment.row, segment.first, segment.length, index))
     parts = tuple(ContextPart(cache.k, cache.v, _segments(rows)) for cache, rows in found.values())
     return BranchView(parts, shift, span, valid)

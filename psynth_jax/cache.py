@@ -17,7 +17,6 @@ import jax.numpy as jnp
 
 from psynth_jax.axes import Array, CachedHeads, PerRow
 
-
 SLOT_SIZES = (64, 128, 256, 512)
 
 
@@ -36,7 +35,9 @@ class KVCache:
     length: PerRow
 
     @classmethod
-    def allocate(cls, layers: int, rows: int, kv_heads: int, slots: int, head_width: int, dtype: jax.typing.DTypeLike) -> Self:
+    def allocate(
+        cls, layers: int, rows: int, kv_heads: int, slots: int, head_width: int, dtype: jax.typing.DTypeLike
+    ) -> Self:
         """Return an empty cache.  k and v are separate buffers: one array used twice could not be donated."""
         shape = (layers, rows, kv_heads, slots, head_width)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows,), jnp.int32))

@@ -19,7 +19,7 @@ _SAMPLES = 2048  # elements of each parameter that the fingerprint covers
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """decoder with its weights; tokenizer (None: token ids only); stop_ids: tokens that end a text; name: where it came from."""
+    """decoder with its weights; tokenizer (None: token ids only); stop_ids: what ends a text; name: where it came from."""
 
     decoder: Decoder
     tokenizer: Tokenizer | None

@@ -40,11 +40,11 @@ class Lora:
         """Return an adapter that changes nothing yet: down is Gaussian with variance 1/fan-in, up is zero."""
         sizes = config.sizes | {"A": rank}
         down, up = {}, {}
-        for target, key in zip(targets, jax.random.split(key, len(targets)), strict=True):
+        for target, own_key in zip(targets, jax.random.split(key, len(targets)), strict=True):
             down_letters, up_letters = FACTOR_LETTERS[target]
             shape = letters_to_shape(down_letters, sizes)
             fan_in = config.width if target != "o" else config.heads * config.head_width
-            down[target] = jax.random.normal(key, shape, jnp.float32) / fan_in**0.5
+            down[target] = jax.random.normal(own_key, shape, jnp.float32) / fan_in**0.5
             up[target] = jnp.zeros(letters_to_shape(up_letters, sizes), jnp.float32)
         return cls(down, up, jnp.float32(alpha / rank))
 

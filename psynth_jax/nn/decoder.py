@@ -3,13 +3,14 @@
     tokens [B, T] -> embedding -> L x (norm, attention, norm, MLP) -> norm -> hidden [B, T, D] -> logits [.., V]
 
 Caches, the row's own and those of the context, are only read inside the scan; the new tokens' keys and values come out of it
-stacked and are appended to the own cache in one write at the end.  So no step of the scan holds a cache that changes, and XLA
-has no reason to copy one.
+stacked and are appended to the own cache in one write at the end.  So no step of the scan holds a cache that changes, and
+XLA has no reason to copy one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,7 @@ class Decoder(nnx.Module):
 
     @classmethod
     def random(cls, config: DecoderConfig, seed: int = 0, dtype: jax.typing.DTypeLike = jnp.float32) -> Decoder:
-        """Return a decoder with random weights: norms 1 + noise, the rest Gaussian of width 0.02 to keep activations tame."""
+        """Return a decoder with random weights: norms 1 + noise, the rest Gaussian of width 0.02, so activations stay tame."""
         keys = jax.random.split(jax.random.key(seed), len(parameter_letters(config)))
         parameters = {}
         for (name, shape), key in zip(parameter_shapes(config).items(), keys, strict=True):
@@ -144,9 +145,9 @@ class Decoder(nnx.Module):
         angles = token_angles(config.rope, config.head_width, positions)
         own = None if fresh else OwnCache(cache.k, cache.v, start)
 
-        def layer_step(x: Hidden, layer: tuple) -> tuple[Hidden, tuple[Array, Array]]:
+        def layer_step(x: Hidden, layer: tuple[Any, ...]) -> tuple[Hidden, tuple[Array, Array]]:
             index, weights, factors = layer
-            adapter = None if lora is None else Lora(*factors, lora.scale)
+            adapter = None if lora is None else Lora(factors[0], factors[1], lora.scale)
             normed = rms_norm(x, weights["attention_norm"], config.norm_eps)
             read, k, v = attention(normed, weights, config, angles, own, context, index, adapter, gate, implementation)
             x = x + read

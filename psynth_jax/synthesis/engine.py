@@ -49,7 +49,7 @@ class Engine:
         self.model = model
         self.implementation = implementation
         self.compile_seconds = 0.0
-        self._compiled: dict[Any, Callable] = {}
+        self._compiled: dict[Any, Callable[..., Any]] = {}
         static = ("fresh", "implementation")
         self._advance = jax.jit(step.advance, static_argnames=(*static, "greedy"), donate_argnames="cache")
         self._score = jax.jit(step.score, static_argnames=static, donate_argnames="cache")
@@ -141,7 +141,7 @@ class Engine:
         *,
         greedy: bool,
     ) -> tuple[KVCache, Array, Array]:
-        """Feed one token `[B]` per row and sample the next.  Rows where `feeding [B]` is 0 run idle: nothing of them changes."""
+        """Feed one token `[B]` per row and sample the next.  Rows where `feeding [B]` is 0 run idle."""
         rows = Rows(token[:, None], start, feeding, offset)
         return self._call(
             self._advance,

@@ -48,7 +48,7 @@ OnToken = Callable[[StreamedToken], None]
 
 
 class RowOutput:
-    """What one row has produced: token_ids (end tokens and stop texts excluded), text, and why it ended (None: it goes on)."""
+    """What one row has produced: token_ids (end tokens and stop texts excluded), text, and why it ended (None: it has not)."""
 
     def __init__(self, options: SamplingOptions, stop_ids: frozenset[int], tokenizer: Tokenizer | None):
         self.token_ids: list[int] = []

@@ -1,7 +1,7 @@
 """The wording of prompts: what a worker is told, what the synthesizer is told, how texts are pasted for the baseline.
 
-Plain chat messages; a tokenizer's chat template renders them.  All workers of a question share their messages up to the role,
-so that the shared part is prefilled once.
+Plain chat messages; a tokenizer's chat template renders them.  All workers of a question share their messages up to the
+role, so that the shared part is prefilled once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from psynth_jax.errors import InputError
 
 Message: TypeAlias = Mapping[str, Any]
 
-SYNTHESIS_TEXT = "Several assistants have written notes for the following question. Use their notes to answer it.\n\n{question}"
+SYNTHESIS_TEXT = (
+    "Several assistants have written notes for the following question. Use their notes to answer it.\n\n{question}"
+)
 TEXT_BASELINE_TEXT = "{notes}\n\n" + SYNTHESIS_TEXT
 
 
@@ -49,7 +51,11 @@ def load_roles(path: str | Path | None = None) -> tuple[Role, ...]:
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path} must hold a list of roles, each with name and text")
     for number, entry in enumerate(entries):
-        good = isinstance(entry, dict) and set(entry) == {"name", "text"} and all(isinstance(v, str) and v.strip() for v in entry.values())
+        good = (
+            isinstance(entry, dict)
+            and set(entry) == {"name", "text"}
+            and all(isinstance(v, str) and v.strip() for v in entry.values())
+        )
         if not good:
             raise InputError(f"{path}: role {number + 1} must have a name and a text, and nothing else")
     return tuple(Role(entry["name"], entry["text"]) for entry in entries)

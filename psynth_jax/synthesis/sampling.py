@@ -73,8 +73,8 @@ def row_sampling(options: SamplingOptions, seeds: Sequence[tuple[int, int]]) -> 
 def sample(logits: Array, rows: RowSampling, step: Array, *, greedy: bool) -> Array:
     """Return one token per row, `[B]` int32, from float32 `logits [B, V]`.
 
-    step (scalar int32) counts the tokens sampled so far; with the row's seed it makes the random key.  greedy (static) is the
-    promise that every row's temperature is 0.
+    step (scalar int32) counts the tokens sampled so far; with the row's seed it makes the random key.  greedy (static) is
+    the promise that every row's temperature is 0.
     """
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if greedy:

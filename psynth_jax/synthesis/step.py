@@ -43,7 +43,7 @@ class Reader:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What a step feeds: tokens `[B, T]`, of which `count [B]` are real; start `[B]` filled slots; offset `[B]` position of slot 0."""
+    """What a step feeds: tokens `[B, T]`, `count [B]` of them real; start `[B]` filled slots; offset `[B]` position of slot 0."""
 
     tokens: Tokens
     start: PerRow
@@ -60,7 +60,9 @@ def fold(reader: Reader, config: DecoderConfig) -> Context | None:
     return Context(view.parts, cos, sin, mapper_scalars(reader.mapper, view.span, view.valid, config.layers))
 
 
-def _run(model: Decoder, reader: Reader, rows: Rows, cache: KVCache, fresh: bool, implementation: Implementation):
+def _run(
+    model: Decoder, reader: Reader, rows: Rows, cache: KVCache, fresh: bool, implementation: Implementation
+) -> tuple[Array, KVCache]:
     return model(
         rows.tokens,
         cache,
@@ -88,7 +90,7 @@ def advance(
     greedy: bool,
     implementation: Implementation,
 ) -> tuple[KVCache, Array, Array | None]:
-    """Feed tokens; return the cache, every row's hidden state at its last real token so far `[B, D]`, and sampled tokens `[B]`.
+    """Feed tokens; return the cache, every row's hidden state at its last real token `[B, D]`, and sampled tokens `[B]`.
 
     Args:
       hidden: `[B, D]` of the call before; kept for rows that have no real token in this one.

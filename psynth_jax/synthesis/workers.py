@@ -117,7 +117,9 @@ def decode_workers(
         feed_last=True,
     )
     return [
-        _branch(run.cache, row, worker, int(shared), output.token_ids, output.finish_reason or "length", tokenizer, positions)
+        _branch(
+            run.cache, row, worker, int(shared), output.token_ids, output.finish_reason or "length", tokenizer, positions
+        )
         for row, (worker, shared, output) in enumerate(zip(workers, prefixes.of_row, outputs, strict=True))
     ]
 
@@ -127,9 +129,7 @@ def encode_workers(
 ) -> list[Branch]:
     """Compute the caches of fixed texts, each after its prompt, as if a worker had written them."""
     prefixes = _prefill_prefixes(engine, workers)
-    rows = [
-        (*worker.prompt, *worker.given)[shared:] for worker, shared in zip(workers, prefixes.of_row, strict=True)
-    ]
+    rows = [(*worker.prompt, *worker.given)[shared:] for worker, shared in zip(workers, prefixes.of_row, strict=True)]
     cache = engine.allocate(len(rows), slots_needed(0, max(len(row) for row in rows), 0))
     nothing = np.zeros(len(rows), np.int32)
     cache, _, _ = engine.prefill(prefixes.reader, rows, cache, nothing, prefixes.of_row, None)
@@ -151,8 +151,8 @@ def _branch(
 ) -> Branch:
     """Cut a worker's branch out of its row, whose slot 0 stands at position `shared`.
 
-        exact            what was written, at 0 .. G - 1
-        reference_live   the prompt's last token at -1, then what was written without its last token; span G all the same
+    exact            what was written, at 0 .. G - 1
+    reference_live   the prompt's last token at -1, then what was written without its last token; span G all the same
     """
     first = len(worker.prompt) - shared - (positions == "reference_live")
     text = tokenizer.decode(written) if tokenizer is not None else ""

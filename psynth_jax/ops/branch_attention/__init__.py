@@ -1,8 +1,8 @@
 """Attention over the row's own tokens, causally, plus any number of cached branches, in one softmax.
 
-    api.py        the operation, its argument types, choice of implementation
-    reference.py  the oracle: rotates, maps and concatenates the caches, then one plain softmax
-    xla.py        the folded form in blocks: reads every cached key and value once, where it lies
+api.py        the operation, its argument types, choice of implementation
+reference.py  the oracle: rotates, maps and concatenates the caches, then one plain softmax
+xla.py        the folded form in blocks: reads every cached key and value once, where it lies
 """
 
 from psynth_jax.ops.branch_attention.api import (

@@ -1,7 +1,7 @@
 """The one attention operation of the library.
 
-The T new tokens of a row attend to each other causally, to what their own row has cached before, and to **segments**: pieces
-of rows of any cache, each belonging to one branch.  A branch has one rotation (it re-encodes the branch's positions) and four
+The T new tokens of a row attend to each other causally, to what their own row has cached before, and to **segments**:
+pieces of rows of any cache, each belonging to one branch.  A branch has one rotation (it re-encodes the branch's positions) and four
 mapper scalars per layer:
 
     new tokens     row b     [ t0 t1 q  . ]                 causal
@@ -114,6 +114,8 @@ def branch_attention(
     from psynth_jax.ops.branch_attention import reference, xla
 
     if implementation not in get_args(Implementation):
-        raise InputError(f"no attention implementation {implementation!r}: choose from {', '.join(get_args(Implementation))}")
+        raise InputError(
+            f"no attention implementation {implementation!r}: choose from {', '.join(get_args(Implementation))}"
+        )
     function = reference.branch_attention if implementation == "reference" else xla.branch_attention
     return function(q, k, v, own, context, layer, spec)

@@ -6,6 +6,8 @@ side and takes one softmax.  float32 (float64 for float64 input).  Differentiabl
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax.numpy as jnp
 
 from psynth_jax.axes import Array
@@ -51,8 +53,8 @@ def branch_attention(
         keys.append(jnp.where(filled[..., None, None], jnp.swapaxes(own.k[layer], 1, 2), 0))
         values.append(jnp.where(filled[..., None, None], jnp.swapaxes(own.v[layer], 1, 2), 0))
         masks.append(jnp.broadcast_to(filled[:, None], (batch, tokens, filled.shape[1])))
-    for part in context.parts if context is not None else ():
-        part_k, part_v, seen = materialise(part, context, layer)
+    for part in () if context is None else context.parts:
+        part_k, part_v, seen = materialise(part, cast("Context", context), layer)
         keys.append(part_k.reshape(batch, -1, kv_heads, width))
         values.append(part_v.reshape(batch, -1, kv_heads, width))
         masks.append(jnp.broadcast_to(seen.reshape(batch, 1, -1), (batch, tokens, seen[0].size)))

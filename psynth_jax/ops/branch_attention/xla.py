@@ -87,7 +87,7 @@ def _own(q: Array, own: OwnCache, layer: Array | int, spec: AttentionSpec, first
     return jax.lax.fori_loop(0, _blocks(own.start.max(), size), step, empty(q.shape[:-1], q.shape[-1]))
 
 
-def _context(q: Array, row: Array, context: Context, layer, spec: AttentionSpec) -> Partial:
+def _context(q: Array, row: Array, context: Context, layer: Array | int, spec: AttentionSpec) -> Partial:
     """Attention of `q [1, K, T, G, H]`, which belongs to batch row `row`, to all segments of that row."""
     seen = empty(q.shape[:-1], q.shape[-1])
     total = q.astype(jnp.float32).sum(axis=-1)
@@ -120,8 +120,10 @@ def _blocks(slots: Array, size: int) -> Array:
     return (slots + size - 1) // size
 
 
-def _read(k: Array, v: Array, layer: Array | int, first_row: Array | int, rows: int, first_slot: Array, size: int):
-    """Return k and v `[rows, K, size, H]` of slots `first_slot ..` (moved back where they would pass the end), and the slots."""
+def _read(
+    k: Array, v: Array, layer: Array | int, first_row: Array | int, rows: int, first_slot: Array, size: int
+) -> tuple[Array, Array, Array]:
+    """Return k and v `[rows, K, size, H]` of slots `first_slot ..` (moved back where they would pass the end), and slots."""
     _, _, kv_heads, capacity, width = k.shape
     start = jnp.minimum(first_slot, capacity - size)
 
