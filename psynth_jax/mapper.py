@@ -46,7 +46,8 @@ class Mapper:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
         """Take the four named arrays.  Raises `AdapterError` listing every missing, extra or misshaped one."""
         names = [field.name for field in dataclasses.fields(cls)]
-        hidden = np.shape(arrays["hidden_bias"])[0] if np.ndim(arrays.get("hidden_bias")) == 1 else HIDDEN
+        bias_shape = np.shape(arrays["hidden_bias"]) if "hidden_bias" in arrays else ()
+        hidden = bias_shape[0] if len(bias_shape) == 1 else HIDDEN
         shapes = dict(zip(names, [(len(FEATURES), hidden), (hidden,), (hidden, 4), (4,)], strict=True))
         wrong = [f"missing {name}" for name in names if name not in arrays]
         wrong += [f"extra {name}" for name in arrays if name not in shapes]

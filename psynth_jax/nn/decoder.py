@@ -86,7 +86,7 @@ class Decoder(nnx.Module):
 
     @classmethod
     def random(cls, config: DecoderConfig, seed: int = 0, dtype: jax.typing.DTypeLike = jnp.float32) -> Decoder:
-        """Return a decoder with random weights: norms 1 + noise, the rest Gaussian of width 0.02, so activations stay tame."""
+        """Return a decoder with random weights: norms 1 + noise, all else Gaussian of width 0.02."""
         keys = jax.random.split(jax.random.key(seed), len(parameter_letters(config)))
         parameters = {}
         for (name, shape), key in zip(parameter_shapes(config).items(), keys, strict=True):

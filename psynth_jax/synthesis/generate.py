@@ -48,7 +48,7 @@ OnToken = Callable[[StreamedToken], None]
 
 
 class RowOutput:
-    """What one row has produced: token_ids (end tokens and stop texts excluded), text, and why it ended (None: it has not)."""
+    """What a row has produced: token_ids and text, without end tokens and stop texts; why it ended (None: it has not)."""
 
     def __init__(self, options: SamplingOptions, stop_ids: frozenset[int], tokenizer: Tokenizer | None):
         self.token_ids: list[int] = []
@@ -76,6 +76,10 @@ class RowOutput:
         if len(self.token_ids) == self._limit:
             return self._finish("length")
         return self._emit(max(len(self.text) - self._held, self._sent))
+
+    def feeds(self, feed_last: bool) -> bool:
+        """Whether the last token is to be fed: the row goes on, or was cut off and shall be cached to its end."""
+        return self.finish_reason is None or (feed_last and self.finish_reason == "length")
 
     def _cut(self, length: int) -> None:
         """Drop text from `length` on, and the tokens that reach into it."""
@@ -143,7 +147,7 @@ def generate(
         for row, output in enumerate(outputs):
             if output.finish_reason is None:
                 piece = output.push(int(sampled[row]))
-                feeding[row] = output.finish_reason is None or (feed_last and output.finish_reason == "length")
+                feeding[row] = output.feeds(feed_last)
                 if on_token is not None:
                     on_token(row, piece, int(sampled[row]))
         if not feeding.any():

@@ -43,7 +43,7 @@ class Reader:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What a step feeds: tokens `[B, T]`, `count [B]` of them real; start `[B]` filled slots; offset `[B]` position of slot 0."""
+    """What a step feeds: tokens `[B, T]`, `count [B]` of them real; start `[B]` filled slots; offset `[B]` of slot 0."""
 
     tokens: Tokens
     start: PerRow

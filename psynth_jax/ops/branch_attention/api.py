@@ -1,8 +1,8 @@
 """The one attention operation of the library.
 
-The T new tokens of a row attend to each other causally, to what their own row has cached before, and to **segments**:
-pieces of rows of any cache, each belonging to one branch.  A branch has one rotation (it re-encodes the branch's positions) and four
-mapper scalars per layer:
+The T new tokens of a row attend to each other causally, to what their own row has cached before, and to
+**segments**: pieces of rows of any cache, each belonging to one branch.  A branch has one rotation (it re-encodes the
+branch's positions) and four mapper scalars per layer:
 
     new tokens     row b     [ t0 t1 q  . ]                 causal
     own cache      row b     [ o  o  o  .  .  .  . ]        slots 0 .. start - 1

@@ -1,0 +1,63 @@
+"""The folded form against the oracle that rotates, maps and concatenates the caches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from psynth_jax.ops import rope
+from psynth_jax.ops.branch_attention import AttentionSpec, Context, ContextPart, OwnCache, Segments, branch_attention
+
+L, B, W, K, G, S, H = 2, 3, 3, 2, 3, 19, 10
+
+
+def case(tokens: int, seed: int = 0, poison: bool = False):
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    q, k, v = normal(B, tokens, K * G, H), normal(B, tokens, K, H), normal(B, tokens, K, H)
+    start = np.array([0, 5, S], np.int32)
+    own_k, own_v, part_k, part_v = (normal(L, rows, K, S, H) for rows in (B, B, 4, 4))
+    segments = Segments(
+        row=np.array([[3, 0, 3, 0], [1, 1, 2, 0], [2, 0, 0, 0]], np.int32),
+        first=np.array([[0, 4, 9, 0], [0, 18, 7, 0], [3, 0, 0, 0]], np.int32),
+        length=np.array([[6, 15, 4, 0], [1, 1, 12, 0], [13, 0, 0, 0]], np.int32),
+        branch=np.array([[0, 1, 2, 0], [2, 2, 0, 0], [1, 0, 0, 0]], np.int32),
+    )
+    if poison:
+        for row in range(B):
+            own_k[:, row, :, start[row] :] = own_v[:, row, :, start[row] :] = np.nan
+        used = np.zeros((4, S), bool)
+        for row, first, length in zip(segments.row.ravel(), segments.first.ravel(), segments.length.ravel(), strict=True):
+            used[row, first : first + length] = True
+        for heads in (part_k, part_v):
+            heads.transpose(1, 3, 0, 2, 4)[~used] = np.nan
+    cos, sin = rope.angles(jnp.asarray(rng.integers(0, 50, (B, W))), rope.plain_frequencies(1e4, H))
+    scalars = jnp.asarray(1 + 0.3 * normal(L, B, W, 4))
+    part = ContextPart(part_k, part_v, segments)
+    whole = q, k, v, OwnCache(own_k, own_v, start), Context((part, part), cos, sin, scalars)
+    return jax.tree.map(jnp.asarray, whole)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 17, 300])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_folded_equals_materialised(tokens: int, softcap: float | None) -> None:
+    arguments = (*case(tokens), 1, AttentionSpec(0.3, softcap))
+    expected = branch_attention(*arguments, "reference")
+    np.testing.assert_allclose(branch_attention(*arguments, "xla"), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_slots_that_are_not_read_may_hold_nan(tokens: int, implementation: str) -> None:
+    spec = AttentionSpec(0.3)
+    clean = branch_attention(*case(tokens), 0, spec, implementation)
+    np.testing.assert_array_equal(branch_attention(*case(tokens, poison=True), 0, spec, implementation), clean)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_without_context_and_cache_it_is_causal_attention(implementation: str) -> None:
+    q, k, v, _, _ = case(4)
+    full = branch_attention(q, k, v, None, None, 0, AttentionSpec(0.3), implementation)
+    first = branch_attention(q[:, :2], k[:, :2], v[:, :2], None, None, 0, AttentionSpec(0.3), implementation)
+    np.testing.assert_allclose(full[:, :2], first, atol=1e-6)
+    np.testing.assert_allclose(full[:, 0], np.repeat(v[:, 0], G, axis=1), atol=1e-6)
