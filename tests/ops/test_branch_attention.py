@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from psynth_jax.ops import branch_attention as op
 from psynth_jax.ops import rope
-from psynth_jax.ops.branch_attention import AttentionSpec, Context, ContextPart, OwnCache, Segments, branch_attention
+from psynth_jax.ops.branch_attention import AttentionSpec, Context, ContextPart, OwnCache, Segments
 
+branch_attention = jax.jit(op.branch_attention, static_argnums=(6, 7))
 L, B, W, K, G, S, H = 2, 3, 3, 2, 3, 19, 10
 
 
