@@ -1,7 +1,27 @@
 """psynth_jax: a synthesizer that reads its workers' KV caches directly."""
 
+from psynth_jax.branches import Branches
+from psynth_jax.convert.adapter_directory import Adapter, load_adapter, save_adapter
+from psynth_jax.convert.load import load_model
 from psynth_jax.errors import UserError
+from psynth_jax.model import Model
+from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
+from psynth_jax.synthesis.prompts import load_roles, worker_prompts
+from psynth_jax.synthesis.session import Session
 
 __version__ = "0.1.0"
 
-__all__ = ["UserError"]
+__all__ = [
+    "Adapter",
+    "Branches",
+    "Model",
+    "ParallelSynthesis",
+    "Session",
+    "SynthesisResult",
+    "UserError",
+    "load_adapter",
+    "load_model",
+    "load_roles",
+    "save_adapter",
+    "worker_prompts",
+]

@@ -13,11 +13,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax.numpy as jnp
+
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
 from psynth_jax.convert import hf
 from psynth_jax.convert.rules import parameter_dtype
 from psynth_jax.errors import UserError
+from psynth_jax.model import Model
+from psynth_jax.nn.decoder import Decoder
 from psynth_jax.presets import PRESETS, preset
 from psynth_jax.tokenizer import Tokenizer
 
@@ -154,3 +158,21 @@ def _from_hub(hub_id: str) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{hub_id!r} is no directory here, and the Hugging Face hub does not give it: {reason}") from None
+
+
+def load_model(source: str | Path, dtype: str = "float32") -> Model:
+    """Load a model onto the default device, one parameter at a time.
+
+    Args:
+      source: model directory, .gguf file, preset name (such as "smollm2-135m") or hub id "owner/name".
+      dtype: of weights, activations and caches: "float32", "bfloat16" or "float16".
+
+    Raises:
+      ConfigError: unknown dtype.
+      UserError: there is no such source, or the hub cannot be reached.
+      UnsupportedModelError: the model's family or one of its features is not implemented.
+      CheckpointError: files that are damaged, or that do not fit their config.
+    """
+    stream = open_model(source, dtype)
+    decoder = Decoder(stream.config, {name: jnp.asarray(value) for name, value in stream.parameters})
+    return Model(decoder, stream.tokenizer, stream.stop_ids, stream.name)

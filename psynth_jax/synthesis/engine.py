@@ -42,6 +42,10 @@ def _allocate(model: Decoder, *, rows: int, slots: int) -> KVCache:
     return model.allocate_cache(rows, slots)
 
 
+def _grow(model: Decoder, cache: KVCache, *, slots: int) -> KVCache:
+    return cache.grow(slots)
+
+
 class Engine:
     """Runs one decoder.  Holds compiled steps, no other state."""
 
@@ -53,6 +57,7 @@ class Engine:
         static = ("fresh", "implementation")
         self._advance = jax.jit(step.advance, static_argnames=(*static, "greedy"), donate_argnames="cache")
         self._score = jax.jit(step.score, static_argnames=static, donate_argnames="cache")
+        self._grow = jax.jit(_grow, static_argnames="slots")
         self._allocate = jax.jit(_allocate, static_argnames=("rows", "slots"))
 
     @property
@@ -81,6 +86,10 @@ class Engine:
     def allocate(self, rows: int, slots: int) -> KVCache:
         """Return an empty own cache."""
         return self._call(self._allocate, rows=rows, slots=slots)
+
+    def grow(self, cache: KVCache, slots: int) -> KVCache:
+        """Return a cache with room for `slots`: a copy, unless it has it already."""
+        return cache if cache.slots >= slots else self._call(self._grow, cache, slots=slots)
 
     def prefill(
         self,

@@ -10,6 +10,7 @@ The base model writes; adapter and mapper belong to the synthesizer.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -137,6 +138,15 @@ def encode_workers(
         _branch(cache, row, worker, int(shared), worker.given, "given", tokenizer, positions)
         for row, (worker, shared) in enumerate(zip(workers, prefixes.of_row, strict=True))
     ]
+
+
+def warn_of_copies(workers: Sequence[WorkerPrompt], options: SamplingOptions) -> None:
+    """Warn when greedy workers of one question have the same prompt: their branches would be copies of each other."""
+    if options.greedy and len({(worker.question, worker.prompt) for worker in workers}) < len(workers):
+        warnings.warn(
+            "greedy workers with the same prompt write the same branch: give each its own role, or a temperature above 0",
+            stacklevel=3,
+        )
 
 
 def _branch(

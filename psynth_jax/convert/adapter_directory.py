@@ -1,0 +1,130 @@
+"""An adapter on disk: the synthesizer's LoRA and cache mapper, with what is needed to refuse the wrong model.
+
+DIR/psynth_adapter.json       format version, fingerprint of the base model, rank, alpha, targets, mapper, training summary
+DIR/adapter.safetensors       lora.<target>.down, lora.<target>.up (letters of `nn.adapter.FACTOR_LETTERS`)
+DIR/mapper.safetensors        hidden_kernel, hidden_bias, out_kernel, out_bias
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from psynth_jax.axes import HostArray, letters_to_shape
+from psynth_jax.errors import AdapterError, InputError, ModelMismatchError
+from psynth_jax.mapper import FEATURES, Mapper
+from psynth_jax.model import Model
+from psynth_jax.nn.adapter import FACTOR_LETTERS, Lora
+
+FORMAT = 1
+_DESCRIPTION, _LORA, _MAPPER = "psynth_adapter.json", "adapter.safetensors", "mapper.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """What makes a synthesizer of a base model.  lora None: the base weights; mapper None: the identity."""
+
+    lora: Lora | None
+    mapper: Mapper | None
+
+
+def save_adapter(directory: str, adapter: Adapter, model: Model, training: Mapping[str, Any] | None = None) -> None:
+    """Write an adapter of `model` to a directory, whole or not at all; an adapter that is there already is replaced.
+
+    Args:
+      training: a summary (JSON values) to keep with it.
+
+    Raises:
+      InputError: the directory exists and holds something else.
+    """
+    target = Path(directory)
+    if target.exists() and not (target / _DESCRIPTION).is_file():
+        raise InputError(f"{target} exists and is not an adapter directory: choose another name")
+    lora, mapper = adapter.lora, adapter.mapper
+    description = {
+        "format": FORMAT,
+        "base_fingerprint": model.fingerprint,
+        "base_name": model.name,
+        "vocab_size": model.config.vocab_size,
+        "rank": lora.rank if lora is not None else 0,
+        "alpha": float(lora.scale) * lora.rank if lora is not None else 0.0,
+        "targets": sorted(lora.down) if lora is not None else [],
+        "mapper_hidden": int(mapper.hidden_bias.shape[0]) if mapper is not None else 0,
+        "mapper_features": list(FEATURES),
+        "training": dict(training or {}),
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".adapter-") as scratch:
+        fresh = Path(scratch) / "new"
+        fresh.mkdir()
+        if lora is not None:
+            factors = {f"lora.{name}.down": np.asarray(value) for name, value in lora.down.items()}
+            factors |= {f"lora.{name}.up": np.asarray(value) for name, value in lora.up.items()}
+            safetensors.numpy.save_file(factors, fresh / _LORA)
+        if mapper is not None:
+            arrays = {field.name: np.asarray(getattr(mapper, field.name)) for field in dataclasses.fields(mapper)}
+            safetensors.numpy.save_file(arrays, fresh / _MAPPER)
+        (fresh / _DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
+        if target.exists():
+            shutil.move(str(target), str(Path(scratch) / "old"))
+        fresh.rename(target)
+
+
+def load_adapter(directory: str, model: Model) -> Adapter:
+    """Read an adapter for `model`.
+
+    Raises:
+      InputError: no such directory.
+      AdapterError: it is not an adapter, of another format version, damaged, or its tensors do not fit the model.
+      ModelMismatchError: it was made for another base model.
+    """
+    source = Path(directory)
+    if not source.is_dir():
+        raise InputError(f"no such directory: {source}")
+    try:
+        description = json.loads((source / _DESCRIPTION).read_text(encoding="utf-8"))
+        version = description["format"]
+        if version != FORMAT:
+            raise AdapterError(f"{source}: adapter format {version}, this version reads format {FORMAT}")
+        if description["base_fingerprint"] != model.fingerprint:
+            raise ModelMismatchError(
+                f"{source} was made for the base model {description['base_name']}, not for {model.name}"
+            )
+        lora = _lora(safetensors.numpy.load_file(source / _LORA), description, model) if description["targets"] else None
+        mapper = Mapper.from_arrays(safetensors.numpy.load_file(source / _MAPPER)) if description["mapper_hidden"] else None
+    except FileNotFoundError as error:
+        raise AdapterError(f"{source} is not an adapter directory: {Path(error.filename or '').name} is missing") from None
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise AdapterError(f"{source} is not a readable adapter: {' '.join(str(error).split())}") from None
+    return Adapter(lora, mapper)
+
+
+def _lora(tensors: dict[str, HostArray], description: Mapping[str, Any], model: Model) -> Lora:
+    sizes = model.config.sizes | {"A": description["rank"]}
+    expected = {}
+    for target in description["targets"]:
+        down, up = FACTOR_LETTERS[target]
+        expected[f"lora.{target}.down"], expected[f"lora.{target}.up"] = (letters_to_shape(x, sizes) for x in (down, up))
+    wrong = [f"missing {name}" for name in expected if name not in tensors]
+    wrong += [f"extra {name}" for name in tensors if name not in expected]
+    wrong += [
+        f"{name} has shape {list(tensors[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    if wrong:
+        raise AdapterError("adapter tensors do not fit the model: " + "; ".join(wrong))
+    factors = {
+        half: {t: jnp.asarray(tensors[f"lora.{t}.{half}"]) for t in description["targets"]} for half in ("down", "up")
+    }
+    return Lora(factors["down"], factors["up"], jnp.float32(description["alpha"] / description["rank"]))
