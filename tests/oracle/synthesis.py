@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -92,13 +93,13 @@ def read(model: PreTrainedModel, token_ids: Sequence[int], cache: DynamicCache, 
     past, count = cache.get_seq_length(), len(token_ids)
     hidden = torch.full((count, past + count), torch.finfo(torch.float32).min).triu(past + 1)
     positions = torch.arange(first_position, first_position + count)
-    with torch.no_grad():
+    with torch.no_grad():  # the argument is called `cache` from transformers 5.24 on
         output = model(
             input_ids=torch.tensor([list(token_ids)]),
             attention_mask=hidden[None, None],
             position_ids=positions[None],
-            past_key_values=cache,
             use_cache=True,
+            **{"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache},
         )
     return output.logits[0]
 
