@@ -46,8 +46,8 @@ class SynthesisResult:
 class ParallelSynthesis:
     """Workers and a synthesizer over one model.  Workers run the base; adapter and mapper are the synthesizer's.
 
-    `work`, `encode`, `synthesize`, `synthesize_text` and `score` take one question or a list of them.  Wherever a text goes, a
-    list of token ids goes too and is used as it is.
+    `work`, `encode`, `synthesize`, `synthesize_text` and `score` take one question or a list of them.  Wherever a text goes,
+    a list of token ids goes too and is used as it is.
     """
 
     def __init__(
