@@ -1,0 +1,66 @@
+"""The same weights in transformers, on torch's CPU or CUDA device: the baseline that a user would otherwise run.
+
+The only module that imports torch, and only when it is asked to.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+from psynth_jax.bench.timing import timed
+from psynth_jax.convert.load import resolve
+from psynth_jax.errors import UserError
+
+
+@functools.cache
+def _load(source: str) -> Any:
+    try:
+        import torch
+        import transformers
+    except ImportError:
+        raise UserError(
+            "torch is not installed: install it (pip install torch accelerate), or leave out --against torch"
+        ) from None
+    path = resolve(source)
+    where = {"pretrained_model_name_or_path": str(path)}
+    if path.is_file():
+        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, attn_implementation="sdpa")
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def prefill(source: str, tokens: list[int]) -> Callable[[], float]:
+    """Return a measure of one forward over `tokens` that computes the last position's logits and keeps the cache."""
+    import torch
+
+    model = _load(source)
+    ids = torch.tensor([tokens], device=model.device)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(ids, logits_to_keep=1, use_cache=True).logits.argmax(-1).tolist()
+
+    return timed(forward)
+
+
+def decode(source: str, prompts: list[list[int]], new_tokens: int) -> Callable[[], float]:
+    """Return a measure of greedy decoding of equal rows: the seconds from the first token of every row to the last."""
+    import torch
+
+    model = _load(source)
+    ids = torch.tensor(prompts, device=model.device)
+
+    def forward() -> float:
+        options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+        with torch.inference_mode():
+            begin = time.perf_counter()
+            model.generate(ids, max_new_tokens=1, **options).tolist()
+            first = time.perf_counter() - begin
+            begin = time.perf_counter()
+            model.generate(ids, max_new_tokens=new_tokens, **options).tolist()
+            return time.perf_counter() - begin - first
+
+    return forward

@@ -1,0 +1,116 @@
+"""`psynth bench`: what is fast, measured where it runs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Annotated, Any, Literal
+
+import jax.numpy as jnp
+import typer
+from rich.table import Table
+
+from psynth_jax.bench.decode import decode as measure_decode
+from psynth_jax.bench.ttft import ttft as measure_ttft
+from psynth_jax.cli.setting import console, device_name, load, write_json
+from psynth_jax.errors import InputError
+from psynth_jax.model import Model
+from psynth_jax.nn.decoder import Decoder
+from psynth_jax.presets import preset
+
+bench = typer.Typer(help="Measure time to first token, and decoding.", no_args_is_help=True)
+
+ModelName = Annotated[str, typer.Option("--model", help="preset, model directory, .gguf file, or hub id")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16")]
+Random = Annotated[bool, typer.Option("--random", help="random weights of the preset's shape: nothing is downloaded")]
+Repeats = Annotated[int, typer.Option(help="measured runs of each kind, in turn; medians are reported")]
+Against = Annotated[str | None, typer.Option(help="'torch': also time transformers on the same weights")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+
+
+@bench.command()
+def ttft(
+    model: ModelName = "smollm2-135m",
+    branches: Annotated[int, typer.Option(help="how many branches are ready")] = 4,
+    branch_tokens: Annotated[int, typer.Option(help="tokens of each")] = 512,
+    prompt_tokens: Annotated[int, typer.Option(help="tokens of the synthesizer's prompt")] = 64,
+    repeats: Repeats = 5,
+    dtype: Dtype = "float32",
+    random: Random = False,
+    against: Against = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time to first token from branches, against prefilling the same tokens as text."""
+    found = measure_ttft(
+        _model(model, dtype, random),
+        model,
+        branches,
+        branch_tokens,
+        prompt_tokens,
+        repeats,
+        against_torch=_wants_torch(against, random),
+    )
+    _report("ttft", model, dtype, random, found, as_json)
+
+
+@bench.command()
+def decode(
+    model: ModelName = "smollm2-135m",
+    rows: Annotated[int, typer.Option(help="rows that decode as one batch")] = 4,
+    new_tokens: Annotated[int, typer.Option(help="tokens that each row decodes")] = 64,
+    prompt_tokens: Annotated[int, typer.Option(help="tokens of each row's prompt")] = 64,
+    prefill_tokens: Annotated[int, typer.Option(help="tokens of the prefill that is timed by itself")] = 1024,
+    repeats: Repeats = 5,
+    dtype: Dtype = "float32",
+    random: Random = False,
+    against: Against = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prefill, decoding of several rows, and workers in one batch against one after another."""
+    found = measure_decode(
+        _model(model, dtype, random),
+        model,
+        rows,
+        new_tokens,
+        prompt_tokens,
+        prefill_tokens,
+        repeats,
+        against_torch=_wants_torch(against, random),
+    )
+    _report("decode", model, dtype, random, found, as_json)
+
+
+def _wants_torch(against: str | None, random: bool) -> bool:
+    known: tuple[Literal["torch"]] = ("torch",)
+    if against is not None and against not in known:
+        raise InputError(f"--against {against} is not known; it can be 'torch'")
+    if against and random:
+        raise InputError("--against torch needs the model's own weights: leave out --random")
+    return against is not None
+
+
+def _model(name: str, dtype: str, random: bool) -> Model:
+    if not random:
+        return load(name, dtype)
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"dtype is {dtype!r}; it must be float32, bfloat16 or float16")
+    with console.status(f"making random weights of {name}"):
+        return Model(Decoder.random(preset(name).config, dtype=jnp.dtype(dtype)), None, frozenset(), f"random {name}")
+
+
+def _report(kind: str, model: str, dtype: str, random: bool, found: dict[str, Any], as_json: bool) -> None:
+    facts = {
+        "bench": kind,
+        "model": model,
+        "weights": "random" if random else "real",
+        "dtype": dtype,
+        "device": device_name(),
+        "jax": importlib.metadata.version("jax"),
+        **found,
+    }
+    if as_json:
+        write_json(facts)
+        return
+    table = Table(show_header=False)
+    for name, value in facts.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    console.print(table)
