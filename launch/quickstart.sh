@@ -10,7 +10,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 bash "$root/launch/setup.sh" demo
 
 if [[ $# -eq 0 ]]; then
-  set -- "Why does bread rise, and what happens when the dough is left too long?" --workers 3
+  set -- "Why is the sky blue?" --workers 3
 fi
 venv="${PSYNTH_VENV:-.venv}"
 [[ "$venv" == /* ]] || venv="$root/$venv"

@@ -19,7 +19,7 @@ from psynth_jax.errors import InputError
 Message: TypeAlias = Mapping[str, Any]
 
 SYNTHESIS_TEXT = (
-    "Several assistants have written notes for the following question. Use their notes to answer it.\n\n{question}"
+    "Use the notes above to answer the question.\n\n{question}"
 )
 TEXT_BASELINE_TEXT = "{notes}\n\n" + SYNTHESIS_TEXT
 
@@ -63,7 +63,7 @@ def load_roles(path: str | Path | None = None) -> tuple[Role, ...]:
 
 def worker_messages(question: str, role: Role) -> list[Message]:
     """Return what one worker is asked.  The role comes last: everything before it is shared by all workers."""
-    return [{"role": "user", "content": f"{question}\n\n{role.text}"}]
+    return [{"role": "user", "content": f"Question: {question}\n\nYour part: {role.text}"}]
 
 
 def worker_prompts(question: str, roles: Sequence[Role], workers: int) -> list[list[Message]]:
