@@ -12,15 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import yaml
-
 from psynth_jax.errors import InputError
 
 Message: TypeAlias = Mapping[str, Any]
 
-SYNTHESIS_TEXT = (
-    "Use the notes above to answer the question.\n\n{question}"
-)
+SYNTHESIS_TEXT = "Use the notes above to answer the question.\n\n{question}"
 TEXT_BASELINE_TEXT = "{notes}\n\n" + SYNTHESIS_TEXT
 
 
@@ -37,6 +33,8 @@ def load_roles(path: str | Path | None = None) -> tuple[Role, ...]:
 
     Raises `InputError` naming the file and the entry that is wrong.
     """
+    import yaml
+
     if path is None:
         content = resources.files("psynth_jax.synthesis").joinpath("roles.yaml").read_text(encoding="utf-8")
     else:
