@@ -43,6 +43,6 @@ def test_workers_write_words_and_the_answer_streams(synth: ps.ParallelSynthesis)
     assert branches.count == 3 and len(set(branches.texts)) == 3
     pieces: list[str] = []
     result = synth.synthesize(question, branches, max_new_tokens=24, on_token=pieces.append)
-    assert "".join(pieces) == result.text and "sky" in result.text.lower()
+    assert "".join(pieces) == result.text and "atmosphere" in result.text
     assert result.cached_tokens == sum(branches.lengths)
     assert result.text == synth.synthesize(question, branches, max_new_tokens=24).text
