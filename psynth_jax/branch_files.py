@@ -7,8 +7,6 @@ DIR/branches.safetensors   q<i>.b<j>.s<k>.k and .v, each [L, K, slots, H], in th
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import safetensors.flax
 from psynth_jax.axes import Array
 from psynth_jax.branches import Branch, Branches, Segment
 from psynth_jax.cache import KVCache, slot_bucket
+from psynth_jax.directories import replacing
 from psynth_jax.errors import CheckpointError, InputError
 
 FORMAT = 1
@@ -61,15 +60,9 @@ def save(branches: Branches, directory: str) -> None:
         "batched": branches.batched,
         "questions": questions,
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".branches-") as scratch:
-        fresh = Path(scratch) / "new"
-        fresh.mkdir()
+    with replacing(target) as fresh:
         safetensors.flax.save_file(tensors, str(fresh / _TENSORS))
         (fresh / _DESCRIPTION).write_text(json.dumps(description, ensure_ascii=False, indent=1), encoding="utf-8")
-        if target.exists():
-            shutil.move(str(target), str(Path(scratch) / "old"))
-        fresh.rename(target)
 
 
 def load(directory: str) -> Branches:
@@ -87,23 +80,24 @@ def load(directory: str) -> Branches:
         if description["format"] != FORMAT:
             raise CheckpointError(f"{source}: branches format {description['format']}, this version reads format {FORMAT}")
         tensors = safetensors.flax.load_file(str(source / _TENSORS))
-        cache, segments = _pack(tensors)
+        segments = _pack(tensors)
         questions = [
             [_branch(entry, segments, f"q{number}.b{index}") for index, entry in enumerate(group)]
             for number, group in enumerate(description["questions"])
         ]
-        if len(segments) * 2 != len(tensors) or cache.rows != sum(
-            len(e["segments"]) for g in description["questions"] for e in g
-        ):
+        described = sum(len(entry["segments"]) for group in description["questions"] for entry in group)
+        if len(segments) * 2 != len(tensors) or len(segments) != described:
             raise ValueError("tensors and description do not name the same segments")
         return Branches(questions, description["fingerprint"], batched=description["batched"])
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{source} does not hold readable branches: {error}") from None
 
 
-def _pack(tensors: dict[str, Array]) -> tuple[KVCache, dict[str, Segment]]:
-    """Lay all segments into the rows of one cache, so that a synthesizer reads one part; return it and name -> segment."""
+def _pack(tensors: dict[str, Array]) -> dict[str, Segment]:
+    """Lay all segments into the rows of one cache, so that a synthesizer reads one part; return name -> segment."""
     names = [name.removesuffix(".k") for name in tensors if name.endswith(".k")]
+    if not names:  # every branch is empty: there is nothing to cache
+        return {}
     shapes = {tensors[f"{name}.k"].shape[:2] + tensors[f"{name}.k"].shape[3:] for name in names}
     if any(tensors[f"{name}.k"].shape != tensors[f"{name}.v"].shape for name in names) or len(shapes) != 1:
         raise ValueError("keys and values of the segments do not have matching shapes")
@@ -115,15 +109,15 @@ def _pack(tensors: dict[str, Array]) -> tuple[KVCache, dict[str, Segment]]:
 
     lengths = [tensors[f"{name}.k"].shape[2] for name in names]
     cache = KVCache(rows("k"), rows("v"), jnp.asarray(lengths, jnp.int32))
-    return cache, {
-        name: Segment(cache, row, 0, length) for row, (name, length) in enumerate(zip(names, lengths, strict=True))
-    }
+    return {name: Segment(cache, row, 0, length) for row, (name, length) in enumerate(zip(names, lengths, strict=True))}
 
 
 def _branch(entry: dict[str, Any], segments: dict[str, Segment], name: str) -> Branch:
     mine = tuple(segments[f"{name}.s{part}"] for part in range(len(entry["segments"])))
     if [segment.length for segment in mine] != entry["segments"]:
         raise ValueError(f"{name} is described with other lengths than its tensors have")
+    if sum(entry["segments"]) != len(entry["token_ids"]):
+        raise ValueError(f"{name} has {sum(entry['segments'])} cached slots and {len(entry['token_ids'])} token ids")
     return Branch(
         tuple(int(token) for token in entry["token_ids"]),
         str(entry["text"]),

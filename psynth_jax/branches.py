@@ -12,7 +12,7 @@ arrays that a compiled step takes.  Knows no model: a fingerprint says which one
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -121,6 +121,10 @@ class Branches:
             numbers = [index] if isinstance(index, int | np.integer) else list(index)
             chosen = [_pick(branches, number) for number in numbers]
         return Branches([chosen], self.fingerprint, batched=False)
+
+    def __iter__(self) -> Iterator[Branches]:
+        """Go through the branches of one question, or the questions of a batch."""
+        return (self[index] for index in range(len(self)))
 
     @staticmethod
     def join(*groups: Branches) -> Branches:

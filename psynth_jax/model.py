@@ -35,8 +35,8 @@ class Model:
     def fingerprint(self) -> str:
         """A digest of the config and of evenly spaced elements of every parameter.
 
-        Elements are rounded to bfloat16, so a model loaded in bfloat16 or float32 is the same model.  Loaded in float16 it has
-        been rounded twice, and is another.
+        Elements are rounded to bfloat16, so a model loaded in bfloat16 or float32 is the same model.  Loaded in float16
+        it has been rounded twice, and is another.
         """
         digest = hashlib.sha256(self.config.model_dump_json().encode())
         for name, value in sorted(self.decoder.parameters().items()):

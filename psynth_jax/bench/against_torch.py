@@ -12,31 +12,29 @@ from typing import Any
 
 from psynth_jax.bench.timing import timed
 from psynth_jax.convert.load import resolve
-from psynth_jax.errors import UserError
 
 
 @functools.cache
-def _load(source: str) -> Any:
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        raise UserError(
-            "torch is not installed: install it (pip install torch accelerate), or leave out --against torch"
-        ) from None
+def _load(source: str, dtype: str) -> Any:
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
     path = resolve(source)
     where = {"pretrained_model_name_or_path": str(path)}
     if path.is_file():
         where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, attn_implementation="sdpa")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        **where, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+    )
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def prefill(source: str, tokens: list[int]) -> Callable[[], float]:
+def prefill(source: str, dtype: str, tokens: list[int]) -> Callable[[], float]:
     """Return a measure of one forward over `tokens` that computes the last position's logits and keeps the cache."""
     import torch
 
-    model = _load(source)
+    model = _load(source, dtype)
     ids = torch.tensor([tokens], device=model.device)
 
     def forward() -> None:
@@ -46,11 +44,11 @@ def prefill(source: str, tokens: list[int]) -> Callable[[], float]:
     return timed(forward)
 
 
-def decode(source: str, prompts: list[list[int]], new_tokens: int) -> Callable[[], float]:
+def decode(source: str, dtype: str, prompts: list[list[int]], new_tokens: int) -> Callable[[], float]:
     """Return a measure of greedy decoding of equal rows: the seconds from the first token of every row to the last."""
     import torch
 
-    model = _load(source)
+    model = _load(source, dtype)
     ids = torch.tensor(prompts, device=model.device)
 
     def forward() -> float:

@@ -13,6 +13,7 @@ from psynth_jax.errors import InputError
 from psynth_jax.model import Model
 from psynth_jax.synthesis.engine import Engine, slots_needed
 from psynth_jax.synthesis.generate import RowOutput, generate
+from psynth_jax.synthesis.inputs import check_window
 from psynth_jax.synthesis.sampling import SamplingOptions
 from psynth_jax.synthesis.step import Reader
 from psynth_jax.synthesis.workers import WorkerPrompt, decode_workers
@@ -35,6 +36,8 @@ def decode(
     """
     if min(rows, new_tokens, prompt_tokens, prefill_tokens, repeats) < 1 or new_tokens < 2:
         raise InputError("rows, prompt tokens, prefill tokens and repeats must be at least 1, new tokens at least 2")
+    for what, tokens, more in (("the prompt", prompt_tokens, new_tokens), ("the timed prefill", prefill_tokens, 0)):
+        check_window(model, 0, tokens, more, what)
     rng = np.random.default_rng(0)
     prompts = rng.integers(0, model.config.vocab_size, (rows, prompt_tokens)).tolist()
     long = rng.integers(0, model.config.vocab_size, prefill_tokens).tolist()
@@ -59,8 +62,8 @@ def decode(
     if against_torch:
         from psynth_jax.bench import against_torch as torch_bench
 
-        measures["torch prefill"] = torch_bench.prefill(source, long)
-        measures["torch decode"] = torch_bench.decode(source, prompts, new_tokens)
+        measures["torch prefill"] = torch_bench.prefill(source, str(model.decoder.dtype), long)
+        measures["torch decode"] = torch_bench.decode(source, str(model.decoder.dtype), prompts, new_tokens)
     seconds = in_turn(measures, repeats)
     found = {
         "rows": rows,

@@ -9,6 +9,7 @@ import numpy as np
 from psynth_jax.bench.timing import in_turn
 from psynth_jax.errors import InputError
 from psynth_jax.model import Model
+from psynth_jax.synthesis.inputs import check_window
 from psynth_jax.synthesis.pipeline import ParallelSynthesis
 
 
@@ -21,6 +22,7 @@ def ttft(
     """
     if min(branches, branch_tokens, prompt_tokens, repeats) < 1:
         raise InputError("branches, branch tokens, prompt tokens and repeats must be at least 1")
+    check_window(model, 0, branches * branch_tokens + prompt_tokens, 1, "the pasted text")
     rng = np.random.default_rng(0)
     texts = rng.integers(0, model.config.vocab_size, (branches, branch_tokens)).tolist()
     prompt = rng.integers(0, model.config.vocab_size, prompt_tokens).tolist()
@@ -33,7 +35,9 @@ def ttft(
     if against_torch:
         from psynth_jax.bench import against_torch as torch_bench
 
-        measures["torch"] = torch_bench.prefill(source, [token for text in texts for token in text] + prompt)
+        measures["torch"] = torch_bench.prefill(
+            source, str(model.decoder.dtype), [token for text in texts for token in text] + prompt
+        )
     seconds = in_turn(measures, repeats)
     found = {
         "branches": branches,

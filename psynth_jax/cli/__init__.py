@@ -1,15 +1,19 @@
 """The command `psynth`.  Answers and JSON go to stdout; progress, tables and errors go to stderr.
 
-Exit codes: 0 done, 2 the user's input is wrong (one line, no traceback), 1 our fault.
+Exit codes: 0 done, 2 the user's input is wrong (one line, no traceback), 1 our fault, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import warnings
+from pathlib import Path
+from typing import Any
 
 import typer
 
+import psynth_jax
 from psynth_jax.cli.bench import bench
 from psynth_jax.cli.info import info
 from psynth_jax.cli.run import run
@@ -18,7 +22,6 @@ from psynth_jax.errors import UserError
 app = typer.Typer(
     name="psynth",
     help="Parallel workers answer, a synthesizer reads their KV caches.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -26,17 +29,41 @@ app.command()(run)
 app.command()(info)
 app.add_typer(bench, name="bench")
 
+# What the command line parser raises for a wrong option.  Its home has moved between versions of typer, its child has not.
+USAGE_ERROR: type[BaseException] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
 
 def main() -> None:
     """Run the command line; end the process with its exit code."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.showwarning = _show_warning
+        raise SystemExit(_exit_code(sys.argv[1:] or ["--help"]))
+
+
+def _exit_code(arguments: list[str]) -> int:
     try:
-        app()
+        return app(arguments, prog_name="psynth", standalone_mode=False) or 0
     except UserError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        raise SystemExit(2) from None
-    except BrokenPipeError:
-        # Whoever read our output has stopped; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+        _say("error", error)
+    except USAGE_ERROR as error:
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else "psynth"
+        _say("error", f"{error.format_message().rstrip('.')}; see {where} --help")  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    return 2
+
+
+def _say(kind: str, message: object) -> None:
+    sys.stderr.write(f"{kind}: {' '.join(str(message).split())}\n")
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+) -> None:
+    """Tell people our own warnings in one line.  Those of libraries are for developers: `python -W default` shows them."""
+    if Path(psynth_jax.__file__).parent in Path(filename).parents:
+        _say("warning", message)

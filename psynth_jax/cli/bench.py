@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Annotated, Any, Literal
+import importlib.util
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import typer
-from rich.table import Table
+from rich.text import Text
 
 from psynth_jax.bench.decode import decode as measure_decode
 from psynth_jax.bench.ttft import ttft as measure_ttft
-from psynth_jax.cli.setting import console, device_name, load, write_json
+from psynth_jax.cli import view
+from psynth_jax.cli.setting import console, device_name, load, start_jax, write_json
+from psynth_jax.convert.rules import parameter_dtype
 from psynth_jax.errors import InputError
 from psynth_jax.model import Model
 from psynth_jax.nn.decoder import Decoder
 from psynth_jax.presets import preset
 
-bench = typer.Typer(help="Measure time to first token, and decoding.", no_args_is_help=True)
+bench = typer.Typer(help="Measure time to first token, and decoding.")
 
 ModelName = Annotated[str, typer.Option("--model", help="preset, model directory, .gguf file, or hub id")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16")]
@@ -40,15 +43,9 @@ def ttft(
     as_json: AsJson = False,
 ) -> None:
     """Time to first token from branches, against prefilling the same tokens as text."""
-    found = measure_ttft(
-        _model(model, dtype, random),
-        model,
-        branches,
-        branch_tokens,
-        prompt_tokens,
-        repeats,
-        against_torch=_wants_torch(against, random),
-    )
+    against_torch = _wants_torch(against, random)
+    loaded = _model(model, dtype, random)
+    found = measure_ttft(loaded, model, branches, branch_tokens, prompt_tokens, repeats, against_torch=against_torch)
     _report("ttft", model, dtype, random, found, as_json)
 
 
@@ -66,35 +63,34 @@ def decode(
     as_json: AsJson = False,
 ) -> None:
     """Prefill, decoding of several rows, and workers in one batch against one after another."""
+    against_torch = _wants_torch(against, random)
+    loaded = _model(model, dtype, random)
     found = measure_decode(
-        _model(model, dtype, random),
-        model,
-        rows,
-        new_tokens,
-        prompt_tokens,
-        prefill_tokens,
-        repeats,
-        against_torch=_wants_torch(against, random),
+        loaded, model, rows, new_tokens, prompt_tokens, prefill_tokens, repeats, against_torch=against_torch
     )
     _report("decode", model, dtype, random, found, as_json)
 
 
 def _wants_torch(against: str | None, random: bool) -> bool:
-    known: tuple[Literal["torch"]] = ("torch",)
-    if against is not None and against not in known:
-        raise InputError(f"--against {against} is not known; it can be 'torch'")
-    if against and random:
+    if against is None:
+        return False
+    if against != "torch":
+        raise InputError(f"--against is {against!r}; it must be torch")
+    if random:
         raise InputError("--against torch needs the model's own weights: leave out --random")
-    return against is not None
+    missing = [name for name in ("torch", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"--against torch needs {' and '.join(missing)}: pip install {' '.join(missing)}, or leave it out")
+    return True
 
 
 def _model(name: str, dtype: str, random: bool) -> Model:
     if not random:
         return load(name, dtype)
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise InputError(f"dtype is {dtype!r}; it must be float32, bfloat16 or float16")
-    with console.status(f"making random weights of {name}"):
-        return Model(Decoder.random(preset(name).config, dtype=jnp.dtype(dtype)), None, frozenset(), f"random {name}")
+    config, numbers = preset(name).config, jnp.dtype(parameter_dtype(dtype))
+    start_jax()
+    with console.status(Text(f"making random weights of {name}")):
+        return Model(Decoder.random(config, dtype=numbers), None, frozenset(), f"random {name}")
 
 
 def _report(kind: str, model: str, dtype: str, random: bool, found: dict[str, Any], as_json: bool) -> None:
@@ -110,7 +106,4 @@ def _report(kind: str, model: str, dtype: str, random: bool, found: dict[str, An
     if as_json:
         write_json(facts)
         return
-    table = Table(show_header=False)
-    for name, value in facts.items():
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
-    console.print(table)
+    console.print(view.facts(facts))

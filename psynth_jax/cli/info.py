@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import jax
 import typer
-from rich.table import Table
 
 import psynth_jax
-from psynth_jax.cli.setting import console, device_name, write_json
+from psynth_jax.cli import view
+from psynth_jax.cli.setting import console, device_name, start_jax, write_json
 from psynth_jax.convert.load import cache_folder, open_model
 from psynth_jax.presets import PRESETS
 
@@ -23,6 +23,8 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
 ) -> None:
     """Show versions, devices and presets, or describe a model."""
+    stream = open_model(model) if model is not None else None
+    start_jax()
     facts: dict[str, Any] = {
         "psynth_jax": psynth_jax.__version__,
         "python": platform.python_version(),
@@ -32,13 +34,10 @@ def info(
         "cache": str(cache_folder()),
         "presets": sorted(PRESETS),
     }
-    if model is not None:
-        stream = open_model(model)
+    if stream is not None:
         facts["model"] = {"name": stream.name, **stream.config.model_dump(), "stop_ids": sorted(stream.stop_ids)}
     if as_json:
         write_json(facts)
         return
-    table = Table(show_header=False)
-    for name, value in {**facts, **facts.pop("model", {})}.items():
-        table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
-    console.print(table)
+    described = facts.pop("model", {})
+    console.print(view.facts(facts | described))

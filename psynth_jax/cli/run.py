@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, get_args
 
 import typer
+from rich.text import Text
 
-from psynth_jax.branches import Branches
+from psynth_jax.branches import Branches, PositionMode
 from psynth_jax.cli import view
 from psynth_jax.cli.setting import console, load, text_or_file, write_json
 from psynth_jax.errors import InputError
+from psynth_jax.synthesis import inputs
 from psynth_jax.synthesis.generate import StreamedToken
 from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
-from psynth_jax.synthesis.prompts import load_roles, worker_prompts
+from psynth_jax.synthesis.prompts import Role, load_roles, synthesis_messages, worker_prompts
+from psynth_jax.synthesis.sampling import SamplingOptions
+
+WAYS = ("caches", "text", "question alone")  # what an answer is made from; the last two with --compare
 
 
 def run(
@@ -30,40 +37,80 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
     roles: Annotated[str | None, typer.Option(help="YAML file of worker roles")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 128,
-    worker_tokens: Annotated[int, typer.Option(help="longest text of a worker, in tokens")] = 128,
+    worker_tokens: Annotated[int, typer.Option(help="longest text of a worker, in tokens; it is cut off there")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
     top_p: Annotated[float, typer.Option(help="1 is off")] = 1.0,
     top_k: Annotated[int, typer.Option(help="0 is off")] = 0,
     seed: Annotated[int, typer.Option(help="of all random numbers")] = 0,
-    positions: Annotated[str, typer.Option(help="exact or reference_live")] = "exact",
+    positions: Annotated[str, typer.Option(help=" or ".join(get_args(PositionMode)))] = "exact",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
 ) -> None:
     """Let workers answer QUESTION in parallel, and a synthesizer read their caches."""
     asked = text_or_file(question)
-    texts = [text_or_file(text) for text in branch or []]
-    if not asked.strip():
-        raise InputError("the question is empty")
-    if not texts and workers < 1:
-        raise InputError(f"--workers is {workers}; at least 1 is needed")
+    given = [text_or_file(text) for text in branch or []]
     chosen = load_roles(roles)
+    _check(asked, given, workers, worker_tokens, positions)
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
-    synth = ParallelSynthesis(load(model, dtype), adapter, positions)  # type: ignore[arg-type]  # checked there
-    if texts:
-        names = [f"branch {index + 1}" for index in range(len(texts))]
-        branches = synth.encode(texts)
+    SamplingOptions(max_new_tokens, temperature, top_p, top_k)  # what is wrong here must not wait for a model
+    synth = ParallelSynthesis(load(model, dtype), adapter, positions)  # type: ignore[arg-type]  # checked above
+    _check_window(synth, asked, 0, max_new_tokens)
+    if given:
+        names = [f"branch {number}" for number in range(1, len(given) + 1)]
+        branches = synth.encode(given)
     else:
-        names = [chosen[index % len(chosen)].name for index in range(workers)]
-        with view.watch_workers(console, names) as on_token:
-            branches = synth.work(worker_prompts(asked, chosen, workers), worker_tokens, on_token=on_token, **sampling)
+        chosen = tuple(chosen[index % len(chosen)] for index in range(workers))
+        names = [role.name for role in chosen]
+        branches = _work(synth, asked, chosen, worker_tokens, sampling)
+    _check_window(synth, asked, max(branches.lengths), max_new_tokens)
     if not as_json:
-        console.print(view.workers_table(names, branches.texts, branches.lengths, branches.finish_reasons))
-    results = _answers(synth, asked, branches, max_new_tokens, sampling, compare=compare, stream=not as_json)
+        console.print(view.workers_panels(names, branches.texts, branches.lengths, branches.finish_reasons))
+    read = _written(branches)
+    results = _answers(synth, asked, read, max_new_tokens, sampling, WAYS if compare else WAYS[:1], quiet=as_json)
     if as_json:
         write_json(_described(asked, names, branches, results))
         return
     if compare:
-        console.print(view.answers(results))
+        console.print(view.answers(console, results))
     console.print(view.results_table(results))
+
+
+def _check(question: str, given: Sequence[str], workers: int, worker_tokens: int, positions: str) -> None:
+    """Raise `InputError` for what can be known to be wrong before a model is loaded."""
+    if not question.strip():
+        raise InputError("the question is empty")
+    for number, text in enumerate(given, start=1):
+        if not text.strip():
+            raise InputError(f"branch {number} is empty")
+    for name, count in (("--workers", workers), ("--worker-tokens", worker_tokens)):
+        if count < 1:
+            raise InputError(f"{name} is {count}; it must be at least 1")
+    if positions not in get_args(PositionMode):
+        raise InputError(f"--positions is {positions!r}; it must be {' or '.join(get_args(PositionMode))}")
+
+
+def _check_window(synth: ParallelSynthesis, question: str, branch_tokens: int, limit: int) -> None:
+    """Raise `ContextLengthError` before anything is shown, or computed for nothing."""
+    ids = inputs.prompt_ids(synth.model, question, "the question", synthesis_messages)
+    inputs.check_window(synth.model, branch_tokens, len(ids), limit, "the question")
+
+
+def _work(synth: ParallelSynthesis, question: str, roles: Sequence[Role], limit: int, sampling: dict[str, Any]) -> Branches:
+    """Let one worker write per role, and show them as they do."""
+    with view.watch(console, [role.name for role in roles], synth.model.stop_ids, limit) as push:
+        return synth.work(
+            worker_prompts(question, roles, len(roles)),
+            limit,
+            on_token=lambda token: push(token.worker or 0, token),
+            **sampling,
+        )
+
+
+def _written(branches: Branches) -> Branches:
+    """Leave out branches whose worker wrote nothing.  Raises `InputError` when none is left."""
+    kept = [index for index, text in enumerate(branches.texts) if text.strip()]
+    if not kept:
+        raise InputError("no worker wrote anything: try other roles, or a temperature above 0")
+    return branches if len(kept) == len(branches) else branches[kept]
 
 
 def _answers(
@@ -72,47 +119,77 @@ def _answers(
     branches: Branches,
     limit: int,
     sampling: dict[str, Any],
+    ways: Sequence[str],
     *,
-    compare: bool,
-    stream: bool,
+    quiet: bool,
 ) -> dict[str, SynthesisResult]:
-    """Answer from the caches, streaming to stdout, and with `compare` from the texts and from nothing."""
+    """Answer in every one of the ways.
 
-    def write(token: StreamedToken) -> None:
-        sys.stdout.write(token)
+    The answer from the caches goes to stdout as it is written, unless `quiet`, or all answers are about to be seen side by
+    side on the same terminal.
+    """
+    if len(ways) == 1:
+        return {ways[0]: _stream(synth, question, branches, limit, sampling, quiet=quiet)}
+    results = {}
+    on_screen = sys.stdout.isatty() and console.is_terminal
+    with view.watch(console, [f"from {way}" for way in ways], synth.model.stop_ids, limit) as push:
+        for number, way in enumerate(ways):
+            show = functools.partial(push, number)
+            if way == "text":
+                results[way] = synth.synthesize_text(question, branches.texts, limit, on_token=show, **sampling)
+            else:
+                read = branches if way == "caches" else None
+                results[way] = synth.synthesize(question, read, limit, on_token=show, **sampling)
+    if not quiet and not on_screen:
+        sys.stdout.write(results["caches"].text + "\n")
         sys.stdout.flush()
-
-    results = {"caches": synth.synthesize(question, branches, limit, on_token=write if stream else None, **sampling)}
-    if stream:
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-    if compare:
-        with console.status("answering from the texts, and from the question alone"):
-            results["text"] = synth.synthesize_text(question, branches.texts, limit, **sampling)
-            results["question alone"] = synth.synthesize(question, None, limit, **sampling)
     return results
 
 
-def _described(question: str, names: list[str], branches: Branches, results: dict[str, SynthesisResult]) -> dict[str, Any]:
-    def of(result: SynthesisResult) -> dict[str, Any]:
-        return {
-            "answer": result.text,
-            "ttft_s": result.ttft_s,
-            "prompt_tokens": result.prompt_tokens,
-            "cached_tokens": result.cached_tokens,
-            "decode_tokens_per_s": result.decode_tokens_per_s,
-            "finish_reason": result.finish_reason,
-        }
+def _stream(
+    synth: ParallelSynthesis, question: str, branches: Branches, limit: int, sampling: dict[str, Any], *, quiet: bool
+) -> SynthesisResult:
+    """Answer from the caches, writing to stdout: as it is to a file or a pipe, in lines that fit to a terminal."""
+    if quiet:
+        return synth.synthesize(question, branches, limit, **sampling)
+    write = sys.stdout.write
+    wrap = view.WordWrap(write, console.width) if sys.stdout.isatty() else None
+    if wrap is not None:
+        console.print(Text("answer", style="bold"))
 
+    def on_token(token: StreamedToken) -> None:
+        if wrap is None:
+            write(token)
+        else:
+            wrap.push(token)
+        sys.stdout.flush()
+
+    result = synth.synthesize(question, branches, limit, on_token=on_token, **sampling)
+    if wrap is not None:
+        wrap.finish()
+    write("\n")
+    sys.stdout.flush()
+    return result
+
+
+def _described(question: str, names: list[str], branches: Branches, results: dict[str, SynthesisResult]) -> dict[str, Any]:
     rows = zip(names, branches.texts, branches.lengths, branches.finish_reasons, strict=True)
     described: dict[str, Any] = {
         "question": question,
         "workers": [
             {"role": role, "text": text, "tokens": tokens, "finish_reason": why} for role, text, tokens, why in rows
         ],
-        **of(results["caches"]),
+        **_numbers(results["caches"]),
     }
-    if "text" in results:
-        described["text"] = of(results["text"])
-        described["question_alone"] = of(results["question alone"])
-    return described
+    return described | {way.replace(" ", "_"): _numbers(result) for way, result in results.items() if way != "caches"}
+
+
+def _numbers(result: SynthesisResult) -> dict[str, Any]:
+    return {
+        "answer": result.text,
+        "ttft_s": result.ttft_s,
+        "prompt_tokens": result.prompt_tokens,
+        "cached_tokens": result.cached_tokens,
+        "decode_tokens_per_s": result.decode_tokens_per_s,
+        "finish_reason": result.finish_reason,
+    }

@@ -1,35 +1,69 @@
-"""What several commands share: loading a model with the on-disk compilation cache, and printing JSON."""
+"""What several commands share: the terminal, JAX with programs kept on disk, models, text files, JSON."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
+from rich.text import Text
 
 from psynth_jax.convert.load import cache_folder, load_model
 from psynth_jax.errors import InputError
 from psynth_jax.model import Model
 
-console = Console(stderr=True)
+# Paths, role names and what models write may hold anything: no markup is read in them.
+console = Console(stderr=True, markup=False, highlight=False)
+
+
+def start_jax() -> None:
+    """Start the device, and keep compiled programs on disk, so that the next start is fast."""
+    folder = cache_folder() / "compiled"
+    with contextlib.suppress(OSError):  # a cache folder that cannot be written is slow, not wrong
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    with without_libtpu_noise():
+        jax.devices()
+
+
+@contextlib.contextmanager
+def without_libtpu_noise() -> Iterator[None]:
+    """Drop what is written to stderr, if it can only be an installed libtpu that looks for a TPU and finds none."""
+    machine_has_tpu = any(Path("/dev").glob("accel*")) or Path("/dev/vfio").exists()
+    if importlib.util.find_spec("libtpu") is None or machine_has_tpu or os.environ.get("JAX_PLATFORMS"):
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def load(source: str, dtype: str) -> Model:
-    """Load a model, saying so; compiled programs are kept on disk, so that the next start is fast."""
-    folder: Path = cache_folder() / "compiled"
-    folder.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    with console.status(f"loading {source}"):
+    """Load a model, saying so."""
+    start_jax()
+    with console.status(Text(f"loading {source}")):
         return load_model(source, dtype)
 
 
 def write_json(value: dict[str, Any]) -> None:
     """Print one JSON object, the only thing on stdout."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
 
 
 def text_or_file(value: str) -> str:

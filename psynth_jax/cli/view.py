@@ -1,58 +1,137 @@
-"""What people see of a run: workers as they write, then a table of what each way of answering took."""
+"""What people see of a run: texts as they are written, side by side, then a table of what each way of answering took.
+
+Knows nothing about models; what goes to stdout is decided elsewhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import math
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from rich.columns import Columns
-from rich.console import Console, Group
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from psynth_jax.synthesis.generate import OnToken, StreamedToken
+from psynth_jax.synthesis.generate import StreamedToken
 from psynth_jax.synthesis.pipeline import SynthesisResult
 
-TAIL = 320  # characters of a worker's text that its panel shows while it writes
+NARROWEST, HIGHEST, LOWEST = 30, 12, 4  # columns of a panel; lines of one that is being written
+GIVEN_SHOWN = 240  # characters of a text that the user gave, and knows
+ENDED = {"stop": "", "length": " · cut off", "given": " · given"}
+
+
+@dataclasses.dataclass
+class _Writing:
+    """A text that is being written."""
+
+    title: str
+    text: str = ""
+    tokens: int = 0
+    ended: bool = False
+
+    def push(self, token: StreamedToken, stop_ids: frozenset[int], limit: int) -> None:
+        self.text += token
+        if token.token_id in stop_ids:
+            self.ended = True
+        elif token.token_id is not None:
+            self.tokens += 1
+            self.ended = self.tokens == limit
 
 
 @contextmanager
-def watch_workers(console: Console, names: Sequence[str]) -> Iterator[OnToken]:
-    """Show a panel per worker while they write; yield what takes their tokens."""
-    texts = ["" for _ in names]
+def watch(
+    console: Console, titles: Sequence[str], stop_ids: frozenset[int], limit: int
+) -> Iterator[Callable[[int, StreamedToken], None]]:
+    """Show texts as they are written, a panel each; yield what takes (number of the panel, token).
 
-    def panels() -> Columns:
-        shown = [Panel(Text(text[-TAIL:]), title=name, width=38, height=10) for name, text in zip(names, texts, strict=True)]
-        return Columns(shown)
+    On anything but a terminal nothing is shown.
 
-    with Live(panels(), console=console, refresh_per_second=8, transient=True) as live:
+    Args:
+      stop_ids, limit: a text has ended with one of these tokens, or when it has so many.
+    """
+    writing = [_Writing(title) for title in titles]
 
-        def on_token(token: StreamedToken) -> None:
-            texts[token.worker or 0] += token
-            live.update(panels())
+    def push(number: int, token: StreamedToken) -> None:
+        writing[number].push(token, stop_ids, limit)
 
-        yield on_token
+    if not console.is_terminal:
+        yield push
+        return
+    with Live(
+        get_renderable=lambda: _panels(console, writing), console=console, refresh_per_second=8, transient=True
+    ) as live:
+        yield push
+        live.refresh()
 
 
-def workers_table(names: Sequence[str], texts: Sequence[str], tokens: Sequence[int], reasons: Sequence[str]) -> Group:
+def _panels(console: Console, writing: Sequence[_Writing]) -> Table:
+    """Lay panels out in as many columns as fit, low enough for the screen, each with the last lines of its text."""
+    columns = _columns(console.width, len(writing))
+    height = min(max((console.height - 1) // math.ceil(len(writing) / columns), LOWEST), HIGHEST)
+    panels = []
+    for each in writing:
+        lines = Text(printable(each.text.strip())).wrap(console, max(console.width // columns - 4, 1))
+        count = f" · {_tokens(each.tokens)}" if each.tokens else ""
+        style = "dim" if each.ended or not each.tokens else "cyan"
+        shown = Text("\n").join(lines[-(height - 2) :])
+        panels.append(Panel(shown, title=Text(each.title + count), title_align="left", height=height, border_style=style))
+    return _grid(panels, columns)
+
+
+def _tokens(count: int) -> str:
+    return "1 token" if count == 1 else f"{count:,} tokens"
+
+
+def _columns(width: int, panels: int) -> int:
+    return max(min(width // NARROWEST, panels), 1)
+
+
+def _grid(panels: Sequence[RenderableType], columns: int) -> Table:
+    grid = Table.grid(expand=True)
+    for _ in range(columns):
+        grid.add_column(ratio=1)
+    for first in range(0, len(panels), columns):
+        grid.add_row(*panels[first : first + columns])
+    return grid
+
+
+def workers_panels(names: Sequence[str], texts: Sequence[str], tokens: Sequence[int], reasons: Sequence[str]) -> Group:
     """Show each worker's whole text, its tokens, and whether it was cut off."""
-    marks = {"length": " · cut off", "given": " · given", "stop": ""}
-    return Group(
-        *(
-            Panel(
-                Text(text.strip()), title=f"{name} · {count} tokens{marks[reason]}", title_align="left", border_style="dim"
-            )
-            for name, text, count, reason in zip(names, texts, tokens, reasons, strict=True)
-        )
-    )
+    panels = []
+    for name, text, count, reason in zip(names, texts, tokens, reasons, strict=True):
+        shown = printable(text.strip())
+        if reason == "given" and len(shown) > GIVEN_SHOWN:
+            shown = shown[:GIVEN_SHOWN].rstrip() + " …"
+        mark = ENDED[reason] if shown else " · wrote nothing, left out"
+        title = Text(f"{name} · {_tokens(count)}{mark}")
+        panels.append(Panel(Text(shown), title=title, title_align="left", border_style="dim"))
+    return Group(*panels)
 
 
-def results_table(results: dict[str, SynthesisResult]) -> Table:
+def answers(console: Console, results: Mapping[str, SynthesisResult]) -> Table:
+    """Show several answers side by side, or one below the other where the terminal is narrow."""
+    columns = len(results) if _columns(console.width, len(results)) == len(results) else 1
+    return _grid([_answer(name, result) for name, result in results.items()], columns)
+
+
+def _answer(name: str, result: SynthesisResult) -> Panel:
+    title = Text(f"from {name}{ENDED[result.finish_reason]}")
+    subtitle = Text(f"first token after {result.ttft_s:.2f} s")
+    return Panel(Text(printable(result.text.strip())), title=title, title_align="left", subtitle=subtitle)
+
+
+def results_table(results: Mapping[str, SynthesisResult]) -> Group:
     """Compare ways of answering: time to first token, what was prefilled, what was read, and the speed after that."""
-    table = Table(title_justify="left")
-    for column in ("answer from", "TTFT", "tokens prefilled", "read from caches", "tokens/s"):
+    table = Table(box=box.ROUNDED, border_style="dim")
+    for column in ("answer from", "TTFT", "tokens prefilled", "read from caches", "answer tokens", "tokens/s"):
         table.add_column(column, justify="left" if column == "answer from" else "right")
     for name, result in results.items():
         table.add_row(
@@ -60,11 +139,59 @@ def results_table(results: dict[str, SynthesisResult]) -> Table:
             f"{result.ttft_s:.3f} s",
             f"{result.prompt_tokens:,}",
             f"{result.cached_tokens:,}",
+            f"{len(result.token_ids):,}{ENDED[result.finish_reason]}",
             f"{result.decode_tokens_per_s:.1f}",
         )
+    notes = ["TTFT: from branches ready to the first token, without compilation.  tokens/s: after the first token."]
+    if "text" in results:
+        ratio = results["text"].ttft_s / results["caches"].ttft_s
+        notes.append(f"TTFT from text is {ratio:.1f} times that from caches.")
+    return Group(table, *(Text(note, style="dim") for note in notes))
+
+
+def facts(values: Mapping[str, Any]) -> Table:
+    """Show names and values, a line each."""
+    table = Table(box=box.ROUNDED, border_style="dim", show_header=False)
+    for name, value in values.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        table.add_row(name, f"{shown:.4g}" if isinstance(shown, float) else str(shown))
     return table
 
 
-def answers(results: dict[str, SynthesisResult]) -> Columns:
-    """Show several answers side by side."""
-    return Columns([Panel(Text(result.text.strip()), title=name, width=44) for name, result in results.items()])
+def printable(text: str) -> str:
+    """Drop control characters but tabs and new lines: a model may write anything, also what a terminal obeys."""
+    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
+
+
+class WordWrap:
+    """Writes streamed text to a terminal of `width` columns, breaking lines between words."""
+
+    def __init__(self, write: Callable[[str], object], width: int):
+        self._write, self._width = write, width
+        self._word, self._column = "", 0
+
+    def push(self, piece: str) -> None:
+        """Write what is complete: a word is, when a space follows, and so is a wide character (no spaces in Chinese)."""
+        for char in printable(piece):
+            if not char.isspace():
+                self._word += char
+                if cell_len(char) == 2:
+                    self.finish()
+                continue
+            self.finish()
+            if char == "\n":
+                self._write("\n")
+                self._column = 0
+            elif self._column < self._width:
+                self._write(" ")
+                self._column += 1
+
+    def finish(self) -> None:
+        """Write the last word."""
+        size = cell_len(self._word)
+        if self._column and self._column + size > self._width:
+            self._write("\n")
+            self._column = 0
+        self._write(self._word)
+        self._column += size
+        self._word = ""

@@ -8,9 +8,8 @@ DIR/mapper.safetensors        hidden_kernel, hidden_bias, out_kernel, out_bias
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from psynth_jax.axes import HostArray, letters_to_shape
+from psynth_jax.directories import replacing
 from psynth_jax.errors import AdapterError, InputError, ModelMismatchError
 from psynth_jax.mapper import FEATURES, Mapper
 from psynth_jax.model import Model
@@ -63,10 +63,7 @@ def save_adapter(directory: str, adapter: Adapter, model: Model, training: Mappi
         "mapper_features": list(FEATURES),
         "training": dict(training or {}),
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".adapter-") as scratch:
-        fresh = Path(scratch) / "new"
-        fresh.mkdir()
+    with replacing(target) as fresh:
         if lora is not None:
             factors = {f"lora.{name}.down": np.asarray(value) for name, value in lora.down.items()}
             factors |= {f"lora.{name}.up": np.asarray(value) for name, value in lora.up.items()}
@@ -75,9 +72,6 @@ def save_adapter(directory: str, adapter: Adapter, model: Model, training: Mappi
             arrays = {field.name: np.asarray(getattr(mapper, field.name)) for field in dataclasses.fields(mapper)}
             safetensors.numpy.save_file(arrays, fresh / _MAPPER)
         (fresh / _DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
-        if target.exists():
-            shutil.move(str(target), str(Path(scratch) / "old"))
-        fresh.rename(target)
 
 
 def load_adapter(directory: str, model: Model) -> Adapter:
@@ -100,13 +94,29 @@ def load_adapter(directory: str, model: Model) -> Adapter:
             raise ModelMismatchError(
                 f"{source} was made for the base model {description['base_name']}, not for {model.name}"
             )
-        lora = _lora(safetensors.numpy.load_file(source / _LORA), description, model) if description["targets"] else None
-        mapper = Mapper.from_arrays(safetensors.numpy.load_file(source / _MAPPER)) if description["mapper_hidden"] else None
+        lora = _lora(_read(source / _LORA), description, model) if description["targets"] else None
+        mapper = _mapper(_read(source / _MAPPER), description) if description["mapper_hidden"] else None
     except FileNotFoundError as error:
-        raise AdapterError(f"{source} is not an adapter directory: {Path(error.filename or '').name} is missing") from None
+        raise AdapterError(f"{source} is not an adapter directory: {Path(error.filename).name} is missing") from None
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise AdapterError(f"{source} is not a readable adapter: {' '.join(str(error).split())}") from None
     return Adapter(lora, mapper)
+
+
+def _read(file: Path) -> dict[str, HostArray]:
+    if not file.is_file():  # safetensors would not say which file
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(file))
+    return safetensors.numpy.load_file(file)
+
+
+def _mapper(arrays: dict[str, HostArray], description: Mapping[str, Any]) -> Mapper:
+    features = description["mapper_features"]
+    if features != list(FEATURES):
+        raise AdapterError(f"the mapper reads the features {features}, this version gives it {list(FEATURES)}")
+    mapper = Mapper.from_arrays(arrays)
+    if mapper.hidden_bias.shape != (description["mapper_hidden"],):
+        raise AdapterError(f"the mapper has hidden size {mapper.hidden_bias.size}, not {description['mapper_hidden']}")
+    return mapper
 
 
 def _lora(tensors: dict[str, HostArray], description: Mapping[str, Any], model: Model) -> Lora:

@@ -18,6 +18,7 @@ import numpy as np
 from psynth_jax.axes import HostArray
 from psynth_jax.branches import FinishReason
 from psynth_jax.cache import KVCache
+from psynth_jax.errors import InputError
 from psynth_jax.synthesis.engine import Engine
 from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
 from psynth_jax.synthesis.step import Reader
@@ -51,12 +52,15 @@ class RowOutput:
     """What a row has produced: token_ids and text, without end tokens and stop texts; why it ended (None: it has not)."""
 
     def __init__(self, options: SamplingOptions, stop_ids: frozenset[int], tokenizer: Tokenizer | None):
+        """Start with nothing.  Raises `InputError` for stop texts without a tokenizer to find them."""
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.text = ""
         self._limit = options.max_new_tokens
-        self._stop_ids = stop_ids | {stop for stop in options.stop if isinstance(stop, int)}
+        self._stop_ids = stop_ids | {int(stop) for stop in options.stop if not isinstance(stop, str)}
         self._stop_texts = [stop for stop in options.stop if isinstance(stop, str)]
+        if self._stop_texts and tokenizer is None:
+            raise InputError(f"the model has no tokenizer to find the stop text {self._stop_texts[0]!r}: give token ids")
         self._held = max((len(stop) for stop in self._stop_texts), default=1) - 1
         self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer) if tokenizer is not None else None

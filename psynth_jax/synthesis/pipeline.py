@@ -21,7 +21,7 @@ from psynth_jax.ops.branch_attention import Implementation
 from psynth_jax.synthesis import inputs, prompts
 from psynth_jax.synthesis.engine import Engine, slots_needed
 from psynth_jax.synthesis.generate import OnToken, RowOutput, StreamedToken, generate
-from psynth_jax.synthesis.sampling import SamplingOptions
+from psynth_jax.synthesis.sampling import SamplingOptions, checked_seed
 from psynth_jax.synthesis.step import Reader
 from psynth_jax.synthesis.workers import WorkerPrompt, decode_workers, encode_workers, warn_of_copies
 
@@ -67,11 +67,15 @@ class ParallelSynthesis:
           implementation: of attention; see `branch_attention`.
 
         Raises:
-          InputError: unknown positions.
+          InputError: unknown positions or implementation.
           AdapterError, ModelMismatchError: the adapter cannot be used, or belongs to another model.
         """
-        if positions not in get_args(PositionMode):
-            raise InputError(f"positions is {positions!r}; it must be one of {', '.join(get_args(PositionMode))}")
+        for name, value, allowed in (
+            ("positions", positions, get_args(PositionMode)),
+            ("implementation", implementation, get_args(Implementation)),
+        ):
+            if value not in allowed:
+                raise InputError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
         if isinstance(adapter, str):
             adapter = load_adapter(adapter, model)
         if isinstance(adapter, Lora):
@@ -276,9 +280,10 @@ class ParallelSynthesis:
         for start, prompt in zip(offset, ids, strict=True):
             inputs.check_window(self.model, int(start), len(prompt), options.max_new_tokens, "the question")
         compiled = self.engine.compile_seconds
+        outputs = [RowOutput(options, self.model.stop_ids, self.model.tokenizer) for _ in ids]
+        seeds = [(checked_seed(seed), 0)] * len(ids)
         longest = max(len(prompt) for prompt in ids)
         cache = self.engine.allocate(len(ids), slots_needed(0, longest, options.max_new_tokens))
-        outputs = [RowOutput(options, self.model.stop_ids, self.model.tokenizer) for _ in ids]
         report = None if on_token is None else _reporter(on_token)
         before = time.perf_counter() - begin - (self.engine.compile_seconds - compiled)
         nothing = np.zeros(len(ids), np.int32)
@@ -291,7 +296,7 @@ class ParallelSynthesis:
             nothing,
             offset,
             options,
-            [(seed, 0)] * len(ids),
+            seeds,
             report,
             feed_last=False,
         )
@@ -374,14 +379,19 @@ def _shaped_like(groups: list[list[Any]], batched: bool, given: Sequence[Any] | 
     """Return `given` grouped like `groups`; None everywhere when nothing is given."""
     if given is None:
         return [[None] * len(group) for group in groups]
-    nested = [list(item) for item in given] if batched else [list(given)]
-    if [len(group) for group in nested] != [len(group) for group in groups]:
-        raise InputError(f"{what} must have one entry for each text: {[len(g) for g in groups]} by question")
-    return nested
+    nested = given if batched else [given]
+    counts = [len(group) for group in groups]
+    if (
+        not isinstance(nested, list | tuple)
+        or not all(isinstance(group, list | tuple) for group in nested)
+        or [len(group) for group in nested] != counts
+    ):
+        raise InputError(f"{what} must have {f'{counts} entries, by question' if batched else f'{counts[0]} entries'}")
+    return [list(group) for group in nested]
 
 
 def _worker_seeds(seed: int | Sequence[Any], groups: list[list[Any]], batched: bool) -> list[list[tuple[int, int]]]:
     """Return each worker's (seed, number); a seed given for a worker alone does not depend on its number."""
-    if isinstance(seed, int | np.integer):
-        return [[(int(seed), index) for index in range(len(group))] for group in groups]
-    return [[(int(value), 0) for value in group] for group in _shaped_like(groups, batched, seed, "seed")]
+    if not isinstance(seed, list | tuple):
+        return [[(checked_seed(seed), index) for index in range(len(group))] for group in groups]
+    return [[(checked_seed(value), 0) for value in group] for group in _shaped_like(groups, batched, seed, "seed")]

@@ -42,6 +42,8 @@ def load_roles(path: str | Path | None = None) -> tuple[Role, ...]:
             content = Path(path).read_text(encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot read roles from {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise InputError(f"cannot read roles from {path}: it is not UTF-8 text") from None
     try:
         entries = yaml.safe_load(content)
     except yaml.YAMLError as error:

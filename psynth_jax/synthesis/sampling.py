@@ -33,11 +33,11 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         """Raise `InputError` naming the option that is out of range."""
         ranges = (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("max_new_tokens", _is_whole(self.max_new_tokens) and self.max_new_tokens >= 1, "a whole number of at least 1"),
             ("temperature", self.temperature >= 0, "0 (greedy) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k >= 0, "0 (off) or more"),
-            ("stop", all(self.stop) or 0 in self.stop, "texts that are not empty, or token ids"),
+            ("top_k", _is_whole(self.top_k) and self.top_k >= 0, "a whole number, 0 (off) or more"),
+            ("stop", all(_is_stop(stop) for stop in self.stop), "texts that are not empty, or token ids"),
         )
         for name, fine, right in ranges:
             if not fine:
@@ -47,6 +47,21 @@ class SamplingOptions:
     def greedy(self) -> bool:
         """Whether no random number is drawn."""
         return self.temperature == 0
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_stop(value: object) -> bool:
+    return _is_whole(value) or (isinstance(value, str) and value != "")
+
+
+def checked_seed(seed: object) -> int:
+    """Return a seed as an int.  Raises `InputError` when it is not a whole number."""
+    if not _is_whole(seed):
+        raise InputError(f"seed must be a whole number; {seed!r} is none")
+    return int(seed)  # type: ignore[call-overload]
 
 
 @jax.tree_util.register_dataclass

@@ -19,7 +19,7 @@ from psynth_jax.synthesis import inputs, prompts
 from psynth_jax.synthesis.engine import slots_needed
 from psynth_jax.synthesis.generate import OnToken, RowOutput, StreamedToken, generate
 from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult, result_of
-from psynth_jax.synthesis.sampling import SamplingOptions
+from psynth_jax.synthesis.sampling import SamplingOptions, checked_seed
 
 _MARK = "\u2042answer\u2042"  # stands for an earlier answer when a template is asked what comes after it
 
@@ -61,14 +61,17 @@ class Session:
         `ParallelSynthesis.synthesize`.
         """
         options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, tuple(stop))
+        if self._cache is None and self.tokens:  # it was donated to a turn that raised
+            raise InputError("an earlier turn of this conversation was interrupted: start a new session")
         synth, engine = self._synth, self._synth.engine
         begin, compiled = time.perf_counter(), engine.compile_seconds
         ids = self._turn_ids(text)
         inputs.check_window(synth.model, int(self._offset[0]) + self.tokens, len(ids), max_new_tokens, "this turn")
+        output = RowOutput(options, synth.model.stop_ids, synth.model.tokenizer)
+        seeds = [(checked_seed(seed), 0)]
         slots = slots_needed(self.tokens, len(ids), max_new_tokens)
         cache = engine.allocate(1, slots) if self._cache is None else engine.grow(self._cache, slots)
         self._cache = None  # donated from here on
-        output = RowOutput(options, synth.model.stop_ids, synth.model.tokenizer)
         report = None if on_token is None else lambda _, piece, token: on_token(StreamedToken(piece, 0, None, token))
         before = time.perf_counter() - begin - (engine.compile_seconds - compiled)
         run = generate(
@@ -80,7 +83,7 @@ class Session:
             self._filled,
             self._offset,
             options,
-            [(seed, 0)],
+            seeds,
             report,
             feed_last=True,
         )

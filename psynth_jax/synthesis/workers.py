@@ -94,9 +94,9 @@ def decode_workers(
     on_token: OnToken | None = None,
 ) -> list[Branch]:
     """Let all workers write, in one batch; return the branch of each."""
+    outputs = [RowOutput(options, stop_ids, tokenizer) for _ in workers]
     prefixes = _prefill_prefixes(engine, workers)
     prompts = [worker.prompt[shared:] for worker, shared in zip(workers, prefixes.of_row, strict=True)]
-    outputs = [RowOutput(options, stop_ids, tokenizer) for _ in workers]
     longest = max(len(prompt) for prompt in prompts)
     cache = engine.allocate(len(workers), slots_needed(0, longest, options.max_new_tokens))
 

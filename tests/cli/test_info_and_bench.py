@@ -1,0 +1,71 @@
+"""`psynth info` and `psynth bench`: their JSON objects, and their tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from psynth_jax.config import DecoderConfig
+from psynth_jax.presets import PRESETS, Preset
+from tests.cli.conftest import Command
+from tests.tiny import tiny_config
+
+TTFT = ("--branches", 2, "--branch-tokens", 6, "--prompt-tokens", 4, "--repeats", 1)
+DECODE = ("--rows", 2, "--new-tokens", 3, "--prompt-tokens", 4, "--prefill-tokens", 9, "--repeats", 1)
+SAME = {"bench", "model", "weights", "dtype", "device", "jax", "prompt_tokens", "repeats"}
+
+
+class TestInfo:
+    def test_json(self, psynth: Command) -> None:
+        found = psynth("info", "--json").json
+        assert {"psynth_jax", "python", "jax", "jaxlib", "flax", "device", "devices", "cache"} < set(found)
+        assert found["presets"] == sorted(PRESETS)
+        assert "model" not in found
+
+    def test_model(self, psynth: Command, model_directory: Path) -> None:
+        found = psynth("info", "--model", model_directory, "--json").json["model"]
+        assert found["name"] == str(model_directory)
+        assert (found["family"], found["layers"], found["stop_ids"]) == ("llama", 2, [257])
+        assert set(DecoderConfig.model_fields) < set(found)
+
+    def test_table(self, psynth: Command, model_directory: Path) -> None:
+        done = psynth("info", "--model", model_directory)
+        assert (done.code, done.out) == (0, "")
+        assert "smollm2-135m" in done.err and "llama" in done.err
+
+
+class TestBench:
+    def test_ttft(self, psynth: Command, model_directory: Path) -> None:
+        found = psynth("bench", "ttft", "--model", model_directory, *TTFT, "--json").json
+        assert set(found) == SAME | {"branches", "branch_tokens", "ttft_text_s", "ttft_branches_s", "ratio"}
+        assert (found["model"], found["weights"], found["dtype"]) == (str(model_directory), "real", "float32")
+        assert (found["branches"], found["branch_tokens"], found["prompt_tokens"], found["repeats"]) == (2, 6, 4, 1)
+        assert found["ratio"] == pytest.approx(found["ttft_text_s"] / found["ttft_branches_s"])
+        assert found["ttft_branches_s"] > 0
+
+    def test_decode(self, psynth: Command, model_directory: Path) -> None:
+        found = psynth("bench", "decode", "--model", model_directory, *DECODE, "--json").json
+        seconds = {"prefill_s", "decode_s", "workers_batch_s", "workers_serial_s"}
+        assert set(found) == SAME | seconds | {"rows", "new_tokens", "prefill_tokens", "tokens_per_s", "batch_over_serial"}
+        assert all(found[name] > 0 for name in seconds)
+        assert found["tokens_per_s"] == pytest.approx(2 * 2 / found["decode_s"])
+        assert found["batch_over_serial"] == pytest.approx(found["workers_batch_s"] / found["workers_serial_s"])
+
+    def test_random_weights_of_a_preset(self, psynth: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(PRESETS, "miniature", Preset(tiny_config(), "nobody/nothing"))
+        found = psynth("bench", "ttft", "--model", "miniature", "--random", "--dtype", "bfloat16", *TTFT, "--json").json
+        assert (found["model"], found["weights"], found["dtype"]) == ("miniature", "random", "bfloat16")
+
+    def test_table(self, psynth: Command, model_directory: Path) -> None:
+        done = psynth("bench", "ttft", "--model", model_directory, *TTFT)
+        assert (done.code, done.out) == (0, "")
+        assert "ratio" in done.err
+
+    @pytest.mark.torch
+    def test_against_torch(self, psynth: Command, model_directory: Path) -> None:
+        found = psynth("bench", "decode", "--model", model_directory, *DECODE, "--against", "torch", "--json").json
+        for name in ("prefill", "decode"):
+            assert found[f"{name}_over_torch"] == pytest.approx(found[f"{name}_s"] / found[f"torch_{name}_s"])
+        found = psynth("bench", "ttft", "--model", model_directory, *TTFT, "--against", "torch", "--json").json
+        assert found["text_over_torch"] == pytest.approx(found["ttft_text_s"] / found["torch_prefill_s"])

@@ -1,0 +1,82 @@
+"""The command as a process of its own: programs kept on disk, quiet stderr, a pipe that is closed early."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from psynth_jax.cli.setting import without_libtpu_noise
+
+COMMAND = [sys.executable, "-c", "import sys; from psynth_jax.cli import main; main()"]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "PSYNTH_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+
+def test_second_run_finds_its_programs_on_disk(model_directory: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    def run() -> dict[str, object]:
+        options = ["--model", str(model_directory), "--workers", "2", "--worker-tokens", "4", "--max-new-tokens", "4"]
+        done = subprocess.run(
+            [*COMMAND, "run", "Why?", *options, "--json"], env=environment, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return json.loads(done.stdout)
+
+    def programs() -> set[str]:
+        return {file.name for file in (tmp_path / "compiled").iterdir() if file.name.endswith("-cache")}
+
+    first, kept = run(), programs()
+    assert kept
+    second = run()
+    assert programs() == kept
+    assert (first["answer"], first["workers"]) == (second["answer"], second["workers"])
+
+
+def test_cache_folder_that_cannot_be_written(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    environment |= {"PSYNTH_CACHE": str(tmp_path / "file")}
+    done = subprocess.run([*COMMAND, "info", "--json"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["cache"] == str(tmp_path / "file")
+
+
+def test_a_reader_that_has_left(environment: dict[str, str]) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "info", "--json"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
+
+
+class TestLibtpuNoise:
+    def write(self) -> None:
+        with without_libtpu_noise():
+            os.write(2, b"noise\n")
+        os.write(2, b"after\n")
+
+    def test_dropped(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+        monkeypatch.setattr(Path, "glob", lambda *_: iter(()))
+        monkeypatch.setattr(Path, "exists", lambda *_: False)
+        self.write()
+        assert capfd.readouterr().err == "after\n"
+
+    @pytest.mark.parametrize("reason", ["platforms are chosen", "no libtpu", "a TPU"])
+    def test_kept(self, reason: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        """What is written may matter, unless it can only be libtpu's."""
+        monkeypatch.setenv("JAX_PLATFORMS", "cpu" if reason == "platforms are chosen" else "")
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None if reason == "no libtpu" else object())
+        monkeypatch.setattr(Path, "exists", lambda *_: reason == "a TPU")
+        self.write()
+        assert capfd.readouterr().err == "noise\nafter\n"

@@ -1,0 +1,35 @@
+"""Synthesizers that the tests of this folder share, because a compiled step is the expensive part of a test.
+
+None of them is changed by a test: a test that needs another mapper or other positions makes its own and lends it the engine.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+import psynth_jax as ps
+from tests.tiny import random_lora, random_mapper, talking_model, tiny_model
+
+
+@pytest.fixture(scope="session")
+def synth() -> ps.ParallelSynthesis:
+    """Tiny model for token ids, with an adapter and a mapper that both change every number."""
+    model = tiny_model()
+    synthesizer = ps.ParallelSynthesis(model, adapter=random_lora(model.config, 1))
+    synthesizer.set_mapper(random_mapper(1))
+    return synthesizer
+
+
+@pytest.fixture(scope="session")
+def plain(synth: ps.ParallelSynthesis) -> ps.ParallelSynthesis:
+    """The same model without adapter and mapper."""
+    synthesizer = ps.ParallelSynthesis(synth.model)
+    synthesizer.engine = synth.engine
+    return synthesizer
+
+
+@pytest.fixture(scope="session")
+def talking() -> ps.ParallelSynthesis:
+    """A tiny model with a tokenizer and a chat template, without an adapter."""
+    pytest.importorskip("transformers", reason="tokenizers are transformers'")
+    return ps.ParallelSynthesis(talking_model())

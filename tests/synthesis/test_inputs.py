@@ -1,0 +1,246 @@
+"""What the user did wrong gets one line that says so, before anything is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+import psynth_jax as ps
+from psynth_jax.branches import Branch, Branches
+from psynth_jax.errors import AdapterError, ContextLengthError, InputError, ModelMismatchError
+from tests.tiny import random_mapper, tiny_config, tiny_decoder, token_ids
+
+PROMPT, TARGET = token_ids(1, 7), token_ids(2, 5)
+
+
+@pytest.fixture(scope="module")
+def branches(synth: ps.ParallelSynthesis) -> Branches:
+    return synth.encode([token_ids(3, 5), token_ids(4, 8)])
+
+
+@pytest.fixture
+def nothing_runs(
+    synth: ps.ParallelSynthesis, talking: ps.ParallelSynthesis, branches: Branches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let nothing run on a device from here on: what is wrong is found before."""
+    for synthesizer in (synth, talking):
+        monkeypatch.setattr(synthesizer.engine, "_call", None)
+
+
+def refused(kind: type[Exception], match: str, function: Any, *args: Any, **options: Any) -> None:
+    with pytest.raises(kind, match=match) as caught:
+        function(*args, **options)
+    assert isinstance(caught.value, ps.UserError) and "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("nothing_runs")
+class TestEmpty:
+    @pytest.mark.parametrize("question", [[], "", "  \n"])
+    def test_question(self, talking: ps.ParallelSynthesis, question: Any) -> None:
+        refused(InputError, "the question is empty", talking.synthesize, question)
+        refused(InputError, "the prompt is empty", talking.score, question, [1])
+        refused(InputError, "prompt 2 is empty", talking.work, [[1, 2], question])
+        refused(InputError, "the question is empty", talking.synthesize_text, question, [[1, 2]])
+
+    @pytest.mark.parametrize("text", [[], "", "\t"])
+    def test_text(self, talking: ps.ParallelSynthesis, text: Any) -> None:
+        refused(InputError, "text 2 is empty", talking.encode, ["fine", text])
+        refused(InputError, "text 1 of question 2 is empty", talking.encode, [["fine"], [text]])
+        refused(InputError, "text 1 is empty", talking.synthesize_text, "why?", [text, "fine"])
+        refused(InputError, "the target is empty", talking.score, "why?", text)
+
+    def test_list(self, synth: ps.ParallelSynthesis) -> None:
+        for nothing in ([], ()):
+            refused(InputError, "prompts must be a list", synth.work, nothing)
+            refused(InputError, "texts must be a list", synth.encode, nothing)
+        refused(InputError, "prompt 1 is empty", synth.work, [[]])
+        refused(InputError, "text 1 is empty", synth.encode, [[]])
+
+    def test_branches(self, synth: ps.ParallelSynthesis, branches: Branches) -> None:
+        refused(InputError, "no branch to read", synth.synthesize, PROMPT, branches[:0])
+        refused(InputError, "no branch to read", synth.session, branches[:0])
+
+    def test_branch_of_a_worker_that_stopped_at_once(self, synth: ps.ParallelSynthesis, branches: Branches) -> None:
+        nothing = Branches([[Branch((), "", 4, 0, (), "stop")]], branches.fingerprint, batched=False)
+        joined = Branches.join(branches, nothing)
+        refused(InputError, r"branch 3 is empty.*branches\[\[0, 2\]\]", synth.synthesize, PROMPT, joined)
+        refused(InputError, "branch 3 is empty", synth.score, PROMPT, TARGET, branches=joined)
+        refused(InputError, "branch 1 of question 2 is empty", synth.score, [PROMPT] * 2, [TARGET] * 2, [branches, nothing])
+
+
+@pytest.mark.usefixtures("nothing_runs")
+class TestTokens:
+    @pytest.mark.parametrize("token", [-1, 97, 10**12])
+    def test_outside_of_the_vocabulary(self, synth: ps.ParallelSynthesis, token: int) -> None:
+        message = f"has the token id {token}; the vocabulary has 0 to 96"
+        refused(InputError, f"the question {message}", synth.synthesize, [1, token])
+        refused(InputError, f"prompt 1 {message}", synth.work, [[token], [1]])
+        refused(InputError, f"text 2 of question 1 {message}", synth.encode, [[[1], [token]], [[1]]])
+        refused(InputError, f"the prefix of text 1 {message}", synth.encode, [[1]], prefixes=[[token]])
+        refused(InputError, f"the target {message}", synth.score, [1], [token])
+
+    @pytest.mark.parametrize("wrong", [7, None, 1.5, [1.5], [True, False], {"role": "user"}, [None], [["a"], 3]])
+    def test_that_are_something_else(self, synth: ps.ParallelSynthesis, wrong: Any) -> None:
+        refused(InputError, "a question must be a text, a chat or a list of token ids", synth.synthesize, wrong)
+        refused(InputError, "prompts must", synth.work, wrong)
+        refused(InputError, "texts must", synth.encode, wrong)
+
+    def test_without_a_tokenizer_there_is_no_text(self, synth: ps.ParallelSynthesis) -> None:
+        for call in (
+            lambda: synth.work(["write"]),
+            lambda: synth.encode(["a text"]),
+            lambda: synth.synthesize("why?"),
+            lambda: synth.synthesize([{"role": "user", "content": "why?"}]),
+            lambda: synth.synthesize_text("why?", ["a", "b"]),
+            lambda: synth.score("why?", [1]),
+            lambda: synth.score([1], "so"),
+            lambda: synth.session().reply("why?"),
+        ):
+            refused(InputError, "tiny has no tokenizer: give token ids instead of text", call)
+
+    def test_without_a_tokenizer_there_is_no_stop_text(self, synth: ps.ParallelSynthesis) -> None:
+        for call in (synth.synthesize, synth.session().reply, lambda prompt, stop: synth.work([prompt], stop=stop)):
+            refused(InputError, "no tokenizer to find the stop text 'end'", call, PROMPT, stop=["end"])
+
+    def test_a_chat_has_roles_and_contents(self, talking: ps.ParallelSynthesis) -> None:
+        refused(InputError, "message", talking.synthesize, [{"role": "user"}])
+        refused(InputError, "message", talking.work, [[{"content": "hi"}]])
+
+
+@pytest.mark.usefixtures("nothing_runs")
+class TestWindow:
+    """512 positions: the longest branch, the prompt and the new tokens have to fit, not the sum of the branches."""
+
+    def test_of_an_answer(self, synth: ps.ParallelSynthesis, branches: Branches) -> None:
+        message = (
+            "the question does not fit the context window of 512 positions: the longest branch has 8 tokens, "
+            "the prompt has 7, and 498 more are asked for; 497 would fit"
+        )
+        refused(ContextLengthError, message, synth.synthesize, PROMPT, branches, max_new_tokens=498)
+        alone = "512 positions: the prompt has 7, and 506 more are asked for; 505 would fit"
+        refused(ContextLengthError, alone, synth.synthesize, PROMPT, max_new_tokens=506)
+
+    def test_of_a_text_baseline_counts_all_texts(self, synth: ps.ParallelSynthesis) -> None:
+        texts = [token_ids(i, 250) for i in range(2)]
+        refused(ContextLengthError, "the prompt has 507, and 6 more", synth.synthesize_text, PROMPT, texts, max_new_tokens=6)
+
+    def test_of_workers_and_texts(self, synth: ps.ParallelSynthesis) -> None:
+        long = token_ids(1, 500)
+        refused(ContextLengthError, "prompt 2 does not fit.*has 500, and 13 more", synth.work, [[1], long], 13)
+        refused(
+            ContextLengthError, "text 1 of question 2.*has 513", synth.encode, [[[1]], [long]], [[None], [PROMPT + [1] * 6]]
+        )
+        refused(ContextLengthError, "prompt and target does not fit.*has 513", synth.score, long, [1] * 13)
+
+
+@pytest.mark.usefixtures("nothing_runs")
+class TestShapes:
+    def test_of_prefixes(self, synth: ps.ParallelSynthesis) -> None:
+        for prefixes in ([[1]], [[1], [2], [3]]):
+            refused(InputError, "prefixes must have 2 entries", synth.encode, [[1], [2]], prefixes=prefixes)
+        nested = [[[1], [2]], [[3]]]
+        for prefixes in ([[[1]], [[2]]], [[[1], [2]]], [None, None], [[1], [2]], 7):
+            refused(InputError, r"prefixes must have \[2, 1\] entries, by question", synth.encode, nested, prefixes=prefixes)
+
+    def test_of_seeds(self, synth: ps.ParallelSynthesis) -> None:
+        for seed in ([1], [1, 2, 3], [[1, 2]], ["a", "b"], [1.5, 2], 1.5, "a", None):
+            refused(InputError, "seed must", synth.work, [[1], [2]], seed=seed, temperature=1.0)
+        refused(InputError, "seed must", synth.work, [[[1], [2]], [[3]]], seed=[1, 2], temperature=1.0)
+        for call in (synth.synthesize, synth.session().reply):
+            refused(InputError, "seed must be a whole number; 1.5 is none", call, PROMPT, seed=1.5)
+
+    def test_of_questions_and_branches(self, synth: ps.ParallelSynthesis, branches: Branches) -> None:
+        two = Branches.batch([branches, branches])
+        refused(InputError, "1 questions and branches for 2", synth.synthesize, PROMPT, two)
+        refused(InputError, "2 questions and branches for 1", synth.synthesize, [PROMPT, PROMPT], branches)
+        refused(InputError, "1 questions and texts for 2", synth.synthesize_text, PROMPT, [[[1]], [[2]]])
+        refused(InputError, "2 prompts and 1 targets", synth.score, [PROMPT, PROMPT], [TARGET])
+
+    def test_of_questions_and_texts_that_are_no_lists(self, synth: ps.ParallelSynthesis) -> None:
+        for wrong in ("a text", [1, 2, 3], None, 7):
+            refused(InputError, "texts must", synth.encode, wrong)
+
+
+@pytest.mark.usefixtures("nothing_runs")
+class TestAnotherModel:
+    @pytest.fixture
+    def strange(self, branches: Branches) -> Branches:
+        other = ps.Model(tiny_decoder(tiny_config(), seed=1), None, frozenset(), "other")
+        return Branches(branches.questions, other.fingerprint, batched=False)
+
+    def test_made_the_branches(self, synth: ps.ParallelSynthesis, strange: Branches) -> None:
+        for call in (
+            lambda: synth.synthesize(PROMPT, strange),
+            lambda: synth.score(PROMPT, TARGET, branches=strange),
+            lambda: synth.score([PROMPT], [TARGET], branches=[strange]),
+            lambda: synth.session(strange),
+            lambda: synth.mapper_scalars(strange),
+        ):
+            refused(ModelMismatchError, "made by another model than tiny", call)
+
+    def test_is_one_with_other_weights_or_another_config(self) -> None:
+        config = tiny_config()
+        model = ps.Model(tiny_decoder(config), None, frozenset(), "tiny")
+        again = ps.Model(tiny_decoder(config), None, frozenset({1}), "another name")
+        assert model.fingerprint == again.fingerprint
+        other_weights = dataclasses.replace(model, decoder=tiny_decoder(config, seed=1))
+        other_config = dataclasses.replace(model, decoder=tiny_decoder(tiny_config(norm_eps=1e-6)))
+        assert len({model.fingerprint, other_weights.fingerprint, other_config.fingerprint}) == 3
+
+
+class TestSynthesizer:
+    def test_with_unknown_positions(self, synth: ps.ParallelSynthesis) -> None:
+        refused(
+            InputError, "positions is 'live'.*exact, reference_live", ps.ParallelSynthesis, synth.model, positions="live"
+        )
+
+    def test_with_an_unknown_implementation(self, synth: ps.ParallelSynthesis) -> None:
+        refused(InputError, "'fast'.*auto", ps.ParallelSynthesis, synth.model, implementation="fast")
+
+    def test_with_a_mapper_that_is_none(self, synth: ps.ParallelSynthesis) -> None:
+        other = ps.ParallelSynthesis(synth.model)
+        refused(AdapterError, "missing out_bias", other.set_mapper, {"hidden_bias": random_mapper(1)["hidden_bias"]})
+
+    def test_reference_live_needs_a_prefix(self, synth: ps.ParallelSynthesis) -> None:
+        live = ps.ParallelSynthesis(synth.model, positions="reference_live")
+        for prefixes in (None, [[1], []], [[1], None]):
+            refused(InputError, "text . has no prefix", live.encode, [[1], [2]], prefixes=prefixes)
+
+
+class TestTaken:
+    """What looks unusual and is right."""
+
+    def test_in_arrays_are_taken_too(self, synth: ps.ParallelSynthesis, branches: Branches) -> None:
+        expected = synth.score(PROMPT, TARGET, branches=branches)
+        given = synth.score(np.array(PROMPT), np.array(TARGET, np.uint8), branches=branches)
+        np.testing.assert_array_equal(given, expected)
+        with pytest.raises(InputError, match="a question must be"):
+            synth.score(np.array(PROMPT, np.float32), TARGET, branches=branches)
+
+    def test_what_just_fits_is_taken(self, synth: ps.ParallelSynthesis, branches: Branches) -> None:
+        """Eight branches of 8 tokens overlap: together they take 8 positions."""
+        many = branches[[1] * 8]
+        assert synth.score(token_ids(1, 500), [1] * 4, branches=many).shape == (4,)
+        with pytest.raises(ContextLengthError):
+            synth.score(token_ids(1, 500), [1] * 5, branches=many)
+
+
+class TestCopies:
+    """Greedy workers with the same prompt write the same branch: the user is told, and gets what was asked for."""
+
+    def test_are_warned_of(self, synth: ps.ParallelSynthesis) -> None:
+        with pytest.warns(UserWarning, match="same prompt write the same branch") as caught:
+            branches = synth.work([PROMPT, PROMPT], max_new_tokens=3)
+        assert branches.token_ids[0] == branches.token_ids[1]
+        assert [warning.filename for warning in caught] == [__file__], "the warning should point at the user's line"
+
+    def test_of_different_questions_are_none(self, synth: ps.ParallelSynthesis) -> None:
+        branches = synth.work([[PROMPT], [PROMPT]], max_new_tokens=3)  # a warning would be an error
+        assert branches.token_ids[0] == branches.token_ids[1]
+
+    def test_are_none_with_a_temperature(self, synth: ps.ParallelSynthesis) -> None:
+        branches = synth.work([PROMPT, PROMPT], max_new_tokens=6, temperature=2.0)
+        assert branches.token_ids[0] != branches.token_ids[1]

@@ -1,0 +1,351 @@
+"""Ways of computing the same numbers, each compared with the next: the ladder from one token to a batch of questions.
+
+Everything goes through `ParallelSynthesis` with a random adapter and a random mapper, on a tiny random model in float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import psynth_jax as ps
+from psynth_jax.branches import Branches, Segment
+from psynth_jax.cache import KVCache
+from psynth_jax.synthesis import engine as engine_module
+from psynth_jax.synthesis import workers
+from tests.tiny import random_lora, random_mapper, token_ids
+
+NOISE = 2e-5  # of float32 log-probabilities
+DIFFERENT = 1e-2  # what a mistake changes is far above this
+
+TEXTS = [token_ids(1, 5), token_ids(2, 19), token_ids(3, 8)]
+PREFIXES = [token_ids(4, 7), token_ids(5, 3), token_ids(6, 12)]
+STRANGER, STRANGERS_PREFIX = token_ids(9, 13), token_ids(10, 9)
+PROMPT, TARGET = token_ids(7, 9), token_ids(8, 6)
+OTHER_PROMPT, OTHER_TARGET = token_ids(11, 4), token_ids(12, 11)
+POSITIONS = ("exact", "reference_live")
+
+
+def with_positions(synth: ps.ParallelSynthesis, positions: Any) -> ps.ParallelSynthesis:
+    """The same synthesizer with other positions.  It borrows the engine, which knows nothing of them."""
+    other = ps.ParallelSynthesis(synth.model, synth.adapter, positions)
+    other.engine = synth.engine
+    return other
+
+
+def assert_close(one: Any, other: Any) -> None:
+    np.testing.assert_allclose(one, other, atol=NOISE, rtol=0)
+
+
+def assert_different(one: Any, other: Any) -> None:
+    assert np.abs(np.asarray(one) - np.asarray(other)).max() > DIFFERENT
+
+
+@pytest.fixture(scope="module")
+def three(synth: ps.ParallelSynthesis) -> Branches:
+    return synth.encode(TEXTS, prefixes=PREFIXES)
+
+
+@pytest.fixture(scope="module")
+def expected(synth: ps.ParallelSynthesis, three: Branches) -> np.ndarray:
+    return synth.score(PROMPT, TARGET, branches=three)
+
+
+@pytest.fixture(scope="module")
+def two_questions(synth: ps.ParallelSynthesis) -> Branches:
+    return synth.encode([TEXTS, [STRANGER]], prefixes=[PREFIXES, [STRANGERS_PREFIX]])
+
+
+def test_scores_are_log_probabilities(expected: np.ndarray) -> None:
+    assert expected.shape == (len(TARGET),) and expected.dtype == np.float32
+    assert np.isfinite(expected).all() and (expected < 0).all()
+
+
+def test_order_of_branches_does_not_matter(synth: ps.ParallelSynthesis, three: Branches, expected: np.ndarray) -> None:
+    for order in ([2, 0, 1], [1, 2, 0]):
+        assert_close(synth.score(PROMPT, TARGET, branches=three[order]), expected)
+    assert_different(synth.score(PROMPT, TARGET, branches=three[[0, 1, 1]]), expected)
+
+
+def test_a_branch_that_is_not_selected_is_absent(synth: ps.ParallelSynthesis, three: Branches, expected: np.ndarray) -> None:
+    never_made = synth.encode([TEXTS[0], TEXTS[2]], prefixes=[PREFIXES[0], PREFIXES[2]])
+    selected = synth.score(PROMPT, TARGET, branches=three[[0, 2]])
+    assert_close(selected, synth.score(PROMPT, TARGET, branches=never_made))
+    assert_different(selected, expected)
+
+
+def test_joined_is_together(synth: ps.ParallelSynthesis, expected: np.ndarray) -> None:
+    first = synth.encode(TEXTS[:1], prefixes=PREFIXES[:1])
+    others = synth.encode(TEXTS[1:], prefixes=PREFIXES[1:])
+    assert_close(synth.score(PROMPT, TARGET, branches=Branches.join(first, others)), expected)
+
+
+def test_saved_and_loaded_is_live(
+    synth: ps.ParallelSynthesis, three: Branches, expected: np.ndarray, tmp_path: Path
+) -> None:
+    three.save(str(tmp_path / "saved"))
+    loaded = Branches.load(str(tmp_path / "saved"))
+    assert_close(synth.score(PROMPT, TARGET, branches=loaded), expected)
+    live = synth.synthesize(PROMPT, three, max_new_tokens=6)
+    assert synth.synthesize(PROMPT, loaded, max_new_tokens=6).token_ids == live.token_ids
+
+
+def test_several_segments_of_a_branch_are_one(synth: ps.ParallelSynthesis, three: Branches, expected: np.ndarray) -> None:
+    """A branch cut in two, its pieces in the wrong order: the keys know their positions."""
+    short, long, last = three.questions[0]
+    (whole,) = long.segments
+    cut = (
+        dataclasses.replace(whole, first=whole.first + 7, length=whole.length - 7),
+        dataclasses.replace(whole, length=7),
+    )
+    branches = Branches([[short, dataclasses.replace(long, segments=cut), last]], three.fingerprint, batched=False)
+    assert_close(synth.score(PROMPT, TARGET, branches=branches), expected)
+
+
+def poisoned(branches: Branches) -> Branches:
+    """Fill every slot that no branch owns with NaN: rows of others, prompts, what lies behind a branch."""
+    used: dict[int, tuple[KVCache, np.ndarray]] = {}
+    segments = [segment for group in branches.questions for branch in group for segment in branch.segments]
+    for segment in segments:
+        cache = segment.cache
+        _, mask = used.setdefault(id(cache), (cache, np.zeros((cache.rows, cache.slots), bool)))
+        mask[segment.row, segment.first : segment.first + segment.length] = True
+    caches = {}
+    for key, (cache, mask) in used.items():
+        assert not mask.all()
+        kept = mask[None, :, None, :, None]
+        caches[key] = dataclasses.replace(cache, k=jnp.where(kept, cache.k, jnp.nan), v=jnp.where(kept, cache.v, jnp.nan))
+
+    def moved(segment: Segment) -> Segment:
+        return dataclasses.replace(segment, cache=caches[id(segment.cache)])
+
+    questions = [
+        [dataclasses.replace(branch, segments=tuple(moved(s) for s in branch.segments)) for branch in group]
+        for group in branches.questions
+    ]
+    return Branches(questions, branches.fingerprint, batched=branches.batched)
+
+
+def test_slots_outside_of_branches_may_hold_nan(synth: ps.ParallelSynthesis, three: Branches, expected: np.ndarray) -> None:
+    np.testing.assert_array_equal(synth.score(PROMPT, TARGET, branches=poisoned(three)), expected)
+    clean = synth.synthesize(PROMPT, three, max_new_tokens=6)
+    assert synth.synthesize(PROMPT, poisoned(three), max_new_tokens=6).token_ids == clean.token_ids
+
+
+def test_padded_branches_may_point_to_nan(synth: ps.ParallelSynthesis, two_questions: Branches) -> None:
+    """The second question has fewer branches: its padding points to slot 0 of row 0, which nothing reads here."""
+    chosen = Branches.batch([two_questions[0][[1, 2, 2]], two_questions[1]])
+    bad = poisoned(chosen)
+    cache = bad.questions[0][0].segments[0].cache
+    assert jnp.isnan(cache.k[:, 0]).all() and jnp.isnan(cache.v[:, 0]).all()
+    prompts, targets = [PROMPT, OTHER_PROMPT], [TARGET, OTHER_TARGET]
+    clean = synth.score(prompts, targets, branches=chosen)
+    for one, other in zip(synth.score(prompts, targets, branches=bad), clean, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_calls_leave_no_trace(synth: ps.ParallelSynthesis, three: Branches, expected: np.ndarray) -> None:
+    cache = three.questions[0][0].segments[0].cache
+    before = [np.array(leaf) for leaf in jax.tree.leaves(cache)]
+    first = synth.synthesize(PROMPT, three, max_new_tokens=6)
+    assert_different(synth.score(OTHER_PROMPT, TARGET, branches=three), expected)
+    np.testing.assert_array_equal(synth.score(PROMPT, TARGET, branches=three), expected)
+    assert synth.synthesize(PROMPT, three, max_new_tokens=6).token_ids == first.token_ids
+    for leaf, old in zip(jax.tree.leaves(cache), before, strict=True):
+        np.testing.assert_array_equal(leaf, old)
+
+
+def test_a_question_scores_alone_as_among_strangers(
+    synth: ps.ParallelSynthesis, two_questions: Branches, three: Branches, expected: np.ndarray
+) -> None:
+    """Questions with three branches and with one, prompts and targets of different lengths."""
+    scores = synth.score([PROMPT, OTHER_PROMPT], [TARGET, OTHER_TARGET], branches=two_questions)
+    assert_close(scores[0], expected)
+    stranger = synth.encode([STRANGER], prefixes=[STRANGERS_PREFIX])
+    assert_close(scores[1], synth.score(OTHER_PROMPT, OTHER_TARGET, branches=stranger))
+    as_list = synth.score([PROMPT, OTHER_PROMPT], [TARGET, OTHER_TARGET], branches=[three, stranger])
+    for one, other in zip(as_list, scores, strict=True):
+        assert_close(one, other)
+
+
+def test_a_question_is_answered_alone_as_among_strangers(
+    synth: ps.ParallelSynthesis, two_questions: Branches, three: Branches
+) -> None:
+    together = synth.synthesize([PROMPT, OTHER_PROMPT], two_questions, max_new_tokens=7)
+    alone = synth.synthesize(PROMPT, three, max_new_tokens=7)
+    assert together[0].token_ids == alone.token_ids
+    assert [result.prompt_tokens for result in together] == [len(PROMPT), len(OTHER_PROMPT)]
+    assert [result.cached_tokens for result in together] == [sum(map(len, TEXTS)), len(STRANGER)]
+    assert alone.finish_reason == "length" and len(alone.token_ids) == 7
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_what_workers_wrote_scores_as_the_same_tokens_encoded(synth: ps.ParallelSynthesis, positions: str) -> None:
+    synth = with_positions(synth, positions)
+    written = synth.work(PREFIXES, max_new_tokens=9)
+    fixed = synth.encode(written.token_ids, prefixes=PREFIXES)
+    assert written.lengths == [9, 9, 9] and fixed.token_ids == written.token_ids
+    scores = synth.score(PROMPT, TARGET, branches=written)
+    assert_close(scores, synth.score(PROMPT, TARGET, branches=fixed))
+
+
+def test_position_modes_differ(synth: ps.ParallelSynthesis, expected: np.ndarray) -> None:
+    live = with_positions(synth, "reference_live")
+    assert_different(live.score(PROMPT, TARGET, branches=live.encode(TEXTS, prefixes=PREFIXES)), expected)
+
+
+def common_prompts() -> list[list[int]]:
+    common = token_ids(20, 21)
+    return [[*common, *token_ids(21, 4)], [*common, *token_ids(22, 1)], [*common, *token_ids(23, 6)]]
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_a_shared_prefix_is_as_good_as_none(
+    synth: ps.ParallelSynthesis, monkeypatch: pytest.MonkeyPatch, positions: str
+) -> None:
+    synth = with_positions(synth, positions)
+    shared = synth.work(common_prompts(), max_new_tokens=9)
+    shared_given = synth.encode(TEXTS, prefixes=common_prompts())
+    monkeypatch.setattr(workers, "SHORTEST_SHARED_PREFIX", 10**9)
+    apart = synth.work(common_prompts(), max_new_tokens=9)
+    apart_given = synth.encode(TEXTS, prefixes=common_prompts())
+    assert shared.token_ids == apart.token_ids
+    for one, other in [(shared, apart), (shared_given, apart_given)]:
+        firsts = [[branch.segments[0].first for branch in branches.questions[0]] for branches in (one, other)]
+        assert np.subtract(firsts[1], firsts[0]).tolist() == [21] * 3, "nothing was shared, or something always is"
+        assert_close(synth.score(PROMPT, TARGET, branches=one), synth.score(PROMPT, TARGET, branches=other))
+
+
+def test_workers_run_the_base_model(synth: ps.ParallelSynthesis, plain: ps.ParallelSynthesis) -> None:
+    assert synth.work(PREFIXES, max_new_tokens=9).token_ids == plain.work(PREFIXES, max_new_tokens=9).token_ids
+
+
+def test_one_branch_without_prompt_is_the_text_before_the_prompt(plain: ps.ParallelSynthesis) -> None:
+    """With the identity mapper and no adapter, the branch's text and the prompt are one sequence."""
+    branches = plain.encode([TEXTS[1]])
+    through_cache = plain.score(PROMPT, TARGET, branches=branches)
+    assert_close(through_cache, plain.score([*TEXTS[1], *PROMPT], TARGET))
+    assert_different(through_cache, plain.score(PROMPT, TARGET))
+    behind_prefix = plain.encode([TEXTS[1]], prefixes=[PREFIXES[1]])
+    assert_different(plain.score(PROMPT, TARGET, branches=behind_prefix), through_cache)
+
+
+def test_mapper_and_adapter_both_count(
+    synth: ps.ParallelSynthesis, plain: ps.ParallelSynthesis, three: Branches, expected: np.ndarray
+) -> None:
+    adapter = random_lora(synth.model.config, 1)
+    only_adapter, other_mapper = (ps.ParallelSynthesis(synth.model, adapter) for _ in range(2))
+    only_adapter.engine = other_mapper.engine = synth.engine
+    other_mapper.set_mapper(random_mapper(2))
+    assert_different(plain.score(PROMPT, TARGET, branches=three), expected)
+    assert_different(only_adapter.score(PROMPT, TARGET, branches=three), expected)
+    assert_different(other_mapper.score(PROMPT, TARGET, branches=three), expected)
+    other_mapper.set_mapper(random_mapper(1))
+    np.testing.assert_array_equal(other_mapper.score(PROMPT, TARGET, branches=three), expected)
+
+
+def test_a_long_prompt_in_chunks_is_one_call(
+    synth: ps.ParallelSynthesis, three: Branches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = token_ids(30, 21)
+
+    def numbers() -> tuple[np.ndarray, list[int]]:
+        answer = synth.synthesize(prompt, three, max_new_tokens=6)
+        return synth.score(prompt, TARGET, branches=three), answer.token_ids
+
+    whole, tokens = numbers()
+    monkeypatch.setattr(engine_module, "CHUNKS", (8,))
+    assert engine_module.chunk_sizes(len(prompt)) == [8, 8, 8]
+    chunked, chunked_tokens = numbers()
+    assert_close(chunked, whole)
+    assert chunked_tokens == tokens
+
+
+def test_materialised_is_folded(synth: ps.ParallelSynthesis, three: Branches, expected: np.ndarray) -> None:
+    reference = ps.ParallelSynthesis(synth.model, synth.adapter, implementation="reference")
+    assert_close(reference.score(PROMPT, TARGET, branches=three), expected)
+
+
+def distribution(synth: ps.ParallelSynthesis, prompt: Sequence[int], branches: Branches) -> np.ndarray:
+    """Log-probabilities of all tokens after a prompt, some at a time."""
+    rows, vocabulary = 14, synth.model.config.vocab_size
+    found = []
+    for first in range(0, vocabulary, rows):
+        tokens = [[min(first + row, vocabulary - 1)] for row in range(rows)]
+        found += synth.score([prompt] * rows, tokens, branches=[branches] * rows)
+    return np.concatenate(found)[:vocabulary]
+
+
+def test_greedy_tokens_are_the_most_likely_ones(synth: ps.ParallelSynthesis, three: Branches) -> None:
+    answer = synth.synthesize(PROMPT, three, max_new_tokens=6).token_ids
+    for given in (0, 1, 5):
+        logp = distribution(synth, [*PROMPT, *answer[:given]], three)
+        assert np.exp(logp.astype(np.float64)).sum() == pytest.approx(1, abs=1e-5)
+        assert int(logp.argmax()) == answer[given]
+
+
+class TestStreaming:
+    """Pieces of text, put together, are the text; tokens that are reported are the tokens."""
+
+    def test_of_an_answer(self, talking: ps.ParallelSynthesis) -> None:
+        pieces: list[Any] = []
+        branches = talking.encode(["first of all", "then"])
+        options = {"max_new_tokens": 24}
+        streamed = talking.synthesize("and now?", branches, on_token=pieces.append, **options)
+        offline = talking.synthesize("and now?", branches, **options)
+        assert (streamed.text, streamed.token_ids) == (offline.text, offline.token_ids)
+        assert "".join(pieces) == offline.text != ""
+        assert [piece.token_id for piece in pieces] == offline.token_ids
+        assert {(piece.question, piece.worker) for piece in pieces} == {(0, None)}
+        assert any(piece == "" for piece in pieces), "no piece was held back: the text has no incomplete character"
+
+    def test_of_workers(self, talking: ps.ParallelSynthesis) -> None:
+        pieces: list[Any] = []
+        prompts = [["one", "two"], ["three"]]
+        branches = talking.work(prompts, max_new_tokens=24, on_token=pieces.append)
+        assert branches.count == [2, 1]
+        for question, worker in [(0, 0), (0, 1), (1, 0)]:
+            mine = [piece for piece in pieces if (piece.question, piece.worker) == (question, worker)]
+            assert "".join(mine) == branches.texts[question][worker] != ""
+            end = talking.model.stop_ids if branches.finish_reasons[question][worker] == "stop" else ()
+            assert [piece.token_id for piece in mine] == [*branches.token_ids[question][worker], *end]
+
+    def test_up_to_a_stop_text(self, talking: ps.ParallelSynthesis) -> None:
+        whole = talking.synthesize("and now?", max_new_tokens=24)
+        place = next(
+            i for i in range(3, 20) if whole.text[i : i + 2].isprintable() and whole.text.find(whole.text[i : i + 2]) == i
+        )
+        stop = whole.text[place : place + 2]
+        pieces: list[Any] = []
+        cut = talking.synthesize("and now?", max_new_tokens=24, stop=[stop, "never"], on_token=pieces.append)
+        assert cut.finish_reason == "stop"
+        assert cut.text == whole.text[:place] == "".join(pieces)
+        assert cut.token_ids == whole.token_ids[: len(cut.token_ids)]
+        assert talking.model.tokenizer.decode(cut.token_ids) == cut.text
+
+    def test_up_to_a_stop_token(self, synth: ps.ParallelSynthesis, three: Branches) -> None:
+        whole = synth.synthesize(PROMPT, three, max_new_tokens=6)
+        place = next(i for i in range(1, 6) if whole.token_ids[i] not in whole.token_ids[:i])
+        pieces: list[Any] = []
+        cut = synth.synthesize(PROMPT, three, max_new_tokens=6, stop=[whole.token_ids[place]], on_token=pieces.append)
+        assert (cut.token_ids, cut.finish_reason) == (whole.token_ids[:place], "stop")
+        assert [piece.token_id for piece in pieces] == whole.token_ids[: place + 1]
+
+    def test_a_worker_that_stops_early_has_a_shorter_branch(self, synth: ps.ParallelSynthesis) -> None:
+        whole = synth.work(PREFIXES, max_new_tokens=9)
+        stop = whole.token_ids[0][4]
+        place = [ids.index(stop) if stop in ids else 9 for ids in whole.token_ids]
+        cut = synth.work(PREFIXES, max_new_tokens=9, stop=[stop])
+        assert cut.token_ids == [ids[:end] for ids, end in zip(whole.token_ids, place, strict=True)]
+        assert cut.finish_reasons == ["stop" if end < 9 else "length" for end in place]
+        assert 0 < cut.lengths[0] < 9
+        assert [branch.span for branch in cut.questions[0]] == cut.lengths
+        fixed = synth.encode(cut.token_ids, prefixes=PREFIXES)
+        assert_close(synth.score(PROMPT, TARGET, branches=cut), synth.score(PROMPT, TARGET, branches=fixed))

@@ -1,0 +1,168 @@
+"""Logits to tokens against NumPy, and options that are refused."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import psynth_jax as ps
+from psynth_jax.errors import InputError
+from psynth_jax.synthesis.sampling import RowSampling, SamplingOptions, row_sampling, sample
+from tests.tiny import token_ids
+
+V, DRAWS = 13, 4000
+LOGITS = (2.0 * np.random.default_rng(0).standard_normal(V)).astype(np.float32)
+
+draw = functools.partial(jax.jit, static_argnames="greedy")(sample)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits.astype(np.float64) - logits.max())
+    return weights / weights.sum()
+
+
+def expected_distribution(temperature: float, top_k: int, top_p: float) -> np.ndarray:
+    """Cut the sorted distribution by top_k, then by the smallest set of probability top_p of what is left."""
+    order = np.argsort(-LOGITS)
+    kept = order[: top_k or V]
+    probabilities = softmax(LOGITS[kept] / temperature)
+    enough = int(np.searchsorted(np.cumsum(probabilities), top_p)) + 1 if top_p < 1 else len(kept)
+    result = np.zeros(V)
+    result[kept[:enough]] = softmax(LOGITS[kept[:enough]] / temperature)
+    return result
+
+
+def rows_of(count: int, seed: int = 0, **options: Any) -> RowSampling:
+    return row_sampling(SamplingOptions(**options), [(seed, row) for row in range(count)])
+
+
+def many(step: int = 0, seed: int = 0, **options: Any) -> np.ndarray:
+    """Draw from the same logits in `DRAWS` rows."""
+    rows = rows_of(DRAWS, seed, **options)
+    return np.asarray(draw(np.tile(LOGITS, (DRAWS, 1)), rows, np.int32(step), greedy=False))
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [
+        (1.0, 0, 1.0),
+        (0.5, 0, 1.0),
+        (3.0, 0, 1.0),
+        (1.0, 4, 1.0),
+        (1.0, 1, 1.0),
+        (1.0, 0, 0.6),
+        (2.0, 5, 0.7),
+        (1.0, 99, 0.999),
+    ],
+)
+def test_frequencies_are_those_of_the_truncated_distribution(temperature: float, top_k: int, top_p: float) -> None:
+    tokens = many(temperature=temperature, top_k=top_k, top_p=top_p)
+    expected = expected_distribution(temperature, top_k, top_p)
+    assert set(tokens) <= set(np.flatnonzero(expected)), "a token was drawn that is cut off"
+    frequencies = np.bincount(tokens, minlength=V) / DRAWS
+    spread = np.sqrt(expected * (1 - expected) / DRAWS)
+    assert np.all(np.abs(frequencies - expected) <= 5 * spread + 1e-9)
+
+
+def test_top_p_always_keeps_the_best_token() -> None:
+    assert set(many(temperature=1.0, top_p=1e-6)) == {int(LOGITS.argmax())}
+
+
+def test_greedy_takes_the_best_token_and_draws_nothing() -> None:
+    logits = np.random.default_rng(1).standard_normal((5, V)).astype(np.float32)
+    rows = rows_of(5, temperature=0.0)
+    for greedy in (True, False):
+        np.testing.assert_array_equal(draw(logits, rows, np.int32(3), greedy=greedy), logits.argmax(axis=1))
+
+
+def test_low_temperature_becomes_greedy() -> None:
+    assert set(many(temperature=1e-3)) == {int(LOGITS.argmax())}
+    assert len(set(many(temperature=1.0))) > 3
+
+
+def test_rows_may_have_different_options() -> None:
+    best = int(LOGITS.argmax())
+    mixed = RowSampling(
+        temperature=np.tile(np.float32([0.0, 1.0, 1.0, 1.0]), DRAWS // 4),
+        top_p=np.tile(np.float32([1.0, 1.0, 1e-6, 1.0]), DRAWS // 4),
+        top_k=np.tile(np.int32([0, 1, 0, 0]), DRAWS // 4),
+        seed=rows_of(DRAWS).seed,
+    )
+    tokens = np.asarray(draw(np.tile(LOGITS, (DRAWS, 1)), mixed, np.int32(0), greedy=False)).reshape(-1, 4)
+    assert (tokens[:, :3] == best).all()
+    assert len(set(tokens[:, 3])) > 3
+
+
+def test_seed_row_and_step_each_give_other_tokens_and_the_same_ones_again() -> None:
+    first = many(temperature=1.0)
+    np.testing.assert_array_equal(many(temperature=1.0), first)
+    chance = (softmax(LOGITS) ** 2).sum()  # that two independent draws agree
+    for other in (many(temperature=1.0, seed=1), many(temperature=1.0, step=1), np.roll(first, 1)):
+        assert abs((other == first).mean() - chance) < 0.05
+
+
+def test_a_rows_token_depends_on_its_own_seed_only() -> None:
+    logits = np.random.default_rng(2).standard_normal((6, V)).astype(np.float32)
+    together = np.asarray(draw(logits, rows_of(6, 7, temperature=1.0), np.int32(2), greedy=False))
+    for row in range(6):
+        alone = row_sampling(SamplingOptions(temperature=1.0), [(7, row)])
+        assert int(draw(logits[row : row + 1], alone, np.int32(2), greedy=False)[0]) == together[row]
+
+
+def test_any_integer_is_a_seed() -> None:
+    rows = row_sampling(SamplingOptions(temperature=1.0), [(-1, 0), (2**40 + 5, 1)])
+    np.testing.assert_array_equal(rows.seed, [[2**32 - 1, 0], [5, 1]])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("max_new_tokens", 2.5),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_p", float("nan")),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("stop", ("",)),
+        ("stop", (None,)),
+        ("stop", (1.5,)),
+    ],
+)
+def test_an_option_out_of_range_is_named(synth: ps.ParallelSynthesis, name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"^{name} is .*; it must be"):
+        SamplingOptions(**{name: value})
+    with pytest.raises(InputError, match=name):
+        synth.work([[1, 2]], **{name: value})
+
+
+def test_token_zero_may_stop() -> None:
+    assert SamplingOptions(stop=(0, "end")).stop == (0, "end")
+
+
+class TestWorkers:
+    """Sampled through `work`: what a worker writes depends on its prompt and its seed."""
+
+    PROMPTS = (token_ids(1, 7), token_ids(2, 12), token_ids(3, 3))
+
+    def write(self, synth: ps.ParallelSynthesis, prompts: Any, seed: Any) -> Any:
+        return synth.work(prompts, seed=seed, max_new_tokens=8, temperature=1.5).token_ids
+
+    def test_same_prompts_write_different_branches_from_one_seed(self, synth: ps.ParallelSynthesis) -> None:
+        same = [self.PROMPTS[0]] * 3
+        first = self.write(synth, same, 3)
+        assert len({tuple(ids) for ids in first}) == 3
+        assert self.write(synth, same, 3) == first
+        assert self.write(synth, same, 4) != first
+
+    def test_a_worker_with_its_own_seed_writes_the_same_in_every_batch(self, synth: ps.ParallelSynthesis) -> None:
+        a, b, c = self.PROMPTS
+        together = self.write(synth, [a, b, c], [11, 12, 13])
+        assert self.write(synth, [c, a, b], [13, 11, 12]) == [together[2], together[0], together[1]]
+        assert self.write(synth, [[a], [c, b]], [[11], [13, 12]]) == [[together[0]], [together[2], together[1]]]

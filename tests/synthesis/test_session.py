@@ -1,0 +1,124 @@
+"""A conversation over branches against one long prompt over the same branches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import psynth_jax as ps
+from psynth_jax.branches import Branches
+from psynth_jax.errors import ContextLengthError, InputError
+from psynth_jax.synthesis import prompts
+from tests.tiny import token_ids
+
+# Lengths that share chunk sizes: every other one is a compilation.
+TURNS = (token_ids(1, 7), token_ids(2, 5))
+SAMPLED = {"max_new_tokens": 4, "temperature": 1.5}
+
+
+@pytest.fixture(scope="module")
+def branches(synth: ps.ParallelSynthesis) -> Branches:
+    texts, prefixes = [token_ids(4, 5), token_ids(5, 19)], [token_ids(6, 11), token_ids(7, 2)]
+    return synth.encode(texts, prefixes=prefixes)
+
+
+@pytest.mark.parametrize("over_branches", [True, False])
+def test_every_turn_equals_one_long_prompt(synth: ps.ParallelSynthesis, branches: Branches, over_branches: bool) -> None:
+    """Sampled with a temperature: the tokens are right only if the numbers are."""
+    read = branches if over_branches else None
+    before = [np.array(leaf) for leaf in jax.tree.leaves(branches.questions[0][0].segments[0].cache)]
+    chat, dialogue = synth.session(read), []
+    for number, turn in enumerate(TURNS):
+        dialogue += turn
+        reply = chat.reply(turn, seed=number, **SAMPLED)
+        whole = synth.synthesize(dialogue, read, seed=number, **SAMPLED)
+        assert reply.token_ids == whole.token_ids
+        assert (reply.prompt_tokens, reply.cached_tokens) == (len(turn), 24 if over_branches else 0)
+        dialogue += reply.token_ids
+        assert chat.tokens == len(dialogue)
+    for leaf, old in zip(jax.tree.leaves(branches.questions[0][0].segments[0].cache), before, strict=True):
+        np.testing.assert_array_equal(leaf, old)
+
+
+def test_two_conversations_over_the_same_branches_do_not_meet(synth: ps.ParallelSynthesis, branches: Branches) -> None:
+    alone = [synth.session(branches).reply(TURNS[0], **SAMPLED).token_ids for _ in range(2)]
+    one, other = synth.session(branches), synth.session(branches)
+    other.reply(TURNS[1], **SAMPLED)
+    assert one.reply(TURNS[0], **SAMPLED).token_ids == alone[0] == alone[1]
+
+
+def test_what_a_stop_token_cut_off_is_not_part_of_the_dialogue(synth: ps.ParallelSynthesis, branches: Branches) -> None:
+    whole = synth.session(branches).reply(TURNS[0], **SAMPLED)
+    place = next(i for i in range(1, 4) if whole.token_ids[i] not in whole.token_ids[:i])
+    chat = synth.session(branches)
+    first = chat.reply(TURNS[0], **SAMPLED, stop=[whole.token_ids[place]])
+    assert (first.token_ids, chat.tokens) == (whole.token_ids[:place], len(TURNS[0]) + place)
+    second = chat.reply(TURNS[1], **SAMPLED)
+    assert second.token_ids == synth.synthesize([*TURNS[0], *first.token_ids, *TURNS[1]], branches, **SAMPLED).token_ids
+
+
+class TestText:
+    """Turns given as text are rendered by the chat template, the second one behind the first answer."""
+
+    def test_turns_are_those_of_the_template(self, talking: ps.ParallelSynthesis) -> None:
+        tokenizer = talking.model.tokenizer
+        branches = talking.encode(["some notes", "others"])
+        chat = talking.session(branches)
+        first = chat.reply("What now?", max_new_tokens=24)
+        second = chat.reply("And then?", max_new_tokens=24)
+        opening = tokenizer.chat(prompts.synthesis_messages("What now?"))
+        turn = tokenizer.encode("<|im_end|>\n<|im_start|>user\nAnd then?<|im_end|>\n<|im_start|>assistant\n")
+        assert second.prompt_tokens == len(turn)
+        whole = talking.synthesize([*opening, *first.token_ids, *turn], branches, max_new_tokens=24)
+        assert second.token_ids == whole.token_ids
+
+    def test_what_a_stop_text_cut_off_is_not_part_of_the_dialogue(self, talking: ps.ParallelSynthesis) -> None:
+        whole = talking.session().reply("What now?", max_new_tokens=24)
+        place = next(i for i in range(1, 20) if whole.text[i] != "\ufffd" and whole.text.find(whole.text[i]) == i)
+        chat = talking.session()
+        first = chat.reply("What now?", max_new_tokens=24, stop=[whole.text[place]])
+        assert first.text == whole.text[:place]
+        opening = talking.model.tokenizer.chat(prompts.question_messages("What now?"))
+        assert chat.tokens == len(opening) + len(first.token_ids)
+        tail = token_ids(9, 5)
+        again = talking.synthesize([*opening, *first.token_ids, *tail], max_new_tokens=24)
+        assert chat.reply(tail, max_new_tokens=24).token_ids == again.token_ids
+
+    def test_an_empty_turn_is_refused_and_costs_nothing(self, talking: ps.ParallelSynthesis) -> None:
+        chat = talking.session()
+        with pytest.raises(InputError, match="empty"):
+            chat.reply(" \n")
+        first = chat.reply("What now?", max_new_tokens=24)
+        with pytest.raises(InputError, match="empty"):
+            chat.reply("")
+        assert first.prompt_tokens + len(first.token_ids) == chat.tokens
+
+
+def test_a_turn_beyond_the_window_is_refused_and_costs_nothing(synth: ps.ParallelSynthesis, branches: Branches) -> None:
+    chat = synth.session(branches)
+    chat.reply(TURNS[0], **SAMPLED)
+    with pytest.raises(ContextLengthError, match="this turn"):
+        chat.reply(token_ids(8, 480), **SAMPLED)
+    assert chat.tokens == len(TURNS[0]) + 4
+
+
+def test_an_interrupted_turn_ends_the_conversation(synth: ps.ParallelSynthesis, branches: Branches) -> None:
+    """The cache of a turn that was broken off is gone: going on would read nothing in its place."""
+    chat = synth.session(branches)
+    chat.reply(TURNS[0], **SAMPLED)
+
+    def hang_up(piece: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        chat.reply(TURNS[1], on_token=hang_up, **SAMPLED)
+    with pytest.raises(InputError, match="interrupted"):
+        chat.reply(TURNS[1], **SAMPLED)
+
+
+def test_a_batch_of_questions_is_refused(synth: ps.ParallelSynthesis, branches: Branches) -> None:
+    with pytest.raises(InputError, match=r"branches\[0\]"):
+        synth.session(Branches.batch([branches, branches]))
