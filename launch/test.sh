@@ -3,7 +3,8 @@
 #
 #     launch/test.sh [arguments of pytest]
 #
-# With arguments it only runs pytest, with these arguments.
+# With arguments it only runs pytest, with these arguments.  Without, tests run on all cores, a file on one of them: its tests
+# share what they compile.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,5 +19,6 @@ if [[ $# -eq 0 ]]; then
   "$venv/bin/python" -m ruff format --check .
   "$venv/bin/lint-imports" --config pyproject.toml --no-logo
   "$venv/bin/python" -m mypy
+  set -- --numprocesses auto --dist loadfile
 fi
 exec "$venv/bin/python" -m pytest "$@"

@@ -25,14 +25,11 @@ FORMAT = 1
 _DESCRIPTION, _TENSORS = "branches.json", "branches.safetensors"
 
 
-def save(branches: Branches, directory: str) -> None:
+def save(branches: Branches, directory: str | Path) -> None:
     """Write branches to a new or existing directory; an interrupted write leaves what was there before.
 
     Raises `InputError` when the directory holds something else than branches.
     """
-    target = Path(directory)
-    if target.exists() and (not target.is_dir() or any(p.name not in (_DESCRIPTION, _TENSORS) for p in target.iterdir())):
-        raise InputError(f"{target} exists and is not a branches directory: choose another name")
     tensors: dict[str, Array] = {}
     questions = []
     for number, group in enumerate(branches.questions):
@@ -60,12 +57,12 @@ def save(branches: Branches, directory: str) -> None:
         "batched": branches.batched,
         "questions": questions,
     }
-    with replacing(target) as fresh:
+    with replacing(Path(directory), (_DESCRIPTION, _TENSORS), "a directory of branches") as fresh:
         safetensors.flax.save_file(tensors, str(fresh / _TENSORS))
         (fresh / _DESCRIPTION).write_text(json.dumps(description, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def load(directory: str) -> Branches:
+def load(directory: str | Path) -> Branches:
     """Read branches back; every saved segment becomes a row of one new cache.
 
     Raises:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -99,11 +100,6 @@ class Branches:
         """Why each branch ended: "stop", "length" (cut off) or "given"."""
         return self._each(lambda branch: branch.finish_reason)
 
-    @property
-    def cached_tokens(self) -> int:
-        """Slots that a synthesizer reads, over all questions."""
-        return sum(segment.length for branches in self.questions for branch in branches for segment in branch.segments)
-
     def __len__(self) -> int:
         """Branches of one question; questions of a batch."""
         return len(self.questions) if self.batched else len(self.questions[0])
@@ -118,8 +114,7 @@ class Branches:
         if isinstance(index, slice):
             chosen: Sequence[Branch] = branches[index]
         else:
-            numbers = [index] if isinstance(index, int | np.integer) else list(index)
-            chosen = [_pick(branches, number) for number in numbers]
+            chosen = [_pick(branches, number) for number in _numbers(index)]
         return Branches([chosen], self.fingerprint, batched=False)
 
     def __iter__(self) -> Iterator[Branches]:
@@ -149,29 +144,38 @@ class Branches:
         questions = [branches for group in groups for branches in group.questions]
         return Branches(questions, groups[0].fingerprint, batched=True)
 
-    def save(self, directory: str) -> None:
+    def save(self, directory: str | Path) -> None:
         """Write the branches to a directory: `branches.json` and `branches.safetensors`.  See `branch_files`."""
         from psynth_jax import branch_files
 
         branch_files.save(self, directory)
 
     @staticmethod
-    def load(directory: str) -> Branches:
+    def load(directory: str | Path) -> Branches:
         """Read branches that `save` wrote; whether a model fits them is checked when it reads them."""
         from psynth_jax import branch_files
 
         return branch_files.load(directory)
 
 
-def _pick(items: Sequence[Any], index: int) -> Any:
+def _numbers(index: Any) -> list[Any]:
+    return list(index) if isinstance(index, Sequence | np.ndarray) and not isinstance(index, str) else [index]
+
+
+def _pick(items: Sequence[Any], index: Any) -> Any:
+    if not isinstance(index, int | np.integer) or isinstance(index, bool):
+        raise InputError(f"branches are selected by their numbers; {index!r} is none")
     if not -len(items) <= index < len(items):
         raise InputError(f"no number {index} here: there are {len(items)}, counted from 0")
-    return items[index]
+    return items[int(index)]
 
 
-def _check_same_model(groups: Sequence[Branches]) -> None:
+def _check_same_model(groups: Sequence[Any]) -> None:
     if not groups:
         raise InputError("no branches given")
+    wrong = [group for group in groups if not isinstance(group, Branches)]
+    if wrong:
+        raise InputError(f"branches must be what `work` or `encode` returned, not {wrong[0]!r}")
     if len({group.fingerprint for group in groups}) > 1:
         raise ModelMismatchError(
             "these branches were made by different models; a synthesizer can read one model's caches only"

@@ -43,6 +43,9 @@ class Tokenizer:
         fast = getattr(backend, "backend_tokenizer", None)
         if fast is None:
             raise UnsupportedModelError(f"{type(backend).__name__} is not a fast tokenizer; a tokenizer.json is needed")
+        # A tokenizer.json may carry the settings of a training run: they would cut and fill up every text.
+        fast.no_truncation()
+        fast.no_padding()
         self.backend = backend
         self._fast: tokenizers.Tokenizer = fast
         own = [] if backend.eos_token_id is None else [backend.eos_token_id]
@@ -59,8 +62,8 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            backend = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+            backend = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
             raise CheckpointError(f"the tokenizer in {directory} cannot be loaded: {_one_line(error)}") from None
         return cls(backend, end_tokens)
 
@@ -85,11 +88,6 @@ class Tokenizer:
         named = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
         called = (i for i, token in enumerate(tokens) if types[i] == _CONTROL and token in _END_TOKENS)
         return cls(backend, {*(index for index in named if index is not None), *called})
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of tokens, added ones included; a model's V may be larger."""
-        return len(self.backend)
 
     def encode(self, text: str) -> list[int]:
         """Tokenise text; no token is added, and special tokens that the text spells out are recognised."""

@@ -57,7 +57,6 @@ class TestSelection:
         assert three.lengths == [5, 9, 1]
         assert three.token_ids[2] == [3]
         assert three.finish_reasons == ["length"] * 3
-        assert three.cached_tokens == 15
         assert texts(three[1]) == ["row 2"]
         assert texts(three[-1]) == ["row 3"]
         assert texts(three[np.int64(0)]) == ["row 0"]
@@ -69,7 +68,6 @@ class TestSelection:
     def test_of_a_batch(self, batch: Branches) -> None:
         assert (batch.count, len(batch), batch.batched) == ([3, 1], 2, True)
         assert batch.lengths == [[5, 9, 1], [4]]
-        assert batch.cached_tokens == 19
         assert texts(batch[1]) == ["row 1"] and not batch[1].batched
         assert [texts(question) for question in batch] == [["row 0", "row 2", "row 3"], ["row 1"]]
 
@@ -246,9 +244,9 @@ class TestOnDisk:
 
     def test_a_directory_of_something_else_is_left_alone(self, three: Branches, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("years of work")
-        with pytest.raises(InputError, match="not a branches directory"):
+        with pytest.raises(InputError, match="not a directory of branches"):
             three.save(str(tmp_path))
-        with pytest.raises(InputError, match="not a branches directory"):
+        with pytest.raises(InputError, match="not a directory of branches"):
             three.save(str(tmp_path / "thesis.txt"))
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
         assert (tmp_path / "thesis.txt").read_text() == "years of work"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,6 @@ class TestEncode:
         assert tokenizer.decode([3]) == "<tool>"  # user-defined, not special
         assert len(tokenizer.encode("[PAD262]")) > 1  # unused: no text means it
 
-    def test_vocab_size(self, tokenizer: Tokenizer) -> None:
-        assert tokenizer.vocab_size == 4 + 256 + len(MERGED)
-
 
 class TestEndTokens:
     def test_named_and_called(self) -> None:
@@ -178,6 +176,38 @@ class TestDirectory:
         assert [loaded.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
         assert loaded.chat_text(TestChat.MESSAGES) == tokenizer.chat_text(TestChat.MESSAGES)
         assert loaded.stop_ids == {0, 2}
+
+    def test_settings_of_a_training_run_are_dropped(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+        tokenizer.backend.save_pretrained(str(tmp_path))
+        file = tmp_path / "tokenizer.json"
+        saved = json.loads(file.read_text())
+        saved["truncation"] = {"max_length": 8, "stride": 0, "strategy": "LongestFirst", "direction": "Right"}
+        saved["padding"] = {
+            "strategy": {"Fixed": 16},
+            "direction": "Right",
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "x",
+            "pad_to_multiple_of": None,
+        }
+        file.write_text(json.dumps(saved))
+        loaded = Tokenizer.from_directory(tmp_path)
+        assert loaded is not None
+        for text in ("x" * 100, "ab"):
+            assert loaded.encode(text) == tokenizer.encode(text)
+
+    def test_code_of_a_directory_is_not_run(
+        self, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not even when the user would say yes."""
+        tokenizer.backend.save_pretrained(str(tmp_path))
+        (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Evil: pass\n")
+        settings = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        monkeypatch.setattr("builtins.input", lambda *_: "y")
+        with pytest.raises(CheckpointError, match="cannot be loaded"):
+            Tokenizer.from_directory(tmp_path)
+        assert not (tmp_path / "ran").exists()
 
     def test_none(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text('{"model_type": "llama"}')
@@ -266,4 +296,4 @@ class TestSmolLM2:
     def test_end_tokens_and_template(self, ours: Tokenizer) -> None:
         assert ours.stop_ids == {ours.encode("<|endoftext|>")[0], ours.encode("<|im_end|>")[0]}
         assert ours.chat([{"role": "user", "content": "Hi"}])[:1] == ours.encode("<|im_start|>")
-        assert ours.vocab_size == 49_152
+        assert len(ours.backend) == 49_152

@@ -25,7 +25,7 @@ def _load(source: str, dtype: str) -> Any:
     if path.is_file():
         where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        **where, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        **where, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=False
     )
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -14,7 +14,7 @@ from psynth_jax.model import Model
 from psynth_jax.synthesis.engine import Engine, slots_needed
 from psynth_jax.synthesis.generate import RowOutput, generate
 from psynth_jax.synthesis.inputs import check_window
-from psynth_jax.synthesis.sampling import SamplingOptions
+from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
 from psynth_jax.synthesis.step import Reader
 from psynth_jax.synthesis.workers import WorkerPrompt, decode_workers
 
@@ -88,8 +88,8 @@ def decode(
 def _prefill(engine: Engine, tokens: list[int]) -> None:
     nothing = np.zeros(1, np.int32)
     cache = engine.allocate(1, slots_needed(0, len(tokens), 0))
-    _, hidden, _ = engine.prefill(Reader(), [tokens], cache, nothing, nothing, None)
-    jax.block_until_ready(hidden)
+    greedy = row_sampling(SamplingOptions(), [(0, 0)])
+    jax.block_until_ready(engine.prefill(Reader(), [tokens], cache, nothing, nothing, greedy))
 
 
 def _decode(engine: Engine, prompts: list[list[int]], options: SamplingOptions) -> float:
@@ -99,4 +99,4 @@ def _decode(engine: Engine, prompts: list[list[int]], options: SamplingOptions) 
     outputs = [RowOutput(options, frozenset(), None) for _ in prompts]
     seeds = [(0, 0)] * len(prompts)
     run = generate(engine, Reader(), prompts, outputs, cache, nothing, nothing, options, seeds, feed_last=False)
-    return run.decode_s
+    return float(run.decode_s.max())

@@ -13,9 +13,9 @@ from rich.text import Text
 from psynth_jax.branches import Branches, PositionMode
 from psynth_jax.cli import view
 from psynth_jax.cli.setting import console, load, text_or_file, write_json
-from psynth_jax.errors import InputError
+from psynth_jax.errors import ContextLengthError, InputError
 from psynth_jax.synthesis import inputs
-from psynth_jax.synthesis.generate import StreamedToken
+from psynth_jax.synthesis.generate import OnToken, StreamedToken
 from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
 from psynth_jax.synthesis.prompts import Role, load_roles, synthesis_messages, worker_prompts
 from psynth_jax.synthesis.sampling import SamplingOptions
@@ -122,21 +122,21 @@ def _answers(
     ways: Sequence[str],
     *,
     quiet: bool,
-) -> dict[str, SynthesisResult]:
-    """Answer in every one of the ways.
+) -> view.Answers:
+    """Answer in every one of the ways; one that does not fit the context window gives the error that says so.
 
     The answer from the caches goes to stdout as it is written, unless `quiet`, or all answers are about to be seen side by
     side on the same terminal.
     """
     if len(ways) == 1:
         return {ways[0]: _stream(synth, question, branches, limit, sampling, quiet=quiet)}
-    results = {}
+    results: dict[str, Any] = {}
     on_screen = sys.stdout.isatty() and console.is_terminal
     with view.watch(console, [f"from {way}" for way in ways], synth.model.stop_ids, limit) as push:
         for number, way in enumerate(ways):
             show = functools.partial(push, number)
             if way == "text":
-                results[way] = synth.synthesize_text(question, branches.texts, limit, on_token=show, **sampling)
+                results[way] = _answer_from_text(synth, question, branches, limit, sampling, show)
             else:
                 read = branches if way == "caches" else None
                 results[way] = synth.synthesize(question, read, limit, on_token=show, **sampling)
@@ -144,6 +144,15 @@ def _answers(
         sys.stdout.write(results["caches"].text + "\n")
         sys.stdout.flush()
     return results
+
+
+def _answer_from_text(
+    synth: ParallelSynthesis, question: str, branches: Branches, limit: int, sampling: dict[str, Any], on_token: OnToken
+) -> SynthesisResult | ContextLengthError:
+    try:
+        return synth.synthesize_text(question, branches.texts, limit, on_token=on_token, **sampling)
+    except ContextLengthError as error:  # what branches are good for: together they are too long to be pasted
+        return error
 
 
 def _stream(
@@ -172,7 +181,7 @@ def _stream(
     return result
 
 
-def _described(question: str, names: list[str], branches: Branches, results: dict[str, SynthesisResult]) -> dict[str, Any]:
+def _described(question: str, names: list[str], branches: Branches, results: view.Answers) -> dict[str, Any]:
     rows = zip(names, branches.texts, branches.lengths, branches.finish_reasons, strict=True)
     described: dict[str, Any] = {
         "question": question,
@@ -184,7 +193,9 @@ def _described(question: str, names: list[str], branches: Branches, results: dic
     return described | {way.replace(" ", "_"): _numbers(result) for way, result in results.items() if way != "caches"}
 
 
-def _numbers(result: SynthesisResult) -> dict[str, Any]:
+def _numbers(result: SynthesisResult | ContextLengthError) -> dict[str, Any]:
+    if isinstance(result, ContextLengthError):
+        return {"error": str(result)}
     return {
         "answer": result.text,
         "ttft_s": result.ttft_s,

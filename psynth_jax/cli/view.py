@@ -10,7 +10,7 @@ import math
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich import box
 from rich.cells import cell_len
@@ -20,8 +20,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from psynth_jax.errors import ContextLengthError
 from psynth_jax.synthesis.generate import StreamedToken
 from psynth_jax.synthesis.pipeline import SynthesisResult
+
+Answers: TypeAlias = Mapping[str, SynthesisResult | ContextLengthError]
 
 NARROWEST, HIGHEST, LOWEST = 30, 12, 4  # columns of a panel; lines of one that is being written
 GIVEN_SHOWN = 240  # characters of a text that the user gave, and knows
@@ -116,24 +119,27 @@ def workers_panels(names: Sequence[str], texts: Sequence[str], tokens: Sequence[
     return Group(*panels)
 
 
-def answers(console: Console, results: Mapping[str, SynthesisResult]) -> Table:
+def answers(console: Console, results: Answers) -> Table:
     """Show several answers side by side, or one below the other where the terminal is narrow."""
     columns = len(results) if _columns(console.width, len(results)) == len(results) else 1
     return _grid([_answer(name, result) for name, result in results.items()], columns)
 
 
-def _answer(name: str, result: SynthesisResult) -> Panel:
+def _answer(name: str, result: SynthesisResult | ContextLengthError) -> Panel:
+    if isinstance(result, ContextLengthError):
+        return Panel(Text(str(result)), title=Text(f"from {name} · does not fit"), title_align="left", border_style="dim")
     title = Text(f"from {name}{ENDED[result.finish_reason]}")
     subtitle = Text(f"first token after {result.ttft_s:.2f} s")
     return Panel(Text(printable(result.text.strip())), title=title, title_align="left", subtitle=subtitle)
 
 
-def results_table(results: Mapping[str, SynthesisResult]) -> Group:
+def results_table(results: Answers) -> Group:
     """Compare ways of answering: time to first token, what was prefilled, what was read, and the speed after that."""
     table = Table(box=box.ROUNDED, border_style="dim")
     for column in ("answer from", "TTFT", "tokens prefilled", "read from caches", "answer tokens", "tokens/s"):
         table.add_column(column, justify="left" if column == "answer from" else "right")
-    for name, result in results.items():
+    measured = {name: result for name, result in results.items() if isinstance(result, SynthesisResult)}
+    for name, result in measured.items():
         table.add_row(
             name,
             f"{result.ttft_s:.3f} s",
@@ -143,8 +149,8 @@ def results_table(results: Mapping[str, SynthesisResult]) -> Group:
             f"{result.decode_tokens_per_s:.1f}",
         )
     notes = ["TTFT: from branches ready to the first token, without compilation.  tokens/s: after the first token."]
-    if "text" in results:
-        ratio = results["text"].ttft_s / results["caches"].ttft_s
+    if "text" in measured:
+        ratio = measured["text"].ttft_s / measured["caches"].ttft_s
         notes.append(f"TTFT from text is {ratio:.1f} times that from caches.")
     return Group(table, *(Text(note, style="dim") for note in notes))
 

@@ -38,7 +38,7 @@ class Adapter:
     mapper: Mapper | None
 
 
-def save_adapter(directory: str, adapter: Adapter, model: Model, training: Mapping[str, Any] | None = None) -> None:
+def save_adapter(directory: str | Path, adapter: Adapter, model: Model, training: Mapping[str, Any] | None = None) -> None:
     """Write an adapter of `model` to a directory, whole or not at all; an adapter that is there already is replaced.
 
     Args:
@@ -47,9 +47,6 @@ def save_adapter(directory: str, adapter: Adapter, model: Model, training: Mappi
     Raises:
       InputError: the directory exists and holds something else.
     """
-    target = Path(directory)
-    if target.exists() and not (target / _DESCRIPTION).is_file():
-        raise InputError(f"{target} exists and is not an adapter directory: choose another name")
     lora, mapper = adapter.lora, adapter.mapper
     description = {
         "format": FORMAT,
@@ -63,7 +60,7 @@ def save_adapter(directory: str, adapter: Adapter, model: Model, training: Mappi
         "mapper_features": list(FEATURES),
         "training": dict(training or {}),
     }
-    with replacing(target) as fresh:
+    with replacing(Path(directory), (_DESCRIPTION, _LORA, _MAPPER), "an adapter directory") as fresh:
         if lora is not None:
             factors = {f"lora.{name}.down": np.asarray(value) for name, value in lora.down.items()}
             factors |= {f"lora.{name}.up": np.asarray(value) for name, value in lora.up.items()}
@@ -74,7 +71,7 @@ def save_adapter(directory: str, adapter: Adapter, model: Model, training: Mappi
         (fresh / _DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
 
 
-def load_adapter(directory: str, model: Model) -> Adapter:
+def load_adapter(directory: str | Path, model: Model) -> Adapter:
     """Read an adapter for `model`.
 
     Raises:

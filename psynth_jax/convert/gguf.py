@@ -234,8 +234,3 @@ def iterate_parameters(file: GGUFFile, config: DecoderConfig, dtype: str) -> Ite
     rules = gguf_rules(config)
     refuse_problems(file.path, find_problems(rules, config, file.shapes(), frozenset({_FREQUENCY_FACTORS})))
     return stream_parameters(rules, config, file, target)
-
-
-def read_parameters(file: GGUFFile, config: DecoderConfig, dtype: str = "float32") -> dict[str, HostArray]:
-    """Read all parameters.  Raises as `iterate_parameters` does."""
-    return dict(iterate_parameters(file, config, dtype))

@@ -114,7 +114,8 @@ def _unsupported_features(fields: Mapping[str, Any]) -> list[str]:
     """Name every feature that would make this decoder compute something else than the model."""
     found = []
     if fields.get("quantization_config"):
-        method = dict(fields["quantization_config"]).get("quant_method", "unknown method")
+        described = fields["quantization_config"]
+        method = described.get("quant_method", "unknown method") if isinstance(described, Mapping) else described
         found.append(f"quantised weights (quantization_config: {method})")
     if fields["hidden_act"] not in ("silu", "swish"):
         found.append(f"hidden_act {fields['hidden_act']!r} (silu is supported)")
@@ -125,7 +126,8 @@ def _unsupported_features(fields: Mapping[str, Any]) -> list[str]:
     elif set(fields.get("layer_types") or ()) - {"full_attention"}:
         others = sorted(set(fields["layer_types"]) - {"full_attention"})
         found.append(f"attention that is not full (layer_types: {', '.join(map(str, others))})")
-    if any(not uses_rope for uses_rope in fields.get("no_rope_layers") or ()) or (
+    uses_rope = fields.get("no_rope_layers")  # 1 where a layer has positions, in spite of the name
+    if (uses_rope and not (isinstance(uses_rope, list) and all(uses_rope))) or (
         fields.get("no_rope_layer_interval") and "no_rope_layers" not in fields
     ):
         found.append("layers without positions (no_rope_layers)")
@@ -173,13 +175,17 @@ def _rope(fields: Mapping[str, Any]) -> dict[str, Any]:
     original = fields.get("original_max_position_embeddings") or parameters.get("original_max_position_embeddings", declared)
     if isinstance(original, float) and original.is_integer():
         original = int(original)
+    if not isinstance(original, int | float) or original <= 0:
+        raise ConfigError(f"original_max_position_embeddings must be a positive number, not {original!r}")
     if kind == "llama3":
         missing = [key for key in ("factor", "low_freq_factor", "high_freq_factor") if key not in parameters]
         if missing:
             raise ConfigError(f"rope parameters of type llama3 lack {', '.join(missing)}")
         scaling = {key: parameters[key] for key in ("factor", "low_freq_factor", "high_freq_factor")}
         return {"kind": "llama3", "theta": theta, **scaling, "original_positions": original}
-    factor = parameters.get("factor") or declared / original
+    factor = parameters.get("factor", None if original == declared else declared / original)
+    if not isinstance(factor, int | float) or factor < 1:
+        raise ConfigError(f"the factor of yarn rope parameters must be a number of at least 1, not {factor!r}")
     return {
         "kind": "yarn",
         "theta": theta,
@@ -217,6 +223,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
@@ -336,8 +344,3 @@ def iterate_parameters(directory: str | Path, config: DecoderConfig, dtype: str)
     problems += _tied_head_problem(config, source)
     refuse_problems(directory, problems)
     return stream_parameters(rules, config, source, target)
-
-
-def read_parameters(directory: str | Path, config: DecoderConfig, dtype: str = "float32") -> dict[str, HostArray]:
-    """Read all parameters of a model directory.  Raises as `iterate_parameters` does."""
-    return dict(iterate_parameters(directory, config, dtype))

@@ -34,25 +34,12 @@ _HUB_DUPLICATES = ["original/*", "consolidated*", "onnx/*"]  # the same weights 
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelFiles:
-    """A model as read from its files.
-
-    name is the source as the user gave it; tokenizer is None for a directory without one; stop_ids has every end token
-    of the generation config, and the tokenizer's.
-    """
-
-    config: DecoderConfig
-    parameters: dict[str, HostArray]
-    tokenizer: Tokenizer | None
-    stop_ids: frozenset[int]
-    name: str
-
-
-@dataclasses.dataclass(frozen=True)
 class ModelStream:
     """A model whose config, tokenizer and tensor names have been checked, and whose parameters are still to be read.
 
     parameters yields (name, array) once, one parameter at a time, so that each can move to its devices before the next.
+    name is the source as the user gave it; tokenizer is None for a directory without one; stop_ids has every end token of
+    the generation config, and the tokenizer's.
     """
 
     config: DecoderConfig
@@ -62,25 +49,8 @@ class ModelStream:
     name: str
 
 
-def read_model(source: str | Path, dtype: str = "float32") -> ModelFiles:
-    """Read a whole model into host memory.
-
-    Args:
-      source: model directory, .gguf file, preset name or hub id.
-      dtype: of all parameters: "float32", "bfloat16" or "float16".
-
-    Raises:
-      ConfigError: unknown dtype.
-      UserError: there is no such source, or the hub cannot be reached.
-      UnsupportedModelError: the model's family or one of its features is not implemented.
-      CheckpointError: files that are damaged, or that do not fit their config.
-    """
-    stream = open_model(source, dtype)
-    return ModelFiles(stream.config, dict(stream.parameters), stream.tokenizer, stream.stop_ids, stream.name)
-
-
 def open_model(source: str | Path, dtype: str = "float32") -> ModelStream:
-    """Check a model and prepare to read it parameter by parameter.  Arguments and errors as for `read_model`."""
+    """Check a model and prepare to read it parameter by parameter.  Arguments and errors as for `load_model`."""
     parameter_dtype(dtype)  # a wrong name must not wait for a download
     path = resolve(source)
     return _open_gguf(path, dtype, str(source)) if path.is_file() else _open_directory(path, dtype, str(source))
@@ -111,6 +81,8 @@ def resolve(source: str | Path) -> Path:
 
     Raises `UserError`, naming the source, when there is none.
     """
+    if not isinstance(source, str | Path):
+        raise UserError(f"a model is named by a text or a path, not by {source!r}")
     name = str(source)
     if name == SMOLLM2:
         return find_smollm2()

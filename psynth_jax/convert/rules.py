@@ -97,7 +97,7 @@ class Rule:
     ours: str
     theirs: str
     form: Form
-    when: Literal["qkv_bias", "o_bias", "qk_norm", "tied_head", "not tied_head", ""] = ""
+    when: Literal["qkv_bias", "o_bias", "qk_norm", "not tied_head", ""] = ""
 
     def applies(self, config: DecoderConfig) -> bool:
         """Say whether a model of this config has the tensor."""

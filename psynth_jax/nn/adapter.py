@@ -48,6 +48,23 @@ class Lora:
             up[target] = jnp.zeros(letters_to_shape(up_letters, sizes), jnp.float32)
         return cls(down, up, jnp.float32(alpha / rank))
 
+    def misfits(self, config: DecoderConfig) -> list[str]:
+        """List every factor that does not fit a model of this config."""
+        sizes = config.sizes | {"A": self.rank}
+        wrong = []
+        for target in sorted({*self.down, *self.up}):
+            for half, factors, letters in zip(
+                ("down", "up"), (self.down, self.up), FACTOR_LETTERS.get(target, ("", "")), strict=True
+            ):
+                expected = letters_to_shape(letters, sizes) if letters else None
+                if target not in factors:
+                    wrong.append(f"missing {half} of {target!r}")
+                elif expected != jnp.shape(factors[target]):
+                    shape = list(jnp.shape(factors[target]))
+                    right = "there is no such target" if expected is None else f"expected {list(expected)}"
+                    wrong.append(f"{half} of {target!r} has shape {shape}, {right}")
+        return wrong
+
     @property
     def rank(self) -> int:
         """A."""

@@ -28,8 +28,9 @@ from psynth_jax.tokenizer import TextStream, Tokenizer
 class StreamedToken(str):
     """A piece of text as it is produced, with where it comes from.
 
-    The pieces of a row, put together, are its text.  A piece is empty while a character is incomplete, or might begin a stop
-    text.  token_id is None for text that was held back until the row ended.  worker is None for the synthesizer.
+    The pieces of a row, put together, are its text: that of the answer, or what a worker wrote (its branch ends a token
+    earlier where a stop text begins inside of a token).  A piece is empty while a character is incomplete, or might begin a
+    stop text.  token_id is None for text that was held back until the row ended.  worker is None for the synthesizer.
     """
 
     __slots__ = ("question", "token_id", "worker")
@@ -49,7 +50,10 @@ OnToken = Callable[[StreamedToken], None]
 
 
 class RowOutput:
-    """What a row has produced: token_ids and text, without end tokens and stop texts; why it ended (None: it has not)."""
+    """What a row has produced: token_ids and text, without end tokens and stop texts; why it ended (None: it has not).
+
+    Where a stop text begins inside of a token, that token is not among token_ids, but its letters before are in the text.
+    """
 
     def __init__(self, options: SamplingOptions, stop_ids: frozenset[int], tokenizer: Tokenizer | None):
         """Start with nothing.  Raises `InputError` for stop texts without a tokenizer to find them."""
@@ -57,8 +61,8 @@ class RowOutput:
         self.finish_reason: FinishReason | None = None
         self.text = ""
         self._limit = options.max_new_tokens
-        self._stop_ids = stop_ids | {int(stop) for stop in options.stop if not isinstance(stop, str)}
-        self._stop_texts = [stop for stop in options.stop if isinstance(stop, str)]
+        self._stop_ids = stop_ids | {int(stop) for stop in options.stops if not isinstance(stop, str)}
+        self._stop_texts = [stop for stop in options.stops if isinstance(stop, str)]
         if self._stop_texts and tokenizer is None:
             raise InputError(f"the model has no tokenizer to find the stop text {self._stop_texts[0]!r}: give token ids")
         self._held = max((len(stop) for stop in self._stop_texts), default=1) - 1
@@ -105,13 +109,14 @@ class RowOutput:
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """cache: the own cache, every kept token fed if `feed_last`.  filled `[B]`: its slots in use.  Times are in seconds."""
+    """cache: the own cache, every kept token fed if `feed_last`.
+
+    first_token_s: seconds to the first token of all rows.  decode_s `[B]`: from there to each row's last token.
+    """
 
     cache: KVCache
-    filled: HostArray
     first_token_s: float
-    decode_s: float
-    decode_steps: int
+    decode_s: HostArray
 
 
 def generate(
@@ -140,7 +145,7 @@ def generate(
     sampling = jax.device_put(row_sampling(options, seeds))
     cache, hidden, token = engine.prefill(reader, prompts, cache, filled, offset, sampling, greedy=options.greedy)
     filled = filled + np.array([len(prompt) for prompt in prompts], np.int32)
-    first_token_s, index = 0.0, 0
+    first_token_s, decode_s, index = 0.0, np.zeros(len(outputs)), 0
     while True:
         assert token is not None
         sampled = np.asarray(token)
@@ -152,11 +157,11 @@ def generate(
             if output.finish_reason is None:
                 piece = output.push(int(sampled[row]))
                 feeding[row] = output.feeds(feed_last)
+                decode_s[row] = time.perf_counter() - begin - (engine.compile_seconds - compiled)
                 if on_token is not None:
                     on_token(row, piece, int(sampled[row]))
         if not feeding.any():
-            decode_s = time.perf_counter() - begin - (engine.compile_seconds - compiled)
-            return Generated(cache, filled, first_token_s, decode_s, index)
+            return Generated(cache, first_token_s, decode_s)
         index += 1
         cache, hidden, token = engine.decode(
             reader, token, cache, filled, feeding, offset, hidden, sampling, index, greedy=options.greedy

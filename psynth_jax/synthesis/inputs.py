@@ -74,6 +74,8 @@ def tokenizer_of(model: Model) -> Tokenizer:
 
 def checked(model: Model, ids: Sequence[int], what: str) -> tuple[int, ...]:
     """Return token ids as a tuple.  Raises `InputError` when there is none, or one is outside the vocabulary."""
+    if not is_tokens(ids):
+        raise InputError(f"{what} must be a text, a chat or a list of token ids, not {ids!r}")
     tokens = tuple(int(token) for token in ids)
     if not tokens:
         raise InputError(f"{what} is empty")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import jax
@@ -13,15 +14,16 @@ import numpy as np
 from psynth_jax.axes import HostArray
 from psynth_jax.branches import Branch, Branches, FinishReason, PositionMode, branch_view, offsets
 from psynth_jax.convert.adapter_directory import Adapter, load_adapter
-from psynth_jax.errors import InputError, ModelMismatchError
+from psynth_jax.errors import AdapterError, InputError, ModelMismatchError
 from psynth_jax.mapper import Mapper, mapper_scalars
 from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.ops.branch_attention import Implementation
-from psynth_jax.synthesis import inputs, prompts
+from psynth_jax.synthesis import inputs
 from psynth_jax.synthesis.engine import Engine, slots_needed
 from psynth_jax.synthesis.generate import OnToken, RowOutput, StreamedToken, generate
-from psynth_jax.synthesis.sampling import SamplingOptions, checked_seed
+from psynth_jax.synthesis.prompts import baseline_messages, question_messages, synthesis_messages
+from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed
 from psynth_jax.synthesis.step import Reader
 from psynth_jax.synthesis.workers import WorkerPrompt, decode_workers, encode_workers, warn_of_copies
 
@@ -53,7 +55,7 @@ class ParallelSynthesis:
     def __init__(
         self,
         model: Model,
-        adapter: str | Adapter | Lora | None = None,
+        adapter: str | Path | Adapter | Lora | None = None,
         positions: PositionMode = "exact",
         implementation: Implementation = "auto",
     ):
@@ -76,10 +78,14 @@ class ParallelSynthesis:
         ):
             if value not in allowed:
                 raise InputError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
-        if isinstance(adapter, str):
+        if isinstance(adapter, str | Path):
             adapter = load_adapter(adapter, model)
         if isinstance(adapter, Lora):
             adapter = Adapter(lora=adapter, mapper=None)
+        if adapter is not None and not isinstance(adapter, Adapter):
+            raise AdapterError(f"an adapter is a directory, an Adapter or a Lora, not {adapter!r}")
+        if adapter is not None and adapter.lora is not None and (wrong := adapter.lora.misfits(model.config)):
+            raise AdapterError(f"the adapter does not fit {model.name}: " + "; ".join(wrong))
         self.model = model
         self.positions: PositionMode = positions
         self.engine = Engine(model.decoder, implementation)
@@ -113,7 +119,7 @@ class ParallelSynthesis:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int | Sequence[Any] = 0,
-        stop: Sequence[str | int] = (),
+        stop: Stop = (),
         on_token: OnToken | None = None,
     ) -> Branches:
         """Let workers write, all of them as one batch, and return their branches when the caches are computed.
@@ -128,14 +134,14 @@ class ParallelSynthesis:
           InputError: a prompt is empty, or an option out of range.
           ContextLengthError: a prompt and its answer would not fit the context window.
         """
-        options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, tuple(stop))
+        options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, stop)
         groups, batched = inputs.by_question(prompts, "prompts")
         seeds = _worker_seeds(seed, groups, batched)
         workers = []
         for number, group in enumerate(groups):
             for index, prompt in enumerate(group):
                 what = _name("prompt", number, index, batched)
-                ids = inputs.prompt_ids(self.model, prompt, what, _as_user)
+                ids = inputs.prompt_ids(self.model, prompt, what, question_messages)
                 inputs.check_window(self.model, 0, len(ids), max_new_tokens, what)
                 workers.append(WorkerPrompt(number, index, ids, seeds[number][index]))
         warn_of_copies(workers, options)
@@ -163,7 +169,7 @@ class ParallelSynthesis:
                 what = _name("text", number, index, batched)
                 given = inputs.plain_ids(self.model, text, what)
                 prefix = before[number][index]
-                missing = prefix is None or len(prefix) == 0
+                missing = prefix is None or (inputs.is_prompt(prefix) and len(prefix) == 0)
                 if missing and self.positions == "reference_live":
                     raise InputError(
                         f"{what} has no prefix: with reference_live positions a worker's prompt stands before it"
@@ -185,7 +191,7 @@ class ParallelSynthesis:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
-        stop: Sequence[str | int] = (),
+        stop: Stop = (),
         on_token: OnToken | None = None,
     ) -> Any:
         """Answer a question from branches; return a `SynthesisResult`, or a list of them for a list of questions.
@@ -201,11 +207,11 @@ class ParallelSynthesis:
           ModelMismatchError: the branches were made by another model.
           ContextLengthError: longest branch + prompt + max_new_tokens pass the context window.
         """
-        options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, tuple(stop))
+        options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, stop)
         groups = self._checked_groups(branches)
         begin = time.perf_counter()
         questions, batched = inputs.as_questions(question)
-        wording = prompts.question_messages if groups is None else prompts.synthesis_messages
+        wording = question_messages if groups is None else synthesis_messages
         ids = [inputs.prompt_ids(self.model, item, "the question", wording) for item in questions]
         return self._answer(ids, groups, options, seed, on_token, begin, batched, base=False)
 
@@ -218,7 +224,7 @@ class ParallelSynthesis:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
-        stop: Sequence[str | int] = (),
+        stop: Stop = (),
         on_token: OnToken | None = None,
     ) -> Any:
         """Answer from the workers' texts instead of their caches: the baseline.  The base model, everything prefilled.
@@ -226,7 +232,7 @@ class ParallelSynthesis:
         Texts are pasted before the same question; token ids (of texts and question) are put one after the other.  Arguments,
         result and errors as for `synthesize`.
         """
-        options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, tuple(stop))
+        options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, stop)
         begin = time.perf_counter()
         questions, batched = inputs.as_questions(question)
         groups, _ = inputs.by_question(texts, "texts")
@@ -243,10 +249,12 @@ class ParallelSynthesis:
         """
         groups = self._checked_groups(branches)
         questions, batched = inputs.as_questions(prompt)
-        targets = list(target) if batched else [target]
+        targets = target if batched else [target]
+        if not isinstance(targets, list | tuple):
+            raise InputError("a list of prompts takes a list of targets")
         if len(targets) != len(questions):
             raise InputError(f"{len(questions)} prompts and {len(targets)} targets")
-        wording = prompts.question_messages if groups is None else prompts.synthesis_messages
+        wording = question_messages if groups is None else synthesis_messages
         before = [inputs.prompt_ids(self.model, item, "the prompt", wording) for item in questions]
         after = [inputs.plain_ids(self.model, item, "the target") for item in targets]
         reader, offset = self._reader(groups, len(questions))
@@ -277,8 +285,9 @@ class ParallelSynthesis:
         base: bool,
     ) -> Any:
         reader, offset = (Reader(), np.zeros(len(ids), np.int32)) if base else self._reader(groups, len(ids))
+        what = "the question behind the pasted texts" if base else "the question"
         for start, prompt in zip(offset, ids, strict=True):
-            inputs.check_window(self.model, int(start), len(prompt), options.max_new_tokens, "the question")
+            inputs.check_window(self.model, int(start), len(prompt), options.max_new_tokens, what)
         compiled = self.engine.compile_seconds
         outputs = [RowOutput(options, self.model.stop_ids, self.model.tokenizer) for _ in ids]
         seeds = [(checked_seed(seed), 0)] * len(ids)
@@ -302,8 +311,8 @@ class ParallelSynthesis:
         )
         read = [sum(branch.span for branch in group) for group in groups] if groups is not None else [0] * len(ids)
         results = [
-            result_of(output, before + run.first_token_s, run.decode_s, len(prompt), cached)
-            for output, prompt, cached in zip(outputs, ids, read, strict=True)
+            result_of(output, before + run.first_token_s, seconds, len(prompt), cached)
+            for output, seconds, prompt, cached in zip(outputs, run.decode_s.tolist(), ids, read, strict=True)
         ]
         return results if batched else results[0]
 
@@ -316,10 +325,12 @@ class ParallelSynthesis:
         view = jax.device_put(branch_view(groups))
         return Reader(mapper=self._mapper, lora=self._lora, view=view), offsets(groups)
 
-    def _checked_groups(self, branches: Branches | Sequence[Branches] | None) -> Sequence[Sequence[Branch]] | None:
+    def _checked_groups(self, branches: Any) -> Sequence[Sequence[Branch]] | None:
         if branches is None:
             return None
-        return self._questions_of(branches if isinstance(branches, Branches) else Branches.batch(list(branches)))
+        if isinstance(branches, str) or not isinstance(branches, Branches | Sequence):
+            raise InputError(f"branches must be what `work` or `encode` returned, or a list of these, not {branches!r}")
+        return self._questions_of(branches if isinstance(branches, Branches) else Branches.batch(branches))
 
     def _questions_of(self, branches: Branches) -> Sequence[Sequence[Branch]]:
         """Return the branches by question.  Raises when another model made them, or one is empty."""
@@ -347,11 +358,9 @@ class ParallelSynthesis:
             for index, text in enumerate(texts):
                 if not text.strip():
                     raise InputError(f"text {index + 1} is empty")
-            return inputs.prompt_ids(
-                self.model, question, "the question", lambda asked: prompts.baseline_messages(asked, texts)
-            )
+            return inputs.prompt_ids(self.model, question, "the question", lambda asked: baseline_messages(asked, texts))
         ids = [inputs.plain_ids(self.model, text, f"text {index + 1}") for index, text in enumerate(texts)]
-        tail = inputs.prompt_ids(self.model, question, "the question", prompts.synthesis_messages)
+        tail = inputs.prompt_ids(self.model, question, "the question", synthesis_messages)
         return (*(token for text in ids for token in text), *tail)
 
 
@@ -365,10 +374,6 @@ def result_of(output: RowOutput, ttft_s: float, decode_s: float, prompt_tokens: 
 
 def _reporter(on_token: OnToken) -> Any:
     return lambda row, piece, token: on_token(StreamedToken(piece, row, None, token))
-
-
-def _as_user(text: str) -> list[prompts.Message]:
-    return prompts.question_messages(text)
 
 
 def _name(kind: str, question: int, index: int, batched: bool) -> str:

@@ -6,7 +6,9 @@ Every row has its own options and its own random key, so its tokens do not depen
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,33 +17,43 @@ import numpy as np
 from psynth_jax.axes import Array, HostArray
 from psynth_jax.errors import InputError
 
+Stop: TypeAlias = str | int | Sequence[str | int] | None
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions:
     """How to decode.
 
     temperature 0 is greedy.  top_k 0 and top_p 1 are off; both may be on, top_k cuts first.  stop: texts or token ids that
-    end a row, besides the model's own end tokens; they are not part of the output.
+    end a row, besides the model's own end tokens; one, several or None.  They are not part of the output.
     """
 
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
-    stop: tuple[str | int, ...] = ()
+    stop: Stop = ()
 
     def __post_init__(self) -> None:
         """Raise `InputError` naming the option that is out of range."""
+        stops = self.stops
         ranges = (
             ("max_new_tokens", _is_whole(self.max_new_tokens) and self.max_new_tokens >= 1, "a whole number of at least 1"),
-            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("temperature", _is_number(self.temperature) and 0 <= self.temperature < math.inf, "0 (greedy) or more"),
+            ("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top_k", _is_whole(self.top_k) and self.top_k >= 0, "a whole number, 0 (off) or more"),
-            ("stop", all(_is_stop(stop) for stop in self.stop), "texts that are not empty, or token ids"),
+            ("stop", all(_is_stop(stop) for stop in stops), "texts that are not empty, or token ids"),
         )
         for name, fine, right in ranges:
             if not fine:
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be {right}")
+
+    @property
+    def stops(self) -> tuple[str | int, ...]:
+        """`stop` as a tuple."""
+        if self.stop is None:
+            return ()
+        return tuple(self.stop) if isinstance(self.stop, Sequence) and not isinstance(self.stop, str) else (self.stop,)
 
     @property
     def greedy(self) -> bool:
@@ -51,6 +63,10 @@ class SamplingOptions:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def _is_stop(value: object) -> bool:
@@ -67,7 +83,7 @@ def checked_seed(seed: object) -> int:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowSampling:
-    """Options of every row as arrays `[B]`; seed `[B, 2]` uint32: (the caller's seed, the row's number in its question)."""
+    """Options of every row, arrays `[B]`; seed `[B, 3]` uint32: the caller's seed (low, high word), the row's number."""
 
     temperature: Array
     top_p: Array
@@ -79,10 +95,10 @@ def row_sampling(options: SamplingOptions, seeds: Sequence[tuple[int, int]]) -> 
     """Lay the options out per row.  seeds: (seed, number of the row within its question) of each row."""
     rows = len(seeds)
     fill = lambda value, dtype: np.full(rows, value, dtype)  # noqa: E731
-    seed: HostArray = np.array([[seed & 0xFFFFFFFF, index] for seed, index in seeds], np.uint32)
-    return RowSampling(
-        fill(options.temperature, np.float32), fill(options.top_p, np.float32), fill(options.top_k, np.int32), seed
-    )
+    word = 0xFFFFFFFF
+    seed: HostArray = np.array([[seed & word, seed >> 32 & word, index] for seed, index in seeds], np.uint32)
+    top_k = min(options.top_k, np.iinfo(np.int32).max)
+    return RowSampling(fill(options.temperature, np.float32), fill(options.top_p, np.float32), fill(top_k, np.int32), seed)
 
 
 def sample(logits: Array, rows: RowSampling, step: Array, *, greedy: bool) -> Array:
@@ -96,7 +112,9 @@ def sample(logits: Array, rows: RowSampling, step: Array, *, greedy: bool) -> Ar
         return best
 
     def draw(logits: Array, temperature: Array, top_p: Array, top_k: Array, seed: Array) -> Array:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed[0]), seed[1]), step)
+        key = jax.random.key(seed[0])
+        for number in (seed[1], seed[2], step):
+            key = jax.random.fold_in(key, number)
         scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
         kept = _truncate(scaled, top_p, top_k)
         return jnp.argmax(kept + jax.random.gumbel(key, logits.shape, jnp.float32)).astype(jnp.int32)

@@ -7,7 +7,6 @@ turn 2   [ question | answer | end of turn, next question | answer ]       only 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from psynth_jax.synthesis import inputs, prompts
 from psynth_jax.synthesis.engine import slots_needed
 from psynth_jax.synthesis.generate import OnToken, RowOutput, StreamedToken, generate
 from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult, result_of
-from psynth_jax.synthesis.sampling import SamplingOptions, checked_seed
+from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed
 
 _MARK = "\u2042answer\u2042"  # stands for an earlier answer when a template is asked what comes after it
 
@@ -29,9 +28,9 @@ class Session:
 
     def __init__(self, synth: ParallelSynthesis, branches: Branches | None):
         """Start with an empty dialogue.  Raises `InputError` for a batch of questions: a session has one."""
-        if branches is not None and branches.batched:
-            raise InputError("a session reads the branches of one question: pick one of the batch, as in branches[0]")
         groups = synth._checked_groups(branches)
+        if groups is not None and not (isinstance(branches, Branches) and not branches.batched):
+            raise InputError("a session reads the branches of one question: pick one of the batch, as in branches[0]")
         self._synth = synth
         self._reads_branches = groups is not None
         self._reader, self._offset = synth._reader(groups, 1)
@@ -52,15 +51,15 @@ class Session:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
-        stop: Sequence[str | int] = (),
+        stop: Stop = (),
         on_token: OnToken | None = None,
     ) -> SynthesisResult:
-        """Answer the next turn.  Token ids are fed as they are, after all that was fed before.
+        """Answer the next turn.  Token ids are fed as they are, after all that was fed before; only a first turn is a chat.
 
         prompt_tokens of the result counts what this turn prefilled.  Arguments and errors as for
         `ParallelSynthesis.synthesize`.
         """
-        options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, tuple(stop))
+        options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, stop)
         if self._cache is None and self.tokens:  # it was donated to a turn that raised
             raise InputError("an earlier turn of this conversation was interrupted: start a new session")
         synth, engine = self._synth, self._synth.engine
@@ -89,10 +88,12 @@ class Session:
         )
         kept = self._filled[0] + len(ids) + len(output.token_ids)
         self._cache, self._filled = run.cache, np.array([kept], np.int32)
-        return result_of(output, before + run.first_token_s, run.decode_s, len(ids), self._cached_tokens)
+        return result_of(output, before + run.first_token_s, float(run.decode_s[0]), len(ids), self._cached_tokens)
 
     def _turn_ids(self, text: Any) -> tuple[int, ...]:
         model = self._synth.model
+        if inputs.is_chat(text) and self._cache is not None:
+            raise InputError("messages start a conversation; later turns are a text or token ids")
         if not isinstance(text, str) or self._cache is None:
             wording = prompts.synthesis_messages if self._reads_branches else prompts.question_messages
             return inputs.prompt_ids(model, text, "the question", wording)
@@ -105,4 +106,7 @@ class Session:
             {"role": "user", "content": text},
         ]
         # What the template puts after an answer: the end of that turn, the new question, the start of the next answer.
-        return inputs.checked(model, tokenizer.encode(tokenizer.chat_text(dialogue).split(_MARK)[1]), "the question")
+        parts = tokenizer.chat_text(dialogue).split(_MARK)
+        if len(parts) != 2:
+            raise InputError("this model's chat template does not show earlier answers: it cannot go on with a conversation")
+        return inputs.checked(model, tokenizer.encode(parts[1]), "the question")

@@ -16,7 +16,7 @@ from psynth_jax.axes import Array, PerRow, Tokens
 from psynth_jax.branches import BranchView
 from psynth_jax.cache import KVCache
 from psynth_jax.config import DecoderConfig
-from psynth_jax.mapper import Mapper, mapper_scalars
+from psynth_jax.mapper import IDENTITY, Mapper, mapper_scalars
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.decoder import Decoder
 from psynth_jax.nn.layers import branch_angles
@@ -31,7 +31,8 @@ LOGIT_ROWS = 64  # positions whose logits exist at once when scoring
 class Reader:
     """What turns the base model into a synthesizer, and what it reads.  All None: the base model reading nothing.
 
-    mapper: None is the identity.  lora: None is the base.  gate `[B]`: adapter strength per row, None is 1.  view: branches.
+    mapper: None is the identity.  lora: None is the base.  gate `[B]`: strength of both per row, 0 for a worker in the same
+    batch; None is 1.  view: branches.
     """
 
     mapper: Mapper | None = None
@@ -57,7 +58,11 @@ def fold(reader: Reader, config: DecoderConfig) -> Context | None:
     if view is None:
         return None
     cos, sin = branch_angles(config.rope, config.head_width, view.shift)
-    return Context(view.parts, cos, sin, mapper_scalars(reader.mapper, view.span, view.valid, config.layers))
+    scalars = mapper_scalars(reader.mapper, view.span, view.valid, config.layers)
+    if reader.gate is not None:
+        identity = jnp.array(IDENTITY, jnp.float32)
+        scalars = identity + reader.gate[:, None, None] * (scalars - identity)
+    return Context(view.parts, cos, sin, scalars)
 
 
 def _run(

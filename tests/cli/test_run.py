@@ -57,6 +57,17 @@ class TestJson:
         assert found["text"]["prompt_tokens"] > found["prompt_tokens"] + 10  # the texts are prefilled too
         assert found["question_alone"]["prompt_tokens"] < found["prompt_tokens"]
 
+    def test_texts_that_are_too_long_to_paste(self, run: Command) -> None:
+        """Three branches of 200 tokens overlap, their texts do not: the others answer all the same."""
+        branches = [argument for letter in "abc" for argument in ("--branch", letter * 200)]
+        found = run(*branches, "--json", "--compare").json
+        assert found["cached_tokens"] == 600 and len(found["answer"]) == 4
+        assert set(found["text"]) == {"error"} and "pasted texts does not fit" in found["text"]["error"]
+        assert set(found["question_alone"]) == RESULT
+        done = run(*branches, "--compare")
+        assert (done.code, done.out) == (0, found["answer"] + "\n")
+        assert "from text · does not fit" in done.err and "times that from caches" not in done.err
+
     def test_given_branches(self, run: Command, tmp_path: Path) -> None:
         (tmp_path / "note.txt").write_text("the disk is full\n", encoding="utf-8")
         found = run("--branch", "all is well", "--branch", f"@{tmp_path / 'note.txt'}", "--json").json

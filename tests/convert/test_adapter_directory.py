@@ -111,6 +111,15 @@ class TestWriting:
                 save_adapter(str(target), adapter, model)
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
+    def test_takes_an_empty_directory_and_no_notes_next_to_an_adapter(
+        self, model: ps.Model, adapter: Adapter, tmp_path: Path
+    ) -> None:
+        save_adapter(tmp_path, adapter, model)
+        (tmp_path / "NOTES.md").write_text("do not lose me")
+        with pytest.raises(InputError, match=r"it has NOTES\.md"):
+            save_adapter(tmp_path, adapter, model)
+        assert (tmp_path / "NOTES.md").read_text() == "do not lose me"
+
     @pytest.mark.parametrize("broken", ["write", "rename"])
     @pytest.mark.parametrize("before", [True, False])
     def test_that_fails_leaves_what_was_there(

@@ -11,11 +11,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from psynth_jax.convert.hf import config_from_hf, read_config, read_end_tokens, read_parameters
+from psynth_jax.config import DecoderConfig
+from psynth_jax.convert.hf import config_from_hf, iterate_parameters, read_config, read_end_tokens
 from psynth_jax.convert.rules import axis_sizes, hf_rules
 from psynth_jax.errors import CheckpointError, ConfigError, UnsupportedModelError
 from psynth_jax.nn.decoder import parameter_shapes
 from psynth_jax.ops import rope as rope_ops
+
+
+def read_parameters(source: Any, config: DecoderConfig, dtype: str = "float32") -> dict[str, np.ndarray]:
+    return dict(iterate_parameters(source, config, dtype))
+
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from psynth_jax.convert import load
 from psynth_jax.convert.hf import config_from_hf
-from psynth_jax.convert.load import find_smollm2, open_model, read_model, resolve
+from psynth_jax.convert.load import find_smollm2, load_model, open_model, resolve
 from psynth_jax.convert.rules import axis_sizes, hf_rules
 from psynth_jax.errors import CheckpointError, ConfigError, UserError
 from psynth_jax.nn.decoder import parameter_shapes
@@ -46,18 +46,22 @@ def directory(tmp_path: Path) -> Path:
     return folder
 
 
-class TestReadModel:
+class TestLoadModel:
     def test_directory_without_a_tokenizer(self, directory: Path) -> None:
-        model = read_model(directory, "bfloat16")
+        model = load_model(directory, "bfloat16")
+        parameters = model.decoder.parameters()
         assert model.config == config_from_hf(RAW)
-        assert {name: value.shape for name, value in model.parameters.items()} == parameter_shapes(model.config)
-        assert {str(value.dtype) for value in model.parameters.values()} == {"bfloat16"}
+        assert {name: value.shape for name, value in parameters.items()} == parameter_shapes(model.config)
+        assert {str(value.dtype) for value in parameters.values()} == {"bfloat16"}
         assert (model.tokenizer, model.stop_ids, model.name) == (None, frozenset({4, 7}), str(directory))
 
     def test_streamed_is_the_same(self, directory: Path) -> None:
         stream = open_model(str(directory))
-        names = [name for name, _ in stream.parameters]
-        assert names == list(read_model(directory).parameters)
+        loaded = load_model(directory).decoder.parameters()
+        streamed = dict(stream.parameters)
+        assert streamed.keys() == loaded.keys()
+        for name, value in streamed.items():
+            np.testing.assert_array_equal(value, loaded[name])
 
     def test_opening_checks_before_reading(self, directory: Path) -> None:
         save_file({"x": np.zeros(3, np.float32)}, directory / "model.safetensors")
@@ -67,12 +71,18 @@ class TestReadModel:
     @pytest.mark.parametrize("dtype", ["float64", "int8", "fp32"])
     def test_unknown_dtype(self, dtype: str) -> None:
         with pytest.raises(ConfigError, match=f"'{dtype}'.*float32, bfloat16, float16"):
-            read_model("never/downloaded", dtype)
+            load_model("never/downloaded", dtype)
 
-    def test_damaged_tokenizer(self, directory: Path) -> None:
-        (directory / "tokenizer.json").write_text("{")
+    @pytest.mark.parametrize("source", [None, 7, b"model"])
+    def test_what_names_no_model(self, source: Any) -> None:
+        with pytest.raises(UserError, match="named by a text or a path"):
+            load_model(source)
+
+    @pytest.mark.parametrize("content", ["{", "[]", "null", '{"model": 3}'])
+    def test_damaged_tokenizer(self, directory: Path, content: str) -> None:
+        (directory / "tokenizer.json").write_text(content)
         with pytest.raises(CheckpointError, match=r"tokenizer in .* cannot be loaded"):
-            read_model(directory)
+            load_model(directory)
 
     @pytest.mark.weights
     def test_smollm2_by_name(self, smollm2_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

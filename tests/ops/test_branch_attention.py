@@ -7,7 +7,7 @@ import pytest
 
 from psynth_jax.ops import branch_attention as op
 from psynth_jax.ops import rope
-from psynth_jax.ops.branch_attention import AttentionSpec, Context, ContextPart, OwnCache, Segments
+from psynth_jax.ops.branch_attention import AttentionSpec, Context, ContextPart, OwnCache, Segments, xla
 
 branch_attention = jax.jit(op.branch_attention, static_argnums=(6, 7))
 L, B, W, K, G, S, H = 2, 3, 3, 2, 3, 19, 10
@@ -46,6 +46,17 @@ def test_folded_equals_materialised(tokens: int, softcap: float | None) -> None:
     arguments = (*case(tokens), 1, AttentionSpec(0.3, softcap))
     expected = branch_attention(*arguments, "reference")
     np.testing.assert_allclose(branch_attention(*arguments, "xla"), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 17])
+def test_segments_longer_than_a_block(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """19 slots in blocks of 8: spans that begin and end anywhere, and a last block that is moved back."""
+    arguments = (*case(tokens, poison=True), 1)
+    expected = branch_attention(*arguments, AttentionSpec(0.3), "reference")
+    monkeypatch.setattr(xla, "SLOT_BLOCK", 8)
+    monkeypatch.setattr(xla, "QUERY_BLOCK", 4)
+    blocked = jax.jit(lambda *arguments: xla.branch_attention(*arguments, AttentionSpec(0.3)))
+    np.testing.assert_allclose(blocked(*arguments), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("tokens", [1, 5])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import psynth_jax as ps
 from psynth_jax.branches import Branch, Branches
 from psynth_jax.errors import AdapterError, ContextLengthError, InputError, ModelMismatchError
-from tests.tiny import random_mapper, tiny_config, tiny_decoder, token_ids
+from tests.tiny import random_lora, random_mapper, tiny_config, tiny_decoder, token_ids
 
 PROMPT, TARGET = token_ids(1, 7), token_ids(2, 5)
 
@@ -165,6 +166,28 @@ class TestShapes:
 
 
 @pytest.mark.usefixtures("nothing_runs")
+class TestTypes:
+    @pytest.mark.parametrize("wrong", ["a text", ["a", "b"], [None], 7, [[1, 2]]])
+    def test_of_branches(self, synth: ps.ParallelSynthesis, wrong: Any) -> None:
+        refused(InputError, "branches must be what", synth.synthesize, PROMPT, wrong)
+        refused(InputError, "branches must be what", synth.session, wrong)
+
+    @pytest.mark.parametrize("wrong", [None, 7, 1.5, [1.7, 2.2], ["a"], {"role": "user"}])
+    def test_of_one_text(self, synth: ps.ParallelSynthesis, wrong: Any) -> None:
+        refused(InputError, "the target must be", synth.score, PROMPT, wrong)
+        refused(InputError, "the question must be", synth.session().reply, wrong)
+        if wrong is not None:
+            refused(InputError, "the prefix of text 1 must be", synth.encode, [PROMPT], prefixes=[wrong])
+
+    def test_of_targets(self, talking: ps.ParallelSynthesis) -> None:
+        refused(InputError, "takes a list of targets", talking.score, ["a", "b"], "ab")
+
+    @pytest.mark.parametrize("index", [True, "a", 1.0, [True, False], "01", None, [None], 2, -3, [0, 2]])
+    def test_of_selections(self, branches: Branches, index: Any) -> None:
+        refused(InputError, "number", branches.__getitem__, index)
+
+
+@pytest.mark.usefixtures("nothing_runs")
 class TestAnotherModel:
     @pytest.fixture
     def strange(self, branches: Branches) -> Branches:
@@ -199,6 +222,14 @@ class TestSynthesizer:
 
     def test_with_an_unknown_implementation(self, synth: ps.ParallelSynthesis) -> None:
         refused(InputError, "'fast'.*auto", ps.ParallelSynthesis, synth.model, implementation="fast")
+
+    def test_with_an_adapter_that_is_none(self, synth: ps.ParallelSynthesis, tmp_path: Path) -> None:
+        refused(InputError, "no such directory", ps.ParallelSynthesis, synth.model, adapter=tmp_path / "absent")
+        refused(AdapterError, "an adapter is a directory", ps.ParallelSynthesis, synth.model, adapter=7)
+        lora = random_lora(tiny_config(width=24), 1)
+        refused(AdapterError, r"does not fit tiny: down of 'k'.*\[3, 24, 4\], ex", ps.ParallelSynthesis, synth.model, lora)
+        half = dataclasses.replace(synth.adapter.lora, up={})
+        refused(AdapterError, "missing up of 'q'", ps.ParallelSynthesis, synth.model, half)
 
     def test_with_a_mapper_that_is_none(self, synth: ps.ParallelSynthesis) -> None:
         other = ps.ParallelSynthesis(synth.model)

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 
 import psynth_jax as ps
-from psynth_jax.branches import Branches, Segment
+from psynth_jax.branches import Branches, Segment, branch_view
 from psynth_jax.cache import KVCache
+from psynth_jax.nn.decoder import Decoder
 from psynth_jax.synthesis import engine as engine_module
 from psynth_jax.synthesis import workers
+from psynth_jax.synthesis.step import Reader, Rows, advance
 from tests.tiny import random_lora, random_mapper, token_ids
 
 NOISE = 2e-5  # of float32 log-probabilities
@@ -223,6 +225,20 @@ def test_a_shared_prefix_is_as_good_as_none(
         assert_close(synth.score(PROMPT, TARGET, branches=one), synth.score(PROMPT, TARGET, branches=other))
 
 
+def test_bfloat16_is_close_to_float32(synth: ps.ParallelSynthesis, three: Branches, expected: np.ndarray) -> None:
+    """The whole way in bfloat16: caches, adapter and attention; branches of one precision are read in the other."""
+    parameters = {name: value.astype(jnp.bfloat16) for name, value in synth.model.decoder.parameters().items()}
+    model = dataclasses.replace(synth.model, decoder=Decoder(synth.model.config, parameters))
+    low = ps.ParallelSynthesis(model, synth.adapter)
+    branches = low.encode(TEXTS, prefixes=PREFIXES)
+    assert branches.questions[0][0].segments[0].cache.k.dtype == jnp.bfloat16
+    scores = low.score(PROMPT, TARGET, branches=branches)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, expected, atol=0.3, rtol=0)
+    np.testing.assert_allclose(low.score(PROMPT, TARGET, branches=three), scores, atol=0.3, rtol=0)
+    assert low.synthesize(PROMPT, low.work(PREFIXES, max_new_tokens=4), max_new_tokens=4).finish_reason == "length"
+
+
 def test_workers_run_the_base_model(synth: ps.ParallelSynthesis, plain: ps.ParallelSynthesis) -> None:
     assert synth.work(PREFIXES, max_new_tokens=9).token_ids == plain.work(PREFIXES, max_new_tokens=9).token_ids
 
@@ -235,6 +251,27 @@ def test_one_branch_without_prompt_is_the_text_before_the_prompt(plain: ps.Paral
     assert_different(through_cache, plain.score(PROMPT, TARGET))
     behind_prefix = plain.encode([TEXTS[1]], prefixes=[PREFIXES[1]])
     assert_different(plain.score(PROMPT, TARGET, branches=behind_prefix), through_cache)
+
+
+def test_workers_and_synthesizers_share_a_batch(synth: ps.ParallelSynthesis, three: Branches) -> None:
+    """By the gate: a row of 0 is the base model reading the same slots, mapper and adapter left out."""
+    decoder, adapter = synth.model.decoder, synth.adapter
+    view = branch_view([three.questions[0]] * 2)
+    rows = Rows(np.array([PROMPT] * 2), np.zeros(2, np.int32), np.full(2, len(PROMPT)), np.full(2, 19))
+
+    def hidden(**reader: Any) -> np.ndarray:
+        cache = decoder.allocate_cache(2, 64)
+        start = np.zeros((2, decoder.config.width), np.float32)
+        options = {"fresh": True, "greedy": True, "implementation": "auto"}
+        step = jax.jit(advance, static_argnames=tuple(options))
+        return np.asarray(step(decoder, Reader(view=view, **reader), rows, cache, start, None, 0, **options)[1])
+
+    whole = {"mapper": adapter.mapper, "lora": adapter.lora}
+    base, adapted = hidden(), hidden(**whole)
+    shared = hidden(**whole, gate=np.array([0.0, 1.0], np.float32))
+    assert_different(base, adapted)
+    assert_close(shared[0], base[0])
+    assert_close(shared[1], adapted[1])
 
 
 def test_mapper_and_adapter_both_count(

@@ -11,6 +11,7 @@ import pytest
 
 import psynth_jax as ps
 from psynth_jax.errors import InputError
+from psynth_jax.synthesis.generate import RowOutput
 from psynth_jax.synthesis.sampling import RowSampling, SamplingOptions, row_sampling, sample
 from tests.tiny import token_ids
 
@@ -115,7 +116,7 @@ def test_a_rows_token_depends_on_its_own_seed_only() -> None:
 
 def test_any_integer_is_a_seed() -> None:
     rows = row_sampling(SamplingOptions(temperature=1.0), [(-1, 0), (2**40 + 5, 1)])
-    np.testing.assert_array_equal(rows.seed, [[2**32 - 1, 0], [5, 1]])
+    np.testing.assert_array_equal(rows.seed, [[2**32 - 1, 2**32 - 1, 0], [5, 2**8, 1]])
 
 
 @pytest.mark.parametrize(
@@ -142,8 +143,62 @@ def test_an_option_out_of_range_is_named(synth: ps.ParallelSynthesis, name: str,
         synth.work([[1, 2]], **{name: value})
 
 
-def test_token_zero_may_stop() -> None:
-    assert SamplingOptions(stop=(0, "end")).stop == (0, "end")
+def test_numbers_must_be_numbers(synth: ps.ParallelSynthesis) -> None:
+    for name, value in (("temperature", None), ("temperature", "hot"), ("top_p", None), ("temperature", float("inf"))):
+        with pytest.raises(InputError, match=name):
+            SamplingOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "stops"),
+    [((0, "end"), (0, "end")), (["###"], ("###",)), ("###", ("###",)), (0, (0,)), (None, ()), ((), ())],
+)
+def test_stop_is_one_several_or_none(given: Any, stops: tuple[Any, ...]) -> None:
+    assert SamplingOptions(stop=given).stops == stops
+
+
+def test_huge_top_k_is_off() -> None:
+    np.testing.assert_array_equal(many(temperature=1.0, top_k=2**40), many(temperature=1.0))
+
+
+def test_all_of_a_seed_counts() -> None:
+    seeds = [0, 1, 1 + 2**32, 1 + 2**33, -1]
+    draws = {tuple(many(seed=seed, temperature=1.0)[:50]) for seed in seeds}
+    assert len(draws) == len(seeds)
+
+
+class Words:
+    """A tokenizer of whole words."""
+
+    WORDS = ("this ", "qu", "question", "est", "ion", "!")
+
+    def decode(self, ids: Any) -> str:
+        return "".join(self.WORDS[token] for token in ids)
+
+
+class TestStopTextsInsideOfTokens:
+    def write(self, *tokens: int, stop: Any) -> tuple[RowOutput, str]:
+        output = RowOutput(SamplingOptions(stop=stop), frozenset(), Words())  # type: ignore[arg-type]
+        pieces = []
+        for token in tokens:
+            if output.finish_reason is None:
+                pieces.append(output.push(token))
+        return output, "".join(pieces)
+
+    def test_text_is_cut_at_the_letter_and_tokens_before_it(self) -> None:
+        output, pieces = self.write(0, 2, 5, stop="estion")
+        assert (output.text, output.token_ids, output.finish_reason) == ("this qu", [0], "stop")
+        assert pieces == output.text
+
+    def test_over_several_tokens(self) -> None:
+        output, pieces = self.write(0, 1, 3, 4, 5, stop=["estion", "never"])
+        assert (output.text, output.token_ids, output.finish_reason) == ("this qu", [0, 1], "stop")
+        assert pieces == output.text
+
+    def test_what_only_looks_like_one_is_kept(self) -> None:
+        output, pieces = self.write(0, 1, 3, 5, stop="estion")
+        assert (output.text, output.token_ids, output.finish_reason) == ("this quest!", [0, 1, 3, 5], None)
+        assert pieces == "this q"  # the rest may still begin a stop text
 
 
 class TestWorkers:

@@ -12,7 +12,7 @@ import psynth_jax as ps
 from psynth_jax.branches import Branches
 from psynth_jax.errors import ContextLengthError, InputError
 from psynth_jax.synthesis import prompts
-from tests.tiny import token_ids
+from tests.tiny import talking_model, token_ids
 
 # Lengths that share chunk sizes: every other one is a compilation.
 TURNS = (token_ids(1, 7), token_ids(2, 5))
@@ -117,6 +117,26 @@ def test_an_interrupted_turn_ends_the_conversation(synth: ps.ParallelSynthesis, 
         chat.reply(TURNS[1], on_token=hang_up, **SAMPLED)
     with pytest.raises(InputError, match="interrupted"):
         chat.reply(TURNS[1], **SAMPLED)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ messages[-1].content }}", "{% for m in messages * 2 %}{{ m.content }}{% endfor %}"]
+)
+def test_a_template_that_cannot_go_on_is_named(template: str) -> None:
+    model = talking_model(layers=1)
+    model.tokenizer.backend.chat_template = template
+    chat = ps.ParallelSynthesis(model).session()
+    chat.reply("why?", max_new_tokens=2)
+    with pytest.raises(InputError, match="does not show earlier answers"):
+        chat.reply("and?", max_new_tokens=2)
+
+
+def test_messages_start_a_conversation_only(talking: ps.ParallelSynthesis) -> None:
+    chat = talking.session()
+    messages = [{"role": "user", "content": "why?"}]
+    chat.reply(messages, max_new_tokens=2)
+    with pytest.raises(InputError, match="later turns are a text or token ids"):
+        chat.reply(messages, max_new_tokens=2)
 
 
 def test_a_batch_of_questions_is_refused(synth: ps.ParallelSynthesis, branches: Branches) -> None:
