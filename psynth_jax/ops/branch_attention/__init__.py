@@ -2,7 +2,7 @@
 
 api.py        the operation, its argument types, choice of implementation
 reference.py  the oracle: rotates, maps and concatenates the caches, then one plain softmax
-xla.py        the folded form in blocks: reads every cached key and value once, where it lies
+xla.py        the folded form in blocks: reads cached keys and values where they lie
 """
 
 from psynth_jax.ops.branch_attention.api import (

@@ -1,4 +1,4 @@
-"""The folded form in plain XLA, in blocks: every cached key and value is read once, where it lies.
+"""The folded form in plain XLA, in blocks: cached keys and values are read where they lie, once per block of queries.
 
     logit   c q . (aK R(-shift) k + bK)   =   aK c (R(shift) q) . k  +  c bK sum(q)
     output  sum p (aV v + bV)             =   aV sum p v             +  bV sum p
