@@ -247,7 +247,7 @@ class TestTest:
         "-m ruff format --check .",
         "lint-imports|--config|pyproject.toml|--no-logo|",
         "-m mypy",
-        "-m pytest",
+        "-m pytest --numprocesses auto --dist loadfile",
     )
 
     @pytest.fixture
