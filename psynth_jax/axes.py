@@ -26,7 +26,6 @@ PerRow: TypeAlias = Annotated[Array, "B"]
 Hidden: TypeAlias = Annotated[Array, "B T D"]
 Queries: TypeAlias = Annotated[Array, "B T N H"]
 KeysOrValues: TypeAlias = Annotated[Array, "B T K H"]
-CachedHeads: TypeAlias = Annotated[Array, "L R K S H"]
 MapperScalars: TypeAlias = Annotated[Array, "L B W 4"]
 
 

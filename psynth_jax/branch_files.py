@@ -20,6 +20,7 @@ from psynth_jax.branches import Branch, Branches, Segment
 from psynth_jax.cache import KVCache, slot_bucket
 from psynth_jax.directories import replacing
 from psynth_jax.errors import CheckpointError, InputError
+from psynth_jax.ops.cached_heads import CachedHeads
 
 FORMAT = 1
 _DESCRIPTION, _TENSORS = "branches.json", "branches.safetensors"
@@ -105,7 +106,7 @@ def _pack(tensors: dict[str, Array]) -> dict[str, Segment]:
         return jnp.asarray(np.stack([np.pad(h, ((0, 0), (0, 0), (0, slots - h.shape[2]), (0, 0))) for h in heads], axis=1))
 
     lengths = [tensors[f"{name}.k"].shape[2] for name in names]
-    cache = KVCache(rows("k"), rows("v"), jnp.asarray(lengths, jnp.int32))
+    cache = KVCache(CachedHeads(rows("k"), rows("v")), jnp.asarray(lengths, jnp.int32))
     return {name: Segment(cache, row, 0, length) for row, (name, length) in enumerate(zip(names, lengths, strict=True))}
 
 

@@ -216,7 +216,7 @@ def branch_view(questions: Sequence[Sequence[Branch]]) -> BranchView:
             for segment in branch.segments:
                 _, rows = found.setdefault(id(segment.cache), (segment.cache, [[] for _ in questions]))
                 rows[number].append((segment.row, segment.first, segment.length, index))
-    parts = tuple(ContextPart(cache.k, cache.v, _segments(rows)) for cache, rows in found.values())
+    parts = tuple(ContextPart(cache.heads, _segments(rows)) for cache, rows in found.values())
     return BranchView(parts, shift, span, valid)
 
 

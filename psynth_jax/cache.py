@@ -1,6 +1,6 @@
 """The key/value cache as an explicit pytree.  Besides `ops/`, the only file that indexes S.
 
-    k, v    [L, R, K, S, H]      slot s of a row holds the key and value of the row's s-th own token
+    heads   L R K S H            slot s of a row holds the key and value of the row's s-th own token
     length  [R]                  slots that hold something; rows are right-padded, each has its own length
 
 Keys are stored rotated at the absolute position they were computed at.  Updates return a new value; under `jax.jit` with the
@@ -10,14 +10,16 @@ old one donated they happen in place.  Knows nothing of branches, prompts or mod
 from __future__ import annotations
 
 import dataclasses
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 
-from psynth_jax.axes import Array, CachedHeads, PerRow
+from psynth_jax.axes import Array, PerRow
+from psynth_jax.ops.cached_heads import CachedHeads
 
 SLOT_SIZES = (64, 128, 256, 512)
+LANES = 128  # of a TPU's vector unit
 
 
 def slot_bucket(slots: int) -> int:
@@ -28,34 +30,34 @@ def slot_bucket(slots: int) -> int:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """k, v `[L, R, K, S, H]`, length `[R]` int32."""
+    """heads: keys and values of all layers and rows.  length `[R]` int32."""
 
-    k: CachedHeads
-    v: CachedHeads
+    heads: CachedHeads
     length: PerRow
 
     @classmethod
     def allocate(
         cls, layers: int, rows: int, kv_heads: int, slots: int, head_width: int, dtype: jax.typing.DTypeLike
     ) -> Self:
-        """Return an empty cache.  k and v are separate buffers: one array used twice could not be donated."""
-        shape = (layers, rows, kv_heads, slots, head_width)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows,), jnp.int32))
+        """Return an empty cache, in the layout that suits the default device."""
+        packed = head_width < LANES and jax.default_backend() == "tpu"
+        heads = CachedHeads.allocate((layers, rows, kv_heads, slots, head_width), dtype, packed=packed)
+        return cls(heads, jnp.zeros((rows,), jnp.int32))
 
     @property
     def rows(self) -> int:
         """R."""
-        return self.k.shape[1]
+        return self.heads.rows
 
     @property
     def slots(self) -> int:
         """S, the capacity of a row."""
-        return self.k.shape[3]
+        return self.heads.slots
 
     @property
     def nbytes(self) -> int:
-        """Bytes of k and v together."""
-        return self.k.nbytes + self.v.nbytes
+        """Bytes of all keys and values."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.heads))
 
     def append(self, k: Array, v: Array, start: PerRow, count: PerRow) -> Self:
         """Put the new keys and values `[L, R, T, K, H]` of one call at slots `start .. start + T - 1` of every row.
@@ -65,22 +67,35 @@ class KVCache:
         move a write that passes the end back over older slots.
         """
 
-        def put(heads: Array, new: Array) -> Array:
-            new = jnp.swapaxes(new, 2, 3).astype(heads.dtype)  # [L, R, K, T, H]
+        def put(path: Any, heads: Array, new: Array) -> Array:
+            slot_axis = _slot_axis(path)
             # One write per row, unrolled: a scatter over slots or a loop of writes makes XLA copy the donated cache.
             for row in range(self.rows):
-                heads = jax.lax.dynamic_update_slice(heads, new[:, row : row + 1], (0, row, 0, start[row], 0))
+                at: list[Any] = [0, row, 0, 0, 0]
+                at[slot_axis] = start[row]
+                heads = jax.lax.dynamic_update_slice(heads, new[:, row : row + 1], at)
             return heads
 
-        return dataclasses.replace(self, k=put(self.k, k), v=put(self.v, v), length=start + count)
+        new = self.heads.stored(jnp.swapaxes(k, 2, 3), jnp.swapaxes(v, 2, 3))
+        return dataclasses.replace(self, heads=jax.tree_util.tree_map_with_path(put, self.heads, new), length=start + count)
 
     def grow(self, slots: int) -> Self:
         """Return a copy with capacity `slots`; this value itself when it is that large already."""
         if slots <= self.slots:
             return self
-        pad = ((0, 0), (0, 0), (0, 0), (0, slots - self.slots), (0, 0))
-        return dataclasses.replace(self, k=jnp.pad(self.k, pad), v=jnp.pad(self.v, pad))
+
+        def pad(path: Any, heads: Array) -> Array:
+            widths = [(0, 0)] * heads.ndim
+            widths[_slot_axis(path)] = (0, slots - self.slots)
+            return jnp.pad(heads, widths)
+
+        return dataclasses.replace(self, heads=jax.tree_util.tree_map_with_path(pad, self.heads))
 
     def slots_of(self, row: int, first: int, length: int) -> tuple[Array, Array]:
-        """Return copies of k and v `[L, K, length, H]` of some slots of one row, to be saved."""
-        return self.k[:, row, :, first : first + length], self.v[:, row, :, first : first + length]
+        """Return copies of k and v `[L, K, length, H]` of some slots of one row, to be saved; int8 comes as float32."""
+        k, v = jax.vmap(lambda layer: self.heads.read(layer, row, 1, first, length))(jnp.arange(self.heads.layers))
+        return k[:, 0], v[:, 0]
+
+
+def _slot_axis(path: Any) -> int:
+    return 4 if path[-1].name.endswith("_scale") else 3

@@ -16,6 +16,7 @@ import psynth_jax as ps
 from psynth_jax.branches import Branch, Branches, Segment, branch_view, bucket, offsets
 from psynth_jax.cache import KVCache
 from psynth_jax.errors import CheckpointError, InputError, ModelMismatchError, UserError
+from psynth_jax.ops.cached_heads import CachedHeads
 
 L, R, K, S, H = 2, 4, 3, 17, 6
 
@@ -23,7 +24,7 @@ L, R, K, S, H = 2, 4, 3, 17, 6
 def random_cache(seed: int, dtype: Any = jnp.float32) -> KVCache:
     rng = np.random.default_rng(seed)
     k, v = (jnp.asarray(rng.standard_normal((L, R, K, S, H)), dtype) for _ in range(2))
-    return KVCache(k, v, jnp.full(R, S, jnp.int32))
+    return KVCache(CachedHeads(k, v), jnp.full(R, S, jnp.int32))
 
 
 def branch(cache: KVCache, row: int, first: int, length: int, name: str = "") -> Branch:
@@ -133,7 +134,7 @@ class TestView:
         np.testing.assert_array_equal(view.span, [[5, 9, 1], [4, 0, 0]])
         np.testing.assert_array_equal(view.valid, [[True, True, True], [True, False, False]])
         (part,) = view.parts
-        assert part.k is cache.k and part.v is cache.v
+        assert part.heads is cache.heads
         np.testing.assert_array_equal(part.segments.row, [[0, 2, 3], [1, 0, 0]])
         np.testing.assert_array_equal(part.segments.first, [[2, 0, 4], [3, 0, 0]])
         np.testing.assert_array_equal(part.segments.length, [[5, 9, 1], [4, 0, 0]])
@@ -143,7 +144,7 @@ class TestView:
         other = random_cache(1)
         joined = Branches.join(three, Branches([[branch(other, 1, 0, 6)]], "a model", batched=False))
         view = branch_view(joined.questions)
-        assert [part.k is other.k for part in view.parts] == [False, True]
+        assert [part.heads is other.heads for part in view.parts] == [False, True]
         np.testing.assert_array_equal(view.parts[1].segments.branch, [[3]])
         np.testing.assert_array_equal(view.parts[1].segments.length, [[6]])
 

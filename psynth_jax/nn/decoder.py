@@ -143,7 +143,7 @@ class Decoder(nnx.Module):
         config = self.config
         positions = (offset + start)[:, None] + jnp.arange(tokens.shape[1])
         angles = token_angles(config.rope, config.head_width, positions)
-        own = None if fresh else OwnCache(cache.k, cache.v, start)
+        own = None if fresh else OwnCache(cache.heads, start)
 
         def layer_step(x: Hidden, layer: tuple[Any, ...]) -> tuple[Hidden, tuple[Array, Array]]:
             index, weights, factors = layer

@@ -132,14 +132,14 @@ def test_unused_slots_may_hold_nan(decoder: Decoder, expected: np.ndarray, count
     zero, start = row_values(0, 3), row_values(11, 3)
     _, cache = run(decoder, TOKENS[:, :11], decoder.allocate_cache(3, SLOTS), zero, start, zero, fresh=True)
     unused = np.arange(SLOTS)[:, None] >= 11
-    poisoned = KVCache(jnp.where(unused, jnp.nan, cache.k), jnp.where(unused, jnp.nan, cache.v), cache.length)
+    poisoned = KVCache(jax.tree.map(lambda heads: jnp.where(unused, jnp.nan, heads), cache.heads), cache.length)
     logits, _ = run(decoder, TOKENS[:, 11 : 11 + count], poisoned, start, row_values(count, 3), zero)
     np.testing.assert_allclose(logits, expected[:, 11 : 11 + count], atol=NOISE, rtol=0)
 
 
 def test_a_fresh_call_reads_no_cache(decoder: Decoder, expected: np.ndarray) -> None:
     empty = decoder.allocate_cache(3, SLOTS)
-    poisoned = KVCache(jnp.full_like(empty.k, jnp.nan), jnp.full_like(empty.v, jnp.nan), empty.length)
+    poisoned = KVCache(jax.tree.map(lambda heads: jnp.full_like(heads, jnp.nan), empty.heads), empty.length)
     zero = row_values(0, 3)
     logits, _ = run(decoder, TOKENS, poisoned, zero, row_values(23, 3), zero, fresh=True)
     np.testing.assert_array_equal(logits, expected)
@@ -151,7 +151,7 @@ def test_only_distances_between_positions_matter(decoder: Decoder, expected: np.
     logits, moved = run(decoder, TOKENS, cache, zero, row_values(23, 3), row_values(37, 3), fresh=True)
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
     _, at_zero = run(decoder, TOKENS, cache, zero, row_values(23, 3), zero, fresh=True)
-    assert np.abs(moved.k - at_zero.k).max() > DIFFERENT
+    assert np.abs(moved.heads.k - at_zero.heads.k).max() > DIFFERENT
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 from psynth_jax.ops import branch_attention as op
 from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention import AttentionSpec, Context, ContextPart, OwnCache, Segments, xla
+from psynth_jax.ops.cached_heads import CachedHeads
 
 branch_attention = jax.jit(op.branch_attention, static_argnums=(6, 7))
 L, B, W, K, G, S, H = 2, 3, 3, 2, 3, 19, 10
@@ -35,8 +36,8 @@ def case(tokens: int, seed: int = 0, poison: bool = False):
             heads.transpose(1, 3, 0, 2, 4)[~used] = np.nan
     cos, sin = rope.angles(jnp.asarray(rng.integers(0, 50, (B, W))), rope.plain_frequencies(1e4, H))
     scalars = jnp.asarray(1 + 0.3 * normal(L, B, W, 4))
-    part = ContextPart(part_k, part_v, segments)
-    whole = q, k, v, OwnCache(own_k, own_v, start), Context((part, part), cos, sin, scalars)
+    part = ContextPart(CachedHeads(part_k, part_v), segments)
+    whole = q, k, v, OwnCache(CachedHeads(own_k, own_v), start), Context((part, part), cos, sin, scalars)
     return jax.tree.map(jnp.asarray, whole)
 
 

@@ -15,6 +15,7 @@ from psynth_jax.branches import Branch, Branches, Segment, branch_view
 from psynth_jax.cache import KVCache, slot_bucket
 from psynth_jax.errors import MemoryLimitError, UserError
 from psynth_jax.mapper import Mapper
+from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.synthesis.engine import CHUNKS, Engine, chunk_sizes, slots_needed
 from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
 from psynth_jax.synthesis.step import Reader, Rows
@@ -94,11 +95,11 @@ def struct(*shape: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
 def abstract_cache(rows: int, slots: int) -> KVCache:
     """A cache without its buffers: nothing is allocated or run here."""
     shape = (REALISTIC.layers, rows, REALISTIC.kv_heads, slots, REALISTIC.head_width)
-    return KVCache(struct(*shape, dtype=jnp.float32), struct(*shape, dtype=jnp.float32), struct(rows))
+    return KVCache(CachedHeads(*[struct(*shape, dtype=jnp.float32)] * 2), struct(rows))
 
 
 def cache_bytes(cache: KVCache) -> int:
-    return sum(math.prod(half.shape) * half.dtype.itemsize for half in (cache.k, cache.v))
+    return sum(math.prod(half.shape) * half.dtype.itemsize for half in jax.tree.leaves(cache.heads))
 
 
 def step_memory(reader: Reader, cache: KVCache, tokens: int, *, fresh: bool) -> Any:

@@ -123,7 +123,8 @@ def poisoned(branches: Branches) -> Branches:
     for key, (cache, mask) in used.items():
         assert not mask.all()
         kept = mask[None, :, None, :, None]
-        caches[key] = dataclasses.replace(cache, k=jnp.where(kept, cache.k, jnp.nan), v=jnp.where(kept, cache.v, jnp.nan))
+        poisoned = jax.tree.map(lambda heads, kept=kept: jnp.where(kept, heads, jnp.nan), cache.heads)
+        caches[key] = dataclasses.replace(cache, heads=poisoned)
 
     def moved(segment: Segment) -> Segment:
         return dataclasses.replace(segment, cache=caches[id(segment.cache)])
@@ -146,7 +147,7 @@ def test_padded_branches_may_point_to_nan(synth: ps.ParallelSynthesis, two_quest
     chosen = Branches.batch([two_questions[0][[1, 2, 2]], two_questions[1]])
     bad = poisoned(chosen)
     cache = bad.questions[0][0].segments[0].cache
-    assert jnp.isnan(cache.k[:, 0]).all() and jnp.isnan(cache.v[:, 0]).all()
+    assert jnp.isnan(cache.heads.k[:, 0]).all() and jnp.isnan(cache.heads.v[:, 0]).all()
     prompts, targets = [PROMPT, OTHER_PROMPT], [TARGET, OTHER_TARGET]
     clean = synth.score(prompts, targets, branches=chosen)
     for one, other in zip(synth.score(prompts, targets, branches=bad), clean, strict=True):
@@ -231,7 +232,7 @@ def test_bfloat16_is_close_to_float32(synth: ps.ParallelSynthesis, three: Branch
     model = dataclasses.replace(synth.model, decoder=Decoder(synth.model.config, parameters))
     low = ps.ParallelSynthesis(model, synth.adapter)
     branches = low.encode(TEXTS, prefixes=PREFIXES)
-    assert branches.questions[0][0].segments[0].cache.k.dtype == jnp.bfloat16
+    assert branches.questions[0][0].segments[0].cache.heads.k.dtype == jnp.bfloat16
     scores = low.score(PROMPT, TARGET, branches=branches)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, expected, atol=0.3, rtol=0)

@@ -19,8 +19,9 @@ from typing import Literal, TypeAlias, get_args
 
 import jax
 
-from psynth_jax.axes import Array, CachedHeads, KeysOrValues, PerRow, Queries
+from psynth_jax.axes import Array, KeysOrValues, PerRow, Queries
 from psynth_jax.errors import InputError
+from psynth_jax.ops.cached_heads import CachedHeads
 
 Implementation: TypeAlias = Literal["auto", "xla", "reference"]
 
@@ -38,11 +39,10 @@ class AttentionSpec:
 class OwnCache:
     """What the query rows have cached before this call: cache row b belongs to query row b.
 
-    k, v `[L, B, K, S, H]`.  start `[B]`: slots that are filled; every query of row b sees slots `0 .. start[b] - 1`.
+    heads: R = B rows.  start `[B]`: slots that are filled; every query of row b sees slots `0 .. start[b] - 1`.
     """
 
-    k: CachedHeads
-    v: CachedHeads
+    heads: CachedHeads
     start: PerRow
 
 
@@ -60,10 +60,9 @@ class Segments:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ContextPart:
-    """A cache that is read and never written (k, v `[L, R, K, S, H]`), and what is read of it."""
+    """A cache that is read and never written, and what is read of it."""
 
-    k: CachedHeads
-    v: CachedHeads
+    heads: CachedHeads
     segments: Segments
 
 

@@ -18,20 +18,21 @@ from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, ContextP
 def materialise(part: ContextPart, context: Context, layer: Array | int) -> tuple[Array, Array, Array]:
     """Return re-encoded, mapped keys and values `[B, C, S, K, H]` of a part, and which slots count, `[B, C, S]`."""
     segments = part.segments
-    slots = jnp.arange(part.k.shape[3])
+    slots = jnp.arange(part.heads.slots)
+    k, v = part.heads.read(layer, 0, part.heads.rows, 0, part.heads.slots)
     seen = (slots >= segments.first[..., None]) & (slots < (segments.first + segments.length)[..., None])
     batch = jnp.arange(segments.row.shape[0])[:, None]
 
     def gathered(heads: Array) -> Array:
-        rows = jnp.swapaxes(heads[layer], 1, 2)[segments.row]  # [B, C, S, K, H]
+        rows = jnp.swapaxes(heads, 1, 2)[segments.row]  # [B, C, S, K, H]
         return jnp.where(seen[..., None, None], rows, 0)
 
     def of_branch(values: Array) -> Array:  # [B, W, X] -> [B, C, 1, 1, X]
         return values[batch, segments.branch][:, :, None, None, :]
 
     key_scale, key_bias, value_scale, value_bias = jnp.split(of_branch(context.scalars[layer]), 4, axis=-1)
-    keys = rope.rotate(gathered(part.k).astype(jnp.float32), of_branch(context.cos), -of_branch(context.sin))
-    return key_scale * keys + key_bias, value_scale * gathered(part.v) + value_bias, seen
+    keys = rope.rotate(gathered(k).astype(jnp.float32), of_branch(context.cos), -of_branch(context.sin))
+    return key_scale * keys + key_bias, value_scale * gathered(v) + value_bias, seen
 
 
 def branch_attention(
@@ -49,9 +50,10 @@ def branch_attention(
     keys, values = [k], [v]
     masks = [jnp.broadcast_to(jnp.tri(tokens, dtype=bool), (batch, tokens, tokens))]
     if own is not None:
-        filled = jnp.arange(own.k.shape[3]) < own.start[:, None]  # [B, S]
-        keys.append(jnp.where(filled[..., None, None], jnp.swapaxes(own.k[layer], 1, 2), 0))
-        values.append(jnp.where(filled[..., None, None], jnp.swapaxes(own.v[layer], 1, 2), 0))
+        filled = jnp.arange(own.heads.slots) < own.start[:, None]  # [B, S]
+        own_k, own_v = own.heads.read(layer, 0, batch, 0, own.heads.slots)
+        keys.append(jnp.where(filled[..., None, None], jnp.swapaxes(own_k, 1, 2), 0))
+        values.append(jnp.where(filled[..., None, None], jnp.swapaxes(own_v, 1, 2), 0))
         masks.append(jnp.broadcast_to(filled[:, None], (batch, tokens, filled.shape[1])))
     for part in () if context is None else context.parts:
         part_k, part_v, seen = materialise(part, cast("Context", context), layer)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from psynth_jax.axes import Array
 from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, ContextPart, OwnCache
+from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, empty, finalize, merge
 
 SLOT_BLOCK = 512  # slots per step: keys and values of a block stay in a CPU core's cache
@@ -42,7 +43,7 @@ def branch_attention(
     def cached(row: Array, queries: Array) -> Partial:  # queries [1, K, T, G, H] of one row
         seen = empty(queries.shape[:-1], width)
         if own is not None and tokens > 1:
-            seen = _own(queries, OwnCache(own.k, own.v, own.start[row][None]), layer, spec, row)
+            seen = _own(queries, OwnCache(own.heads, own.start[row][None]), layer, spec, row)
         return seen if context is None else merge(seen, _context(queries, row, context, layer, spec))
 
     blocks = []
@@ -75,11 +76,11 @@ def _new(q: Array, k: Array, v: Array, first: int, spec: AttentionSpec) -> Parti
 
 def _own(q: Array, own: OwnCache, layer: Array | int, spec: AttentionSpec, first_row: Array | int) -> Partial:
     """Attention of `q [B, K, T, G, H]` to the filled slots of the own rows `first_row ..`."""
-    size = min(SLOT_BLOCK, own.k.shape[3])
+    size = min(SLOT_BLOCK, own.heads.slots)
     scaled = spec.scale * q
 
     def step(index: Array, seen: Partial) -> Partial:
-        k, v, slots = _read(own.k, own.v, layer, first_row, q.shape[0], index * size, size)
+        k, v, slots = _read(own.heads, layer, first_row, q.shape[0], index * size, size)
         # The last block is moved back inside the cache: its first slots were seen by the block before.
         filled = (slots >= index * size) & (slots < own.start[:, None])
         return merge(seen, _attend(scaled, k, _readable(v, filled), filled[:, None, None, None], spec))
@@ -99,12 +100,12 @@ def _context(q: Array, row: Array, context: Context, layer: Array | int, spec: A
             key_scale, key_bias, value_scale, value_bias = context.scalars[layer, row, segments.branch]
             turned = (rope.rotate(q, cos, sin) * (spec.scale * key_scale)).astype(q.dtype)
             logit_shift = spec.scale * key_bias * total
-            size = min(SLOT_BLOCK, part.k.shape[3])
+            size = min(SLOT_BLOCK, part.heads.slots)
             end = segments.first + segments.length
 
             def step(block_index: Array, seen: Partial) -> Partial:
                 first = segments.first + block_index * size
-                k, v, slots = _read(part.k, part.v, layer, segments.row, 1, first, size)
+                k, v, slots = _read(part.heads, layer, segments.row, 1, first, size)
                 inside = ((slots >= first) & (slots < end))[None]
                 here = _attend(turned, k, _readable(v, inside), inside[:, None, None, None], spec, logit_shift)
                 out = value_scale * here.out + value_bias * here.row_sum[..., None]
@@ -121,16 +122,11 @@ def _blocks(slots: Array, size: int) -> Array:
 
 
 def _read(
-    k: Array, v: Array, layer: Array | int, first_row: Array | int, rows: int, first_slot: Array, size: int
+    heads: CachedHeads, layer: Array | int, first_row: Array | int, rows: int, first_slot: Array | int, size: int
 ) -> tuple[Array, Array, Array]:
     """Return k and v `[rows, K, size, H]` of slots `first_slot ..` (moved back where they would pass the end), and slots."""
-    _, _, kv_heads, capacity, width = k.shape
-    start = jnp.minimum(first_slot, capacity - size)
-
-    def take(heads: Array) -> Array:
-        return jax.lax.dynamic_slice(heads, (layer, first_row, 0, start, 0), (1, rows, kv_heads, size, width))[0]
-
-    return take(k), take(v), start + jnp.arange(size)
+    start = jnp.minimum(first_slot, heads.slots - size)
+    return *heads.read(layer, first_row, rows, start, size), start + jnp.arange(size)
 
 
 def _readable(values: Array, readable: Array) -> Array:

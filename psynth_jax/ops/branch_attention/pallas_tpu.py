@@ -1,0 +1,120 @@
+"""The folded form as one Pallas kernel for TPU: new tokens, own cache and every segment in a single pass.
+
+At the first step of a segment the query block is turned by the branch's shift; the mapper's scalars meet the logits and the
+accumulator.  Maximum, sum and accumulator are float32 (flash attention, arXiv 2205.14135, over a ragged list of blocks).
+`tpu_blocks.py` has the grid and the layout, `pallas_tpu_vjp.py` the way back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from psynth_jax.axes import Array
+from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, OwnCache
+from psynth_jax.ops.branch_attention.tpu_blocks import MASKED, Call, Layout, Step, capped, lay_out, product, source_refs
+
+
+def branch_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    own: OwnCache | None,
+    context: Context | None,
+    layer: Array | int,
+    spec: AttentionSpec,
+    *,
+    interpret: bool = False,
+) -> Array:
+    """See `api.branch_attention`.  Differentiable in q, k, v and the mapper's scalars; caches are constants."""
+    scalars = None if context is None else context.scalars
+    without = None if context is None else dataclasses.replace(context, scalars=None)
+    return _attention(spec, interpret, q, k, v, scalars, (own, without, jnp.asarray(layer, jnp.int32)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(spec: AttentionSpec, interpret: bool, q: Array, k: Array, v: Array, scalars: Array, read: Any) -> Array:
+    return _forward(spec, interpret, q, k, v, scalars, read)[0]
+
+
+def _forward(
+    spec: AttentionSpec, interpret: bool, q: Array, k: Array, v: Array, scalars: Array, read: Any
+) -> tuple[Array, Any]:
+    own, without, layer = read
+    context = None if without is None else dataclasses.replace(without, scalars=scalars)
+    layout = lay_out(q, k, v, own, context, layer, spec)
+    out, row_max, row_sum = run(layout, interpret=interpret)
+    attended = layout.call.from_rows(out)[..., -layout.call.width :]
+    return attended, (q, k, v, scalars, read, attended, row_max, row_sum)
+
+
+def _backward(spec: AttentionSpec, interpret: bool, saved: Any, gradient: Array) -> tuple[Any, ...]:
+    from psynth_jax.ops.branch_attention import pallas_tpu_vjp
+
+    return *pallas_tpu_vjp.backward(spec, saved, gradient, interpret=interpret), None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def run(layout: Layout, *, interpret: bool) -> tuple[Array, Array, Array]:
+    """Run the kernel; return the output rows `[B, K, M, lanes]`, and row_max and row_sum `[B, K, M, 1]`."""
+    call, rows = layout.call, layout.rows
+    single = jax.ShapeDtypeStruct((*rows.shape[:3], 1), jnp.float32)
+    outputs = [
+        (call.query_spec(call.lanes), jax.ShapeDtypeStruct(rows.shape, rows.dtype)),
+        (call.query_spec(1), single),
+        (call.query_spec(1), single),
+    ]
+    scratch = [call.scratch(call.lanes, rows.dtype), *(call.scratch(lanes) for lanes in (1, call.lanes, 1, 1))]
+    out, row_max, row_sum = layout.pallas_call(
+        functools.partial(_kernel, call), [], outputs, scratch,
+        parallel_tokens=True, interpret=interpret, name="branch_attention",
+    )  # fmt: skip
+    return out, row_max, row_sum
+
+
+def _kernel(call: Call, layers: Any, *refs: Any) -> None:
+    step, rest = Step.at_grid(call, refs)
+    sources, (out, max_out, sum_out, turned, query_sums, acc, row_max, row_sum) = source_refs(call, rest)
+
+    @pl.when(step.index == 0)
+    def begin() -> None:
+        acc[...] = jnp.zeros_like(acc)
+        row_sum[...] = jnp.zeros_like(row_sum)
+        row_max[...] = jnp.full_like(row_max, MASKED)
+        query_sums[...] = step.query_sums()
+
+    @pl.when(step.first_of_segment())
+    def turn() -> None:
+        turned[...] = (step.turned_query() * (call.spec.scale * step.scalar(0))).astype(turned.dtype)
+
+    def read(source: int, k: Any, v: Any, k_scale: Any, v_scale: Any) -> None:
+        seen, kept = step.visible(source)
+        logits = capped(step.logits(turned[...], k, k_scale, query_sums[...]), call.spec.softcap)
+        logits = jnp.where(seen, logits, MASKED)
+        old_max = row_max[...]
+        new_max = jnp.maximum(old_max, logits.max(axis=-1, keepdims=True))
+        weights = jnp.where(seen, jnp.exp(logits - new_max), 0.0)
+        fade = jnp.exp(old_max - new_max)
+        here = weights.sum(axis=-1, keepdims=True)
+        if v_scale is not None:
+            weights = jnp.where(seen, weights * v_scale[0, 0], 0.0)
+        values = jnp.where(kept, v[0, 0].astype(turned.dtype), 0)  # what lies outside may be NaN, and 0 * NaN is NaN
+        mixed = product(weights.astype(turned.dtype), values, (2, 1))
+        acc[...] = acc[...] * fade + step.scalar(2) * mixed + step.scalar(3) * here
+        row_sum[...] = row_sum[...] * fade + here
+        row_max[...] = new_max
+
+    for number, arrays in enumerate(sources):
+        pl.when(step.reads(number))(functools.partial(read, number, *arrays))
+
+    @pl.when(step.index == pl.num_programs(3) - 1)
+    def finish() -> None:
+        out[0] = (acc[...] / jnp.where(row_sum[...] > 0, row_sum[...], 1.0)).astype(out.dtype)
+        max_out[0], sum_out[0] = row_max[...], row_sum[...]
