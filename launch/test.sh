@@ -12,7 +12,7 @@ bash launch/setup.sh test
 
 venv="${PSYNTH_VENV:-.venv}"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
-export PSYNTH_TEST_REQUIRE="torch weights" # here their tests may not be skipped
+export PSYNTH_TEST_REQUIRE="torch libtpu weights" # here their tests may not be skipped
 
 if [[ $# -eq 0 ]]; then
   "$venv/bin/python" -m ruff check .

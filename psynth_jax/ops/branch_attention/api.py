@@ -15,6 +15,8 @@ stacked over layers, with a layer index; they are only read here, so a scan over
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from typing import Literal, TypeAlias, get_args
 
 import jax
@@ -23,7 +25,7 @@ from psynth_jax.axes import Array, KeysOrValues, PerRow, Queries
 from psynth_jax.errors import InputError
 from psynth_jax.ops.cached_heads import CachedHeads
 
-Implementation: TypeAlias = Literal["auto", "xla", "reference"]
+Implementation: TypeAlias = Literal["auto", "xla", "pallas_tpu", "reference"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,19 +104,40 @@ def branch_attention(
       context: what else is read; None when nothing is.
       layer: index on L of all the caches.
       spec: scale and soft cap of the logits.
-      implementation: "auto" takes the best one that can run here.
+      implementation: "auto" takes the best one that can run on the default device.
 
     Returns:
       `[B, T, N, H]` in q's dtype.
 
     Raises:
-      InputError: no such implementation.
+      InputError: no such implementation, or one that is named cannot take this call.
     """
-    from psynth_jax.ops.branch_attention import reference, xla
+    from psynth_jax.ops.branch_attention import pallas_tpu, reference, xla
 
     if implementation not in get_args(Implementation):
         raise InputError(
             f"no attention implementation {implementation!r}: choose from {', '.join(get_args(Implementation))}"
         )
-    function = reference.branch_attention if implementation == "reference" else xla.branch_attention
-    return function(q, k, v, own, context, layer, spec)
+    if implementation == "auto":
+        implementation = _best(pallas_tpu.unsupported(q, own, context))
+    functions = {
+        "xla": xla.branch_attention,
+        "pallas_tpu": pallas_tpu.branch_attention,
+        "reference": reference.branch_attention,
+    }
+    return functions[implementation](q, k, v, own, context, layer, spec)
+
+
+def _best(not_for_the_kernel: str | None) -> Implementation:
+    """Take the kernel on a TPU, XLA elsewhere and where the kernel lacks something; say so once."""
+    if jax.default_backend() != "tpu":
+        return "xla"
+    if not_for_the_kernel is None:
+        return "pallas_tpu"
+    _say_once(f"attention runs as XLA: the TPU kernel does not take {not_for_the_kernel}")
+    return "xla"
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logging.getLogger("psynth_jax").warning(message)

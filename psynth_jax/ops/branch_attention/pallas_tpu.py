@@ -16,8 +16,20 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from psynth_jax.axes import Array
+from psynth_jax.errors import InputError
 from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, OwnCache
-from psynth_jax.ops.branch_attention.tpu_blocks import MASKED, Call, Layout, Step, capped, lay_out, product, source_refs
+from psynth_jax.ops.branch_attention.tpu_blocks import (
+    LANES,
+    MASKED,
+    Call,
+    Layout,
+    Step,
+    capped,
+    lay_out,
+    packs,
+    product,
+    source_refs,
+)
 
 
 def branch_attention(
@@ -31,10 +43,28 @@ def branch_attention(
     *,
     interpret: bool = False,
 ) -> Array:
-    """See `api.branch_attention`.  Differentiable in q, k, v and the mapper's scalars; caches are constants."""
+    """See `api.branch_attention`.  Differentiable in q, k, v and the mapper's scalars; caches are constants.
+
+    Raises `InputError` for what `unsupported` names.
+    """
+    if not interpret and (lacking := unsupported(q, own, context)):
+        raise InputError(f"the TPU kernel does not take {lacking}")
     scalars = None if context is None else context.scalars
     without = None if context is None else dataclasses.replace(context, scalars=None)
     return _attention(spec, interpret, q, k, v, scalars, (own, without, jnp.asarray(layer, jnp.int32)))
+
+
+def unsupported(q: Array, own: OwnCache | None, context: Context | None) -> str | None:
+    """Say what of a call the kernel lacks; None: nothing."""
+    caches = [] if own is None else [own.heads]
+    caches += [] if context is None else [part.heads for part in context.parts]
+    if len({heads.packed for heads in caches}) > 1:
+        return "packed and split caches in one call"
+    width = q.shape[-1]
+    lanes = {heads.k.shape[-1] for heads in caches} or {2 * width if packs(width) else width}
+    if any(count % LANES for count in lanes):
+        return f"caches with {min(lanes)} lanes a slot; it takes heads of 64, packed, and multiples of {LANES}"
+    return None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -28,6 +28,7 @@ from psynth_jax.ops.cached_heads import CachedHeads
 
 MASKED = -1e30  # a logit that counts for nothing; -inf would make NaN of -inf - -inf
 VMEM_BYTES = 48 << 20
+LANES = 128  # of a vector register
 LIST = len(dataclasses.fields(WorkList))
 NEW_SLOTS = 16  # new tokens are padded to a multiple: whole tiles
 
@@ -194,7 +195,7 @@ def _sources(k: Array, v: Array, own: OwnCache | None, context: Context | None, 
     others += [] if context is None else [part.heads for part in context.parts]
     pad = ((0, 0), (0, 0), (0, -tokens % NEW_SLOTS), (0, 0))
     new_k, new_v = (jnp.pad(new.transpose(0, 2, 1, 3), pad)[None] for new in (k, v))
-    packed = any(heads.packed for heads in others)
+    packed = any(heads.packed for heads in others) or (not others and packs(k.shape[-1]))
     new = CachedHeads(jnp.concatenate([new_k, new_v], axis=-1), None) if packed else CachedHeads(new_k, new_v)
     identity = 0 if context is None else context.cos.shape[1]  # the branch that changes nothing: see `_of_branches`
     mine, zero = jnp.arange(batch, dtype=jnp.int32)[:, None], jnp.zeros((batch, 1), jnp.int32)
@@ -221,6 +222,11 @@ def _of_branches(context: Context | None, layer: Array | int, call: Call, batch:
     rotation = jnp.stack([jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)], axis=2)
     rotation = jnp.pad(rotation, ((0, 0), (0, 0), (0, 0), (0, call.lanes - call.width)))
     return rotation.astype(jnp.float32), scalars.reshape(batch, -1).astype(jnp.float32)
+
+
+def packs(width: int) -> bool:
+    """Whether a TPU wants keys and values of this width packed."""
+    return width < LANES and LANES % (2 * width) == 0
 
 
 def swap_halves(rows: Array, width: int) -> Array:

@@ -10,6 +10,9 @@ FETCH_BYTES = 12 << 20  # keys and values in flight: two blocks of every source
 FEW_ROWS = 64  # below this, all heads of a block are read in one step: a bigger copy from a longer stretch of memory
 
 
+TILE = 16  # rows of a tile, of bfloat16
+
+
 @dataclasses.dataclass(frozen=True)
 class Tiles:
     """kv_heads, query tokens and slots of one step; each divides its axis (tokens after padding)."""
@@ -28,8 +31,8 @@ def tiles(tokens: int, group: int, kv_heads: int, width: int, itemsize: int, sou
       sources: caches that are read.
       slots: capacity of the largest cache row.
     """
-    most = max(ROWS // group, 1)
-    per_step = tokens if tokens <= most else most // 16 * 16 or most
+    blocks = -(-tokens * group // ROWS)
+    per_step = tokens if blocks == 1 else _round_up(-(-tokens // blocks), TILE)  # blocks of equal size: little padding
     heads = kv_heads if per_step * group <= FEW_ROWS else 1
 
     def fetched(heads: int, size: int) -> int:
@@ -39,3 +42,7 @@ def tiles(tokens: int, group: int, kv_heads: int, width: int, itemsize: int, sou
     while heads > 1 and fetched(heads, size) > FETCH_BYTES:
         heads = next(n for n in range(heads - 1, 0, -1) if kv_heads % n == 0)
     return Tiles(heads, per_step, size)
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit

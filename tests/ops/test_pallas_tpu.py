@@ -1,0 +1,212 @@
+"""The TPU kernel in interpret mode against the oracle that rotates, maps and concatenates: output and gradients.
+
+The function called here is the one that is compiled for TPUs in `test_compiled_for_tpu.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from psynth_jax.errors import InputError
+from psynth_jax.ops import rope
+from psynth_jax.ops.branch_attention import AttentionSpec, Context, ContextPart, OwnCache, Segments, pallas_tpu, reference
+from psynth_jax.ops.branch_attention.cases import Case, arguments, cases
+from psynth_jax.ops.cached_heads import CachedHeads
+
+ours = functools.partial(pallas_tpu.branch_attention, interpret=True)
+L, B, R, W, K, H, S = 2, 2, 5, 3, 2, 16, 128
+SPEC = AttentionSpec(0.3)
+# row, first slot, length, branch of the segments of each question.  The blocks have 64 slots.
+SEGMENTS = {
+    "ragged": [[(3, 0, 5, 0), (0, 70, 58, 1), (4, 3, 125, 2)], [(2, 0, 128, 1)]],
+    "inside of a block": [[(3, 7, 20, 0), (0, 65, 3, 1)], [(1, 63, 2, 2), (4, 127, 1, 0)]],
+    "length 1": [[(0, 0, 1, 0)], [(4, 127, 1, 2), (0, 64, 1, 1)]],
+    "two branches in one row": [[(2, 0, 40, 0), (2, 40, 41, 1), (2, 90, 9, 1)], [(2, 1, 99, 2)]],
+    "shuffled and repeated": [[(4, 2, 30, 2), (1, 2, 30, 0), (4, 2, 30, 1)], [(1, 2, 30, 1), (1, 2, 30, 1)]],
+    "16 segments": [[(n % R, 3 * n, n + 1, n % W) for n in range(16)], []],
+    "40 pages": [[], [((7 * n) % R, (5 * n) % 120, 3, 0) for n in range(40)]],
+}
+
+
+def segments_of(questions: list[list[tuple[int, int, int, int]]]) -> Segments:
+    columns = np.zeros((4, len(questions), max(map(len, questions))), np.int32)
+    for question, segments in enumerate(questions):
+        for index, segment in enumerate(segments):
+            columns[:, question, index] = segment
+    return Segments(*columns)
+
+
+def call(
+    tokens: int, *parts: str, group: int = 3, own: bool = True, packed: bool = False, dtype: Any = jnp.float32, seed: int = 0
+) -> tuple[Any, ...]:
+    """Draw arguments.  Slots that no segment owns hold NaN."""
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+
+    def heads(used: np.ndarray) -> CachedHeads:
+        rows, slots = used.shape
+        k, v = normal(L, rows, K, slots, H), normal(L, rows, K, slots, H)
+        stored = CachedHeads.allocate((1, 1, K, 1, H), dtype, packed=packed).stored(jnp.asarray(k), jnp.asarray(v))
+        if dtype == jnp.int8:
+            return stored
+        return jax.tree.map(lambda x: jnp.where(used[None, :, None, :, None], x, jnp.nan), stored)
+
+    def part(name: str) -> ContextPart:
+        segments = segments_of(SEGMENTS[name])
+        used = np.zeros((R, S), bool)
+        for row, first, length in zip(segments.row.ravel(), segments.first.ravel(), segments.length.ravel(), strict=True):
+            used[row, first : first + length] = True
+        return ContextPart(heads(used), segments)
+
+    start = np.array([0, 50], np.int32)
+    cached = OwnCache(heads(np.arange(64) < start[:, None]), start) if own else None
+    cos, sin = rope.angles(jnp.asarray(rng.integers(0, 50, (B, W))), rope.plain_frequencies(1e4, H))
+    context = Context(tuple(map(part, parts)), cos, sin, jnp.asarray(1 + 0.3 * normal(L, B, W, 4))) if parts else None
+    q, k, v = normal(B, tokens, K * group, H), normal(B, tokens, K, H), normal(B, tokens, K, H)
+    compute = jnp.float32 if dtype == jnp.int8 else dtype
+    return *(jnp.asarray(x, compute) for x in (q, k, v)), cached, context
+
+
+@pytest.fixture(autouse=True)
+def blocks_of_64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psynth_jax.ops.branch_attention.tuning.SLOTS", 64)
+
+
+def compare(drawn: tuple[Any, ...], spec: AttentionSpec = SPEC, atol: float = 1e-5) -> None:
+    expected = jax.jit(reference.branch_attention, static_argnums=6)(*drawn, 1, spec)
+    found = jax.jit(ours, static_argnums=6)(*drawn, 1, spec)
+    assert found.dtype == drawn[0].dtype
+    np.testing.assert_allclose(found.astype(jnp.float32), expected.astype(jnp.float32), atol=atol, rtol=0)
+
+
+class TestForward:
+    @pytest.mark.parametrize("name", SEGMENTS)
+    def test_segments(self, name: str) -> None:
+        compare(call(1, name))
+
+    @pytest.mark.parametrize("tokens", [2, 17, 40])
+    def test_several_tokens(self, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In blocks of 16 tokens, the last of them padded."""
+        monkeypatch.setattr("psynth_jax.ops.branch_attention.tuning.ROWS", 48)
+        compare(call(tokens, "ragged"))
+
+    def test_several_parts(self) -> None:
+        compare(call(3, "ragged", "two branches in one row"))
+
+    @pytest.mark.parametrize("group", [1, 5])
+    def test_groups(self, group: int) -> None:
+        compare(call(2, "inside of a block", group=group))
+
+    @pytest.mark.parametrize("tokens", [1, 20])
+    def test_nothing_is_cached(self, tokens: int) -> None:
+        compare(call(tokens, own=False))
+
+    def test_own_cache_only(self) -> None:
+        compare(call(2))
+
+    def test_softcap(self) -> None:
+        compare(call(2, "ragged"), AttentionSpec(0.3, softcap=2.0))
+
+    @pytest.mark.parametrize("tokens", [1, 9])
+    def test_packed(self, tokens: int) -> None:
+        compare(call(tokens, "ragged", "length 1", packed=True))
+
+    def test_bfloat16(self) -> None:
+        """Within the rounding of weights and output: both have 8 bits."""
+        compare(call(3, "ragged", dtype=jnp.bfloat16), atol=2e-2)
+
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_int8(self, packed: bool) -> None:
+        """The oracle reads the same 8-bit numbers, so nothing but float32 rounding is between the two."""
+        compare(call(3, "ragged", "inside of a block", packed=packed, dtype=jnp.int8), atol=2e-5)
+
+    def test_one_head_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("psynth_jax.ops.branch_attention.tuning.FETCH_BYTES", 1)
+        compare(call(1, "ragged"))
+
+
+SMALL = [case for case in cases() if case.branches * case.branch_tokens <= 4096 and case.tokens <= 64]
+
+
+class TestRealShapes:
+    """The real models' heads at the lengths that are small enough here, in the layout that TPUs get."""
+
+    @pytest.fixture(autouse=True)
+    def whole_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("psynth_jax.ops.branch_attention.tuning.SLOTS", 512)
+
+    @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+    def test_output(self, case: Case) -> None:
+        case = dataclasses.replace(case, own=5)
+        *drawn, layer, spec = arguments(case, packed=case.model in ("smollm2-135m", "qwen2.5-0.5b", "llama-3.2-1b"))
+        expected = jax.jit(reference.branch_attention, static_argnums=(5, 6))(*drawn, layer, spec)
+        found = jax.jit(ours, static_argnums=(5, 6))(*drawn, layer, spec)
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+
+def gradients(function: Any, drawn: tuple[Any, ...], spec: AttentionSpec) -> tuple[Any, ...]:
+    q, k, v, own, context = drawn
+    direction = jax.random.normal(jax.random.key(0), q.shape)
+
+    @functools.partial(jax.jit, static_argnums=4)
+    def of(q: Any, k: Any, v: Any, scalars: Any, spec: AttentionSpec) -> Any:
+        def loss(q: Any, k: Any, v: Any, scalars: Any) -> Any:
+            mapped = None if context is None else dataclasses.replace(context, scalars=scalars)
+            return (function(q, k, v, own, mapped, 1, spec).astype(jnp.float32) * direction).sum()
+
+        return jax.grad(loss, argnums=(0, 1, 2) if context is None else (0, 1, 2, 3))(q, k, v, scalars)
+
+    return of(q, k, v, None if context is None else context.scalars, spec)
+
+
+def compare_gradients(drawn: tuple[Any, ...], spec: AttentionSpec = SPEC, rtol: float = 1e-5) -> None:
+    found, expected = gradients(ours, drawn, spec), gradients(reference.branch_attention, drawn, spec)
+    for name, one, other in zip(("q", "k", "v", "scalars"), found, expected, strict=False):
+        largest = float(jnp.abs(other).max())
+        np.testing.assert_allclose(one, other, atol=rtol * max(largest, 1), rtol=0, err_msg=name)
+
+
+class TestGradients:
+    """Of queries, new keys and values, and scalars; relative to the largest of each."""
+
+    @pytest.mark.parametrize("name", ["ragged", "two branches in one row", "shuffled and repeated", "16 segments"])
+    def test_segments(self, name: str) -> None:
+        compare_gradients(call(3, name))
+
+    def test_several_blocks_of_tokens(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("psynth_jax.ops.branch_attention.tuning.ROWS", 48)
+        compare_gradients(call(40, "ragged", own=False))
+
+    @pytest.mark.parametrize("own", [False, True])
+    def test_without_a_context(self, own: bool) -> None:
+        compare_gradients(call(20, own=own))
+
+    def test_softcap(self) -> None:
+        compare_gradients(call(2, "ragged"), AttentionSpec(0.3, softcap=2.0))
+
+    def test_packed(self) -> None:
+        compare_gradients(call(5, "ragged", "length 1", packed=True))
+
+    def test_int8(self) -> None:
+        compare_gradients(call(5, "ragged", dtype=jnp.int8))
+
+
+class TestRefusals:
+    """What the kernel lacks is named, before anything is compiled."""
+
+    def test_odd_widths(self) -> None:
+        with pytest.raises(InputError, match="caches with 16 lanes a slot; it takes heads of 64, packed, and mul"):
+            pallas_tpu.branch_attention(*call(1, "ragged"), 1, SPEC)
+
+    def test_two_layouts(self) -> None:
+        q, k, v, own, _ = call(1, packed=True)
+        *_, context = call(1, "ragged")
+        with pytest.raises(InputError, match="packed and split caches in one call"):
+            pallas_tpu.branch_attention(q, k, v, own, context, 1, SPEC)
