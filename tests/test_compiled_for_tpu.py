@@ -126,6 +126,16 @@ class TestKernel:
         assert compiled.memory_analysis().temp_size_in_bytes < held(part.heads) / (10 if way == "forward" else 5)
 
 
+def text_of(compiled: Any, newest: bool) -> str | None:
+    """Return the compiled text; None where this jaxlib cannot read it back (some programs of the newest generation)."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        if newest and "async-update" in str(error):
+            return None
+        raise
+
+
 # name: T, rows, whether branches are read
 PROGRAMS = {"synthesize": (64, 1, True), "decode": (1, 1, True), "workers": (1, 8, False)}
 
@@ -161,11 +171,12 @@ class TestStep:
                 decoder, Reader(view=view if reads else None), fed, own, make(batch, config.width), sampling, make.ints(),
                 fresh=False, greedy=True, implementation="pallas_tpu",
             ).compile()  # fmt: skip
-        text, memory = compiled.as_text(), compiled.memory_analysis()
-        assert text.count("tpu_custom_call") == 1, "one kernel, in the scan over layers"
-        read = context if reads else own.heads
-        assert copies(text, held(read) // config.layers) == []
+        newest, memory = "7x" in mesh.devices.flat[0].device_kind, compiled.memory_analysis()
+        text, read = text_of(compiled, newest), context if reads else own.heads
+        if text is not None:
+            assert text.count("tpu_custom_call") == 1, "one kernel, in the scan over layers"
+            assert copies(text, held(read) // config.layers) == []
         assert memory.alias_size_in_bytes >= held(own.heads), "the donated cache is not written in place"
         # For the newest generation XLA changes the layout of the weights first; for no other does it copy anything.
-        relaid = held(decoder) if "7x" in mesh.devices.flat[0].device_kind else 0
+        relaid = held(decoder) if newest else 0
         assert memory.temp_size_in_bytes < held(read) / 50 + relaid
