@@ -1,7 +1,8 @@
 """Branches on disk: only the slots that a branch owns, with a JSON description next to them.
 
 DIR/branches.json          format, fingerprint of the model, per branch: tokens, text, shift, span, segments
-DIR/branches.safetensors   q<i>.b<j>.s<k>.k and .v, each [L, K, slots, H], in the cache's own dtype
+DIR/branches.safetensors   q<i>.b<j>.s<k>.k and .v, each [L, K, slots, H], in the cache's own dtype; for int8 caches also
+                           .k_scale and .v_scale [L, K, 1, slots]
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import safetensors.flax
 
 from psynth_jax.axes import Array
 from psynth_jax.branches import Branch, Branches, Segment
-from psynth_jax.cache import KVCache, slot_bucket
+from psynth_jax.cache import KVCache, in_device_layout, slot_bucket
 from psynth_jax.directories import replacing
 from psynth_jax.errors import CheckpointError, InputError
 from psynth_jax.ops.cached_heads import CachedHeads
@@ -33,13 +34,15 @@ def save(branches: Branches, directory: str | Path) -> None:
     """
     tensors: dict[str, Array] = {}
     questions = []
+    every = [segment for group in branches.questions for branch in group for segment in branch.segments]
+    quantised = all(segment.cache.heads.quantised for segment in every)
     for number, group in enumerate(branches.questions):
         described = []
         for index, branch in enumerate(group):
             lengths = []
             for part, segment in enumerate(branch.segments):
-                k, v = segment.cache.slots_of(segment.row, segment.first, segment.length)
-                tensors[f"q{number}.b{index}.s{part}.k"], tensors[f"q{number}.b{index}.s{part}.v"] = k, v
+                for half, values in _slots_of(segment, quantised).items():
+                    tensors[f"q{number}.b{index}.s{part}.{half}"] = values
                 lengths.append(segment.length)
             described.append(
                 {
@@ -84,11 +87,20 @@ def load(directory: str | Path) -> Branches:
             for number, group in enumerate(description["questions"])
         ]
         described = sum(len(entry["segments"]) for group in description["questions"] for entry in group)
-        if len(segments) * 2 != len(tensors) or len(segments) != described:
+        per_segment = 4 if any(name.endswith("_scale") for name in tensors) else 2
+        if len(segments) * per_segment != len(tensors) or len(segments) != described:
             raise ValueError("tensors and description do not name the same segments")
         return Branches(questions, description["fingerprint"], batched=description["batched"])
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{source} does not hold readable branches: {error}") from None
+
+
+def _slots_of(segment: Segment, quantised: bool) -> dict[str, Array]:
+    """Return the slots of a segment by the names of their tensors; int8 only if all segments are."""
+    if quantised:
+        return segment.cache.heads.slots_of(segment.row, segment.first, segment.length)
+    k, v = segment.cache.slots_of(segment.row, segment.first, segment.length)
+    return {"k": k, "v": v}
 
 
 def _pack(tensors: dict[str, Array]) -> dict[str, Segment]:
@@ -102,11 +114,13 @@ def _pack(tensors: dict[str, Array]) -> dict[str, Segment]:
     slots = slot_bucket(max(tensors[f"{name}.k"].shape[2] for name in names))
 
     def rows(half: str) -> Array:
-        heads = [np.asarray(tensors[f"{name}.{half}"]) for name in names]
-        return jnp.asarray(np.stack([np.pad(h, ((0, 0), (0, 0), (0, slots - h.shape[2]), (0, 0))) for h in heads], axis=1))
+        heads, axis = [np.asarray(tensors[f"{name}.{half}"]) for name in names], 3 if half.endswith("_scale") else 2
+        widths = [[(0, slots - h.shape[i]) if i == axis else (0, 0) for i in range(4)] for h in heads]
+        return jnp.asarray(np.stack([np.pad(h, width) for h, width in zip(heads, widths, strict=True)], axis=1))
 
     lengths = [tensors[f"{name}.k"].shape[2] for name in names]
-    cache = KVCache(CachedHeads(rows("k"), rows("v")), jnp.asarray(lengths, jnp.int32))
+    halves = ["k", "v"] + (["k_scale", "v_scale"] if f"{names[0]}.k_scale" in tensors else [])
+    cache = KVCache(in_device_layout(CachedHeads(*map(rows, halves))), jnp.asarray(lengths, jnp.int32))
     return {name: Segment(cache, row, 0, length) for row, (name, length) in enumerate(zip(names, lengths, strict=True))}
 
 

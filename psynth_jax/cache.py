@@ -19,6 +19,7 @@ from psynth_jax.axes import Array, PerRow
 from psynth_jax.ops.cached_heads import CachedHeads
 
 SLOT_SIZES = (64, 128, 256, 512)
+CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 LANES = 128  # of a TPU's vector unit
 
 
@@ -40,8 +41,7 @@ class KVCache:
         cls, layers: int, rows: int, kv_heads: int, slots: int, head_width: int, dtype: jax.typing.DTypeLike
     ) -> Self:
         """Return an empty cache, in the layout that suits the default device."""
-        packed = head_width < LANES and jax.default_backend() == "tpu"
-        heads = CachedHeads.allocate((layers, rows, kv_heads, slots, head_width), dtype, packed=packed)
+        heads = CachedHeads.allocate((layers, rows, kv_heads, slots, head_width), dtype, packed=_packed(head_width))
         return cls(heads, jnp.zeros((rows,), jnp.int32))
 
     @property
@@ -95,6 +95,15 @@ class KVCache:
         """Return copies of k and v `[L, K, length, H]` of some slots of one row, to be saved; int8 comes as float32."""
         k, v = jax.vmap(lambda layer: self.heads.read(layer, row, 1, first, length))(jnp.arange(self.heads.layers))
         return k[:, 0], v[:, 0]
+
+
+def in_device_layout(heads: CachedHeads) -> CachedHeads:
+    """Return split heads in the layout that suits the default device."""
+    return heads.as_packed() if _packed(heads.width) else heads
+
+
+def _packed(head_width: int) -> bool:
+    return head_width < LANES and jax.default_backend() == "tpu"
 
 
 def _slot_axis(path: Any) -> int:

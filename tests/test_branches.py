@@ -224,6 +224,28 @@ class TestOnDisk:
         loaded = Branches.load(str(tmp_path / "saved"))
         assert same_branch(loaded.questions[0][0], written)
 
+    def test_int8_stays_int8(self, cache: KVCache, tmp_path: Path) -> None:
+        int8 = CachedHeads.allocate((L, R, K, S, H), jnp.int8, packed=False).stored(cache.heads.k, cache.heads.v)
+        made = Branches([[branch(KVCache(int8, cache.length), 1, 2, 3)]], "model", batched=False)
+        made.save(tmp_path / "int8")
+        loaded = Branches.load(tmp_path / "int8").questions[0][0].segments[0]
+        before, after = int8.slots_of(1, 2, 3), loaded.cache.heads.slots_of(loaded.row, loaded.first, loaded.length)
+        assert before.keys() == after.keys() == {"k", "v", "k_scale", "v_scale"}
+        for name, values in before.items():
+            assert values.dtype == after[name].dtype
+            np.testing.assert_array_equal(values, after[name])
+
+    def test_int8_beside_others_is_written_as_what_it_stands_for(self, cache: KVCache, tmp_path: Path) -> None:
+        int8 = CachedHeads.allocate((L, R, K, S, H), jnp.int8, packed=False).stored(cache.heads.k, cache.heads.v)
+        low = KVCache(int8, cache.length)
+        Branches([[branch(low, 1, 2, 3), branch(cache, 0, 0, 4)]], "model", batched=False).save(tmp_path / "mixed")
+        first, second = Branches.load(tmp_path / "mixed").questions[0]
+        for loaded, source, row, at, length in ((first, low, 1, 2, 3), (second, cache, 0, 0, 4)):
+            (segment,) = loaded.segments
+            ours = segment.cache.slots_of(segment.row, segment.first, segment.length)
+            for one, other in zip(ours, source.slots_of(row, at, length), strict=True):
+                np.testing.assert_array_equal(one, other)
+
     def test_only_the_slots_of_branches_are_written(self, saved: Path) -> None:
         tensors = safetensors.flax.load_file(str(saved / "branches.safetensors"))
         assert {name: value.shape for name, value in tensors.items() if name.endswith(".k")} == {

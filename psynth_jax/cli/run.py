@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from psynth_jax.branches import Branches, PositionMode
+from psynth_jax.cache import CACHE_DTYPES
 from psynth_jax.cli import view
 from psynth_jax.cli.setting import console, load, text_or_file, write_json
 from psynth_jax.errors import ContextLengthError, InputError
@@ -44,15 +45,18 @@ def run(
     seed: Annotated[int, typer.Option(help="of all random numbers")] = 0,
     positions: Annotated[str, typer.Option(help=" or ".join(get_args(PositionMode)))] = "exact",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    cache_dtype: Annotated[
+        str | None, typer.Option(help=f"of branch caches: {', '.join(CACHE_DTYPES)}; that of the model, if not given")
+    ] = None,
 ) -> None:
     """Let workers answer QUESTION in parallel, and a synthesizer read their caches."""
     asked = text_or_file(question)
     given = [text_or_file(text) for text in branch or []]
     chosen = load_roles(roles)
-    _check(asked, given, workers, worker_tokens, positions)
+    _check(asked, given, workers, worker_tokens, positions, cache_dtype)
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     SamplingOptions(max_new_tokens, temperature, top_p, top_k)  # what is wrong here must not wait for a model
-    synth = ParallelSynthesis(load(model, dtype), adapter, positions)  # type: ignore[arg-type]  # checked above
+    synth = ParallelSynthesis(load(model, dtype), adapter, positions, cache_dtype=cache_dtype)  # type: ignore[arg-type]
     _check_window(synth, asked, 0, max_new_tokens)
     if given:
         names = [f"branch {number}" for number in range(1, len(given) + 1)]
@@ -74,7 +78,9 @@ def run(
     console.print(view.results_table(results))
 
 
-def _check(question: str, given: Sequence[str], workers: int, worker_tokens: int, positions: str) -> None:
+def _check(
+    question: str, given: Sequence[str], workers: int, worker_tokens: int, positions: str, cache_dtype: str | None
+) -> None:
     """Raise `InputError` for what can be known to be wrong before a model is loaded."""
     if not question.strip():
         raise InputError("the question is empty")
@@ -86,6 +92,8 @@ def _check(question: str, given: Sequence[str], workers: int, worker_tokens: int
             raise InputError(f"{name} is {count}; it must be at least 1")
     if positions not in get_args(PositionMode):
         raise InputError(f"--positions is {positions!r}; it must be {' or '.join(get_args(PositionMode))}")
+    if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
+        raise InputError(f"--cache-dtype is {cache_dtype!r}; it must be one of {', '.join(CACHE_DTYPES)}")
 
 
 def _check_window(synth: ParallelSynthesis, question: str, branch_tokens: int, limit: int) -> None:

@@ -107,10 +107,10 @@ class Decoder(nnx.Module):
             named["head"] = self.head
         return {name: named[name][...] for name in parameter_letters(self.config)}
 
-    def allocate_cache(self, rows: int, slots: int) -> KVCache:
-        """Return an empty cache of this model's shape."""
+    def allocate_cache(self, rows: int, slots: int, dtype: jax.typing.DTypeLike | None = None) -> KVCache:
+        """Return an empty cache of this model's shape; dtype None is the model's."""
         config = self.config
-        return KVCache.allocate(config.layers, rows, config.kv_heads, slots, config.head_width, self.dtype)
+        return KVCache.allocate(config.layers, rows, config.kv_heads, slots, config.head_width, dtype or self.dtype)
 
     def __call__(
         self,

@@ -108,6 +108,23 @@ class CachedHeads:
         scales = (take(scale, 4).swapaxes(-1, -2) for scale in (self.k_scale, self.v_scale))
         return tuple(heads.astype(jnp.float32) * scale for heads, scale in zip((k, v), scales, strict=True))  # type: ignore[return-value]
 
+    def slots_of(self, row: int, first: int, length: int) -> dict[str, Array]:
+        """Return copies of some slots of one row as they are stored, split: k, v `[L, K, length, H]`, and scales if int8."""
+        stored = self.k[:, row, :, first : first + length]
+        if self.v is None:
+            found = {"k": stored[..., : self.width], "v": stored[..., self.width :]}
+        else:
+            found = {"k": stored, "v": self.v[:, row, :, first : first + length]}
+        for name, scale in (("k_scale", self.k_scale), ("v_scale", self.v_scale)):
+            if scale is not None:
+                found[name] = scale[:, row, :, :, first : first + length]
+        return found
+
+    def as_packed(self) -> Self:
+        """Return a split cache in the packed layout, a copy."""
+        assert self.v is not None
+        return dataclasses.replace(self, k=jnp.concatenate([self.k, self.v], axis=-1), v=None)
+
 
 def _quantise(heads: Array) -> tuple[Array, Array]:
     """Return int8 `[..., T, H]` and scales `[..., 1, T]`: the largest number of each head and slot becomes 127."""

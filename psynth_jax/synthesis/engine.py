@@ -38,8 +38,8 @@ def slots_needed(filled: int, prompt: int, new_tokens: int) -> int:
     return slot_bucket(filled + max(sum(chunk_sizes(prompt)), prompt + new_tokens + 1))
 
 
-def _allocate(model: Decoder, *, rows: int, slots: int) -> KVCache:
-    return model.allocate_cache(rows, slots)
+def _allocate(model: Decoder, *, rows: int, slots: int, dtype: str | None) -> KVCache:
+    return model.allocate_cache(rows, slots, dtype)
 
 
 def _grow(model: Decoder, cache: KVCache, *, slots: int) -> KVCache:
@@ -47,10 +47,14 @@ def _grow(model: Decoder, cache: KVCache, *, slots: int) -> KVCache:
 
 
 class Engine:
-    """Runs one decoder.  Holds compiled steps, no other state."""
+    """Runs one decoder.  Holds compiled steps, no other state.
 
-    def __init__(self, model: Decoder, implementation: Implementation = "auto"):
+    cache_dtype: of the caches that become branches; None is the model's own.
+    """
+
+    def __init__(self, model: Decoder, implementation: Implementation = "auto", cache_dtype: str | None = None):
         self.model = model
+        self.cache_dtype = cache_dtype
         self.implementation = implementation
         self.compile_seconds = 0.0
         self._compiled: dict[Any, Callable[..., Any]] = {}
@@ -58,7 +62,7 @@ class Engine:
         self._advance = jax.jit(step.advance, static_argnames=(*static, "greedy"), donate_argnames="cache")
         self._score = jax.jit(step.score, static_argnames=static, donate_argnames="cache")
         self._grow = jax.jit(_grow, static_argnames="slots")
-        self._allocate = jax.jit(_allocate, static_argnames=("rows", "slots"))
+        self._allocate = jax.jit(_allocate, static_argnames=("rows", "slots", "dtype"))
 
     @property
     def compilations(self) -> int:
@@ -83,9 +87,10 @@ class Engine:
                 "a lower max_new_tokens, or dtype bfloat16"
             ) from None
 
-    def allocate(self, rows: int, slots: int) -> KVCache:
-        """Return an empty own cache."""
-        return self._call(self._allocate, rows=rows, slots=slots)
+    def allocate(self, rows: int, slots: int, *, for_branches: bool = False) -> KVCache:
+        """Return an empty own cache, in `cache_dtype` if its rows will become branches."""
+        dtype = self.cache_dtype if for_branches else None
+        return self._call(self._allocate, rows=rows, slots=slots, dtype=dtype)
 
     def grow(self, cache: KVCache, slots: int) -> KVCache:
         """Return a cache with room for `slots`: a copy, unless it has it already."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from psynth_jax.axes import HostArray
 from psynth_jax.branches import Branch, Branches, FinishReason, PositionMode, branch_view, offsets
+from psynth_jax.cache import CACHE_DTYPES
 from psynth_jax.convert.adapter_directory import Adapter, load_adapter
 from psynth_jax.errors import AdapterError, InputError, ModelMismatchError
 from psynth_jax.mapper import Mapper, mapper_scalars
@@ -58,6 +59,7 @@ class ParallelSynthesis:
         adapter: str | Path | Adapter | Lora | None = None,
         positions: PositionMode = "exact",
         implementation: Implementation = "auto",
+        cache_dtype: str | None = None,
     ):
         """Set up.
 
@@ -67,17 +69,20 @@ class ParallelSynthesis:
           positions: "exact": a branch is what the worker wrote, from position 0.  "reference_live": as the published code
             treats live workers (their last prompt token at -1, their last token missing), for parity only.
           implementation: of attention; see `branch_attention`.
+          cache_dtype: of branch caches: one of `CACHE_DTYPES`; None is the model's.  "int8" (a scale per head and slot)
+            takes about half the bytes of bfloat16.
 
         Raises:
-          InputError: unknown positions or implementation.
+          InputError: unknown positions, implementation or cache_dtype.
           AdapterError, ModelMismatchError: the adapter cannot be used, or belongs to another model.
         """
         for name, value, allowed in (
             ("positions", positions, get_args(PositionMode)),
             ("implementation", implementation, get_args(Implementation)),
+            ("cache_dtype", cache_dtype, (None, *CACHE_DTYPES)),
         ):
             if value not in allowed:
-                raise InputError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+                raise InputError(f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}")
         if isinstance(adapter, str | Path):
             adapter = load_adapter(adapter, model)
         if isinstance(adapter, Lora):
@@ -88,7 +93,7 @@ class ParallelSynthesis:
             raise AdapterError(f"the adapter does not fit {model.name}: " + "; ".join(wrong))
         self.model = model
         self.positions: PositionMode = positions
-        self.engine = Engine(model.decoder, implementation)
+        self.engine = Engine(model.decoder, implementation, cache_dtype)
         self._lora = adapter.lora if adapter is not None else None
         self._mapper = adapter.mapper if adapter is not None else None
 

@@ -70,7 +70,7 @@ def _prefill_prefixes(engine: Engine, workers: Sequence[WorkerPrompt]) -> _Prefi
     prompts = [group[0].prompt[: shared[question]] for question, group in groups.items() if shared[question]]
     if not prompts:
         return _Prefixes(Reader(), of_row)
-    cache = engine.allocate(len(prompts), slots_needed(0, max(len(prompt) for prompt in prompts), 0))
+    cache = engine.allocate(len(prompts), slots_needed(0, max(len(prompt) for prompt in prompts), 0), for_branches=True)
     nothing = np.zeros(len(prompts), np.int32)
     cache, _, _ = engine.prefill(Reader(), prompts, cache, nothing, nothing, None)
     rows = {question: row for row, question in enumerate(question for question in groups if shared[question])}
@@ -98,7 +98,7 @@ def decode_workers(
     prefixes = _prefill_prefixes(engine, workers)
     prompts = [worker.prompt[shared:] for worker, shared in zip(workers, prefixes.of_row, strict=True)]
     longest = max(len(prompt) for prompt in prompts)
-    cache = engine.allocate(len(workers), slots_needed(0, longest, options.max_new_tokens))
+    cache = engine.allocate(len(workers), slots_needed(0, longest, options.max_new_tokens), for_branches=True)
 
     def report(row: int, piece: str, token: int | None) -> None:
         if on_token is not None:
@@ -131,7 +131,7 @@ def encode_workers(
     """Compute the caches of fixed texts, each after its prompt, as if a worker had written them."""
     prefixes = _prefill_prefixes(engine, workers)
     rows = [(*worker.prompt, *worker.given)[shared:] for worker, shared in zip(workers, prefixes.of_row, strict=True)]
-    cache = engine.allocate(len(rows), slots_needed(0, max(len(row) for row in rows), 0))
+    cache = engine.allocate(len(rows), slots_needed(0, max(len(row) for row in rows), 0), for_branches=True)
     nothing = np.zeros(len(rows), np.int32)
     cache, _, _ = engine.prefill(prefixes.reader, rows, cache, nothing, prefixes.of_row, None)
     return [

@@ -179,6 +179,7 @@ class TestOptions:
             (("--top-k", -3), "top_k is -3"),
             (("--dtype", "int4"), "dtype 'int4' is not supported; use one of float32, bfloat16, float16"),
             (("--positions", "nonsense"), "--positions is 'nonsense'; it must be exact or reference_live"),
+            (("--cache-dtype", "int4"), "--cache-dtype is 'int4'; it must be one of float32, bfloat16, float16, int8"),
             (("--wrokers", 3), "--wrokers"),
             (("and", "more"), "unexpected extra argument"),
         ],

@@ -106,6 +106,12 @@ class TestJson:
         assert found["cached_tokens"] == 10
         assert found["answer"] != run("--workers", 2, "--json").json["answer"]
 
+    def test_cache_dtype(self, run: Command) -> None:
+        plain = run("--workers", 2, "--json").json
+        same, int8 = (run("--workers", 2, "--json", "--cache-dtype", dtype).json for dtype in ("float32", "int8"))
+        assert plain["answer"] == same["answer"]
+        assert int8["cached_tokens"] == plain["cached_tokens"] and int8["ttft_s"] > 0
+
     def test_adapter(self, run: Command, model_directory: Path, tmp_path: Path) -> None:
         model = ps.load_model(model_directory)
         synth = ps.ParallelSynthesis(model, adapter=random_lora(model.config, 1))

@@ -223,6 +223,9 @@ class TestSynthesizer:
     def test_with_an_unknown_implementation(self, synth: ps.ParallelSynthesis) -> None:
         refused(InputError, "'fast'.*auto", ps.ParallelSynthesis, synth.model, implementation="fast")
 
+    def test_with_an_unknown_cache_dtype(self, synth: ps.ParallelSynthesis) -> None:
+        refused(InputError, "cache_dtype is 'int4'.*int8", ps.ParallelSynthesis, synth.model, cache_dtype="int4")
+
     def test_with_an_adapter_that_is_none(self, synth: ps.ParallelSynthesis, tmp_path: Path) -> None:
         refused(InputError, "no such directory", ps.ParallelSynthesis, synth.model, adapter=tmp_path / "absent")
         refused(AdapterError, "an adapter is a directory", ps.ParallelSynthesis, synth.model, adapter=7)

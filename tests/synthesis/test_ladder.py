@@ -240,6 +240,23 @@ def test_bfloat16_is_close_to_float32(synth: ps.ParallelSynthesis, three: Branch
     assert low.synthesize(PROMPT, low.work(PREFIXES, max_new_tokens=4), max_new_tokens=4).finish_reason == "length"
 
 
+def test_int8_branches_are_close_and_small(synth: ps.ParallelSynthesis, three: Branches, expected: np.ndarray) -> None:
+    """Workers write int8; what reads them differs by the rounding to 8 bits, far less than by anything else."""
+    low = ps.ParallelSynthesis(synth.model, synth.adapter, cache_dtype="int8")
+    branches = low.encode(TEXTS, prefixes=PREFIXES)
+    cache = branches.questions[0][0].segments[0].cache
+    assert cache.heads.k.dtype == jnp.int8
+    width = synth.model.config.head_width
+    assert cache.nbytes / three.questions[0][0].segments[0].cache.nbytes == (width + 4) / (4 * width)
+    scores = low.score(PROMPT, TARGET, branches=branches)
+    assert 1e-5 < np.abs(scores - expected).max() < 0.15
+    read_by_kernel_in_float32 = ps.ParallelSynthesis(synth.model, synth.adapter, implementation="reference")
+    assert_close(read_by_kernel_in_float32.score(PROMPT, TARGET, branches=branches), scores)
+    written = low.work(PREFIXES, max_new_tokens=6)
+    assert written.questions[0][0].segments[0].cache.heads.quantised
+    assert low.synthesize(PROMPT, written, max_new_tokens=3).cached_tokens == 18
+
+
 def test_workers_run_the_base_model(synth: ps.ParallelSynthesis, plain: ps.ParallelSynthesis) -> None:
     assert synth.work(PREFIXES, max_new_tokens=9).token_ids == plain.work(PREFIXES, max_new_tokens=9).token_ids
 
