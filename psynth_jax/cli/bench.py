@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import jax.numpy as jnp
 import typer
 from rich.text import Text
 
 from psynth_jax.bench.decode import decode as measure_decode
+from psynth_jax.bench.kernel import kernel as measure_kernel
 from psynth_jax.bench.ttft import ttft as measure_ttft
+from psynth_jax.cache import CACHE_DTYPES
 from psynth_jax.cli import view
 from psynth_jax.cli.setting import console, device_name, load, start_jax, write_json
 from psynth_jax.convert.rules import parameter_dtype
 from psynth_jax.errors import InputError
 from psynth_jax.model import Model
 from psynth_jax.nn.decoder import Decoder
+from psynth_jax.ops.branch_attention import Implementation
+from psynth_jax.ops.branch_attention.cases import MODELS, Case
 from psynth_jax.presets import preset
 
 bench = typer.Typer(help="Measure time to first token, and decoding.")
@@ -69,6 +73,29 @@ def decode(
         loaded, model, rows, new_tokens, prompt_tokens, prefill_tokens, repeats, against_torch=against_torch
     )
     _report("decode", model, dtype, random, found, as_json)
+
+
+@bench.command()
+def kernel(
+    model: Annotated[str, typer.Option(help=f"whose attention: {', '.join(MODELS)}")] = "qwen3-8b",
+    tokens: Annotated[int, typer.Option(help="new tokens: 1 is decoding")] = 1,
+    branches: Annotated[int, typer.Option(help="branches that are read")] = 8,
+    branch_tokens: Annotated[int, typer.Option(help="tokens of each")] = 4096,
+    rows: Annotated[int, typer.Option(help="questions in the batch")] = 1,
+    dtype: Dtype = "float32",
+    cache_dtype: Annotated[str | None, typer.Option(help=f"of the branches: {', '.join(CACHE_DTYPES)}")] = None,
+    implementation: Annotated[str, typer.Option(help=", ".join(get_args(Implementation)))] = "auto",
+    repeats: Repeats = 5,
+    as_json: AsJson = False,
+) -> None:
+    """One attention call of a model's shape, against the device's measured bandwidth and matmul rate."""
+    parameter_dtype(dtype)
+    if cache_dtype not in (None, *CACHE_DTYPES):
+        raise InputError(f"--cache-dtype is {cache_dtype!r}; it must be one of {', '.join(CACHE_DTYPES)}")
+    start_jax()
+    case = Case(model, tokens, branches, branch_tokens, rows=rows)
+    found = measure_kernel(case, dtype, cache_dtype or dtype, implementation, repeats)  # type: ignore[arg-type]
+    _report("kernel", model, dtype, True, found, as_json)
 
 
 def _wants_torch(against: str | None, random: bool) -> bool:

@@ -19,7 +19,7 @@ from psynth_jax.errors import AdapterError, InputError, ModelMismatchError
 from psynth_jax.mapper import Mapper, mapper_scalars
 from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
-from psynth_jax.ops.branch_attention import Implementation
+from psynth_jax.ops.branch_attention import Implementation, check_runs_here
 from psynth_jax.synthesis import inputs
 from psynth_jax.synthesis.engine import Engine, slots_needed
 from psynth_jax.synthesis.generate import OnToken, RowOutput, StreamedToken, generate
@@ -78,11 +78,11 @@ class ParallelSynthesis:
         """
         for name, value, allowed in (
             ("positions", positions, get_args(PositionMode)),
-            ("implementation", implementation, get_args(Implementation)),
             ("cache_dtype", cache_dtype, (None, *CACHE_DTYPES)),
         ):
             if value not in allowed:
                 raise InputError(f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}")
+        check_runs_here(implementation)
         if isinstance(adapter, str | Path):
             adapter = load_adapter(adapter, model)
         if isinstance(adapter, Lora):

@@ -218,6 +218,20 @@ class TestOptions:
     def test_bench(self, refused: Refused, model_directory: Path, arguments: tuple[object, ...], said: str) -> None:
         assert said in refused("bench", *arguments, "--model", model_directory)
 
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("--model", "gpt-2"), "no attention shape 'gpt-2': choose from smollm2-135m"),
+            (("--tokens", 0), "must be at least 1"),
+            (("--dtype", "int4"), "dtype 'int4' is not supported"),
+            (("--cache-dtype", "int4"), "--cache-dtype is 'int4'"),
+            (("--implementation", "fast"), "implementation is 'fast'; it must be one of auto, xla"),
+            (("--implementation", "pallas_tpu"), "implementation pallas_tpu needs a TPU; the default device here is cpu"),
+        ],
+    )
+    def test_bench_kernel(self, refused: Refused, arguments: tuple[object, ...], said: str) -> None:
+        assert said in refused("bench", "kernel", *arguments)
+
     def test_bench_random_with_a_wrong_dtype(self, refused: Refused) -> None:
         assert "dtype 'int4' is not supported" in refused("bench", "decode", "--random", "--dtype", "int4")
 

@@ -52,6 +52,21 @@ class TestBench:
         assert found["tokens_per_s"] == pytest.approx(2 * 2 / found["decode_s"])
         assert found["batch_over_serial"] == pytest.approx(found["workers_batch_s"] / found["workers_serial_s"])
 
+    @pytest.mark.parametrize("cache_dtype", ["float32", "int8"])
+    def test_kernel(self, psynth: Command, monkeypatch: pytest.MonkeyPatch, cache_dtype: str) -> None:
+        monkeypatch.setattr("psynth_jax.bench.kernel.COPY_BYTES", 1 << 12)
+        monkeypatch.setattr("psynth_jax.bench.kernel.MATMUL", 16)
+        shape = ("--model", "smollm2-135m", "--tokens", 3, "--branches", 2, "--branch-tokens", 70, "--repeats", 1)
+        found = psynth("bench", "kernel", *shape, "--cache-dtype", cache_dtype, "--json").json
+        assert found["case"] == "smollm2-135m-t3-2x70"
+        itemsize = {"float32": 4, "int8": 1}[cache_dtype]
+        assert found["cache_bytes"] == 2 * 2 * 70 * 3 * 64 * itemsize
+        assert found["flops"] == 4 * 3 * (140 + 2) * 9 * 64
+        assert found["bytes_per_s"] == pytest.approx(found["cache_bytes"] / found["seconds"])
+        assert found["times_floor"] == pytest.approx(found["seconds"] / found["floor_s"])
+        low, high = {"float32": (0, 1e-5), "int8": (1e-5, 0.1)}[cache_dtype]
+        assert low <= found["largest_error"] < high
+
     def test_random_weights_of_a_preset(self, psynth: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(PRESETS, "miniature", Preset(tiny_config(), "nobody/nothing"))
         found = psynth("bench", "ttft", "--model", "miniature", "--random", "--dtype", "bfloat16", *TTFT, "--json").json

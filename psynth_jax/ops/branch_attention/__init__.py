@@ -1,8 +1,11 @@
 """Attention over the row's own tokens, causally, plus any number of cached branches, in one softmax.
 
-api.py        the operation, its argument types, choice of implementation
-reference.py  the oracle: rotates, maps and concatenates the caches, then one plain softmax
-xla.py        the folded form in blocks: reads cached keys and values where they lie
+api.py             the operation, its argument types, choice of implementation
+reference.py       the oracle: rotates, maps and concatenates the caches, then one plain softmax
+xla.py             the folded form in blocks: reads cached keys and values where they lie
+worklist.py        which block of which row a kernel reads at which step
+pallas_tpu.py      the folded form as one kernel; tpu_blocks.py is its layout, pallas_tpu_vjp.py the way back
+cases.py           shapes of real models; tuning.py: how a kernel cuts its work
 """
 
 from psynth_jax.ops.branch_attention.api import (
@@ -13,6 +16,16 @@ from psynth_jax.ops.branch_attention.api import (
     OwnCache,
     Segments,
     branch_attention,
+    check_runs_here,
 )
 
-__all__ = ["AttentionSpec", "Context", "ContextPart", "Implementation", "OwnCache", "Segments", "branch_attention"]
+__all__ = [
+    "AttentionSpec",
+    "Context",
+    "ContextPart",
+    "Implementation",
+    "OwnCache",
+    "Segments",
+    "branch_attention",
+    "check_runs_here",
+]

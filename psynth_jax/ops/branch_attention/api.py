@@ -128,6 +128,14 @@ def branch_attention(
     return functions[implementation](q, k, v, own, context, layer, spec)
 
 
+def check_runs_here(implementation: str) -> None:
+    """Raise `InputError` for an implementation that the default device cannot run, or that does not exist."""
+    if implementation not in get_args(Implementation):
+        raise InputError(f"implementation is {implementation!r}; it must be one of {', '.join(get_args(Implementation))}")
+    if implementation == "pallas_tpu" and jax.default_backend() != "tpu":
+        raise InputError(f"implementation pallas_tpu needs a TPU; the default device here is {jax.default_backend()}")
+
+
 def _best(not_for_the_kernel: str | None) -> Implementation:
     """Take the kernel on a TPU, XLA elsewhere and where the kernel lacks something; say so once."""
     if jax.default_backend() != "tpu":
