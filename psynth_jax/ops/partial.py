@@ -44,6 +44,13 @@ def merge(a: Partial, b: Partial) -> Partial:
     return Partial(a.out * wa[..., None] + b.out * wb[..., None], row_max, a.row_sum * wa + b.row_sum * wb)
 
 
+def merge_stacked(parts: Partial) -> Partial:
+    """Combine attention over disjoint sets of keys that are stacked along the first axis."""
+    row_max = parts.row_max.max(axis=0)
+    weights = _weight(parts.row_max, row_max)
+    return Partial((parts.out * weights[..., None]).sum(axis=0), row_max, (parts.row_sum * weights).sum(axis=0))
+
+
 def finalize(partial: Partial) -> Array:
     """Return the attention output `[..., H]`; zeros for a query that saw no key."""
     seen = partial.row_sum > 0

@@ -1,0 +1,186 @@
+"""The folded form as one Pallas kernel for GPUs, lowered through Triton: all that a row reads in one pass.
+
+At the first block of a segment the query rows are turned by the branch's shift; the mapper's scalars meet the logits and the
+weights.  Maximum, sum and accumulator are float32 (flash attention, arXiv 2205.14135).  When query rows are too few to fill
+the device, as in decode, the steps of a row are split over programs and their partial results merged afterwards.
+`gpu_blocks.py` has the grid and the walk over segments, `pallas_gpu_vjp.py` the way back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from psynth_jax.axes import Array
+from psynth_jax.ops.branch_attention import gpu_blocks, tuning_gpu
+from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, OwnCache
+from psynth_jax.ops.branch_attention.gpu_blocks import LOG2E, MASKED, Block, Call, Operands, Program, Segment, product
+from psynth_jax.ops.partial import Partial, finalize, merge_stacked
+
+
+def branch_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    own: OwnCache | None,
+    context: Context | None,
+    layer: Array | int,
+    spec: AttentionSpec,
+    *,
+    interpret: bool = False,
+) -> Array:
+    """See `api.branch_attention`.  Differentiable in q, k, v and the mapper's scalars; caches are constants.
+
+    Raises:
+      InputError: a head width, dtype or cache layout that the kernel does not take.
+    """
+    gpu_blocks.refuse(q, gpu_blocks.sources_of(q, own, context)[0])
+    scalars = None if context is None else context.scalars
+    without = None if context is None else dataclasses.replace(context, scalars=None)
+    return _attention(spec, interpret, q, k, v, scalars, (own, without, jnp.asarray(layer, jnp.int32)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(spec: AttentionSpec, interpret: bool, q: Array, k: Array, v: Array, scalars: Array, read: Any) -> Array:
+    return _forward(spec, interpret, q, k, v, scalars, read)[0]
+
+
+def _forward(
+    spec: AttentionSpec, interpret: bool, q: Array, k: Array, v: Array, scalars: Array, read: Any
+) -> tuple[Array, Any]:
+    own, without, layer = read
+    context = None if without is None else dataclasses.replace(without, scalars=scalars)
+    sources = gpu_blocks.sources_of(q, own, context)
+    call = _cut(q, k, own, sources, spec)
+    operands = gpu_blocks.lay_out(call, q, k, v, sources, context, layer)
+    out, row_max, row_sum = run(call, operands, interpret=interpret)
+    attended = call.from_rows(out)
+    return attended, (q, k, v, scalars, read, attended, row_max, row_sum)
+
+
+def _backward(spec: AttentionSpec, interpret: bool, saved: Any, gradient: Array) -> tuple[Any, ...]:
+    from psynth_jax.ops.branch_attention import pallas_gpu_vjp
+
+    return *pallas_gpu_vjp.backward(spec, saved, gradient, interpret=interpret), None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _cut(q: Array, k: Array, own: OwnCache | None, sources: Any, spec: AttentionSpec) -> Call:
+    """Return the static part of a forward call."""
+    batch, tokens, heads, width = q.shape
+    caches, segments = sources
+    columns = tuple(source.row.shape[1] for source in segments)
+    capacity = tokens + sum(cache.slots * count for cache, count in zip(caches, columns[1:], strict=True))
+    tiles = tuning_gpu.forward_tiles(
+        tokens * (heads // k.shape[2]),
+        width,
+        q.dtype.itemsize,
+        tuple(cache.k.dtype.itemsize for cache in caches),
+        batch * k.shape[2],
+        capacity,
+        tuning_gpu.local_device(),
+    )
+    return Call(spec, heads // k.shape[2], tokens, width, tiles, columns, own is not None)
+
+
+def run(call: Call, operands: Operands, *, interpret: bool) -> tuple[Array, Array, Array]:
+    """Run the kernel; return the output rows `[B, K, M, H]`, and row_max and row_sum `[B, K, M]`."""
+    batch, kv_heads, rows, width = operands.rows.shape
+    splits, dtype = call.tiles.splits, operands.rows.dtype
+    single = jax.ShapeDtypeStruct((splits, batch, kv_heads, rows), jnp.float32)
+    out_shape = jax.ShapeDtypeStruct((*single.shape, width), dtype if splits == 1 else jnp.float32)
+    swapped = None if operands.cos is None else jnp.roll(operands.rows, width // 2, axis=-1)
+    grid = (-(-rows // call.tiles.rows), kv_heads, batch, splits)
+    kernel = call.pallas_call(
+        functools.partial(_kernel, call), grid, (out_shape, single, single), "branch_attention", interpret=interpret
+    )
+    out, row_max, row_sum = kernel(operands, swapped)
+    if splits == 1:
+        return out[0], row_max[0], row_sum[0]
+    merged = merge_stacked(Partial(out, row_max, row_sum))
+    return finalize(merged).astype(dtype), merged.row_max, merged.row_sum
+
+
+class _Seen(NamedTuple):
+    """A softmax on its way.  out: mapped values without their bias; row_max counts in powers of two; bias: sum of p bV."""
+
+    out: Any
+    row_max: Any
+    row_sum: Any
+    bias: Any
+
+
+def _kernel(call: Call, operands: Operands, swapped: Any, out: Any, max_out: Any, sum_out: Any) -> None:
+    program = Program.at_grid(call, operands)
+    rows, width = call.tiles.rows, call.width
+    zero = jnp.zeros((rows,), jnp.float32)
+    begun = _Seen(jnp.zeros((rows, width), jnp.float32), jnp.full((rows,), MASKED, jnp.float32), zero, zero)
+    seen = program.walk(functools.partial(_visit, call, swapped), begun)
+    total = seen.out + seen.bias[:, None]
+    if call.tiles.splits == 1:
+        total = total / jnp.where(seen.row_sum > 0, seen.row_sum, 1.0)[:, None]
+    at = program.split, program.batch, program.head
+    program.store_rows(out, at, total.astype(out.dtype), slice(None))
+    program.store_rows(max_out, at, seen.row_max * (1 / LOG2E))
+    program.store_rows(sum_out, at, seen.row_sum)
+
+
+def _visit(call: Call, swapped: Any, segment: Segment, seen: _Seen) -> _Seen:
+    """Attend to a program's part of a segment."""
+    program = segment.program
+    query = program.load_rows(program.refs.rows, slice(None))
+    dtype, scale = query.dtype, call.spec.scale * call.unit
+    wide = query.astype(jnp.float32)
+    shift = value_scale = value_bias = None
+    if segment.mapped:
+        upright, sideways = _rotation(call, segment)
+        turned = wide * upright + program.load_rows(swapped, slice(None)).astype(jnp.float32) * sideways
+        shift = (scale * segment.scalar(1)) * wide.sum(axis=1)
+        scale = scale * segment.scalar(0)
+        value_scale, value_bias = segment.scalar(2), segment.scalar(3)
+    else:
+        turned = wide
+    turned = (turned * scale).astype(dtype)
+
+    def step(block: Block, seen: _Seen) -> _Seen:
+        k_scale, v_scale = block.scales()
+        logits = product(turned, block.keys(dtype, slice(None)), trans_b=True)
+        if k_scale is not None:
+            logits = logits * k_scale
+        if shift is not None:
+            logits = logits + shift[:, None]
+        if call.spec.softcap is not None:
+            logits = (call.spec.softcap * LOG2E) * jnp.tanh(logits * (1 / call.spec.softcap))
+        if not block.whole:
+            visible = block.seen()
+            logits = jnp.where(visible, logits, MASKED)
+        row_max = jnp.maximum(seen.row_max, logits.max(axis=1))
+        weights = jnp.exp2(logits - row_max[:, None])
+        if segment.source == 0:  # a row may see nothing of a block here, and nothing before it: then its maximum is MASKED
+            weights = jnp.where(visible, weights, 0.0)
+        fade = jnp.exp2(seen.row_max - row_max)
+        here = weights.sum(axis=1)
+        if value_scale is not None:
+            weights = weights * (value_scale if v_scale is None else value_scale * v_scale)
+        elif v_scale is not None:
+            weights = weights * v_scale
+        out = seen.out * fade[:, None] + product(weights.astype(dtype), block.values(dtype, slice(None)))
+        bias = seen.bias * fade if value_bias is None else seen.bias * fade + value_bias * here
+        return _Seen(out, row_max, seen.row_sum * fade + here, bias)
+
+    return segment.fold(step, seen)
+
+
+def _rotation(call: Call, segment: Segment) -> tuple[Array, Array]:
+    """Return two factors `[1, H]`: with y the query x with its halves swapped, `R x = x * first + y * second`."""
+    half = call.width // 2
+    lane = jnp.arange(call.width, dtype=jnp.int32)
+    at, refs = (segment.program.batch, segment.branch, lane & (half - 1)), segment.program.refs
+    sine = refs.sin[at]
+    return refs.cos[at][None], jnp.where(lane < half, -sine, sine)[None]

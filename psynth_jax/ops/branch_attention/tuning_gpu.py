@@ -1,0 +1,107 @@
+"""How the GPU kernels cut their work: heuristics that always have an answer, fed by what the device says of itself.
+
+Triton wants powers of two, and 16 rows at least on each side of a matrix product.  Shared memory holds a query block and
+`stages` blocks of keys and values; that the stages' copies run ahead of the arithmetic is what hides the memory's latency.
+Estimates are upper bounds: a call that does not fit fails to compile, one that uses less only waits a little more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+CORES = 132  # streaming multiprocessors of an H100: the answer when no GPU is there to ask
+SHARED_BYTES = 99 << 10  # the least that a thread block may use on Ampere and later
+LEAST_STEPS = 4  # blocks of slots of a split: fewer do not pay for merging it
+MOST_SPLITS = 128
+LEAST_ROWS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuTiles:
+    """One program's share: query rows, slots of a step; into how many programs the steps of a query block are split.
+
+    warps, stages: of the compiler.
+    """
+
+    rows: int
+    slots: int
+    splits: int
+    warps: int
+    stages: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What matters of a GPU: its multiprocessors, and the bytes of shared memory that a thread block may use."""
+
+    cores: int = CORES
+    shared_bytes: int = SHARED_BYTES
+
+
+def local_device() -> Device:
+    """Ask the first device; the defaults when it is no GPU."""
+    device = jax.local_devices()[0]
+    if device.platform != "gpu":
+        return Device()
+    return Device(
+        getattr(device, "core_count", None) or CORES, getattr(device, "shared_memory_per_block_optin", None) or SHARED_BYTES
+    )
+
+
+def forward_tiles(
+    rows: int, width: int, itemsize: int, cached_itemsizes: tuple[int, ...], heads: int, slots: int, device: Device
+) -> GpuTiles:
+    """Choose the tiles of the forward kernel.
+
+    Decode has a handful of rows and lives from memory: two thread blocks per multiprocessor, each with its copies in flight.
+    Prefill has 64 rows or more and lives from the matrix units: large query blocks, so that a block of keys is used often.
+
+    Args:
+      rows: T * G.
+      width: H.
+      itemsize: bytes of a number of the queries; 4 means float32, whose exact products use no matrix unit.
+      cached_itemsizes: bytes of a number of each cache.
+      heads: B * K.
+      slots: all the slots that a query row could read.
+      device: what to fit.
+    """
+    exact = itemsize == 4
+    most = 32 if exact else 128 if width <= 128 else 64
+    cut = min(max(1 << (rows - 1).bit_length(), LEAST_ROWS), most)
+    warps = 8 if cut > 64 else 4  # 16 rows a warp: with 32 the accumulator would leave the registers
+    resident = 1 if cut > 64 else 2  # thread blocks on a multiprocessor
+    size, stages = _fitting(cut, 32 if exact else 64, width, itemsize, cached_itemsizes, device.shared_bytes // resident)
+    programs = heads * -(-rows // cut)
+    wanted = min(resident * device.cores // programs, slots // (size * LEAST_STEPS), MOST_SPLITS)
+    return GpuTiles(cut, size, max(wanted, 1), warps, stages)
+
+
+def backward_tiles(rows: int, width: int, itemsize: int, cached_itemsizes: tuple[int, ...], device: Device) -> GpuTiles:
+    """Choose the tiles of the kernels of the way back, which keep three times as much in registers.  See `forward_tiles`."""
+    exact = itemsize == 4
+    most = 16 if exact else 64 if width <= 64 else 32
+    cut = min(max(1 << (rows - 1).bit_length(), LEAST_ROWS), most)
+    size, _ = _fitting(2 * cut, 16 if exact else 32, width, itemsize, cached_itemsizes, device.shared_bytes)
+    return GpuTiles(cut, size, 1, 4, 2)
+
+
+def shared_bytes(rows: int, slots: int, stages: int, width: int, itemsize: int, cached_itemsizes: tuple[int, ...]) -> int:
+    """Bound the shared memory of a program: queries, blocks in flight, and a converted block of an 8-bit or wider cache."""
+    largest = max((*cached_itemsizes, itemsize))
+    converted = any(n != itemsize for n in cached_itemsizes)
+    return rows * width * itemsize + 2 * slots * width * (stages * largest + converted * itemsize)
+
+
+def _fitting(
+    rows: int, slots: int, width: int, itemsize: int, cached_itemsizes: tuple[int, ...], most_bytes: int
+) -> tuple[int, int]:
+    """Return the most slots and stages that fit, slots first."""
+    size = slots
+    while size > LEAST_ROWS:
+        for stages in (3, 2):
+            if shared_bytes(rows, size, stages, width, itemsize, cached_itemsizes) <= most_bytes:
+                return size, stages
+        size //= 2
+    return size, 2
