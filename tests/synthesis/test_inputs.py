@@ -222,7 +222,8 @@ class TestSynthesizer:
 
     def test_with_an_unknown_implementation(self, synth: ps.ParallelSynthesis) -> None:
         refused(InputError, "'fast'.*auto", ps.ParallelSynthesis, synth.model, implementation="fast")
-        refused(InputError, "pallas_tpu needs a TPU", ps.ParallelSynthesis, synth.model, implementation="pallas_tpu")
+        for kernel, device in (("pallas_tpu", "TPU"), ("pallas_gpu", "GPU")):
+            refused(InputError, f"{kernel} needs a {device}", ps.ParallelSynthesis, synth.model, implementation=kernel)
 
     def test_with_an_unknown_cache_dtype(self, synth: ps.ParallelSynthesis) -> None:
         refused(InputError, "cache_dtype is 'int4'.*int8", ps.ParallelSynthesis, synth.model, cache_dtype="int4")

@@ -25,7 +25,7 @@ from psynth_jax.axes import Array, KeysOrValues, PerRow, Queries
 from psynth_jax.errors import InputError
 from psynth_jax.ops.cached_heads import CachedHeads
 
-Implementation: TypeAlias = Literal["auto", "xla", "pallas_tpu", "reference"]
+Implementation: TypeAlias = Literal["auto", "xla", "pallas_tpu", "pallas_gpu", "reference"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ def branch_attention(
       context: what else is read; None when nothing is.
       layer: index on L of all the caches.
       spec: scale and soft cap of the logits.
-      implementation: "auto" takes the best one that can run on the default device.
+      implementation: "auto" takes the TPU kernel on a TPU and the XLA form elsewhere; the GPU kernel is taken by name.
 
     Returns:
       `[B, T, N, H]` in q's dtype.
@@ -112,7 +112,7 @@ def branch_attention(
     Raises:
       InputError: no such implementation, or one that is named cannot take this call.
     """
-    from psynth_jax.ops.branch_attention import pallas_tpu, reference, xla
+    from psynth_jax.ops.branch_attention import pallas_gpu, pallas_tpu, reference, xla
 
     if implementation not in get_args(Implementation):
         raise InputError(
@@ -123,6 +123,7 @@ def branch_attention(
     functions = {
         "xla": xla.branch_attention,
         "pallas_tpu": pallas_tpu.branch_attention,
+        "pallas_gpu": pallas_gpu.branch_attention,
         "reference": reference.branch_attention,
     }
     return functions[implementation](q, k, v, own, context, layer, spec)
@@ -132,8 +133,11 @@ def check_runs_here(implementation: str) -> None:
     """Raise `InputError` for an implementation that the default device cannot run, or that does not exist."""
     if implementation not in get_args(Implementation):
         raise InputError(f"implementation is {implementation!r}; it must be one of {', '.join(get_args(Implementation))}")
-    if implementation == "pallas_tpu" and jax.default_backend() != "tpu":
-        raise InputError(f"implementation pallas_tpu needs a TPU; the default device here is {jax.default_backend()}")
+    platform = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}.get(implementation)
+    if platform not in (None, jax.default_backend()):
+        raise InputError(
+            f"implementation {implementation} needs a {platform.upper()}; the default device here is {jax.default_backend()}"
+        )
 
 
 def _best(not_for_the_kernel: str | None) -> Implementation:
