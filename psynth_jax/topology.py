@@ -67,8 +67,10 @@ class Slice:
         from jax.experimental import topologies
 
         try:
-            shape = "x".join(map(str, self.shape))
-            return topologies.get_topology_desc(f"{self.kind}:{shape}", platform="tpu").devices
+            name = f"{self.kind}:{'x'.join(map(str, self.shape))}"
+            # A host has 2 x 2 chips, or all of a smaller slice.
+            host = (*(min(chips, 2) for chips in self.shape[:2]), 1)
+            return topologies.get_topology_desc(name, platform="tpu", chips_per_host_bounds=host).devices
         except (RuntimeError, ValueError) as error:
             raise UserError(f"libtpu does not describe {self.name}: {' '.join(str(error).split())[:200]}") from None
 
@@ -87,4 +89,5 @@ def tpu_slice(name: str) -> Slice:
     shape = [1] * chip.axes
     for _ in range(chips.bit_length() - 1):
         shape[shape.index(min(shape))] *= 2  # as square as it gets
-    return Slice(name, kind, tuple(sorted(shape)))
+    # Four chips lie in a plane, 2 x 2 x 1; larger slices are named from their shortest axis on.
+    return Slice(name, kind, tuple(sorted(shape, reverse=min(shape) == 1)))

@@ -14,7 +14,7 @@ from psynth_jax.topology import CHIPS, tpu_slice
         ("v5e-1", "v5e", (1, 1)),
         ("v5e-8", "v5e", (2, 4)),
         ("v5litepod-16", "v5e", (4, 4)),
-        ("v5p-8", "v5p", (1, 2, 2)),
+        ("v5p-8", "v5p", (2, 2, 1)),
         ("v5p-64", "v5p", (2, 4, 4)),
         ("v6e-256", "v6e", (16, 16)),
         ("tpu7x-16", "tpu7x", (2, 2, 2)),
