@@ -1,4 +1,4 @@
-"""One alphabet for every array of the library: einsum strings, shape comments and (later) partition specs use these letters.
+"""One alphabet for every array of the library: einsum strings, shape comments and parameter tables use these letters.
 
     B batch of questions      T query tokens of one call   D model width         H head width
     W branches (workers)      S cache slots                F MLP width           A adapter rank

@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from psynth_jax.axes import Array, PerRow
-from psynth_jax.ops.cached_heads import CachedHeads
+from psynth_jax.ops.cached_heads import CachedHeads, packs
 
 SLOT_SIZES = (64, 128, 256, 512)
 CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
-LANES = 128  # of a TPU's vector unit
 
 
 def slot_bucket(slots: int) -> int:
@@ -41,7 +40,7 @@ class KVCache:
         cls, layers: int, rows: int, kv_heads: int, slots: int, head_width: int, dtype: jax.typing.DTypeLike
     ) -> Self:
         """Return an empty cache, in the layout that suits the default device."""
-        heads = CachedHeads.allocate((layers, rows, kv_heads, slots, head_width), dtype, packed=_packed(head_width))
+        heads = CachedHeads.allocate((layers, rows, kv_heads, slots, head_width), dtype, packed=packed_here(head_width))
         return cls(heads, jnp.zeros((rows,), jnp.int32))
 
     @property
@@ -99,11 +98,12 @@ class KVCache:
 
 def in_device_layout(heads: CachedHeads) -> CachedHeads:
     """Return split heads in the layout that suits the default device."""
-    return heads.as_packed() if _packed(heads.width) else heads
+    return heads.as_packed() if packed_here(heads.width) else heads
 
 
-def _packed(head_width: int) -> bool:
-    return head_width < LANES and jax.default_backend() == "tpu"
+def packed_here(head_width: int) -> bool:
+    """Whether caches of this head width are packed on the default device."""
+    return packs(head_width) and jax.default_backend() == "tpu"
 
 
 def _slot_axis(path: Any) -> int:

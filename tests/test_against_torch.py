@@ -23,9 +23,6 @@ from tests.oracle.synthesis import OracleBranch  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-if not hasattr(ps, "ParallelSynthesis"):
-    pytest.skip("the public interface, ParallelSynthesis, is not part of the package yet", allow_module_level=True)
-
 TOLERANCE = 1e-4  # absolute, in log-probabilities; the oracle's own float32 noise is below 1e-5
 CLEAR = 1e-3  # a greedy choice won by less than this (in logits) would compare rounding, not methods
 LENGTHS = (1, 7, 40, 13)

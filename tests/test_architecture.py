@@ -128,7 +128,7 @@ class TestFixtures:
 
     def test_eight_devices_in_single_precision(self) -> None:
         if jax.default_backend() != "cpu":
-            pytest.skip("JAX_PLATFORMS names another platform")
+            pytest.skip("JAX_PLATFORMS asks for a real device; eight are promised on the CPU only")
         assert jax.device_count() == 8
         assert jnp.asarray(1.0).dtype == jnp.float32
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psynth_jax.bench.timing import in_turn, timed
+from psynth_jax.cache import packed_here
 from psynth_jax.errors import InputError
 from psynth_jax.ops.branch_attention import Implementation, branch_attention, check_runs_here
 from psynth_jax.ops.branch_attention.cases import MODELS, Case, arguments
@@ -34,9 +35,8 @@ def kernel(case: Case, dtype: str, cache_dtype: str, implementation: Implementat
     if min(case.tokens, case.branches, case.branch_tokens, case.rows, repeats) < 1:
         raise InputError("tokens, branches, branch tokens, rows and repeats must be at least 1")
     numbers = jnp.dtype(dtype)
-    packed = jax.default_backend() == "tpu" and MODELS[case.model][2] < 128
     check_runs_here(implementation)
-    drawn = arguments(case, numbers, cache_dtype, packed=packed)
+    drawn = arguments(case, numbers, cache_dtype, packed=packed_here(MODELS[case.model][2]))
     operands = jax.device_put(drawn[:5])
     layer, spec = drawn[5:]
 

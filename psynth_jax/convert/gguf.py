@@ -68,7 +68,7 @@ class GGUFFile:
         tensor = self._tensors[name]
         try:
             values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError:
+        except NotImplementedError:  # how the gguf package says that it does not know a quantisation
             kind = tensor.tensor_type.name
             raise CheckpointError(f"{name} in {self.path} is quantised as {kind}, which cannot be read") from None
         return np.asarray(values, np.float32)

@@ -19,6 +19,12 @@ import jax.numpy as jnp
 from psynth_jax.axes import Array
 
 _INT8_LARGEST = 127.0
+LANES = 128  # of a TPU's vector register
+
+
+def packs(width: int) -> bool:
+    """Whether a TPU wants keys and values of this width packed: together they fill the lanes."""
+    return width < LANES and LANES % (2 * width) == 0
 
 
 @jax.tree_util.register_dataclass

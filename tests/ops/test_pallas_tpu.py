@@ -79,7 +79,7 @@ def blocks_of_64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psynth_jax.ops.branch_attention.tuning.SLOTS", 64)
 
 
-def compare(drawn: tuple[Any, ...], spec: AttentionSpec = SPEC, atol: float = 1e-5) -> None:
+def assert_equals_the_oracle(drawn: tuple[Any, ...], spec: AttentionSpec = SPEC, atol: float = 1e-5) -> None:
     expected = jax.jit(reference.branch_attention, static_argnums=6)(*drawn, 1, spec)
     found = jax.jit(ours, static_argnums=6)(*drawn, 1, spec)
     assert found.dtype == drawn[0].dtype
@@ -89,47 +89,47 @@ def compare(drawn: tuple[Any, ...], spec: AttentionSpec = SPEC, atol: float = 1e
 class TestForward:
     @pytest.mark.parametrize("name", SEGMENTS)
     def test_segments(self, name: str) -> None:
-        compare(call(1, name))
+        assert_equals_the_oracle(call(1, name))
 
     @pytest.mark.parametrize("tokens", [2, 17, 40])
     def test_several_tokens(self, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """In blocks of 16 tokens, the last of them padded."""
         monkeypatch.setattr("psynth_jax.ops.branch_attention.tuning.ROWS", 48)
-        compare(call(tokens, "ragged"))
+        assert_equals_the_oracle(call(tokens, "ragged"))
 
     def test_several_parts(self) -> None:
-        compare(call(3, "ragged", "two branches in one row"))
+        assert_equals_the_oracle(call(3, "ragged", "two branches in one row"))
 
     @pytest.mark.parametrize("group", [1, 5])
     def test_groups(self, group: int) -> None:
-        compare(call(2, "inside of a block", group=group))
+        assert_equals_the_oracle(call(2, "inside of a block", group=group))
 
     @pytest.mark.parametrize("tokens", [1, 20])
     def test_nothing_is_cached(self, tokens: int) -> None:
-        compare(call(tokens, own=False))
+        assert_equals_the_oracle(call(tokens, own=False))
 
     def test_own_cache_only(self) -> None:
-        compare(call(2))
+        assert_equals_the_oracle(call(2))
 
     def test_softcap(self) -> None:
-        compare(call(2, "ragged"), AttentionSpec(0.3, softcap=2.0))
+        assert_equals_the_oracle(call(2, "ragged"), AttentionSpec(0.3, softcap=2.0))
 
     @pytest.mark.parametrize("tokens", [1, 9])
     def test_packed(self, tokens: int) -> None:
-        compare(call(tokens, "ragged", "length 1", packed=True))
+        assert_equals_the_oracle(call(tokens, "ragged", "length 1", packed=True))
 
     def test_bfloat16(self) -> None:
         """Within the rounding of weights and output: both have 8 bits."""
-        compare(call(3, "ragged", dtype=jnp.bfloat16), atol=2e-2)
+        assert_equals_the_oracle(call(3, "ragged", dtype=jnp.bfloat16), atol=2e-2)
 
     @pytest.mark.parametrize("packed", [False, True])
     def test_int8(self, packed: bool) -> None:
         """The oracle reads the same 8-bit numbers, so nothing but float32 rounding is between the two."""
-        compare(call(3, "ragged", "inside of a block", packed=packed, dtype=jnp.int8), atol=2e-5)
+        assert_equals_the_oracle(call(3, "ragged", "inside of a block", packed=packed, dtype=jnp.int8), atol=2e-5)
 
     def test_one_head_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("psynth_jax.ops.branch_attention.tuning.FETCH_BYTES", 1)
-        compare(call(1, "ragged"))
+        assert_equals_the_oracle(call(1, "ragged"))
 
 
 SMALL = [case for case in cases() if case.branches * case.branch_tokens <= 4096 and case.tokens <= 64]
@@ -166,7 +166,7 @@ def gradients(function: Any, drawn: tuple[Any, ...], spec: AttentionSpec) -> tup
     return of(q, k, v, None if context is None else context.scalars, spec)
 
 
-def compare_gradients(drawn: tuple[Any, ...], spec: AttentionSpec = SPEC, rtol: float = 1e-5) -> None:
+def assert_gradients_equal_the_oracles(drawn: tuple[Any, ...], spec: AttentionSpec = SPEC, rtol: float = 1e-5) -> None:
     found, expected = gradients(ours, drawn, spec), gradients(reference.branch_attention, drawn, spec)
     for name, one, other in zip(("q", "k", "v", "scalars"), found, expected, strict=False):
         largest = float(jnp.abs(other).max())
@@ -178,24 +178,24 @@ class TestGradients:
 
     @pytest.mark.parametrize("name", ["ragged", "two branches in one row", "shuffled and repeated", "16 segments"])
     def test_segments(self, name: str) -> None:
-        compare_gradients(call(3, name))
+        assert_gradients_equal_the_oracles(call(3, name))
 
     def test_several_blocks_of_tokens(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("psynth_jax.ops.branch_attention.tuning.ROWS", 48)
-        compare_gradients(call(40, "ragged", own=False))
+        assert_gradients_equal_the_oracles(call(40, "ragged", own=False))
 
     @pytest.mark.parametrize("own", [False, True])
     def test_without_a_context(self, own: bool) -> None:
-        compare_gradients(call(20, own=own))
+        assert_gradients_equal_the_oracles(call(20, own=own))
 
     def test_softcap(self) -> None:
-        compare_gradients(call(2, "ragged"), AttentionSpec(0.3, softcap=2.0))
+        assert_gradients_equal_the_oracles(call(2, "ragged"), AttentionSpec(0.3, softcap=2.0))
 
     def test_packed(self) -> None:
-        compare_gradients(call(5, "ragged", "length 1", packed=True))
+        assert_gradients_equal_the_oracles(call(5, "ragged", "length 1", packed=True))
 
     def test_int8(self) -> None:
-        compare_gradients(call(5, "ragged", dtype=jnp.int8))
+        assert_gradients_equal_the_oracles(call(5, "ragged", dtype=jnp.int8))
 
 
 class TestRefusals:

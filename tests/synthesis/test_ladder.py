@@ -250,8 +250,8 @@ def test_int8_branches_are_close_and_small(synth: ps.ParallelSynthesis, three: B
     assert cache.nbytes / three.questions[0][0].segments[0].cache.nbytes == (width + 4) / (4 * width)
     scores = low.score(PROMPT, TARGET, branches=branches)
     assert 1e-5 < np.abs(scores - expected).max() < 0.15
-    read_by_kernel_in_float32 = ps.ParallelSynthesis(synth.model, synth.adapter, implementation="reference")
-    assert_close(read_by_kernel_in_float32.score(PROMPT, TARGET, branches=branches), scores)
+    materialised = ps.ParallelSynthesis(synth.model, synth.adapter, implementation="reference")
+    assert_close(materialised.score(PROMPT, TARGET, branches=branches), scores)
     written = low.work(PREFIXES, max_new_tokens=6)
     assert written.questions[0][0].segments[0].cache.heads.quantised
     assert low.synthesize(PROMPT, written, max_new_tokens=3).cached_tokens == 18

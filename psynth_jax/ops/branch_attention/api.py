@@ -114,10 +114,7 @@ def branch_attention(
     """
     from psynth_jax.ops.branch_attention import pallas_gpu, pallas_tpu, reference, xla
 
-    if implementation not in get_args(Implementation):
-        raise InputError(
-            f"no attention implementation {implementation!r}: choose from {', '.join(get_args(Implementation))}"
-        )
+    _check_name(implementation)
     if implementation == "auto":
         implementation = _best(pallas_tpu.unsupported(q, own, context))
     functions = {
@@ -129,10 +126,14 @@ def branch_attention(
     return functions[implementation](q, k, v, own, context, layer, spec)
 
 
-def check_runs_here(implementation: str) -> None:
-    """Raise `InputError` for an implementation that the default device cannot run, or that does not exist."""
+def _check_name(implementation: str) -> None:
     if implementation not in get_args(Implementation):
         raise InputError(f"implementation is {implementation!r}; it must be one of {', '.join(get_args(Implementation))}")
+
+
+def check_runs_here(implementation: str) -> None:
+    """Raise `InputError` for an implementation that the default device cannot run, or that does not exist."""
+    _check_name(implementation)
     platform = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}.get(implementation)
     if platform not in (None, jax.default_backend()):
         raise InputError(

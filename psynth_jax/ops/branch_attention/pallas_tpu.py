@@ -19,17 +19,16 @@ from psynth_jax.axes import Array
 from psynth_jax.errors import InputError
 from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, OwnCache
 from psynth_jax.ops.branch_attention.tpu_blocks import (
-    LANES,
     MASKED,
     Call,
     Layout,
     Step,
     capped,
     lay_out,
-    packs,
     product,
     source_refs,
 )
+from psynth_jax.ops.cached_heads import LANES, packs
 
 
 def branch_attention(

@@ -24,11 +24,10 @@ from psynth_jax.axes import Array
 from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, OwnCache, Segments
 from psynth_jax.ops.branch_attention.tuning import Tiles, tiles
 from psynth_jax.ops.branch_attention.worklist import WorkList, work_list
-from psynth_jax.ops.cached_heads import CachedHeads
+from psynth_jax.ops.cached_heads import CachedHeads, packs
 
 MASKED = -1e30  # a logit that counts for nothing; -inf would make NaN of -inf - -inf
 VMEM_BYTES = 48 << 20
-LANES = 128  # of a vector register
 LIST = len(dataclasses.fields(WorkList))
 NEW_SLOTS = 16  # new tokens are padded to a multiple: whole tiles
 
@@ -222,11 +221,6 @@ def _of_branches(context: Context | None, layer: Array | int, call: Call, batch:
     rotation = jnp.stack([jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)], axis=2)
     rotation = jnp.pad(rotation, ((0, 0), (0, 0), (0, 0), (0, call.lanes - call.width)))
     return rotation.astype(jnp.float32), scalars.reshape(batch, -1).astype(jnp.float32)
-
-
-def packs(width: int) -> bool:
-    """Whether a TPU wants keys and values of this width packed."""
-    return width < LANES and LANES % (2 * width) == 0
 
 
 def swap_halves(rows: Array, width: int) -> Array:
