@@ -13,6 +13,16 @@ from psynth_jax.ops.branch_attention.api import (
     OwnCache,
     Segments,
     branch_attention,
+    branch_attention_partial,
 )
 
-__all__ = ["AttentionSpec", "Context", "ContextPart", "Implementation", "OwnCache", "Segments", "branch_attention"]
+__all__ = [
+    "AttentionSpec",
+    "Context",
+    "ContextPart",
+    "Implementation",
+    "OwnCache",
+    "Segments",
+    "branch_attention",
+    "branch_attention_partial",
+]

@@ -15,6 +15,7 @@ stacked over layers, with a layer index; they are only read here, so a scan over
 from __future__ import annotations
 
 import dataclasses
+from types import ModuleType
 from typing import Literal, TypeAlias, get_args
 
 import jax
@@ -22,6 +23,7 @@ import jax
 from psynth_jax.axes import Array, KeysOrValues, PerRow, Queries
 from psynth_jax.errors import InputError
 from psynth_jax.ops.cached_heads import CachedHeads
+from psynth_jax.ops.partial import Partial
 
 Implementation: TypeAlias = Literal["auto", "xla", "reference"]
 
@@ -110,11 +112,38 @@ def branch_attention(
     Raises:
       InputError: no such implementation.
     """
+    return _module(implementation).branch_attention(q, k, v, own, context, layer, spec)
+
+
+def branch_attention_partial(
+    q: Queries,
+    k: KeysOrValues,
+    v: KeysOrValues,
+    own: OwnCache | None,
+    context: Context | None,
+    layer: Array | int,
+    spec: AttentionSpec,
+    implementation: Implementation = "auto",
+    with_own: Array | None = None,
+) -> Partial:
+    """Attend as `branch_attention` does, and return what merges with attention over other keys, out `[B, T, N, H]`.
+
+    Args:
+      q, k, v, own, context, layer, spec, implementation: see `branch_attention`.
+      with_own: scalar bool, whether the new tokens and the own cache are attended to.  They are on one of several devices
+        that hold the same rows; None: they are.
+
+    Raises:
+      InputError: no such implementation.
+    """
+    return _module(implementation).branch_attention_partial(q, k, v, own, context, layer, spec, with_own)
+
+
+def _module(implementation: Implementation) -> ModuleType:
     from psynth_jax.ops.branch_attention import reference, xla
 
     if implementation not in get_args(Implementation):
         raise InputError(
             f"no attention implementation {implementation!r}: choose from {', '.join(get_args(Implementation))}"
         )
-    function = reference.branch_attention if implementation == "reference" else xla.branch_attention
-    return function(q, k, v, own, context, layer, spec)
+    return reference if implementation == "reference" else xla
