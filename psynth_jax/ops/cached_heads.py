@@ -21,15 +21,32 @@ from psynth_jax.axes import Array
 _INT8_LARGEST = 127.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How a cache is cut over devices, by names of mesh axes.
+
+    row_axes: what R is cut over, outermost first, in blocks of rows; empty: every device holds all rows.  head_axis: what K
+    is cut over.  copies: how often each key/value head is there, one behind the other, so that head_axis divides them.
+    """
+
+    row_axes: tuple[str, ...]
+    head_axis: str
+    copies: int
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CachedHeads:
-    """Keys and values of all layers and rows.  Which layout they have shows from what is None."""
+    """Keys and values of all layers and rows.  Which layout they have shows from what is None.
+
+    placement: None on a single device.  K counts copies.
+    """
 
     k: Array
     v: Array | None
     k_scale: Array | None = None
     v_scale: Array | None = None
+    placement: Placement | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
     def allocate(cls, shape: tuple[int, int, int, int, int], dtype: jax.typing.DTypeLike, *, packed: bool) -> Self:
@@ -41,6 +58,11 @@ class CachedHeads:
             return cls(k, v)
         scales = (*outer, 1, slots)
         return cls(k, v, jnp.zeros(scales, jnp.float32), jnp.zeros(scales, jnp.float32))
+
+    @property
+    def copies(self) -> int:
+        """How often each key/value head is there."""
+        return 1 if self.placement is None else self.placement.copies
 
     @property
     def packed(self) -> bool:
