@@ -132,9 +132,9 @@ class KVCache:
         moved = KVCache(dataclasses.replace(jax.tree.map(spread, self.heads), placement=placement), length)
         if mesh is None:
             return jax.tree.map(jnp.asarray, moved)
-        shardings = cache_shardings(mesh, placement)
-        heads = jax.tree.map(lambda x: put(x, shardings.heads), moved.heads)
-        return KVCache(heads, put(moved.length, shardings.length))
+        on_mesh = NamedSharding(mesh, cache_spec(placement))
+        lengths = NamedSharding(mesh, length_spec(placement))
+        return KVCache(jax.tree.map(lambda x: put(x, on_mesh), moved.heads), put(length, lengths))
 
 
 def placement_on(mesh: Mesh | None, kv_heads: int, row_axes: tuple[str, ...]) -> Placement | None:
@@ -147,10 +147,15 @@ def cache_spec(placement: Placement | None) -> P:
     return P() if placement is None else P(None, placement.row_axes or None, placement.head_axis)
 
 
+def length_spec(placement: Placement | None) -> P:
+    """Return the partition spec of `length`, and of all else that has one entry per row."""
+    return P() if placement is None else P(placement.row_axes or None)
+
+
 def cache_shardings(mesh: Mesh, placement: Placement | None) -> KVCache:
     """Return the shardings of a cache, as a prefix of its tree."""
-    length = P() if placement is None else P(placement.row_axes or None)
-    return KVCache(NamedSharding(mesh, cache_spec(placement)), NamedSharding(mesh, length))  # type: ignore[arg-type]
+    heads, length = NamedSharding(mesh, cache_spec(placement)), NamedSharding(mesh, length_spec(placement))
+    return KVCache(heads, length)  # type: ignore[arg-type]
 
 
 def _slot_axis(path: Any) -> int:

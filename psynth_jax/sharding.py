@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def make_mesh(axes: str | Mapping[str, int], devices: Sequence[jax.Device] | Non
 
 def mesh_sizes(axes: str | Mapping[str, int]) -> dict[str, int]:
     """Return the size of each of the four axes.  Raises `ConfigError` as `make_mesh` does, without looking at devices."""
-    pairs = list(axes.items()) if isinstance(axes, Mapping) else _parsed(axes)
+    pairs: list[tuple[str, Any]] = list(axes.items()) if isinstance(axes, Mapping) else _parsed(axes)
     sizes = dict.fromkeys(MESH_AXES, 1)
     seen = set()
     for name, size in pairs:
@@ -175,7 +176,7 @@ def from_pieces(
 def pick(x: jax.Array, places: Sequence[HostArray]) -> HostArray:
     """Return the elements of a sharded array at some places (one index array per axis), without gathering the array."""
     sharding = x.sharding
-    assert isinstance(sharding, NamedSharding)
+    assert isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)
     mesh, spec = sharding.mesh, (*sharding.spec, *(None for _ in range(x.ndim - len(sharding.spec))))
     cuts = [() if axes is None else (axes,) if isinstance(axes, str) else tuple(axes) for axes in spec]
 

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from psynth_jax.axes import Array, KeysOrValues, PerRow, Queries
-from psynth_jax.cache import KVCache, cache_spec
+from psynth_jax.cache import KVCache, cache_spec, length_spec
 from psynth_jax.ops.branch_attention import (
     AttentionSpec,
     Context,
@@ -56,9 +56,7 @@ def attend(
     rows, heads = placement.row_axes or None, P(placement.row_axes or None, None, placement.head_axis)
     merged = merge_axes(mesh, placement, context)
 
-    def local(
-        q: Array, k: Array, v: Array, own: OwnCache | None, context: Context | None, layer: Array
-    ) -> Array:
+    def local(q: Array, k: Array, v: Array, own: OwnCache | None, context: Context | None, layer: Array) -> Array:
         if not merged:  # every device has all that its queries read
             held = None if context is None else _held(context, mesh, ())
             return branch_attention(q, k, v, own, held, layer, spec, implementation)
@@ -114,16 +112,14 @@ def _context_specs(context: Context | None, rows: tuple[str, ...] | None) -> Con
     if context is None:
         return None
     parts = tuple(ContextPart(cache_spec(part.heads.placement), P(rows)) for part in context.parts)  # type: ignore[arg-type]
-    return Context(parts, P(rows), P(rows), P(None, rows))  # type: ignore[arg-type]
+    return Context(parts, P(rows), P(rows), P(None, rows))
 
 
 def append(mesh: Mesh, cache: KVCache, k: Array, v: Array, start: PerRow, count: PerRow) -> KVCache:
     """Run `KVCache.append` over a mesh: every device writes to the rows that it holds."""
     placement = cache.placement
     assert placement is not None
-    rows, new = P(placement.row_axes or None), P(None, placement.row_axes or None, None, placement.head_axis)
+    rows, new = length_spec(placement), P(None, placement.row_axes or None, None, placement.head_axis)
     specs = KVCache(cache_spec(placement), rows)  # type: ignore[arg-type]
-    over = jax.shard_map(
-        KVCache.append, mesh=mesh, in_specs=(specs, new, new, rows, rows), out_specs=specs, check_vma=False
-    )
+    over = jax.shard_map(KVCache.append, mesh=mesh, in_specs=(specs, new, new, rows, rows), out_specs=specs, check_vma=False)
     return over(cache, k, v, start, count)
