@@ -157,6 +157,11 @@ def put(x: HostArray, sharding: NamedSharding) -> jax.Array:
     return from_pieces(x.shape, sharding, lambda index: x[index])
 
 
+def moved(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Return an array with another sharding; between processes it goes over the hosts, which must have all of it."""
+    return jax.device_put(x, sharding) if sharding.is_fully_addressable else put(np.asarray(x), sharding)
+
+
 def from_pieces(
     shape: tuple[int, ...], sharding: NamedSharding, read: Callable[[tuple[slice, ...]], HostArray]
 ) -> jax.Array:

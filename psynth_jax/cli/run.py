@@ -44,6 +44,7 @@ def run(
     seed: Annotated[int, typer.Option(help="of all random numbers")] = 0,
     positions: Annotated[str, typer.Option(help=" or ".join(get_args(PositionMode)))] = "exact",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    mesh: Annotated[str | None, typer.Option(help="devices to run on, as in branch=2,tensor=2; default: one")] = None,
 ) -> None:
     """Let workers answer QUESTION in parallel, and a synthesizer read their caches."""
     asked = text_or_file(question)
@@ -52,7 +53,7 @@ def run(
     _check(asked, given, workers, worker_tokens, positions)
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     SamplingOptions(max_new_tokens, temperature, top_p, top_k)  # what is wrong here must not wait for a model
-    synth = ParallelSynthesis(load(model, dtype), adapter, positions)  # type: ignore[arg-type]  # checked above
+    synth = ParallelSynthesis(load(model, dtype, mesh), adapter, positions)  # type: ignore[arg-type]  # checked above
     _check_window(synth, asked, 0, max_new_tokens)
     if given:
         names = [f"branch {number}" for number in range(1, len(given) + 1)]

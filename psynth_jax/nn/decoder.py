@@ -26,7 +26,7 @@ from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.attention import attention
 from psynth_jax.nn.layers import gated_mlp, rms_norm, token_angles
 from psynth_jax.ops.branch_attention import Context, Implementation, OwnCache
-from psynth_jax.sharding import FSDP, check_fits, constrain, parameter_shardings
+from psynth_jax.sharding import FSDP, check_fits, constrain, moved, parameter_shardings
 
 
 def parameter_letters(config: DecoderConfig) -> dict[str, str]:
@@ -135,7 +135,8 @@ class Decoder(nnx.Module):
             return self
         if mesh is None:
             return Decoder(self.config, jax.device_put(self.parameters(), jax.devices()[0]))
-        return Decoder(self.config, jax.device_put(self.parameters(), shardings_of(self.config, mesh)), mesh)
+        shardings = shardings_of(self.config, mesh)
+        return Decoder(self.config, {name: moved(x, shardings[name]) for name, x in self.parameters().items()}, mesh)
 
     def parameters(self) -> dict[str, Array]:
         """Name -> array, the names of `parameter_letters`."""
