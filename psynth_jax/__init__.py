@@ -5,6 +5,7 @@ from psynth_jax.convert.adapter_directory import Adapter, load_adapter, save_ada
 from psynth_jax.convert.load import load_model
 from psynth_jax.errors import UserError
 from psynth_jax.model import Model
+from psynth_jax.sharding import make_mesh
 from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
 from psynth_jax.synthesis.prompts import load_roles, worker_prompts
 from psynth_jax.synthesis.session import Session
@@ -22,6 +23,7 @@ __all__ = [
     "load_adapter",
     "load_model",
     "load_roles",
+    "make_mesh",
     "save_adapter",
     "worker_prompts",
 ]

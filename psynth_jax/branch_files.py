@@ -120,7 +120,8 @@ def _pack(tensors: dict[str, Array]) -> dict[str, Segment]:
 
     lengths = [tensors[f"{name}.k"].shape[2] for name in names]
     halves = ["k", "v"] + (["k_scale", "v_scale"] if f"{names[0]}.k_scale" in tensors else [])
-    cache = KVCache(in_device_layout(CachedHeads(*map(rows, halves))), jnp.asarray(lengths, jnp.int32))
+    arrays: dict[str, Any] = {half: rows(half) for half in halves}
+    cache = KVCache(in_device_layout(CachedHeads(**arrays)), jnp.asarray(lengths, jnp.int32))
     return {name: Segment(cache, row, 0, length) for row, (name, length) in enumerate(zip(names, lengths, strict=True))}
 
 

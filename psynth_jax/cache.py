@@ -10,13 +10,18 @@ old one donated they happen in place.  Knows nothing of branches, prompts or mod
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from psynth_jax.axes import Array, PerRow
-from psynth_jax.ops.cached_heads import CachedHeads, packs
+from psynth_jax.axes import Array, HostArray, PerRow
+from psynth_jax.ops.cached_heads import CachedHeads, Placement, packs
+from psynth_jax.sharding import TENSOR, kv_copies, put
 
 SLOT_SIZES = (64, 128, 256, 512)
 CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
@@ -37,11 +42,28 @@ class KVCache:
 
     @classmethod
     def allocate(
-        cls, layers: int, rows: int, kv_heads: int, slots: int, head_width: int, dtype: jax.typing.DTypeLike
+        cls,
+        layers: int,
+        rows: int,
+        kv_heads: int,
+        slots: int,
+        head_width: int,
+        dtype: jax.typing.DTypeLike,
+        placement: Placement | None = None,
     ) -> Self:
-        """Return an empty cache, in the layout that suits the default device."""
-        heads = CachedHeads.allocate((layers, rows, kv_heads, slots, head_width), dtype, packed=packed_here(head_width))
-        return cls(heads, jnp.zeros((rows,), jnp.int32))
+        """Return an empty cache, in the layout that suits the default device.
+
+        placement: how the caller cuts it over a mesh (`cache_shardings` of the jit that calls this).
+        """
+        heads_cached = kv_heads * (1 if placement is None else placement.copies)
+        shape = (layers, rows, heads_cached, slots, head_width)
+        heads = CachedHeads.allocate(shape, dtype, packed=packed_here(head_width))
+        return cls(dataclasses.replace(heads, placement=placement), jnp.zeros((rows,), jnp.int32))
+
+    @property
+    def placement(self) -> Placement | None:
+        """How the cache is cut over devices; None on a single one."""
+        return self.heads.placement
 
     @property
     def rows(self) -> int:
@@ -93,7 +115,47 @@ class KVCache:
     def slots_of(self, row: int, first: int, length: int) -> tuple[Array, Array]:
         """Return copies of k and v `[L, K, length, H]` of some slots of one row, to be saved; int8 comes as float32."""
         k, v = jax.vmap(lambda layer: self.heads.read(layer, row, 1, first, length))(jnp.arange(self.heads.layers))
-        return k[:, 0], v[:, 0]
+        return k[:, 0, :: self.heads.copies], v[:, 0, :: self.heads.copies]
+
+    def placed(self, mesh: Mesh | None, placement: Placement | None, rows: Sequence[int], count: int) -> KVCache:
+        """Return a copy with `count` rows on a mesh (None: on one device), row i of this value as row `rows[i]`."""
+        copies = 1 if placement is None else placement.copies
+
+        def spread(heads: Array) -> HostArray:
+            source = np.repeat(np.asarray(heads)[:, :, :: self.heads.copies], copies, axis=2)
+            moved = np.zeros((source.shape[0], count, *source.shape[2:]), source.dtype)
+            moved[:, list(rows)] = source[:, : len(rows)]
+            return moved
+
+        length = np.zeros(count, np.int32)
+        length[list(rows)] = np.asarray(self.length)[: len(rows)]
+        moved = KVCache(dataclasses.replace(jax.tree.map(spread, self.heads), placement=placement), length)
+        if mesh is None:
+            return jax.tree.map(jnp.asarray, moved)
+        on_mesh = NamedSharding(mesh, cache_spec(placement))
+        lengths = NamedSharding(mesh, length_spec(placement))
+        return KVCache(jax.tree.map(lambda x: put(x, on_mesh), moved.heads), put(length, lengths))
+
+
+def placement_on(mesh: Mesh | None, kv_heads: int, row_axes: tuple[str, ...]) -> Placement | None:
+    """Return how a cache of `kv_heads` heads is cut over a mesh, its rows over `row_axes`; None without a mesh."""
+    return None if mesh is None else Placement(row_axes, TENSOR, kv_copies(kv_heads, mesh))
+
+
+def cache_spec(placement: Placement | None) -> P:
+    """Return the partition spec of every array of `CachedHeads` (they all begin with L, R, K)."""
+    return P() if placement is None else P(None, placement.row_axes or None, placement.head_axis)
+
+
+def length_spec(placement: Placement | None) -> P:
+    """Return the partition spec of `length`, and of all else that has one entry per row."""
+    return P() if placement is None else P(placement.row_axes or None)
+
+
+def cache_shardings(mesh: Mesh, placement: Placement | None) -> KVCache:
+    """Return the shardings of a cache, as a prefix of its tree."""
+    heads, length = NamedSharding(mesh, cache_spec(placement)), NamedSharding(mesh, length_spec(placement))
+    return KVCache(heads, length)  # type: ignore[arg-type]
 
 
 def in_device_layout(heads: CachedHeads) -> CachedHeads:

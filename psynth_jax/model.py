@@ -8,10 +8,12 @@ import hashlib
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from psynth_jax.axes import Array
 from psynth_jax.config import DecoderConfig
 from psynth_jax.nn.decoder import Decoder
+from psynth_jax.sharding import pick
 from psynth_jax.tokenizer import Tokenizer
 
 _SAMPLES = 2048  # elements of each parameter that the fingerprint covers
@@ -31,6 +33,15 @@ class Model:
         """The decoder's config."""
         return self.decoder.config
 
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices that the weights lie on; None: one."""
+        return self.decoder.mesh
+
+    def on(self, mesh: Mesh | None) -> Model:
+        """Return this model on other devices; see `Decoder.on`."""
+        return self if mesh == self.mesh else dataclasses.replace(self, decoder=self.decoder.on(mesh))
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of the config and of evenly spaced elements of every parameter.
@@ -41,15 +52,18 @@ class Model:
         digest = hashlib.sha256(self.config.model_dump_json().encode())
         for name, value in sorted(self.decoder.parameters().items()):
             digest.update(name.encode())
-            digest.update(_sampled(value).tobytes())
+            digest.update(_sampled(value, self.mesh).tobytes())
         return digest.hexdigest()
 
 
-def _sampled(value: Array) -> np.ndarray:
+def _sampled(value: Array, mesh: Mesh | None) -> np.ndarray:
     """Take elements at evenly spaced places of a parameter, without moving the rest of it off its devices."""
     count = min(_SAMPLES, value.size)
     places = np.unravel_index(np.linspace(0, value.size - 1, count).astype(np.int64), value.shape)
-    chosen = np.asarray(value)[places] if value.is_fully_addressable and _on_host(value) else np.asarray(value[places])
+    if mesh is not None:
+        chosen = pick(value, places)
+    else:
+        chosen = np.asarray(value)[places] if value.is_fully_addressable and _on_host(value) else np.asarray(value[places])
     return chosen.astype(jnp.bfloat16)
 
 

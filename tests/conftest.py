@@ -23,6 +23,7 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", False)
+jax.devices()  # started now: a command under test that asks for another number of them must not get it
 
 
 def find_smollm2() -> Path | None:

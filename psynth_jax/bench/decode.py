@@ -11,6 +11,7 @@ import numpy as np
 from psynth_jax.bench.timing import in_turn, timed
 from psynth_jax.errors import InputError
 from psynth_jax.model import Model
+from psynth_jax.sharding import ROW_AXES, shards
 from psynth_jax.synthesis.engine import Engine, slots_needed
 from psynth_jax.synthesis.generate import RowOutput, generate
 from psynth_jax.synthesis.inputs import check_window
@@ -95,7 +96,8 @@ def _prefill(engine: Engine, tokens: list[int]) -> None:
 def _decode(engine: Engine, prompts: list[list[int]], options: SamplingOptions) -> float:
     """Return the seconds from each row's first token to its last."""
     nothing = np.zeros(len(prompts), np.int32)
-    cache = engine.allocate(len(prompts), slots_needed(0, len(prompts[0]), options.max_new_tokens))
+    row_axes = ROW_AXES if len(prompts) % shards(engine.mesh, ROW_AXES) == 0 else ()
+    cache = engine.allocate(len(prompts), slots_needed(0, len(prompts[0]), options.max_new_tokens), row_axes)
     outputs = [RowOutput(options, frozenset(), None) for _ in prompts]
     seeds = [(0, 0)] * len(prompts)
     run = generate(engine, Reader(), prompts, outputs, cache, nothing, nothing, options, seeds, feed_last=False)

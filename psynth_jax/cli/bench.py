@@ -28,6 +28,7 @@ bench = typer.Typer(help="Measure time to first token, and decoding.")
 
 ModelName = Annotated[str, typer.Option("--model", help="preset, model directory, .gguf file, or hub id")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16")]
+MeshAxes = Annotated[str | None, typer.Option("--mesh", help="devices to run on, as in branch=2,tensor=2; default: one")]
 Random = Annotated[bool, typer.Option("--random", help="random weights of the preset's shape: nothing is downloaded")]
 Repeats = Annotated[int, typer.Option(help="measured runs of each kind, in turn; medians are reported")]
 Against = Annotated[str | None, typer.Option(help="'torch': also time transformers on the same weights")]
@@ -44,13 +45,14 @@ def ttft(
     dtype: Dtype = "float32",
     random: Random = False,
     against: Against = None,
+    mesh: MeshAxes = None,
     as_json: AsJson = False,
 ) -> None:
     """Time to first token from branches, against prefilling the same tokens as text."""
     against_torch = _wants_torch(against, random)
-    loaded = _model(model, dtype, random)
+    loaded = _model(model, dtype, random, mesh)
     found = measure_ttft(loaded, model, branches, branch_tokens, prompt_tokens, repeats, against_torch=against_torch)
-    _report("ttft", model, dtype, random, found, as_json)
+    _report("ttft", model, dtype, random, mesh, found, as_json)
 
 
 @bench.command()
@@ -64,15 +66,16 @@ def decode(
     dtype: Dtype = "float32",
     random: Random = False,
     against: Against = None,
+    mesh: MeshAxes = None,
     as_json: AsJson = False,
 ) -> None:
     """Prefill, decoding of several rows, and workers in one batch against one after another."""
     against_torch = _wants_torch(against, random)
-    loaded = _model(model, dtype, random)
+    loaded = _model(model, dtype, random, mesh)
     found = measure_decode(
         loaded, model, rows, new_tokens, prompt_tokens, prefill_tokens, repeats, against_torch=against_torch
     )
-    _report("decode", model, dtype, random, found, as_json)
+    _report("decode", model, dtype, random, mesh, found, as_json)
 
 
 @bench.command()
@@ -95,7 +98,7 @@ def kernel(
     start_jax()
     case = Case(model, tokens, branches, branch_tokens, rows=rows)
     found = measure_kernel(case, dtype, cache_dtype or dtype, implementation, repeats)  # type: ignore[arg-type]
-    _report("kernel", model, dtype, True, found, as_json)
+    _report("kernel", model, dtype, True, None, found, as_json)
 
 
 def _wants_torch(against: str | None, random: bool) -> bool:
@@ -111,22 +114,23 @@ def _wants_torch(against: str | None, random: bool) -> bool:
     return True
 
 
-def _model(name: str, dtype: str, random: bool) -> Model:
+def _model(name: str, dtype: str, random: bool, mesh: str | None) -> Model:
     if not random:
-        return load(name, dtype)
+        return load(name, dtype, mesh)
     config, numbers = preset(name).config, jnp.dtype(parameter_dtype(dtype))
-    start_jax()
+    devices = start_jax(mesh)
     with console.status(Text(f"making random weights of {name}")):
-        return Model(Decoder.random(config, dtype=numbers), None, frozenset(), f"random {name}")
+        return Model(Decoder.random(config, dtype=numbers, mesh=devices), None, frozenset(), f"random {name}")
 
 
-def _report(kind: str, model: str, dtype: str, random: bool, found: dict[str, Any], as_json: bool) -> None:
+def _report(kind: str, model: str, dtype: str, random: bool, mesh: str | None, found: dict[str, Any], as_json: bool) -> None:
     facts = {
         "bench": kind,
         "model": model,
         "weights": "random" if random else "real",
         "dtype": dtype,
         "device": device_name(),
+        **({} if mesh is None else {"mesh": mesh}),
         "jax": importlib.metadata.version("jax"),
         **found,
     }

@@ -31,6 +31,7 @@ def info(
         **{name: importlib.metadata.version(name) for name in LIBRARIES},
         "device": device_name(),
         "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "cache": str(cache_folder()),
         "presets": sorted(PRESETS),
     }

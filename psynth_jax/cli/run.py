@@ -48,6 +48,7 @@ def run(
     cache_dtype: Annotated[
         str | None, typer.Option(help=f"of branch caches: {', '.join(CACHE_DTYPES)}; that of the model, if not given")
     ] = None,
+    mesh: Annotated[str | None, typer.Option(help="devices to run on, as in branch=2,tensor=2; default: one")] = None,
 ) -> None:
     """Let workers answer QUESTION in parallel, and a synthesizer read their caches."""
     asked = text_or_file(question)
@@ -56,7 +57,7 @@ def run(
     _check(asked, given, workers, worker_tokens, positions, cache_dtype)
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     SamplingOptions(max_new_tokens, temperature, top_p, top_k)  # what is wrong here must not wait for a model
-    synth = ParallelSynthesis(load(model, dtype), adapter, positions, cache_dtype=cache_dtype)  # type: ignore[arg-type]
+    synth = ParallelSynthesis(load(model, dtype, mesh), adapter, positions, cache_dtype=cache_dtype)  # type: ignore[arg-type]
     _check_window(synth, asked, 0, max_new_tokens)
     if given:
         names = [f"branch {number}" for number in range(1, len(given) + 1)]

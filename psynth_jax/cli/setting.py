@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -12,19 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.text import Text
 
 from psynth_jax.convert.load import cache_folder, load_model
 from psynth_jax.errors import InputError
 from psynth_jax.model import Model
+from psynth_jax.sharding import make_mesh, mesh_sizes
 
 # Paths, role names and what models write may hold anything: no markup is read in them.
 console = Console(stderr=True, markup=False, highlight=False)
 
 
-def start_jax() -> None:
-    """Start the device, and keep compiled programs on disk, so that the next start is fast."""
+def start_jax(mesh: str | None = None) -> Mesh | None:
+    """Start the devices, and keep compiled programs on disk, so that the next start is fast; return the mesh asked for.
+
+    On a CPU, JAX is told to make as many devices as the mesh has, unless the environment says how many.
+
+    Raises `ConfigError` for a mesh that is not one, or that does not match the devices.
+    """
+    if mesh is not None:
+        needed = math.prod(mesh_sizes(mesh).values())
+        chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+        with contextlib.suppress(RuntimeError):  # the devices have been started already
+            if not chosen:
+                jax.config.update("jax_num_cpu_devices", needed)
     folder = cache_folder() / "compiled"
     with contextlib.suppress(OSError):  # a cache folder that cannot be written is slow, not wrong
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,6 +47,7 @@ def start_jax() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     with without_libtpu_noise():
         jax.devices()
+    return None if mesh is None else make_mesh(mesh)
 
 
 @contextlib.contextmanager
@@ -53,11 +68,11 @@ def without_libtpu_noise() -> Iterator[None]:
         os.close(kept)
 
 
-def load(source: str, dtype: str) -> Model:
+def load(source: str, dtype: str, mesh: str | None = None) -> Model:
     """Load a model, saying so."""
-    start_jax()
+    devices = start_jax(mesh)
     with console.status(Text(f"loading {source}")):
-        return load_model(source, dtype)
+        return load_model(source, dtype, devices)
 
 
 def write_json(value: dict[str, Any]) -> None:

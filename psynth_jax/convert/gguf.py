@@ -16,7 +16,14 @@ import numpy as np
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
 from psynth_jax.convert.hf import longest_context, yarn_attention_factor
-from psynth_jax.convert.rules import find_problems, gguf_rules, parameter_dtype, refuse_problems, stream_parameters
+from psynth_jax.convert.rules import (
+    StoredParameter,
+    find_problems,
+    gguf_rules,
+    parameter_dtype,
+    refuse_problems,
+    stored_parameters,
+)
 from psynth_jax.errors import CheckpointError, UnsupportedModelError
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -63,15 +70,20 @@ class GGUFFile:
         """Return name -> shape of every tensor, outermost axis first."""
         return {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in self._tensors.items()}
 
-    def read(self, name: str) -> HostArray:
-        """Dequantise one tensor to float32.  Raises `CheckpointError` for a quantisation that cannot be read."""
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> HostArray:
+        """Dequantise one tensor to float32, or only the rows of a piece of it, and return the piece.
+
+        Raises `CheckpointError` for a quantisation that cannot be read.
+        """
         tensor = self._tensors[name]
+        rows = index[:1] if len(index) == 2 else ()  # what is quantised together lies within a row
         try:
-            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            values = gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type)
         except NotImplementedError:  # how the gguf package says that it does not know a quantisation
             kind = tensor.tensor_type.name
             raise CheckpointError(f"{name} in {self.path} is quantised as {kind}, which cannot be read") from None
-        return np.asarray(values, np.float32)
+        rest = (slice(None),) * len(rows) + index[len(rows) :]
+        return np.asarray(values[rest], np.float32)
 
 
 # ------------------------------------------------------------------------------------------------------------- config
@@ -223,8 +235,8 @@ def llama3_from_factors(factors: HostArray, theta: float, head_width: int) -> di
 # ----------------------------------------------------------------------------------------------------------- tensors
 
 
-def iterate_parameters(file: GGUFFile, config: DecoderConfig, dtype: str) -> Iterator[tuple[str, HostArray]]:
-    """Check all tensors of the file, then return an iterator over (our name, array), one parameter at a time.
+def iterate_parameters(file: GGUFFile, config: DecoderConfig, dtype: str) -> Iterator[StoredParameter]:
+    """Check all tensors of the file, then return an iterator over the parameters, which are still to be read.
 
     Raises:
       CheckpointError: listing every missing, misshaped or extra tensor, before anything is read.
@@ -233,4 +245,4 @@ def iterate_parameters(file: GGUFFile, config: DecoderConfig, dtype: str) -> Ite
     target = parameter_dtype(dtype)
     rules = gguf_rules(config)
     refuse_problems(file.path, find_problems(rules, config, file.shapes(), frozenset({_FREQUENCY_FACTORS})))
-    return stream_parameters(rules, config, file, target)
+    return stored_parameters(rules, config, file, target)

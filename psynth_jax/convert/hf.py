@@ -17,7 +17,14 @@ import safetensors
 
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
-from psynth_jax.convert.rules import find_problems, hf_rules, parameter_dtype, refuse_problems, stream_parameters
+from psynth_jax.convert.rules import (
+    StoredParameter,
+    find_problems,
+    hf_rules,
+    parameter_dtype,
+    refuse_problems,
+    stored_parameters,
+)
 from psynth_jax.errors import CheckpointError, ConfigError, UnsupportedModelError
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -279,10 +286,10 @@ class SafetensorsDirectory:
         """Return name -> shape of every tensor."""
         return self._shapes
 
-    def read(self, name: str) -> HostArray:
-        """Read one tensor in the dtype it is stored in."""
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> HostArray:
+        """Read one tensor in the dtype it is stored in, or only a piece of it."""
         with _open(self._file_of[name]) as file:
-            return np.asarray(file.get_tensor(name))
+            return np.asarray(file.get_slice(name)[index] if index else file.get_tensor(name))
 
 
 def _open(path: Path) -> Any:
@@ -330,8 +337,8 @@ def _tied_head_problem(config: DecoderConfig, source: SafetensorsDirectory) -> l
     return [f"{_HEAD} {list(shapes[_HEAD])} differs from {_EMBEDDING}, though the config says that they are tied"]
 
 
-def iterate_parameters(directory: str | Path, config: DecoderConfig, dtype: str) -> Iterator[tuple[str, HostArray]]:
-    """Check all tensors of a model directory, then return an iterator over (our name, array), one parameter at a time.
+def iterate_parameters(directory: str | Path, config: DecoderConfig, dtype: str) -> Iterator[StoredParameter]:
+    """Check all tensors of a model directory, then return an iterator over the parameters, which are still to be read.
 
     Raises:
       CheckpointError: listing every missing, misshaped, extra or unusable tensor, before anything is read.
@@ -343,4 +350,4 @@ def iterate_parameters(directory: str | Path, config: DecoderConfig, dtype: str)
     problems = find_problems(rules, config, source.shapes(), _ignored(config)) + source.problems
     problems += _tied_head_problem(config, source)
     refuse_problems(directory, problems)
-    return stream_parameters(rules, config, source, target)
+    return stored_parameters(rules, config, source, target)

@@ -14,15 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
 from psynth_jax.convert import hf
-from psynth_jax.convert.rules import parameter_dtype
+from psynth_jax.convert.rules import StoredParameter, parameter_dtype
 from psynth_jax.errors import UserError
 from psynth_jax.model import Model
-from psynth_jax.nn.decoder import Decoder
+from psynth_jax.nn.decoder import Decoder, shardings_of
 from psynth_jax.presets import PRESETS, preset
+from psynth_jax.sharding import from_pieces
 from psynth_jax.tokenizer import Tokenizer
 
 SMOLLM2 = "smollm2-135m"
@@ -37,13 +38,13 @@ _HUB_DUPLICATES = ["original/*", "consolidated*", "onnx/*"]  # the same weights 
 class ModelStream:
     """A model whose config, tokenizer and tensor names have been checked, and whose parameters are still to be read.
 
-    parameters yields (name, array) once, one parameter at a time, so that each can move to its devices before the next.
+    parameters yields every parameter once, still to be read, so that each can move to its devices before the next.
     name is the source as the user gave it; tokenizer is None for a directory without one; stop_ids has every end token of
     the generation config, and the tokenizer's.
     """
 
     config: DecoderConfig
-    parameters: Iterator[tuple[str, HostArray]]
+    parameters: Iterator[StoredParameter]
     tokenizer: Tokenizer | None
     stop_ids: frozenset[int]
     name: str
@@ -132,19 +133,26 @@ def _from_hub(hub_id: str) -> Path:
         raise UserError(f"{hub_id!r} is no directory here, and the Hugging Face hub does not give it: {reason}") from None
 
 
-def load_model(source: str | Path, dtype: str = "float32") -> Model:
-    """Load a model onto the default device, one parameter at a time.
+def load_model(source: str | Path, dtype: str = "float32", mesh: Mesh | None = None) -> Model:
+    """Load a model onto the default device or a mesh, one parameter at a time.
 
     Args:
       source: model directory, .gguf file, preset name (such as "smollm2-135m") or hub id "owner/name".
       dtype: of weights, activations and caches: "float32", "bfloat16" or "float16".
+      mesh: from `make_mesh`.  Every process reads the pieces that its own devices hold, and no device holds more.
 
     Raises:
-      ConfigError: unknown dtype.
+      ConfigError: unknown dtype, or a mesh that does not fit the model.
       UserError: there is no such source, or the hub cannot be reached.
       UnsupportedModelError: the model's family or one of its features is not implemented.
       CheckpointError: files that are damaged, or that do not fit their config.
     """
     stream = open_model(source, dtype)
-    decoder = Decoder(stream.config, {name: jnp.asarray(value) for name, value in stream.parameters})
+    if mesh is None:
+        decoder = Decoder(stream.config, {stored.name: jnp.asarray(stored.read()) for stored in stream.parameters})
+    else:
+        shardings = shardings_of(stream.config, mesh)
+        pieces = ((stored.name, stored.shape, stored.read) for stored in stream.parameters)
+        parameters = {name: from_pieces(shape, shardings[name], read) for name, shape, read in pieces}
+        decoder = Decoder(stream.config, parameters, mesh)
     return Model(decoder, stream.tokenizer, stream.stop_ids, stream.name)

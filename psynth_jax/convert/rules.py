@@ -73,6 +73,24 @@ class Form:
         """Return the shape of our parameter, without the layer axis."""
         return tuple(math.prod(sizes[letter] for letter in group) for group in _groups(self.ours))
 
+    def their_index(self, index: Sequence[slice], sizes: Mapping[str, int]) -> tuple[slice, ...]:
+        """Return the piece of the checkpoint's tensor that becomes the piece `index` of ours (one slice per axis of ours).
+
+        Only letters that are outermost on either side may be cut: N of "(N H) D", never H.
+        """
+        cut = {group[0]: part for group, part in zip(_groups(self.ours), index, strict=True)}
+        pieces = []
+        for group in _groups(self.theirs):
+            inner = math.prod(sizes[letter] for letter in group[1:])
+            first, stop, _ = cut.get(group[0], slice(None)).indices(sizes[group[0]])
+            pieces.append(slice(first * inner, stop * inner))
+        return tuple(pieces)
+
+    def piece_sizes(self, index: Sequence[slice], sizes: Mapping[str, int]) -> dict[str, int]:
+        """Return letter -> size inside of the piece `index` of ours."""
+        cut = zip(_groups(self.ours), index, strict=True)
+        return {**sizes, **{group[0]: len(range(*part.indices(sizes[group[0]]))) for group, part in cut if len(group) == 1}}
+
     def to_ours(self, tensor: HostArray, sizes: Mapping[str, int]) -> HostArray:
         """Convert a checkpoint tensor to our layout (a view where NumPy can make one)."""
         return _relayout(tensor, self.theirs, self.ours, sizes)
@@ -232,8 +250,8 @@ class TensorSource(Protocol):
         """Return name -> shape of every tensor, without reading any."""
         ...
 
-    def read(self, name: str) -> HostArray:
-        """Read one tensor: float32, bfloat16 or float16."""
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> HostArray:
+        """Read one tensor, or a piece of it: float32, bfloat16 or float16."""
         ...
 
 
@@ -262,21 +280,54 @@ def refuse_problems(where: object, problems: Sequence[str]) -> None:
         raise CheckpointError(f"{where} does not fit its config ({count}): " + "; ".join(problems))
 
 
-def stream_parameters(
-    rules: Sequence[Rule], config: DecoderConfig, source: TensorSource, dtype: np.dtype
-) -> Iterator[tuple[str, HostArray]]:
-    """Yield (our name, array) one parameter at a time, reading one tensor at a time into a preallocated stack.
+@dataclasses.dataclass(frozen=True)
+class StoredParameter:
+    """One parameter of ours as a checkpoint holds it.  Reads nothing until `read` is called."""
 
-    A caller that moves each array to its devices before asking for the next never holds the whole model on the host.
-    The shapes must have been checked with `find_problems`.  Raises `CheckpointError` for values that float16 cannot hold.
-    """
-    sizes = axis_sizes(config)
-    for rule in rules:
-        stack = np.empty(rule.our_shape(config), dtype)
-        for layer, name in enumerate(rule.their_names(config)):
+    rule: Rule
+    config: DecoderConfig
+    source: TensorSource
+    dtype: np.dtype
+
+    @property
+    def name(self) -> str:
+        """Our flat name."""
+        return self.rule.ours
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Our shape, the layer axis included."""
+        return self.rule.our_shape(self.config)
+
+    def read(self, index: tuple[slice, ...] | None = None) -> HostArray:
+        """Read the parameter, or the piece `index` of it and nothing else, one tensor of the checkpoint at a time.
+
+        Raises `CheckpointError` for values that float16 cannot hold.
+        """
+        rule, sizes = self.rule, axis_sizes(self.config)
+        names = rule.their_names(self.config)
+        shape, tensor_index = self.shape, None
+        if index is not None:
+            names, inner = (names[index[0]], index[1:]) if rule.per_layer else (names, index)
+            shape = tuple(len(range(*part.indices(size))) for part, size in zip(index, self.shape, strict=True))
+            tensor_index = rule.form.their_index(inner, sizes)
+            sizes = rule.form.piece_sizes(inner, sizes)
+        stack = np.empty(shape, self.dtype)
+        for layer, name in enumerate(names):
             target = stack[layer] if rule.per_layer else stack
+            tensor = self.source.read(name) if tensor_index is None else self.source.read(name, tensor_index)
             with np.errstate(over="ignore"):  # looked at just below, with the tensor's name
-                target[...] = rule.form.to_ours(source.read(name), sizes)
-            if dtype == np.float16 and not np.isfinite(target).all():
+                target[...] = rule.form.to_ours(tensor, sizes)
+            if self.dtype == np.float16 and not np.isfinite(target).all():
                 raise CheckpointError(f"{name} holds values that float16 cannot represent; load as bfloat16 or float32")
-        yield rule.ours, stack
+        return stack
+
+
+def stored_parameters(
+    rules: Sequence[Rule], config: DecoderConfig, source: TensorSource, dtype: np.dtype
+) -> Iterator[StoredParameter]:
+    """Go through the parameters of a checkpoint whose shapes have been checked with `find_problems`.
+
+    A caller that moves each to its devices before asking for the next never holds the whole model on the host.
+    """
+    return (StoredParameter(rule, config, source, dtype) for rule in rules)

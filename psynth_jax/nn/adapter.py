@@ -11,9 +11,12 @@ from typing import Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from psynth_jax.axes import Array, PerRow, letters_to_shape
 from psynth_jax.config import DecoderConfig
+from psynth_jax.sharding import parameter_spec, put, replicated
 
 # Target -> letters of the two factors.  A is the adapter rank; q, k, v map D to heads, o maps heads to D.
 FACTOR_LETTERS: Mapping[str, tuple[str, str]] = {
@@ -64,6 +67,18 @@ class Lora:
                     right = "there is no such target" if expected is None else f"expected {list(expected)}"
                     wrong.append(f"{half} of {target!r} has shape {shape}, {right}")
         return wrong
+
+    def on(self, mesh: Mesh, config: DecoderConfig) -> Self:
+        """Return this adapter cut over a mesh as the weights are that it goes with."""
+        sizes = config.sizes | {"A": self.rank}
+
+        def move(factors: dict[str, Array], half: int) -> dict[str, Array]:
+            return {
+                target: put(np.asarray(x), NamedSharding(mesh, parameter_spec(FACTOR_LETTERS[target][half], sizes, mesh)))
+                for target, x in factors.items()
+            }
+
+        return type(self)(move(self.down, 0), move(self.up, 1), put(np.asarray(self.scale), replicated(mesh)))
 
     @property
     def rank(self) -> int:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from psynth_jax.axes import Array, Hidden, KeysOrValues, PerRow
 from psynth_jax.config import DecoderConfig
+from psynth_jax.nn import over_mesh
 from psynth_jax.nn.adapter import Lora, lora_delta
 from psynth_jax.nn.layers import rms_norm
 from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention import AttentionSpec, Context, Implementation, OwnCache, branch_attention
+from psynth_jax.ops.cached_heads import Placement
 
 
 def attention(
@@ -25,6 +28,8 @@ def attention(
     lora: Lora | None,
     gate: PerRow | None,
     implementation: Implementation,
+    mesh: Mesh | None = None,
+    placement: Placement | None = None,
 ) -> tuple[Hidden, KeysOrValues, KeysOrValues]:
     """Return the attention output for `x [B, T, D]` (already normalised), and the new keys and values to be cached.
 
@@ -33,6 +38,7 @@ def attention(
       angles: (cos, sin) `[B, T, 1, H/2]` of the tokens' positions.
       own, context: what is read besides the new tokens, all layers stacked; layer is the index into them.
       lora: this layer's factors; gate `[B]` its strength per row.
+      mesh, placement: devices, and how the own cache is cut over them; keys and values come with the copies that it holds.
     """
 
     def project(target: str) -> Array:
@@ -44,6 +50,10 @@ def attention(
         q, k = rms_norm(q, weights["q_norm"], config.norm_eps), rms_norm(k, weights["k_norm"], config.norm_eps)
     q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
     spec = AttentionSpec(scale=config.head_width**-0.5)
-    read = branch_attention(q, k, v, own, context, layer, spec, implementation)
+    if mesh is None or placement is None:
+        read = branch_attention(q, k, v, own, context, layer, spec, implementation)
+    else:
+        k, v = (jnp.repeat(heads, placement.copies, axis=2) for heads in (k, v))
+        read = over_mesh.attend(mesh, placement, q, k, v, own, context, layer, spec, implementation)
     out = jnp.einsum("btnh,nhd->btd", read, weights["o"]) + lora_delta(lora, gate, "o", read)
     return out + weights["o_bias"] if config.o_bias else out, k, v

@@ -15,15 +15,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from psynth_jax.axes import Array, Hidden, PerRow, Tokens, letters_to_shape
-from psynth_jax.cache import KVCache
+from psynth_jax.cache import KVCache, cache_shardings, placement_on
 from psynth_jax.config import DecoderConfig
 from psynth_jax.errors import CheckpointError
+from psynth_jax.nn import over_mesh
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.attention import attention
 from psynth_jax.nn.layers import gated_mlp, rms_norm, token_angles
 from psynth_jax.ops.branch_attention import Context, Implementation, OwnCache
+from psynth_jax.sharding import FSDP, check_fits, constrain, moved, parameter_shardings
 
 
 def parameter_letters(config: DecoderConfig) -> dict[str, str]:
@@ -57,11 +60,20 @@ def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return {name: letters_to_shape(letters, config.sizes) for name, letters in parameter_letters(config).items()}
 
 
+def shardings_of(config: DecoderConfig, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Name -> sharding of every parameter.  Raises `ConfigError` when the mesh does not fit the model."""
+    check_fits(mesh, config.sizes)
+    return parameter_shardings(parameter_letters(config), config.sizes, mesh)
+
+
 class Decoder(nnx.Module):
     """A decoder with its weights.  Use it inside `jax.jit` as an ordinary argument."""
 
-    def __init__(self, config: DecoderConfig, parameters: Mapping[str, Array]):
-        """Take the arrays as they are.  Raises `CheckpointError` when names or shapes are not `parameter_shapes(config)`."""
+    def __init__(self, config: DecoderConfig, parameters: Mapping[str, Array], mesh: Mesh | None = None):
+        """Take the arrays as they are; on a mesh, cut as `shardings_of` says.
+
+        Raises `CheckpointError` when names or shapes are not `parameter_shapes(config)`.
+        """
         expected = parameter_shapes(config)
         wrong = [f"missing {name}" for name in expected if name not in parameters]
         wrong += [f"extra {name}" for name in parameters if name not in expected]
@@ -73,6 +85,7 @@ class Decoder(nnx.Module):
         if wrong:
             raise CheckpointError("parameters do not fit the config: " + "; ".join(wrong))
         self.config = config
+        self.mesh = mesh
         self.embedding = nnx.Param(parameters["embedding"])
         self.layers = nnx.Dict(
             {
@@ -85,19 +98,44 @@ class Decoder(nnx.Module):
         self.head = None if config.tied_head else nnx.Param(parameters["head"])
 
     @classmethod
-    def random(cls, config: DecoderConfig, seed: int = 0, dtype: jax.typing.DTypeLike = jnp.float32) -> Decoder:
-        """Return a decoder with random weights: norms 1 + noise, all else Gaussian of width 0.02."""
-        keys = jax.random.split(jax.random.key(seed), len(parameter_letters(config)))
-        parameters = {}
-        for (name, shape), key in zip(parameter_shapes(config).items(), keys, strict=True):
-            noise = 0.02 * jax.random.normal(key, shape, jnp.float32)
-            parameters[name] = (1 + noise if name.endswith("norm") else noise).astype(dtype)
-        return cls(config, parameters)
+    def random(
+        cls, config: DecoderConfig, seed: int = 0, dtype: jax.typing.DTypeLike = jnp.float32, mesh: Mesh | None = None
+    ) -> Decoder:
+        """Return a decoder with random weights: norms 1 + noise, all else Gaussian of width 0.02.
+
+        On a mesh every device draws its own pieces; the numbers are those of a single device, up to rounding.  Raises
+        `ConfigError` when the mesh does not fit the model.
+        """
+
+        def draw(key: Array, name: str) -> Array:
+            noise = 0.02 * jax.random.normal(key, parameter_shapes(config)[name], jnp.float32)
+            return (1 + noise if name.endswith("norm") else noise).astype(dtype)
+
+        names = list(parameter_letters(config))
+        keys = dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
+        if mesh is None:
+            return cls(config, {name: draw(keys[name], name) for name in names})
+        draw_all = jax.jit(
+            lambda keys: {name: draw(keys[name], name) for name in names}, out_shardings=shardings_of(config, mesh)
+        )
+        return cls(config, draw_all(keys), mesh)
 
     @property
     def dtype(self) -> jnp.dtype:
         """The dtype of weights, activations and caches."""
         return self.embedding[...].dtype
+
+    def on(self, mesh: Mesh | None) -> Decoder:
+        """Return this decoder with its weights moved to a mesh (None: to the default device).
+
+        Raises `ConfigError` when the mesh does not fit the model.
+        """
+        if mesh == self.mesh:
+            return self
+        if mesh is None:
+            return Decoder(self.config, jax.device_put(self.parameters(), jax.devices()[0]))
+        shardings = shardings_of(self.config, mesh)
+        return Decoder(self.config, {name: moved(x, shardings[name]) for name, x in self.parameters().items()}, mesh)
 
     def parameters(self) -> dict[str, Array]:
         """Name -> array, the names of `parameter_letters`."""
@@ -107,10 +145,21 @@ class Decoder(nnx.Module):
             named["head"] = self.head
         return {name: named[name][...] for name in parameter_letters(self.config)}
 
-    def allocate_cache(self, rows: int, slots: int, dtype: jax.typing.DTypeLike | None = None) -> KVCache:
-        """Return an empty cache of this model's shape; dtype None is the model's."""
+    def allocate_cache(
+        self, rows: int, slots: int, dtype: jax.typing.DTypeLike | None = None, row_axes: tuple[str, ...] = ()
+    ) -> KVCache:
+        """Return an empty cache of this model's shape; dtype None is the model's.
+
+        On a mesh its rows are cut over `row_axes`, its heads over tensor.
+        """
         config = self.config
-        return KVCache.allocate(config.layers, rows, config.kv_heads, slots, config.head_width, dtype or self.dtype)
+        placement = placement_on(self.mesh, config.kv_heads, row_axes)
+        cache = KVCache.allocate(
+            config.layers, rows, config.kv_heads, slots, config.head_width, dtype or self.dtype, placement
+        )
+        if self.mesh is None:
+            return cache
+        return jax.lax.with_sharding_constraint(cache, cache_shardings(self.mesh, placement))
 
     def __call__(
         self,
@@ -144,20 +193,29 @@ class Decoder(nnx.Module):
         positions = (offset + start)[:, None] + jnp.arange(tokens.shape[1])
         angles = token_angles(config.rope, config.head_width, positions)
         own = None if fresh else OwnCache(cache.heads, start)
+        mesh, placement = self.mesh, cache.placement
+        row_axes = None if placement is None else placement.row_axes or None
 
         def layer_step(x: Hidden, layer: tuple[Any, ...]) -> tuple[Hidden, tuple[Array, Array]]:
             index, weights, factors = layer
             adapter = None if lora is None else Lora(factors[0], factors[1], lora.scale)
             normed = rms_norm(x, weights["attention_norm"], config.norm_eps)
-            read, k, v = attention(normed, weights, config, angles, own, context, index, adapter, gate, implementation)
-            x = x + read
+            read, k, v = attention(
+                normed, weights, config, angles, own, context, index, adapter, gate, implementation, mesh, placement
+            )
+            x = constrain(x + read, mesh, row_axes, None, FSDP)
             normed = rms_norm(x, weights["mlp_norm"], config.norm_eps)
-            return x + gated_mlp(normed, weights["gate"], weights["up"], weights["down"]), (k, v)
+            x = x + gated_mlp(normed, weights["gate"], weights["up"], weights["down"])
+            return constrain(x, mesh, row_axes, None, FSDP), (k, v)
 
         stacked = {name: value[...] for name, value in self.layers.items()}
         factors = None if lora is None else (lora.down, lora.up)
-        x, (k, v) = jax.lax.scan(layer_step, self.embedding[...][tokens], (jnp.arange(config.layers), stacked, factors))
-        return rms_norm(x, self.final_norm[...], config.norm_eps), cache.append(k, v, start, count)
+        x = constrain(self.embedding[...][tokens], mesh, row_axes, None, FSDP)
+        x, (k, v) = jax.lax.scan(layer_step, x, (jnp.arange(config.layers), stacked, factors))
+        hidden = rms_norm(x, self.final_norm[...], config.norm_eps)
+        if mesh is None:
+            return hidden, cache.append(k, v, start, count)
+        return hidden, over_mesh.append(mesh, cache, k, v, start, count)
 
     def logits(self, hidden: Array) -> Array:
         """Return float32 logits `[..., V]` of `hidden [..., D]`."""

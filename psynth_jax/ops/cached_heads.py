@@ -27,15 +27,32 @@ def packs(width: int) -> bool:
     return width < LANES and LANES % (2 * width) == 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How a cache is cut over devices, by names of mesh axes.
+
+    row_axes: what R is cut over, outermost first, in blocks of rows; empty: every device holds all rows.  head_axis: what K
+    is cut over.  copies: how often each key/value head is there, one behind the other, so that head_axis divides them.
+    """
+
+    row_axes: tuple[str, ...]
+    head_axis: str
+    copies: int
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CachedHeads:
-    """Keys and values of all layers and rows.  Which layout they have shows from what is None."""
+    """Keys and values of all layers and rows.  Which layout they have shows from what is None.
+
+    placement: None on a single device.  K counts copies.
+    """
 
     k: Array
     v: Array | None
     k_scale: Array | None = None
     v_scale: Array | None = None
+    placement: Placement | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
     def allocate(cls, shape: tuple[int, int, int, int, int], dtype: jax.typing.DTypeLike, *, packed: bool) -> Self:
@@ -47,6 +64,11 @@ class CachedHeads:
             return cls(k, v)
         scales = (*outer, 1, slots)
         return cls(k, v, jnp.zeros(scales, jnp.float32), jnp.zeros(scales, jnp.float32))
+
+    @property
+    def copies(self) -> int:
+        """How often each key/value head is there."""
+        return 1 if self.placement is None else self.placement.copies
 
     @property
     def packed(self) -> bool:
@@ -115,15 +137,19 @@ class CachedHeads:
         return tuple(heads.astype(jnp.float32) * scale for heads, scale in zip((k, v), scales, strict=True))  # type: ignore[return-value]
 
     def slots_of(self, row: int, first: int, length: int) -> dict[str, Array]:
-        """Return copies of some slots of one row as they are stored, split: k, v `[L, K, length, H]`, and scales if int8."""
-        stored = self.k[:, row, :, first : first + length]
+        """Return copies of some slots of one row as they are stored, split: k, v `[L, K, length, H]`, and scales if int8.
+
+        Every head once, however often it is cached.
+        """
+        once = slice(None, None, self.copies)
+        stored = self.k[:, row, once, first : first + length]
         if self.v is None:
             found = {"k": stored[..., : self.width], "v": stored[..., self.width :]}
         else:
-            found = {"k": stored, "v": self.v[:, row, :, first : first + length]}
+            found = {"k": stored, "v": self.v[:, row, once, first : first + length]}
         for name, scale in (("k_scale", self.k_scale), ("v_scale", self.v_scale)):
             if scale is not None:
-                found[name] = scale[:, row, :, :, first : first + length]
+                found[name] = scale[:, row, once, :, first : first + length]
         return found
 
     def as_packed(self) -> Self:

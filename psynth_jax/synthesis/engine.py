@@ -14,12 +14,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from psynth_jax.axes import Array, HostArray, pad_rows
-from psynth_jax.cache import KVCache, slot_bucket
+from psynth_jax.cache import KVCache, cache_shardings, placement_on, slot_bucket
 from psynth_jax.errors import MemoryLimitError
 from psynth_jax.nn.decoder import Decoder
 from psynth_jax.ops.branch_attention import Implementation
+from psynth_jax.sharding import put, replicated
 from psynth_jax.synthesis import step
 from psynth_jax.synthesis.sampling import RowSampling
 from psynth_jax.synthesis.step import Reader, Rows
@@ -38,16 +40,29 @@ def slots_needed(filled: int, prompt: int, new_tokens: int) -> int:
     return slot_bucket(filled + max(sum(chunk_sizes(prompt)), prompt + new_tokens + 1))
 
 
-def _allocate(model: Decoder, *, rows: int, slots: int, dtype: str | None) -> KVCache:
-    return model.allocate_cache(rows, slots, dtype)
+def _allocate(model: Decoder, *, rows: int, slots: int, dtype: str | None, row_axes: tuple[str, ...]) -> KVCache:
+    return model.allocate_cache(rows, slots, dtype, row_axes)
 
 
 def _grow(model: Decoder, cache: KVCache, *, slots: int) -> KVCache:
     return cache.grow(slots)
 
 
+def _row_axes(cache: KVCache) -> tuple[str, ...]:
+    return () if cache.placement is None else cache.placement.row_axes
+
+
+# Step -> its static arguments, and how many results follow the cache.
+_SIGNATURES: dict[Callable[..., Any], tuple[tuple[str, ...], int]] = {
+    step.advance: (("fresh", "greedy", "implementation"), 2),
+    step.score: (("fresh", "implementation"), 1),
+    _grow: (("slots",), 0),
+    _allocate: (("rows", "slots", "dtype", "row_axes"), 0),
+}
+
+
 class Engine:
-    """Runs one decoder.  Holds compiled steps, no other state.
+    """Runs one decoder, over the mesh that its weights lie on.  Holds compiled steps, no other state.
 
     cache_dtype: of the caches that become branches; None is the model's own.
     """
@@ -58,25 +73,59 @@ class Engine:
         self.implementation = implementation
         self.compile_seconds = 0.0
         self._compiled: dict[Any, Callable[..., Any]] = {}
-        static = ("fresh", "implementation")
-        self._advance = jax.jit(step.advance, static_argnames=(*static, "greedy"), donate_argnames="cache")
-        self._score = jax.jit(step.score, static_argnames=static, donate_argnames="cache")
-        self._grow = jax.jit(_grow, static_argnames="slots")
-        self._allocate = jax.jit(_allocate, static_argnames=("rows", "slots", "dtype"))
+        self._functions: dict[Any, Any] = {}
 
     @property
     def compilations(self) -> int:
         """How many programs have been compiled so far."""
         return len(self._compiled)
 
-    def _call(self, function: Any, *args: Any, **static: Any) -> Any:
-        """Run a jitted function, compiling it first for shapes that are new."""
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices that the steps run on; None: one."""
+        return self.model.mesh
+
+    def place(self, tree: Any) -> Any:
+        """Move small host arrays to the device, or whole to every device of the mesh."""
+        if self.mesh is None:
+            return jax.device_put(tree)
+        everywhere = replicated(self.mesh)
+        return jax.tree.map(lambda x: x if self._is_here(x) else put(np.asarray(x), everywhere), tree)
+
+    def _is_here(self, x: Any) -> bool:
+        return isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding) and x.sharding.mesh == self.mesh
+
+    def jitted(self, function: Callable[..., Any], row_axes: tuple[str, ...]) -> Any:
+        """Return a step under `jax.jit`, its own cache donated and kept in its place on the mesh, all else whole on it.
+
+        row_axes: what the rows of the own cache are cut over.
+        """
+        key = (function, row_axes)
+        if key not in self._functions:
+            static, results = _SIGNATURES[function]
+            options: dict[str, Any] = {"static_argnames": static}
+            if results:
+                options["donate_argnames"] = "cache"
+            if self.mesh is not None:
+                placement = placement_on(self.mesh, self.model.config.kv_heads, row_axes)
+                whole = replicated(self.mesh)
+                cache = cache_shardings(self.mesh, placement)
+                options["out_shardings"] = (cache, *[whole] * results) if results else cache
+            self._functions[key] = jax.jit(function, **options)
+        return self._functions[key]
+
+    def _call(self, function: Callable[..., Any], row_axes: tuple[str, ...], /, *args: Any, **static: Any) -> Any:
+        """Run a step, compiling it first for shapes that are new."""
+        if self.mesh is not None:
+            args = self.place(args)
         leaves, structure = jax.tree.flatten(args)
-        key = (id(function), structure, tuple((np.shape(x), x.dtype) for x in leaves), tuple(static.items()))
+        shapes = tuple((np.shape(x), x.dtype) for x in leaves)
+        key = (function, row_axes, structure, shapes, tuple(static.items()))
         try:
             if key not in self._compiled:
                 begin = time.perf_counter()
-                self._compiled[key] = function.lower(self.model, *args, **static).compile()
+                lowered = self.jitted(function, row_axes).lower(self.model, *args, **static)
+                self._compiled[key] = lowered.compile()
                 self.compile_seconds += time.perf_counter() - begin
             return self._compiled[key](self.model, *args)
         except jax.errors.JaxRuntimeError as error:
@@ -87,14 +136,18 @@ class Engine:
                 "a lower max_new_tokens, or dtype bfloat16"
             ) from None
 
-    def allocate(self, rows: int, slots: int, *, for_branches: bool = False) -> KVCache:
-        """Return an empty own cache, in `cache_dtype` if its rows will become branches."""
+    def allocate(self, rows: int, slots: int, row_axes: tuple[str, ...] = (), *, for_branches: bool = False) -> KVCache:
+        """Return an empty own cache, in `cache_dtype` if its rows will become branches.
+
+        row_axes: mesh axes that its rows, and all that runs for them, are cut over.
+        """
+        row_axes = row_axes if self.mesh is not None else ()
         dtype = self.cache_dtype if for_branches else None
-        return self._call(self._allocate, rows=rows, slots=slots, dtype=dtype)
+        return self._call(_allocate, row_axes, rows=rows, slots=slots, dtype=dtype, row_axes=row_axes)
 
     def grow(self, cache: KVCache, slots: int) -> KVCache:
         """Return a cache with room for `slots`: a copy, unless it has it already."""
-        return cache if cache.slots >= slots else self._call(self._grow, cache, slots=slots)
+        return cache if cache.slots >= slots else self._call(_grow, _row_axes(cache), cache, slots=slots)
 
     def prefill(
         self,
@@ -111,7 +164,7 @@ class Engine:
 
         Args:
           reader: adapter, mapper and branches.
-          prompts: token ids of each row, at least one.
+          prompts: token ids of each row; one at least has some.
           cache: own cache with room for `slots_needed`; it is donated.
           filled: `[B]` int32 slots filled already.
           offset: `[B]` int32 position of slot 0.
@@ -127,7 +180,8 @@ class Engine:
             count = np.clip(lengths - first, 0, size).astype(np.int32)
             rows = Rows(tokens[:, first : first + size], filled + np.int32(first), count, offset)
             cache, hidden, token = self._call(
-                self._advance,
+                step.advance,
+                _row_axes(cache),
                 reader,
                 rows,
                 cache,
@@ -158,7 +212,8 @@ class Engine:
         """Feed one token `[B]` per row and sample the next.  Rows where `feeding [B]` is 0 run idle."""
         rows = Rows(token[:, None], start, feeding, offset)
         return self._call(
-            self._advance,
+            step.advance,
+            _row_axes(cache),
             reader,
             rows,
             cache,
@@ -182,7 +237,8 @@ class Engine:
             count = np.clip(lengths - first, 0, size).astype(np.int32)
             rows = Rows(tokens[:, first : first + size], np.full_like(lengths, first), count, offset)
             cache, logp = self._call(
-                self._score,
+                step.score,
+                _row_axes(cache),
                 reader,
                 rows,
                 cache,

@@ -12,7 +12,6 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from psynth_jax.axes import HostArray
@@ -123,7 +122,7 @@ def generate(
     engine: Engine,
     reader: Reader,
     prompts: Sequence[Sequence[int]],
-    outputs: Sequence[RowOutput],
+    outputs: Sequence[RowOutput | None],
     cache: KVCache,
     filled: HostArray,
     offset: HostArray,
@@ -136,13 +135,13 @@ def generate(
     """Decode every row until it stops, filling `outputs`.
 
     Args:
-      prompts, outputs, seeds: one per row; see `RowOutput` and `row_sampling`.
+      prompts, outputs, seeds: one per row; see `RowOutput` and `row_sampling`.  A row without an output is fed nothing.
       cache, filled, offset: as for `Engine.prefill`.
       on_token: called with (row, text piece, token id) after each token of a row that is going on.
       feed_last: also feed the last token of a row that is cut off, so that the cache holds all its tokens.
     """
     begin, compiled = time.perf_counter(), engine.compile_seconds
-    sampling = jax.device_put(row_sampling(options, seeds))
+    sampling = engine.place(row_sampling(options, seeds))
     cache, hidden, token = engine.prefill(reader, prompts, cache, filled, offset, sampling, greedy=options.greedy)
     filled = filled + np.array([len(prompt) for prompt in prompts], np.int32)
     first_token_s, decode_s, index = 0.0, np.zeros(len(outputs)), 0
@@ -154,7 +153,7 @@ def generate(
             begin, compiled = time.perf_counter(), engine.compile_seconds
         feeding = np.zeros_like(filled)
         for row, output in enumerate(outputs):
-            if output.finish_reason is None:
+            if output is not None and output.finish_reason is None:
                 piece = output.push(int(sampled[row]))
                 feeding[row] = output.feeds(feed_last)
                 decode_s[row] = time.perf_counter() - begin - (engine.compile_seconds - compiled)

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from psynth_jax.axes import HostArray
 from psynth_jax.branches import Branch, Branches, FinishReason, PositionMode, branch_view, offsets
@@ -23,6 +24,7 @@ from psynth_jax.ops.branch_attention import Implementation, check_runs_here
 from psynth_jax.synthesis import inputs
 from psynth_jax.synthesis.engine import Engine, slots_needed
 from psynth_jax.synthesis.generate import OnToken, RowOutput, StreamedToken, generate
+from psynth_jax.synthesis.placement import PlacedCaches, question_axes
 from psynth_jax.synthesis.prompts import baseline_messages, question_messages, synthesis_messages
 from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed
 from psynth_jax.synthesis.step import Reader
@@ -60,6 +62,7 @@ class ParallelSynthesis:
         positions: PositionMode = "exact",
         implementation: Implementation = "auto",
         cache_dtype: str | None = None,
+        mesh: Mesh | None = None,
     ):
         """Set up.
 
@@ -71,8 +74,10 @@ class ParallelSynthesis:
           implementation: of attention; see `branch_attention`.
           cache_dtype: of branch caches: one of `CACHE_DTYPES`; None is the model's.  "int8" (a scale per head and slot)
             takes about half the bytes of bfloat16.
+          mesh: from `make_mesh`; the weights are moved to it.  None: where the model is.
 
         Raises:
+          ConfigError: the mesh does not fit the model.
           InputError: unknown positions, implementation or cache_dtype.
           AdapterError, ModelMismatchError: the adapter cannot be used, or belongs to another model.
         """
@@ -91,11 +96,13 @@ class ParallelSynthesis:
             raise AdapterError(f"an adapter is a directory, an Adapter or a Lora, not {adapter!r}")
         if adapter is not None and adapter.lora is not None and (wrong := adapter.lora.misfits(model.config)):
             raise AdapterError(f"the adapter does not fit {model.name}: " + "; ".join(wrong))
-        self.model = model
+        self.model = model if mesh is None else model.on(mesh)
         self.positions: PositionMode = positions
-        self.engine = Engine(model.decoder, implementation, cache_dtype)
-        self._lora = adapter.lora if adapter is not None else None
-        self._mapper = adapter.mapper if adapter is not None else None
+        self.engine = Engine(self.model.decoder, implementation, cache_dtype)
+        self._placed = PlacedCaches(self.model.mesh, model.config.kv_heads)
+        lora = adapter.lora if adapter is not None else None
+        self._lora = lora if lora is None or self.model.mesh is None else lora.on(self.model.mesh, model.config)
+        self._mapper = self.engine.place(adapter.mapper) if adapter is not None else None
 
     @property
     def adapter(self) -> Adapter:
@@ -107,7 +114,7 @@ class ParallelSynthesis:
 
         Branches need not be made anew.  Raises `AdapterError` listing what is wrong with the arrays.
         """
-        self._mapper = Mapper.from_arrays(parameters)
+        self._mapper = self.engine.place(Mapper.from_arrays(parameters))
 
     def mapper_scalars(self, branches: Branches) -> HostArray:
         """Return (aK, bK, aV, bV) of every layer and branch, `[L, B, W, 4]` float32; W is the largest count of the batch."""
@@ -262,11 +269,11 @@ class ParallelSynthesis:
         wording = question_messages if groups is None else synthesis_messages
         before = [inputs.prompt_ids(self.model, item, "the prompt", wording) for item in questions]
         after = [inputs.plain_ids(self.model, item, "the target") for item in targets]
-        reader, offset = self._reader(groups, len(questions))
+        reader, offset, row_axes = self._reader(groups, len(questions))
         for start, first, last in zip(offset, before, after, strict=True):
             inputs.check_window(self.model, int(start), len(first) + len(last), 0, "prompt and target")
         rows = [(*first, *last) for first, last in zip(before, after, strict=True)]
-        cache = self.engine.allocate(len(rows), slots_needed(0, max(len(row) for row in rows), 0))
+        cache = self.engine.allocate(len(rows), slots_needed(0, max(len(row) for row in rows), 0), row_axes)
         found = self.engine.score(reader, rows, cache, offset)
         scores = [logp[len(first) - 1 :] for logp, first in zip(found, before, strict=True)]
         return scores if batched else scores[0]
@@ -289,7 +296,7 @@ class ParallelSynthesis:
         *,
         base: bool,
     ) -> Any:
-        reader, offset = (Reader(), np.zeros(len(ids), np.int32)) if base else self._reader(groups, len(ids))
+        reader, offset, row_axes = self._reader(groups, len(ids), base=base)
         what = "the question behind the pasted texts" if base else "the question"
         for start, prompt in zip(offset, ids, strict=True):
             inputs.check_window(self.model, int(start), len(prompt), options.max_new_tokens, what)
@@ -297,7 +304,7 @@ class ParallelSynthesis:
         outputs = [RowOutput(options, self.model.stop_ids, self.model.tokenizer) for _ in ids]
         seeds = [(checked_seed(seed), 0)] * len(ids)
         longest = max(len(prompt) for prompt in ids)
-        cache = self.engine.allocate(len(ids), slots_needed(0, longest, options.max_new_tokens))
+        cache = self.engine.allocate(len(ids), slots_needed(0, longest, options.max_new_tokens), row_axes)
         report = None if on_token is None else _reporter(on_token)
         before = time.perf_counter() - begin - (self.engine.compile_seconds - compiled)
         nothing = np.zeros(len(ids), np.int32)
@@ -321,14 +328,19 @@ class ParallelSynthesis:
         ]
         return results if batched else results[0]
 
-    def _reader(self, groups: Sequence[Sequence[Branch]] | None, rows: int) -> tuple[Reader, HostArray]:
-        """Return what the synthesizer reads and the position at which each of `rows` questions starts."""
+    def _reader(
+        self, groups: Sequence[Sequence[Branch]] | None, rows: int, *, base: bool = False
+    ) -> tuple[Reader, HostArray, tuple[str, ...]]:
+        """Return what is read, the position at which each of `rows` questions starts, and what its rows are cut over."""
         if groups is None:
-            return Reader(lora=self._lora), np.zeros(rows, np.int32)
+            row_axes = question_axes(None, rows, self.engine.mesh)
+            return Reader(lora=None if base else self._lora), np.zeros(rows, np.int32), row_axes
         if len(groups) != rows:
             raise InputError(f"{rows} questions and branches for {len(groups)} of them")
-        view = jax.device_put(branch_view(groups))
-        return Reader(mapper=self._mapper, lora=self._lora, view=view), offsets(groups)
+        groups = self._placed.of(groups)
+        view = self.engine.place(branch_view(groups))
+        row_axes = question_axes(groups, rows, self.engine.mesh)
+        return Reader(mapper=self._mapper, lora=self._lora, view=view), offsets(groups), row_axes
 
     def _checked_groups(self, branches: Any) -> Sequence[Sequence[Branch]] | None:
         if branches is None:

@@ -33,7 +33,7 @@ class Session:
             raise InputError("a session reads the branches of one question: pick one of the batch, as in branches[0]")
         self._synth = synth
         self._reads_branches = groups is not None
-        self._reader, self._offset = synth._reader(groups, 1)
+        self._reader, self._offset, self._row_axes = synth._reader(groups, 1)
         self._cached_tokens = sum(branch.span for branch in groups[0]) if groups is not None else 0
         self._cache: KVCache | None = None
         self._filled = np.zeros(1, np.int32)
@@ -69,7 +69,7 @@ class Session:
         output = RowOutput(options, synth.model.stop_ids, synth.model.tokenizer)
         seeds = [(checked_seed(seed), 0)]
         slots = slots_needed(self.tokens, len(ids), max_new_tokens)
-        cache = engine.allocate(1, slots) if self._cache is None else engine.grow(self._cache, slots)
+        cache = engine.allocate(1, slots, self._row_axes) if self._cache is None else engine.grow(self._cache, slots)
         self._cache = None  # donated from here on
         report = None if on_token is None else lambda _, piece, token: on_token(StreamedToken(piece, 0, None, token))
         before = time.perf_counter() - begin - (engine.compile_seconds - compiled)

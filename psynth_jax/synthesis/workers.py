@@ -13,13 +13,15 @@ import dataclasses
 import warnings
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
+from psynth_jax.axes import HostArray
 from psynth_jax.branches import Branch, FinishReason, PositionMode, Segment, branch_view
 from psynth_jax.cache import KVCache
+from psynth_jax.sharding import ROW_AXES
 from psynth_jax.synthesis.engine import Engine, slots_needed
 from psynth_jax.synthesis.generate import OnToken, RowOutput, StreamedToken, generate
+from psynth_jax.synthesis.placement import RowPlan, plan_rows
 from psynth_jax.synthesis.sampling import SamplingOptions
 from psynth_jax.synthesis.step import Reader
 from psynth_jax.tokenizer import Tokenizer
@@ -54,22 +56,24 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Prefixes:
-    """Shared prompts, prefilled: what rows read of them, and how many tokens each row (and each question) shares."""
+    """Shared prompts, prefilled: what rows read of them, and how many tokens each row (and each worker) shares."""
 
     reader: Reader
-    of_row: np.ndarray
+    of_row: HostArray
+    of_worker: list[int]
 
 
-def _prefill_prefixes(engine: Engine, workers: Sequence[WorkerPrompt]) -> _Prefixes:
-    """Prefill, in one batch, the prompt that the workers of each question share."""
+def _prefill_prefixes(engine: Engine, workers: Sequence[WorkerPrompt], plan: RowPlan) -> _Prefixes:
+    """Prefill, in one batch, the prompt that the workers of each question share.  On a mesh every device holds it."""
     groups: dict[int, list[WorkerPrompt]] = {}
     for worker in workers:
         groups.setdefault(worker.question, []).append(worker)
     shared = {question: shared_prefix([worker.prompt for worker in group]) for question, group in groups.items()}
-    of_row = np.array([shared[worker.question] for worker in workers], np.int32)
+    of_worker = [shared[worker.question] for worker in workers]
+    of_row = np.array(plan.spread(of_worker, 0), np.int32)
     prompts = [group[0].prompt[: shared[question]] for question, group in groups.items() if shared[question]]
     if not prompts:
-        return _Prefixes(Reader(), of_row)
+        return _Prefixes(Reader(), of_row, of_worker)
     cache = engine.allocate(len(prompts), slots_needed(0, max(len(prompt) for prompt in prompts), 0), for_branches=True)
     nothing = np.zeros(len(prompts), np.int32)
     cache, _, _ = engine.prefill(Reader(), prompts, cache, nothing, nothing, None)
@@ -81,7 +85,8 @@ def _prefill_prefixes(engine: Engine, workers: Sequence[WorkerPrompt]) -> _Prefi
             return []
         return [Branch((), "", 0, length, (Segment(cache, rows[worker.question], 0, length),), "given")]
 
-    return _Prefixes(Reader(view=jax.device_put(branch_view([prefix(worker) for worker in workers]))), of_row)
+    view = branch_view(plan.spread([prefix(worker) for worker in workers], []))
+    return _Prefixes(Reader(view=engine.place(view)), of_row, of_worker)
 
 
 def decode_workers(
@@ -95,33 +100,35 @@ def decode_workers(
 ) -> list[Branch]:
     """Let all workers write, in one batch; return the branch of each."""
     outputs = [RowOutput(options, stop_ids, tokenizer) for _ in workers]
-    prefixes = _prefill_prefixes(engine, workers)
-    prompts = [worker.prompt[shared:] for worker, shared in zip(workers, prefixes.of_row, strict=True)]
+    plan = plan_rows([worker.question for worker in workers], engine.mesh)
+    prefixes = _prefill_prefixes(engine, workers, plan)
+    prompts = [worker.prompt[shared:] for worker, shared in zip(workers, prefixes.of_worker, strict=True)]
     longest = max(len(prompt) for prompt in prompts)
-    cache = engine.allocate(len(workers), slots_needed(0, longest, options.max_new_tokens), for_branches=True)
+    slots = slots_needed(0, longest, options.max_new_tokens)
+    cache = engine.allocate(plan.count, slots, ROW_AXES, for_branches=True)
+    worker_at: list[WorkerPrompt | None] = plan.spread(workers, None)
 
     def report(row: int, piece: str, token: int | None) -> None:
-        if on_token is not None:
-            on_token(StreamedToken(piece, workers[row].question, workers[row].worker, token))
+        worker = worker_at[row]
+        if on_token is not None and worker is not None:
+            on_token(StreamedToken(piece, worker.question, worker.worker, token))
 
     run = generate(
         engine,
         prefixes.reader,
-        prompts,
-        outputs,
+        plan.spread(prompts, ()),
+        plan.spread(outputs, None),
         cache,
-        np.zeros(len(workers), np.int32),
+        np.zeros(plan.count, np.int32),
         prefixes.of_row,
         options,
-        [worker.seed for worker in workers],
+        plan.spread([worker.seed for worker in workers], (0, 0)),
         report,
         feed_last=True,
     )
     return [
-        _branch(
-            run.cache, row, worker, int(shared), output.token_ids, output.finish_reason or "length", tokenizer, positions
-        )
-        for row, (worker, shared, output) in enumerate(zip(workers, prefixes.of_row, outputs, strict=True))
+        _branch(run.cache, row, worker, shared, output.token_ids, output.finish_reason or "length", tokenizer, positions)
+        for row, worker, shared, output in zip(plan.of, workers, prefixes.of_worker, outputs, strict=True)
     ]
 
 
@@ -129,14 +136,16 @@ def encode_workers(
     engine: Engine, workers: Sequence[WorkerPrompt], tokenizer: Tokenizer | None, positions: PositionMode
 ) -> list[Branch]:
     """Compute the caches of fixed texts, each after its prompt, as if a worker had written them."""
-    prefixes = _prefill_prefixes(engine, workers)
-    rows = [(*worker.prompt, *worker.given)[shared:] for worker, shared in zip(workers, prefixes.of_row, strict=True)]
-    cache = engine.allocate(len(rows), slots_needed(0, max(len(row) for row in rows), 0), for_branches=True)
-    nothing = np.zeros(len(rows), np.int32)
-    cache, _, _ = engine.prefill(prefixes.reader, rows, cache, nothing, prefixes.of_row, None)
+    plan = plan_rows([worker.question for worker in workers], engine.mesh)
+    prefixes = _prefill_prefixes(engine, workers, plan)
+    fed = [(*worker.prompt, *worker.given)[shared:] for worker, shared in zip(workers, prefixes.of_worker, strict=True)]
+    slots = slots_needed(0, max(len(row) for row in fed), 0)
+    cache = engine.allocate(plan.count, slots, ROW_AXES, for_branches=True)
+    nothing = np.zeros(plan.count, np.int32)
+    cache, _, _ = engine.prefill(prefixes.reader, plan.spread(fed, ()), cache, nothing, prefixes.of_row, None)
     return [
-        _branch(cache, row, worker, int(shared), worker.given, "given", tokenizer, positions)
-        for row, (worker, shared) in enumerate(zip(workers, prefixes.of_row, strict=True))
+        _branch(cache, row, worker, shared, worker.given, "given", tokenizer, positions)
+        for row, worker, shared in zip(plan.of, workers, prefixes.of_worker, strict=True)
     ]
 
 

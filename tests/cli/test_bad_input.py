@@ -34,6 +34,25 @@ Refused = Callable[..., str]
 BRANCH = ("--branch", "a note")
 
 
+class TestMesh:
+    """The tests have eight devices; the model has six heads."""
+
+    @pytest.mark.parametrize("command", [("run", "Why?", *BRANCH), ("bench", "ttft"), ("bench", "decode")])
+    @pytest.mark.parametrize(
+        ("mesh", "said"),
+        [
+            ("branch=2,heads=4", "no axis 'heads'"),
+            ("branch=2,tensor=2", "has 4 devices, but there are 8"),
+            ("branch", "written like branch=2,tensor=2"),
+            ("branch=2,tensor=4", "tensor=4 does not divide the heads N = 6"),
+        ],
+    )
+    def test_does_not_fit(
+        self, refused: Refused, model_directory: Path, command: tuple[str, ...], mesh: str, said: str
+    ) -> None:
+        assert said in refused(*command, "--model", model_directory, "--mesh", mesh)
+
+
 class TestModel:
     @pytest.mark.parametrize("command", [("run", "Why?"), ("info",), ("bench", "ttft"), ("bench", "decode")])
     def test_none_such(self, refused: Refused, command: tuple[str, ...]) -> None:

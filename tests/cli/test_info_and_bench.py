@@ -44,6 +44,11 @@ class TestBench:
         assert found["ratio"] == pytest.approx(found["ttft_text_s"] / found["ttft_branches_s"])
         assert found["ttft_branches_s"] > 0
 
+    def test_over_a_mesh(self, psynth: Command, model_directory: Path) -> None:
+        found = psynth("bench", "decode", "--model", model_directory, *DECODE, "--mesh", "branch=8", "--json").json
+        assert found["mesh"] == "branch=8"
+        assert found["tokens_per_s"] > 0
+
     def test_decode(self, psynth: Command, model_directory: Path) -> None:
         found = psynth("bench", "decode", "--model", model_directory, *DECODE, "--json").json
         seconds = {"prefill_s", "decode_s", "workers_batch_s", "workers_serial_s"}

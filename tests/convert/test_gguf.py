@@ -20,7 +20,7 @@ from psynth_jax.presets import preset
 
 
 def read_parameters(source: Any, config: DecoderConfig, dtype: str = "float32") -> dict[str, np.ndarray]:
-    return dict(iterate_parameters(source, config, dtype))
+    return {stored.name: stored.read() for stored in iterate_parameters(source, config, dtype)}
 
 
 def tiny(family: str, **changed: Any) -> DecoderConfig:

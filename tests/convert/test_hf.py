@@ -20,7 +20,7 @@ from psynth_jax.ops import rope as rope_ops
 
 
 def read_parameters(source: Any, config: DecoderConfig, dtype: str = "float32") -> dict[str, np.ndarray]:
-    return dict(iterate_parameters(source, config, dtype))
+    return {stored.name: stored.read() for stored in iterate_parameters(source, config, dtype)}
 
 
 LLAMA: dict[str, Any] = {

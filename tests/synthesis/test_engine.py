@@ -16,6 +16,7 @@ from psynth_jax.cache import KVCache, slot_bucket
 from psynth_jax.errors import MemoryLimitError, UserError
 from psynth_jax.mapper import Mapper
 from psynth_jax.ops.cached_heads import CachedHeads
+from psynth_jax.synthesis import step
 from psynth_jax.synthesis.engine import CHUNKS, Engine, chunk_sizes, slots_needed
 from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
 from psynth_jax.synthesis.step import Reader, Rows
@@ -106,18 +107,22 @@ def step_memory(reader: Reader, cache: KVCache, tokens: int, *, fresh: bool) -> 
     """Compile the step as `Engine` runs it."""
     engine, rows = Engine(tiny_decoder(REALISTIC)), cache.rows
     fed = Rows(struct(rows, tokens), struct(rows), struct(rows), struct(rows))
-    compiled = engine._advance.lower(
-        engine.model,
-        reader,
-        fed,
-        cache,
-        struct(rows, REALISTIC.width, dtype=jnp.float32),
-        row_sampling(SamplingOptions(), [(0, row) for row in range(rows)]),
-        np.int32(0),
-        fresh=fresh,
-        greedy=True,
-        implementation="auto",
-    ).compile()
+    compiled = (
+        engine.jitted(step.advance, ())
+        .lower(
+            engine.model,
+            reader,
+            fed,
+            cache,
+            struct(rows, REALISTIC.width, dtype=jnp.float32),
+            row_sampling(SamplingOptions(), [(0, row) for row in range(rows)]),
+            np.int32(0),
+            fresh=fresh,
+            greedy=True,
+            implementation="auto",
+        )
+        .compile()
+    )
     return compiled.memory_analysis()
 
 

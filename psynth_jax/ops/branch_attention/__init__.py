@@ -17,6 +17,7 @@ from psynth_jax.ops.branch_attention.api import (
     OwnCache,
     Segments,
     branch_attention,
+    branch_attention_partial,
     check_runs_here,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     "OwnCache",
     "Segments",
     "branch_attention",
+    "branch_attention_partial",
     "check_runs_here",
 ]

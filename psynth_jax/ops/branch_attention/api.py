@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+from types import ModuleType
 from typing import Literal, TypeAlias, get_args
 
 import jax
@@ -24,6 +25,7 @@ import jax
 from psynth_jax.axes import Array, KeysOrValues, PerRow, Queries
 from psynth_jax.errors import InputError
 from psynth_jax.ops.cached_heads import CachedHeads
+from psynth_jax.ops.partial import Partial
 
 Implementation: TypeAlias = Literal["auto", "xla", "pallas_tpu", "pallas_gpu", "reference"]
 
@@ -112,18 +114,41 @@ def branch_attention(
     Raises:
       InputError: no such implementation, or one that is named cannot take this call.
     """
+    return _module(implementation, q, own, context).branch_attention(q, k, v, own, context, layer, spec)
+
+
+def branch_attention_partial(
+    q: Queries,
+    k: KeysOrValues,
+    v: KeysOrValues,
+    own: OwnCache | None,
+    context: Context | None,
+    layer: Array | int,
+    spec: AttentionSpec,
+    implementation: Implementation = "auto",
+    with_own: Array | None = None,
+) -> Partial:
+    """Attend as `branch_attention` does, and return what merges with attention over other keys, out `[B, T, N, H]`.
+
+    Args:
+      q, k, v, own, context, layer, spec, implementation: see `branch_attention`.
+      with_own: scalar bool, whether the new tokens and the own cache are attended to.  They are on one of several devices
+        that hold the same rows; None: they are.
+
+    Raises:
+      InputError: as `branch_attention` does.
+    """
+    module = _module(implementation, q, own, context)
+    return module.branch_attention_partial(q, k, v, own, context, layer, spec, with_own)
+
+
+def _module(implementation: Implementation, q: Queries, own: OwnCache | None, context: Context | None) -> ModuleType:
     from psynth_jax.ops.branch_attention import pallas_gpu, pallas_tpu, reference, xla
 
     _check_name(implementation)
     if implementation == "auto":
         implementation = _best(pallas_tpu.unsupported(q, own, context))
-    functions = {
-        "xla": xla.branch_attention,
-        "pallas_tpu": pallas_tpu.branch_attention,
-        "pallas_gpu": pallas_gpu.branch_attention,
-        "reference": reference.branch_attention,
-    }
-    return functions[implementation](q, k, v, own, context, layer, spec)
+    return {"xla": xla, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu, "reference": reference}[implementation]
 
 
 def _check_name(implementation: str) -> None:

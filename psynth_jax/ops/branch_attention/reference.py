@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from psynth_jax.axes import Array
 from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, ContextPart, OwnCache
+from psynth_jax.ops.partial import Partial, finalize
 
 
 def materialise(part: ContextPart, context: Context, layer: Array | int) -> tuple[Array, Array, Array]:
@@ -45,6 +46,20 @@ def branch_attention(
     spec: AttentionSpec,
 ) -> Array:
     """See `api.branch_attention`."""
+    return finalize(branch_attention_partial(q, k, v, own, context, layer, spec)).astype(q.dtype)
+
+
+def branch_attention_partial(
+    q: Array,
+    k: Array,
+    v: Array,
+    own: OwnCache | None,
+    context: Context | None,
+    layer: Array | int,
+    spec: AttentionSpec,
+    with_own: Array | None = None,
+) -> Partial:
+    """See `api.branch_attention_partial`."""
     batch, tokens, heads, width = q.shape
     kv_heads = k.shape[2]
     keys, values = [k], [v]
@@ -55,6 +70,8 @@ def branch_attention(
         keys.append(jnp.where(filled[..., None, None], jnp.swapaxes(own_k, 1, 2), 0))
         values.append(jnp.where(filled[..., None, None], jnp.swapaxes(own_v, 1, 2), 0))
         masks.append(jnp.broadcast_to(filled[:, None], (batch, tokens, filled.shape[1])))
+    if with_own is not None:
+        masks = [mask & with_own for mask in masks]
     for part in () if context is None else context.parts:
         part_k, part_v, seen = materialise(part, cast("Context", context), layer)
         keys.append(part_k.reshape(batch, -1, kv_heads, width))
@@ -67,7 +84,8 @@ def branch_attention(
     if spec.softcap is not None:
         logits = spec.softcap * jnp.tanh(logits / spec.softcap)
     logits = jnp.where(jnp.concatenate(masks, axis=2)[:, None, None], logits, -jnp.inf)
-    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    weights = weights / weights.sum(axis=-1, keepdims=True)
+    row_max = logits.max(axis=-1)
+    weights = jnp.exp(logits - jnp.where(jnp.isneginf(row_max), 0.0, row_max)[..., None])
     out = jnp.einsum("bkgts,bskh->btkgh", weights, all_values, precision="highest")
-    return out.reshape(q.shape).astype(q.dtype)
+    row_max, row_sum = (jnp.moveaxis(x, 3, 1).reshape(batch, tokens, heads) for x in (row_max, weights.sum(axis=-1)))
+    return Partial(out.reshape(q.shape), row_max, row_sum)

@@ -35,10 +35,26 @@ def branch_attention(
     spec: AttentionSpec,
 ) -> Array:
     """See `api.branch_attention`."""
+    return finalize(branch_attention_partial(q, k, v, own, context, layer, spec)).astype(q.dtype)
+
+
+def branch_attention_partial(
+    q: Array,
+    k: Array,
+    v: Array,
+    own: OwnCache | None,
+    context: Context | None,
+    layer: Array | int,
+    spec: AttentionSpec,
+    with_own: Array | None = None,
+) -> Partial:
+    """See `api.branch_attention_partial`."""
     batch, tokens, heads, width = q.shape
     kv_heads = k.shape[2]
     grouped = q.reshape(batch, tokens, kv_heads, heads // kv_heads, width).transpose(0, 2, 1, 3, 4)  # [B, K, T, G, H]
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, T, H]
+    if own is not None and with_own is not None:
+        own = OwnCache(own.heads, jnp.where(with_own, own.start, 0))
 
     def cached(row: Array, queries: Array) -> Partial:  # queries [1, K, T, G, H] of one row
         seen = empty(queries.shape[:-1], width)
@@ -50,14 +66,14 @@ def branch_attention(
     for first in range(0, tokens, QUERY_BLOCK):
         queries = grouped[:, :, first : first + QUERY_BLOCK]
         end = first + queries.shape[2]
-        seen = _new(queries, k[:, :, :end], v[:, :, :end], first, spec)
+        seen = _new(queries, k[:, :, :end], v[:, :, :end], first, spec, with_own)
         if own is not None and tokens == 1:  # decode: all rows share one loop over their own slots
             seen = merge(seen, _own(queries, own, layer, spec, 0))
         if context is not None or (own is not None and tokens > 1):
             seen = merge(seen, _over_rows(cached, queries))
-        blocks.append(finalize(seen))
-    out = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=2)
-    return out.transpose(0, 2, 1, 3, 4).reshape(q.shape).astype(q.dtype)
+        blocks.append(seen)
+    joined = blocks[0] if len(blocks) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *blocks)
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 1, 2).reshape(batch, tokens, heads, *x.shape[4:]), joined)
 
 
 def _over_rows(function: Callable[[Array, Array], Partial], grouped: Array) -> Partial:
@@ -68,9 +84,11 @@ def _over_rows(function: Callable[[Array, Array], Partial], grouped: Array) -> P
     return jax.tree.map(lambda x: x[:, 0], stacked)
 
 
-def _new(q: Array, k: Array, v: Array, first: int, spec: AttentionSpec) -> Partial:
+def _new(q: Array, k: Array, v: Array, first: int, spec: AttentionSpec, counted: Array | None) -> Partial:
     """Causal attention of queries `first ..` (`[B, K, T, G, H]`) to the new keys up to the last of them, `[B, K, Z, H]`."""
     causal = jnp.arange(k.shape[2]) <= (first + jnp.arange(q.shape[2]))[:, None]
+    if counted is not None:
+        causal &= counted
     return _attend(spec.scale * q, k, v, causal[None, None, :, None], spec)
 
 

@@ -1,0 +1,125 @@
+"""What XLA would cut badly by itself, cut by hand over a mesh: attention to caches, and writing to them.
+
+    rows of queries   over the row axes of the own cache: nothing, data (questions) or data and branch (workers)
+    heads             over tensor
+    context rows      over the row axes of each part: a device attends to the segments whose row it holds, and to no others
+
+Devices that hold the same queries and different context rows merge their partial results with one collective of
+`[B, T, N, H + 2]` float32 a layer.  Any placement of rows is right as long as every row that a query reads lies on one of
+those devices: where questions are cut over `data`, each finds its rows on its own part of the mesh (the caller sees to it,
+and leaves questions uncut where they do not), and `branch` may hold them in any order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from psynth_jax.axes import Array, KeysOrValues, PerRow, Queries
+from psynth_jax.cache import KVCache, cache_spec, length_spec
+from psynth_jax.ops.branch_attention import (
+    AttentionSpec,
+    Context,
+    ContextPart,
+    Implementation,
+    OwnCache,
+    branch_attention,
+    branch_attention_partial,
+)
+from psynth_jax.ops.cached_heads import Placement
+from psynth_jax.ops.partial import Partial, finalize, merge
+from psynth_jax.sharding import ROW_AXES, block_index
+
+
+def attend(
+    mesh: Mesh,
+    placement: Placement,
+    q: Queries,
+    k: KeysOrValues,
+    v: KeysOrValues,
+    own: OwnCache | None,
+    context: Context | None,
+    layer: Array,
+    spec: AttentionSpec,
+    implementation: Implementation,
+) -> Queries:
+    """Run `branch_attention` over a mesh; k and v have the cache's heads, copies included.
+
+    Args:
+      placement: of the own cache, whether it is read or not: rows of q, k, v and context are cut as its rows are.
+    """
+    rows, heads = placement.row_axes or None, P(placement.row_axes or None, None, placement.head_axis)
+    merged = merge_axes(mesh, placement, context)
+
+    def local(q: Array, k: Array, v: Array, own: OwnCache | None, context: Context | None, layer: Array) -> Array:
+        if not merged:  # every device has all that its queries read
+            held = None if context is None else _held(context, mesh, ())
+            return branch_attention(q, k, v, own, held, layer, spec, implementation)
+        mine = block_index(mesh, merged) == 0
+        held = None if context is None else _held(context, mesh, merged)
+        seen = branch_attention_partial(q, k, v, own, held, layer, spec, implementation, mine)
+        return finalize(merge_over(seen, merged)).astype(q.dtype)
+
+    own_specs = None if own is None else OwnCache(cache_spec(placement), P(rows))  # type: ignore[arg-type]
+    over = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(heads, heads, heads, own_specs, _context_specs(context, rows), P()),
+        out_specs=heads,
+        check_vma=False,
+    )
+    return over(q, k, v, own, context, layer)
+
+
+def merge_axes(mesh: Mesh, placement: Placement, context: Context | None) -> tuple[str, ...]:
+    """Return the mesh axes over which devices hold the same queries, but different rows of the context."""
+    parts = () if context is None else context.parts
+    cut = {axis for part in parts if part.heads.placement is not None for axis in part.heads.placement.row_axes}
+    return tuple(axis for axis in ROW_AXES if axis in cut and axis not in placement.row_axes and mesh.shape[axis] > 1)
+
+
+def merge_over(seen: Partial, axes: tuple[str, ...]) -> Partial:
+    """Merge the partial results of all devices along some mesh axes, with one collective."""
+    packed = jnp.concatenate([seen.out, seen.row_max[..., None], seen.row_sum[..., None]], axis=-1)
+    gathered = jax.lax.all_gather(packed, axes)
+    parts = [Partial(part[..., :-2], part[..., -2], part[..., -1]) for part in gathered]
+    return functools.reduce(merge, parts)
+
+
+def _held(context: Context, mesh: Mesh, merged: tuple[str, ...]) -> Context:
+    """Keep the segments whose rows this device holds; where several hold a row, those of the first of them."""
+
+    def part_held(part: ContextPart) -> ContextPart:
+        placement = part.heads.placement
+        row_axes = () if placement is None else placement.row_axes
+        row = part.segments.row - block_index(mesh, row_axes) * part.heads.rows
+        held = (row >= 0) & (row < part.heads.rows)
+        held &= block_index(mesh, tuple(axis for axis in merged if axis not in row_axes)) == 0
+        segments = dataclasses.replace(
+            part.segments, row=jnp.where(held, row, 0), length=jnp.where(held, part.segments.length, 0)
+        )
+        return ContextPart(part.heads, segments)
+
+    return dataclasses.replace(context, parts=tuple(part_held(part) for part in context.parts))
+
+
+def _context_specs(context: Context | None, rows: tuple[str, ...] | None) -> Context | None:
+    if context is None:
+        return None
+    parts = tuple(ContextPart(cache_spec(part.heads.placement), P(rows)) for part in context.parts)  # type: ignore[arg-type]
+    return Context(parts, P(rows), P(rows), P(None, rows))
+
+
+def append(mesh: Mesh, cache: KVCache, k: Array, v: Array, start: PerRow, count: PerRow) -> KVCache:
+    """Run `KVCache.append` over a mesh: every device writes to the rows that it holds."""
+    placement = cache.placement
+    assert placement is not None
+    rows, new = length_spec(placement), P(None, placement.row_axes or None, None, placement.head_axis)
+    specs = KVCache(cache_spec(placement), rows)  # type: ignore[arg-type]
+    over = jax.shard_map(KVCache.append, mesh=mesh, in_specs=(specs, new, new, rows, rows), out_specs=specs, check_vma=False)
+    return over(cache, k, v, start, count)
