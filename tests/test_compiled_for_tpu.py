@@ -26,6 +26,7 @@ from psynth_jax.synthesis import step
 from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
 from psynth_jax.synthesis.step import Reader, Rows
 from psynth_jax.topology import tpu_slice
+from tests.ops.forms import whole
 
 pytestmark = pytest.mark.libtpu
 SLICES = ("v5e-1", "v5p-8", "v6e-1", "tpu7x-8")
@@ -111,7 +112,7 @@ class TestKernel:
 
         def forward(q: Any, k: Any, v: Any, scalars: Any, own: Any, context: Any, layer: Any) -> Any:
             mapped = dataclasses.replace(context, scalars=scalars)
-            return pallas_tpu.branch_attention(q, k, v, own, mapped, layer, AttentionSpec(width**-0.5))
+            return whole(pallas_tpu.attend)(q, k, v, own, mapped, layer, AttentionSpec(width**-0.5))
 
         def gradients(*arguments: Any) -> Any:
             return jax.grad(lambda *a: forward(*a).astype(jnp.float32).sum(), argnums=(0, 1, 2, 3))(*arguments)

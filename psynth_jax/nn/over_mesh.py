@@ -4,16 +4,15 @@
     heads             over tensor
     context rows      over the row axes of each part: a device attends to the segments whose row it holds, and to no others
 
-Devices that hold the same queries and different context rows merge their partial results with one collective of
-`[B, T, N, H + 2]` float32 a layer.  Any placement of rows is right as long as every row that a query reads lies on one of
-those devices: where questions are cut over `data`, each finds its rows on its own part of the mesh (the caller sees to it,
-and leaves questions uncut where they do not), and `branch` may hold them in any order.
+Devices that hold the same queries and different context rows merge their partial results, `[B, T, N, H + 2]` float32 a
+layer.  Any placement of rows is right as long as every row that a query reads lies on one of those devices: where questions
+are cut over `data`, each finds its rows on its own part of the mesh (the caller sees to it, and leaves questions uncut where
+they do not), and `branch` may hold them in any order.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +31,10 @@ from psynth_jax.ops.branch_attention import (
     branch_attention_partial,
 )
 from psynth_jax.ops.cached_heads import Placement
-from psynth_jax.ops.partial import Partial, finalize, merge
-from psynth_jax.sharding import ROW_AXES, block_index
+from psynth_jax.ops.partial import Partial, finalize, merge_stacked, weight
+from psynth_jax.sharding import ROW_AXES, block_index, shards
+
+GATHERED_BYTES = 1 << 20  # the most that a device receives to merge partial results in one step
 
 
 def attend(
@@ -63,7 +64,7 @@ def attend(
         mine = block_index(mesh, merged) == 0
         held = None if context is None else _held(context, mesh, merged)
         seen = branch_attention_partial(q, k, v, own, held, layer, spec, implementation, mine)
-        return finalize(merge_over(seen, merged)).astype(q.dtype)
+        return finalize(merge_over(seen, mesh, merged)).astype(q.dtype)
 
     own_specs = None if own is None else OwnCache(cache_spec(placement), P(rows))  # type: ignore[arg-type]
     over = jax.shard_map(
@@ -83,12 +84,20 @@ def merge_axes(mesh: Mesh, placement: Placement, context: Context | None) -> tup
     return tuple(axis for axis in ROW_AXES if axis in cut and axis not in placement.row_axes and mesh.shape[axis] > 1)
 
 
-def merge_over(seen: Partial, axes: tuple[str, ...]) -> Partial:
-    """Merge the partial results of all devices along some mesh axes, with one collective."""
-    packed = jnp.concatenate([seen.out, seen.row_max[..., None], seen.row_sum[..., None]], axis=-1)
-    gathered = jax.lax.all_gather(packed, axes)
-    parts = [Partial(part[..., :-2], part[..., -2], part[..., -1]) for part in gathered]
-    return functools.reduce(merge, parts)
+def merge_over(seen: Partial, mesh: Mesh, axes: tuple[str, ...]) -> Partial:
+    """Merge the partial results of all devices along some mesh axes.
+
+    One gather while it is small, as in decoding, where latency is all that counts.  Larger ones would grow with the number
+    of devices: then the maximum is agreed upon first, and what is relative to it is summed.
+    """
+    packed = jnp.concatenate([seen.out, seen.row_sum[..., None]], axis=-1)
+    if shards(mesh, axes) * packed.nbytes <= GATHERED_BYTES:
+        gathered = jax.lax.all_gather(jnp.concatenate([packed, seen.row_max[..., None]], axis=-1), axes)
+        return merge_stacked(Partial(gathered[..., :-2], gathered[..., -1], gathered[..., -2]))
+    # The result does not depend on what it is relative to, so no gradient goes that way.
+    row_max = jax.lax.pmax(jax.lax.stop_gradient(seen.row_max), axes)
+    total = jax.lax.psum(weight(seen.row_max, row_max)[..., None] * packed, axes)
+    return Partial(total[..., :-1], row_max, total[..., -1])
 
 
 def _held(context: Context, mesh: Mesh, merged: tuple[str, ...]) -> Context:

@@ -32,22 +32,22 @@ def empty(shape: tuple[int, ...], head_width: int) -> Partial:
     )
 
 
-def _weight(old_max: Array, new_max: Array) -> Array:
-    """exp(old - new), 0 where nothing was seen on either side (-inf minus -inf would be NaN)."""
+def weight(old_max: Array, new_max: Array) -> Array:
+    """Return exp(old - new), 0 where nothing was seen on either side (-inf minus -inf would be NaN)."""
     return jnp.where(jnp.isneginf(old_max), 0.0, jnp.exp(old_max - jnp.where(jnp.isneginf(new_max), 0.0, new_max)))
 
 
 def merge(a: Partial, b: Partial) -> Partial:
     """Combine attention over two disjoint sets of keys."""
     row_max = jnp.maximum(a.row_max, b.row_max)
-    wa, wb = _weight(a.row_max, row_max), _weight(b.row_max, row_max)
+    wa, wb = weight(a.row_max, row_max), weight(b.row_max, row_max)
     return Partial(a.out * wa[..., None] + b.out * wb[..., None], row_max, a.row_sum * wa + b.row_sum * wb)
 
 
 def merge_stacked(parts: Partial) -> Partial:
     """Combine attention over disjoint sets of keys that are stacked along the first axis."""
     row_max = parts.row_max.max(axis=0)
-    weights = _weight(parts.row_max, row_max)
+    weights = weight(parts.row_max, row_max)
     return Partial((parts.out * weights[..., None]).sum(axis=0), row_max, (parts.row_sum * weights).sum(axis=0))
 
 
@@ -55,3 +55,14 @@ def finalize(partial: Partial) -> Array:
     """Return the attention output `[..., H]`; zeros for a query that saw no key."""
     seen = partial.row_sum > 0
     return jnp.where(seen[..., None], partial.out / jnp.where(seen, partial.row_sum, 1.0)[..., None], 0.0)
+
+
+def normalised(out: Array, level: Array) -> Partial:
+    """Return the partial form of a finished attention: out `[..., H]`, level `[...]` as `level` gives it."""
+    return Partial(out.astype(jnp.float32), level, jnp.where(jnp.isneginf(level), 0.0, 1.0))
+
+
+def level(row_max: Array, row_sum: Array) -> Array:
+    """Return the log of the sum of exp(logit) over all that a query saw, -inf where it saw nothing."""
+    seen = row_sum > 0
+    return jnp.where(seen, row_max + jnp.log(jnp.where(seen, row_sum, 1.0)), -jnp.inf)

@@ -9,6 +9,7 @@ from psynth_jax.ops import branch_attention as op
 from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention import AttentionSpec, Context, ContextPart, OwnCache, Segments, xla
 from psynth_jax.ops.cached_heads import CachedHeads
+from tests.ops.forms import whole
 
 branch_attention = jax.jit(op.branch_attention, static_argnums=(6, 7))
 L, B, W, K, G, S, H = 2, 3, 3, 2, 3, 19, 10
@@ -56,7 +57,7 @@ def test_segments_longer_than_a_block(tokens: int, monkeypatch: pytest.MonkeyPat
     expected = branch_attention(*arguments, AttentionSpec(0.3), "reference")
     monkeypatch.setattr(xla, "SLOT_BLOCK", 8)
     monkeypatch.setattr(xla, "QUERY_BLOCK", 4)
-    blocked = jax.jit(lambda *arguments: xla.branch_attention(*arguments, AttentionSpec(0.3)))
+    blocked = jax.jit(lambda *arguments: whole(xla.attend)(*arguments, AttentionSpec(0.3)))
     np.testing.assert_allclose(blocked(*arguments), expected, atol=2e-5)
 
 

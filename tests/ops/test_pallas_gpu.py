@@ -19,6 +19,7 @@ from psynth_jax.ops.branch_attention.gpu_blocks import shares
 from psynth_jax.ops.branch_attention.tuning_gpu import Device, forward_tiles, shared_bytes
 from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, empty, merge, merge_stacked
+from tests.ops.forms import whole
 
 # jax 0.12 announces that Pallas will leave Triton to others
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
@@ -76,19 +77,19 @@ def in_heads(dtype, arguments):
     return (*new, dataclasses.replace(own, heads=stored(own.heads)), dataclasses.replace(context, parts=parts))
 
 
-def compiled(function, spec, **options):
-    return jax.jit(lambda layer, *arguments: function(*arguments, layer, spec, **options))
+def compiled(attend, spec, **options):
+    return jax.jit(lambda layer, *arguments: whole(attend, **options)(*arguments, layer, spec))
 
 
 shared = functools.cache(compiled)  # one compilation for all calls of a shape
 
 
 def kernel(*arguments, layer=1, spec=SPEC):
-    return shared(pallas_gpu.branch_attention, spec, interpret=True)(layer, *arguments)
+    return shared(pallas_gpu.attend, spec, interpret=True)(layer, *arguments)
 
 
 def oracle(*arguments, layer=1, spec=SPEC):
-    return shared(reference.branch_attention, spec)(layer, *arguments)
+    return shared(reference.attend, spec)(layer, *arguments)
 
 
 @pytest.mark.parametrize(("tokens", "softcap", "two_parts"), [(1, None, True), (2, 3.0, False), (70, None, False)])
@@ -101,7 +102,7 @@ def test_it_is_the_oracle(tokens: int, softcap: float | None, two_parts: bool) -
 def test_unsplit_it_is_the_oracle(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pallas_gpu.tuning_gpu, "local_device", lambda: FEW)
     arguments = case(9)
-    unsplit = compiled(pallas_gpu.branch_attention, SPEC, interpret=True)
+    unsplit = compiled(pallas_gpu.attend, SPEC, interpret=True)
     np.testing.assert_allclose(unsplit(layer, *arguments), oracle(*arguments, layer=layer), atol=1e-5)
 
 
@@ -139,14 +140,14 @@ def test_the_way_back(tokens: int, softcap: float | None) -> None:
     weight = jnp.asarray(normal(np.random.default_rng(8), *q.shape))
     spec = AttentionSpec(0.3, softcap)
 
-    def gradients(function, **options):
+    def gradients(attend, **options):
         def loss(q, k, v, scalars):
             mapped = dataclasses.replace(context, scalars=scalars)
-            return (weight * function(q, k, v, own, mapped, 1, spec, **options)).sum()
+            return (weight * whole(attend, **options)(q, k, v, own, mapped, 1, spec)).sum()
 
         return jax.jit(jax.grad(loss, (0, 1, 2, 3)))(q, k, v, context.scalars)
 
-    ours, theirs = gradients(pallas_gpu.branch_attention, interpret=True), gradients(reference.branch_attention)
+    ours, theirs = gradients(pallas_gpu.attend, interpret=True), gradients(reference.attend)
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(other).max()))
 
@@ -232,7 +233,7 @@ def real_shapes(tokens: int, width: int, cache_dtype=jnp.bfloat16):
 def test_it_lowers_for_cuda(tokens: int, width: int, cache_dtype) -> None:
     arguments = real_shapes(tokens, width, cache_dtype)
     with abstract_gpu():
-        lowered = jax.jit(lambda *a: pallas_gpu.branch_attention(*a, SPEC)).trace(*arguments).lower(
+        lowered = jax.jit(lambda *a: whole(pallas_gpu.attend)(*a, SPEC)).trace(*arguments).lower(
             lowering_platforms=("cuda",)
         )  # fmt: skip
     text = lowered.as_text()
@@ -247,7 +248,7 @@ def test_the_way_back_lowers_for_cuda(width: int) -> None:
 
     def loss(q, k, v, scalars, own, context, layer):
         mapped = dataclasses.replace(context, scalars=scalars)
-        return pallas_gpu.branch_attention(q, k, v, own, mapped, layer, SPEC).astype(jnp.float32).sum()
+        return whole(pallas_gpu.attend)(q, k, v, own, mapped, layer, SPEC).astype(jnp.float32).sum()
 
     with abstract_gpu():
         traced = jax.jit(jax.grad(loss, (0, 1, 2, 3))).trace(q, k, v, context.scalars, own, context, layer)
@@ -277,4 +278,4 @@ def test_an_int8_cache_that_offsets_cannot_reach_is_refused() -> None:
     scales = jax.ShapeDtypeStruct((L, B, K, 1, 2**24), jnp.float32)
     own = OwnCache(CachedHeads(heads, heads, scales, scales), jax.ShapeDtypeStruct((B,), jnp.int32))
     with pytest.raises(InputError, match=r"int8 cache of 4.0 GiB"):
-        jax.eval_shape(lambda *a: pallas_gpu.branch_attention(*a, None, 0, SPEC), q, k, v, own)
+        jax.eval_shape(lambda *a: whole(pallas_gpu.attend)(*a, None, 0, SPEC), q, k, v, own)

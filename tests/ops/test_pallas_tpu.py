@@ -19,8 +19,9 @@ from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention import AttentionSpec, Context, ContextPart, OwnCache, Segments, pallas_tpu, reference
 from psynth_jax.ops.branch_attention.cases import Case, arguments, cases
 from psynth_jax.ops.cached_heads import CachedHeads
+from tests.ops.forms import whole
 
-ours = functools.partial(pallas_tpu.branch_attention, interpret=True)
+ours, oracle = whole(pallas_tpu.attend, interpret=True), whole(reference.attend)
 L, B, R, W, K, H, S = 2, 2, 5, 3, 2, 16, 128
 SPEC = AttentionSpec(0.3)
 # row, first slot, length, branch of the segments of each question.  The blocks have 64 slots.
@@ -80,7 +81,7 @@ def blocks_of_64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_equals_the_oracle(drawn: tuple[Any, ...], spec: AttentionSpec = SPEC, atol: float = 1e-5) -> None:
-    expected = jax.jit(reference.branch_attention, static_argnums=6)(*drawn, 1, spec)
+    expected = jax.jit(oracle, static_argnums=6)(*drawn, 1, spec)
     found = jax.jit(ours, static_argnums=6)(*drawn, 1, spec)
     assert found.dtype == drawn[0].dtype
     np.testing.assert_allclose(found.astype(jnp.float32), expected.astype(jnp.float32), atol=atol, rtol=0)
@@ -146,7 +147,7 @@ class TestRealShapes:
     def test_output(self, case: Case) -> None:
         case = dataclasses.replace(case, own=5)
         *drawn, layer, spec = arguments(case, packed=case.model in ("smollm2-135m", "qwen2.5-0.5b", "llama-3.2-1b"))
-        expected = jax.jit(reference.branch_attention, static_argnums=(5, 6))(*drawn, layer, spec)
+        expected = jax.jit(oracle, static_argnums=(5, 6))(*drawn, layer, spec)
         found = jax.jit(ours, static_argnums=(5, 6))(*drawn, layer, spec)
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 
@@ -167,7 +168,7 @@ def gradients(function: Any, drawn: tuple[Any, ...], spec: AttentionSpec) -> tup
 
 
 def assert_gradients_equal_the_oracles(drawn: tuple[Any, ...], spec: AttentionSpec = SPEC, rtol: float = 1e-5) -> None:
-    found, expected = gradients(ours, drawn, spec), gradients(reference.branch_attention, drawn, spec)
+    found, expected = gradients(ours, drawn, spec), gradients(oracle, drawn, spec)
     for name, one, other in zip(("q", "k", "v", "scalars"), found, expected, strict=False):
         largest = float(jnp.abs(other).max())
         np.testing.assert_allclose(one, other, atol=rtol * max(largest, 1), rtol=0, err_msg=name)
@@ -203,10 +204,10 @@ class TestRefusals:
 
     def test_odd_widths(self) -> None:
         with pytest.raises(InputError, match="caches with 16 lanes a slot; it takes heads of 64, packed, and mul"):
-            pallas_tpu.branch_attention(*call(1, "ragged"), 1, SPEC)
+            whole(pallas_tpu.attend)(*call(1, "ragged"), 1, SPEC)
 
     def test_two_layouts(self) -> None:
         q, k, v, own, _ = call(1, packed=True)
         *_, context = call(1, "ragged")
         with pytest.raises(InputError, match="packed and split caches in one call"):
-            pallas_tpu.branch_attention(q, k, v, own, context, 1, SPEC)
+            whole(pallas_tpu.attend)(q, k, v, own, context, 1, SPEC)

@@ -21,11 +21,12 @@ from types import ModuleType
 from typing import Literal, TypeAlias, get_args
 
 import jax
+import jax.numpy as jnp
 
 from psynth_jax.axes import Array, KeysOrValues, PerRow, Queries
 from psynth_jax.errors import InputError
 from psynth_jax.ops.cached_heads import CachedHeads
-from psynth_jax.ops.partial import Partial
+from psynth_jax.ops.partial import Partial, normalised
 
 Implementation: TypeAlias = Literal["auto", "xla", "pallas_tpu", "pallas_gpu", "reference"]
 
@@ -114,7 +115,7 @@ def branch_attention(
     Raises:
       InputError: no such implementation, or one that is named cannot take this call.
     """
-    return _module(implementation, q, own, context).branch_attention(q, k, v, own, context, layer, spec)
+    return _module(implementation, q, own, context).attend(q, k, v, own, context, layer, spec, None, q.dtype)[0]
 
 
 def branch_attention_partial(
@@ -139,7 +140,7 @@ def branch_attention_partial(
       InputError: as `branch_attention` does.
     """
     module = _module(implementation, q, own, context)
-    return module.branch_attention_partial(q, k, v, own, context, layer, spec, with_own)
+    return normalised(*module.attend(q, k, v, own, context, layer, spec, with_own, jnp.float32))
 
 
 def _module(implementation: Implementation, q: Queries, own: OwnCache | None, context: Context | None) -> ModuleType:

@@ -27,7 +27,8 @@ from jax.experimental.pallas import triton as plgpu
 
 from psynth_jax.axes import Array
 from psynth_jax.errors import InputError
-from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, OwnCache, Segments
+from psynth_jax.ops.branch_attention.api import AttentionSpec, Segments
+from psynth_jax.ops.branch_attention.differentiable import Inputs
 from psynth_jax.ops.branch_attention.tuning_gpu import GpuTiles
 from psynth_jax.ops.cached_heads import CachedHeads
 
@@ -129,34 +130,32 @@ def refuse(q: Array, caches: Sequence[CachedHeads]) -> None:
             )
 
 
-def sources_of(q: Array, own: OwnCache | None, context: Context | None) -> tuple[list[CachedHeads], list[Segments]]:
+def sources_of(inputs: Inputs) -> tuple[list[CachedHeads], list[Segments]]:
     """Return the cached sources, and the segments of every source, the new tokens first."""
-    batch, tokens = q.shape[:2]
+    batch, tokens = inputs.q.shape[:2]
     mine, zero = jnp.arange(batch, dtype=jnp.int32)[:, None], jnp.zeros((batch, 1), jnp.int32)
-    caches, segments = [], [Segments(mine, zero, zero + tokens, zero)]
-    if own is not None:
-        caches.append(own.heads)
-        segments.append(Segments(mine, zero, own.start[:, None], zero))
-    for part in () if context is None else context.parts:
+
+    def first_slots(length: Array | int) -> Segments:
+        counted = zero + length if inputs.with_own is None else jnp.where(inputs.with_own, zero + length, 0)
+        return Segments(mine, zero, counted, zero)
+
+    caches, segments = [], [first_slots(tokens)]
+    if inputs.own is not None:
+        caches.append(inputs.own.heads)
+        segments.append(first_slots(inputs.own.start[:, None]))
+    for part in () if inputs.context is None else inputs.context.parts:
         caches.append(part.heads)
         segments.append(part.segments)
     return caches, segments
 
 
-def lay_out(
-    call: Call,
-    q: Array,
-    k: Array,
-    v: Array,
-    sources: tuple[list[CachedHeads], list[Segments]],
-    context: Context | None,
-    layer: Array | int,
-) -> Operands:
+def lay_out(call: Call, inputs: Inputs, sources: tuple[list[CachedHeads], list[Segments]]) -> Operands:
     """Return the operands of a call."""
     caches, segments = sources
+    q, k, v, context = inputs.q, inputs.k, inputs.v, inputs.context
     table, cuts = shares(segments, call.tiles.slots, call.tiles.splits)
     cos, sin, scalars = (None, None, None) if context is None else (context.cos, context.sin, context.scalars)
-    index = jnp.asarray(layer, jnp.int32).reshape(1)
+    index = inputs.layer.reshape(1)
     return Operands(call.to_rows(q), k, v, tuple(caches), index, cos, sin, scalars, table, cuts)
 
 

@@ -8,7 +8,6 @@ the device, as in decode, the steps of a row are split over programs and their p
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -16,13 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from psynth_jax.axes import Array
-from psynth_jax.ops.branch_attention import gpu_blocks, tuning_gpu
+from psynth_jax.ops.branch_attention import differentiable, gpu_blocks, tuning_gpu
 from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, OwnCache
+from psynth_jax.ops.branch_attention.differentiable import Inputs, Kernel
 from psynth_jax.ops.branch_attention.gpu_blocks import LOG2E, MASKED, Block, Call, Operands, Program, Segment, product
-from psynth_jax.ops.partial import Partial, finalize, merge_stacked
+from psynth_jax.ops.partial import Partial, finalize, level, merge_stacked
 
 
-def branch_attention(
+def attend(
     q: Array,
     k: Array,
     v: Array,
@@ -30,69 +30,59 @@ def branch_attention(
     context: Context | None,
     layer: Array | int,
     spec: AttentionSpec,
+    with_own: Array | None,
+    dtype: jax.typing.DTypeLike,
     *,
     interpret: bool = False,
-) -> Array:
-    """See `api.branch_attention`.  Differentiable in q, k, v and the mapper's scalars; caches are constants.
+) -> tuple[Array, Array]:
+    """Return out `[B, T, N, H]` in dtype and level `[B, T, N]`; see `api.branch_attention_partial`.
+
+    Differentiable in q, k, v and the mapper's scalars; caches are constants.
 
     Raises:
       InputError: a head width, dtype or cache layout that the kernel does not take.
     """
-    gpu_blocks.refuse(q, gpu_blocks.sources_of(q, own, context)[0])
-    scalars = None if context is None else context.scalars
-    without = None if context is None else dataclasses.replace(context, scalars=None)
-    return _attention(spec, interpret, q, k, v, scalars, (own, without, jnp.asarray(layer, jnp.int32)))
+    inputs = Inputs(q, k, v, own, context, jnp.asarray(layer, jnp.int32), with_own)
+    gpu_blocks.refuse(q, gpu_blocks.sources_of(inputs)[0])
+    return differentiable.attend(Kernel(_forward, _backward), inputs, spec, dtype, interpret=interpret)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(spec: AttentionSpec, interpret: bool, q: Array, k: Array, v: Array, scalars: Array, read: Any) -> Array:
-    return _forward(spec, interpret, q, k, v, scalars, read)[0]
+def _forward(inputs: Inputs, spec: AttentionSpec, dtype: Any, *, interpret: bool) -> tuple[Array, Array]:
+    sources = gpu_blocks.sources_of(inputs)
+    call = _cut(inputs, sources, spec)
+    out, levels = _run(call, gpu_blocks.lay_out(call, inputs, sources), dtype, interpret=interpret)
+    return call.from_rows(out), call.from_rows(levels)
 
 
-def _forward(
-    spec: AttentionSpec, interpret: bool, q: Array, k: Array, v: Array, scalars: Array, read: Any
-) -> tuple[Array, Any]:
-    own, without, layer = read
-    context = None if without is None else dataclasses.replace(without, scalars=scalars)
-    sources = gpu_blocks.sources_of(q, own, context)
-    call = _cut(q, k, own, sources, spec)
-    operands = gpu_blocks.lay_out(call, q, k, v, sources, context, layer)
-    out, row_max, row_sum = run(call, operands, interpret=interpret)
-    attended = call.from_rows(out)
-    return attended, (q, k, v, scalars, read, attended, row_max, row_sum)
-
-
-def _backward(spec: AttentionSpec, interpret: bool, saved: Any, gradient: Array) -> tuple[Any, ...]:
+def _backward(*arguments: Any, interpret: bool) -> tuple[Array, Array, Array, Array | None]:
     from psynth_jax.ops.branch_attention import pallas_gpu_vjp
 
-    return *pallas_gpu_vjp.backward(spec, saved, gradient, interpret=interpret), None
+    return pallas_gpu_vjp.backward(*arguments, interpret=interpret)
 
 
-_attention.defvjp(_forward, _backward)
-
-
-def _cut(q: Array, k: Array, own: OwnCache | None, sources: Any, spec: AttentionSpec) -> Call:
+def _cut(inputs: Inputs, sources: Any, spec: AttentionSpec) -> Call:
     """Return the static part of a forward call."""
+    q, kv_heads = inputs.q, inputs.k.shape[2]
     batch, tokens, heads, width = q.shape
     caches, segments = sources
     columns = tuple(source.row.shape[1] for source in segments)
     capacity = tokens + sum(cache.slots * count for cache, count in zip(caches, columns[1:], strict=True))
     tiles = tuning_gpu.forward_tiles(
-        tokens * (heads // k.shape[2]),
+        tokens * (heads // kv_heads),
         width,
         q.dtype.itemsize,
         tuple(cache.k.dtype.itemsize for cache in caches),
-        batch * k.shape[2],
+        batch * kv_heads,
         capacity,
         tuning_gpu.local_device(),
     )
-    return Call(spec, heads // k.shape[2], tokens, width, tiles, columns, own is not None)
+    return Call(spec, heads // kv_heads, tokens, width, tiles, columns, inputs.own is not None)
 
 
-def run(call: Call, operands: Operands, *, interpret: bool) -> tuple[Array, Array, Array]:
-    """Run the kernel; return the output rows `[B, K, M, H]`, and row_max and row_sum `[B, K, M]`."""
+def _run(call: Call, operands: Operands, dtype: Any, *, interpret: bool) -> tuple[Array, Array]:
+    """Run the kernel; return the output rows `[B, K, M, H]` and levels `[B, K, M]`."""
     batch, kv_heads, rows, width = operands.rows.shape
-    splits, dtype = call.tiles.splits, operands.rows.dtype
+    splits = call.tiles.splits
     single = jax.ShapeDtypeStruct((splits, batch, kv_heads, rows), jnp.float32)
     out_shape = jax.ShapeDtypeStruct((*single.shape, width), dtype if splits == 1 else jnp.float32)
     swapped = None if operands.cos is None else jnp.roll(operands.rows, width // 2, axis=-1)
@@ -102,9 +92,9 @@ def run(call: Call, operands: Operands, *, interpret: bool) -> tuple[Array, Arra
     )
     out, row_max, row_sum = kernel(operands, swapped)
     if splits == 1:
-        return out[0], row_max[0], row_sum[0]
+        return out[0], level(row_max[0], row_sum[0])
     merged = merge_stacked(Partial(out, row_max, row_sum))
-    return finalize(merged).astype(dtype), merged.row_max, merged.row_sum
+    return finalize(merged).astype(dtype), level(merged.row_max, merged.row_sum)
 
 
 class _Seen(NamedTuple):

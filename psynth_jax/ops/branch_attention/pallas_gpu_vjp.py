@@ -1,7 +1,7 @@
 """The way back through the GPU kernel: gradients of the queries, the new keys and values, and the mapper's scalars.
 
-Weights are computed anew from the saved maximum and sum.  For a segment with turned query r = R q, logits
-x = c aK r.k + c bK sum(q), weights p, output gradient g and D = sum_h g * out:
+Weights are computed anew from the saved level.  For a segment with turned query r = R q, logits
+x = c aK r.k + c bK sum(q), weights p, output gradient g and D the call's delta:
 
     dw = aV g.v + bV sum(g)         dx = p (dw - D)
     dr = sum_s dx k                 dq = c aK R^T dr + c bK sum_s dx          dk = c aK dx r,  dv = aV p g    (new tokens)
@@ -26,6 +26,7 @@ from jax.experimental.pallas import triton as plgpu
 from psynth_jax.axes import Array
 from psynth_jax.ops.branch_attention import gpu_blocks, tuning_gpu
 from psynth_jax.ops.branch_attention.api import AttentionSpec
+from psynth_jax.ops.branch_attention.differentiable import Inputs
 from psynth_jax.ops.branch_attention.gpu_blocks import LOG2E, Block, Call, Operands, Program, Segment, halves, product
 
 
@@ -43,25 +44,24 @@ class _Given:
 
 
 def backward(
-    spec: AttentionSpec, saved: tuple[Any, ...], gradient: Array, *, interpret: bool
+    inputs: Inputs, spec: AttentionSpec, level: Array, gradient: Array, delta: Array, *, interpret: bool
 ) -> tuple[Array, Array, Array, Array | None]:
-    """Return the gradients of q, k, v and scalars (`None` without a context) from what the forward pass saved."""
-    q, k, v, scalars, read, out, row_max, row_sum = saved
-    own, without, layer = read
-    context = None if without is None else dataclasses.replace(without, scalars=scalars)
-    sources = gpu_blocks.sources_of(q, own, context)
+    """Return the gradients of q, k, v and scalars; see `differentiable.Kernel`."""
+    q, k, context = inputs.q, inputs.k, inputs.context
+    sources = gpu_blocks.sources_of(inputs)
     _, tokens, heads, width = q.shape
     group = heads // k.shape[2]
     cached = tuple(cache.k.dtype.itemsize for cache in sources[0])
     tiles = tuning_gpu.backward_tiles(tokens * group, width, q.dtype.itemsize, cached, tuning_gpu.local_device())
     columns = tuple(source.row.shape[1] for source in sources[1])
-    call = Call(spec, group, tokens, width, tiles, columns, own is not None)
-    operands = gpu_blocks.lay_out(call, q, k, v, sources, context, layer)
-    delta = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)
-    given = _Given(call.to_rows(gradient.astype(q.dtype)), call.to_rows(delta), row_max * LOG2E + jnp.log2(row_sum))
+    call = Call(spec, group, tokens, width, tiles, columns, inputs.own is not None)
+    operands = gpu_blocks.lay_out(call, inputs, sources)
+    given = _Given(call.to_rows(gradient.astype(q.dtype)), call.to_rows(delta), call.to_rows(level) * LOG2E)
     dq, sums = _of_queries(call, operands, given, interpret=interpret)
     dk, dv = _of_new(call, operands, given, interpret=interpret)
-    of_scalars = None if scalars is None else _of_scalars(call, operands, sums, layer)
+    if inputs.with_own is not None:
+        dk, dv = (jnp.where(inputs.with_own, x, 0) for x in (dk, dv))
+    of_scalars = None if context is None else _of_scalars(call, operands, sums, inputs.layer)
     return call.from_rows(dq), dk, dv, of_scalars
 
 

@@ -7,7 +7,6 @@ accumulator.  Maximum, sum and accumulator are float32 (flash attention, arXiv 2
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -17,11 +16,12 @@ from jax.experimental import pallas as pl
 
 from psynth_jax.axes import Array
 from psynth_jax.errors import InputError
+from psynth_jax.ops.branch_attention import differentiable
 from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, OwnCache
+from psynth_jax.ops.branch_attention.differentiable import Inputs, Kernel
 from psynth_jax.ops.branch_attention.tpu_blocks import (
     MASKED,
     Call,
-    Layout,
     Step,
     capped,
     lay_out,
@@ -29,9 +29,10 @@ from psynth_jax.ops.branch_attention.tpu_blocks import (
     source_refs,
 )
 from psynth_jax.ops.cached_heads import LANES, packs
+from psynth_jax.ops.partial import level
 
 
-def branch_attention(
+def attend(
     q: Array,
     k: Array,
     v: Array,
@@ -39,18 +40,20 @@ def branch_attention(
     context: Context | None,
     layer: Array | int,
     spec: AttentionSpec,
+    with_own: Array | None,
+    dtype: jax.typing.DTypeLike,
     *,
     interpret: bool = False,
-) -> Array:
-    """See `api.branch_attention`.  Differentiable in q, k, v and the mapper's scalars; caches are constants.
+) -> tuple[Array, Array]:
+    """Return out `[B, T, N, H]` in dtype and level `[B, T, N]`; see `api.branch_attention_partial`.
 
-    Raises `InputError` for what `unsupported` names.
+    Differentiable in q, k, v and the mapper's scalars; caches are constants.  Raises `InputError` for what `unsupported`
+    names.
     """
     if not interpret and (lacking := unsupported(q, own, context)):
         raise InputError(f"the TPU kernel does not take {lacking}")
-    scalars = None if context is None else context.scalars
-    without = None if context is None else dataclasses.replace(context, scalars=None)
-    return _attention(spec, interpret, q, k, v, scalars, (own, without, jnp.asarray(layer, jnp.int32)))
+    inputs = Inputs(q, k, v, own, context, jnp.asarray(layer, jnp.int32), with_own)
+    return differentiable.attend(Kernel(_forward, _backward), inputs, spec, dtype, interpret=interpret)
 
 
 def unsupported(q: Array, own: OwnCache | None, context: Context | None) -> str | None:
@@ -66,51 +69,30 @@ def unsupported(q: Array, own: OwnCache | None, context: Context | None) -> str 
     return None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(spec: AttentionSpec, interpret: bool, q: Array, k: Array, v: Array, scalars: Array, read: Any) -> Array:
-    return _forward(spec, interpret, q, k, v, scalars, read)[0]
-
-
-def _forward(
-    spec: AttentionSpec, interpret: bool, q: Array, k: Array, v: Array, scalars: Array, read: Any
-) -> tuple[Array, Any]:
-    own, without, layer = read
-    context = None if without is None else dataclasses.replace(without, scalars=scalars)
-    layout = lay_out(q, k, v, own, context, layer, spec)
-    out, row_max, row_sum = run(layout, interpret=interpret)
-    attended = layout.call.from_rows(out)[..., -layout.call.width :]
-    return attended, (q, k, v, scalars, read, attended, row_max, row_sum)
-
-
-def _backward(spec: AttentionSpec, interpret: bool, saved: Any, gradient: Array) -> tuple[Any, ...]:
-    from psynth_jax.ops.branch_attention import pallas_tpu_vjp
-
-    return *pallas_tpu_vjp.backward(spec, saved, gradient, interpret=interpret), None
-
-
-_attention.defvjp(_forward, _backward)
-
-
-def run(layout: Layout, *, interpret: bool) -> tuple[Array, Array, Array]:
-    """Run the kernel; return the output rows `[B, K, M, lanes]`, and row_max and row_sum `[B, K, M, 1]`."""
+def _forward(inputs: Inputs, spec: AttentionSpec, dtype: Any, *, interpret: bool) -> tuple[Array, Array]:
+    layout = lay_out(inputs, spec)
     call, rows = layout.call, layout.rows
-    single = jax.ShapeDtypeStruct((*rows.shape[:3], 1), jnp.float32)
     outputs = [
-        (call.query_spec(call.lanes), jax.ShapeDtypeStruct(rows.shape, rows.dtype)),
-        (call.query_spec(1), single),
-        (call.query_spec(1), single),
+        (call.query_spec(call.lanes), jax.ShapeDtypeStruct(rows.shape, dtype)),
+        (call.query_spec(1), jax.ShapeDtypeStruct((*rows.shape[:3], 1), jnp.float32)),
     ]
     scratch = [call.scratch(call.lanes, rows.dtype), *(call.scratch(lanes) for lanes in (1, call.lanes, 1, 1))]
-    out, row_max, row_sum = layout.pallas_call(
+    out, level = layout.pallas_call(
         functools.partial(_kernel, call), [], outputs, scratch,
         parallel_tokens=True, interpret=interpret, name="branch_attention",
     )  # fmt: skip
-    return out, row_max, row_sum
+    return call.from_rows(out)[..., -call.width :], call.from_rows(level)[..., 0]
+
+
+def _backward(*arguments: Any, interpret: bool) -> tuple[Array, Array, Array, Array | None]:
+    from psynth_jax.ops.branch_attention import pallas_tpu_vjp
+
+    return pallas_tpu_vjp.backward(*arguments, interpret=interpret)
 
 
 def _kernel(call: Call, layers: Any, *refs: Any) -> None:
     step, rest = Step.at_grid(call, refs)
-    sources, (out, max_out, sum_out, turned, query_sums, acc, row_max, row_sum) = source_refs(call, rest)
+    sources, (out, level_out, turned, query_sums, acc, row_max, row_sum) = source_refs(call, rest)
 
     @pl.when(step.index == 0)
     def begin() -> None:
@@ -146,4 +128,4 @@ def _kernel(call: Call, layers: Any, *refs: Any) -> None:
     @pl.when(step.index == pl.num_programs(3) - 1)
     def finish() -> None:
         out[0] = (acc[...] / jnp.where(row_sum[...] > 0, row_sum[...], 1.0)).astype(out.dtype)
-        max_out[0], sum_out[0] = row_max[...], row_sum[...]
+        level_out[0] = level(row_max[...], row_sum[...])

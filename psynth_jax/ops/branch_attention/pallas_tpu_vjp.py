@@ -1,7 +1,7 @@
 """The way back through the TPU kernel: gradients of the queries, the new keys and values, and the mapper's scalars.
 
 One more pass over the same work list, in which weights are computed anew from the saved maximum and sum.  For a segment with
-turned query r = R q, logits x = c aK r.k + c bK sum(q), weights p, output gradient g and D = sum_h g * out:
+turned query r = R q, logits x = c aK r.k + c bK sum(q), weights p, output gradient g and D the call's delta:
 
     dw = aV g.v + bV sum(g)         dx = p (dw - D)
     dr = sum_s dx k                 dq = c aK R^T dr + c bK sum_s dx          dk = c aK dx r,  dv = aV p g    (new tokens)
@@ -13,7 +13,6 @@ take the two terms and no lane moves.  Branch caches are constants: nothing is c
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -24,6 +23,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from psynth_jax.axes import Array
 from psynth_jax.ops.branch_attention.api import AttentionSpec
+from psynth_jax.ops.branch_attention.differentiable import Inputs
 from psynth_jax.ops.branch_attention.tpu_blocks import Call, Layout, Step, capped, lay_out, product, source_refs, swap_halves
 from psynth_jax.ops.branch_attention.worklist import WorkList
 
@@ -31,27 +31,19 @@ _NUMBERS = 128  # lanes of the row that takes a segment's four sums
 
 
 def backward(
-    spec: AttentionSpec, saved: tuple[Any, ...], gradient: Array, *, interpret: bool
+    inputs: Inputs, spec: AttentionSpec, level: Array, gradient: Array, delta: Array, *, interpret: bool
 ) -> tuple[Array, Array, Array, Array | None]:
-    """Return the gradients of q, k, v and scalars (`None` without a context) from what the forward pass saved."""
-    q, k, v, scalars, read, out, row_max, row_sum = saved
-    own, without, layer = read
-    context = None if without is None else dataclasses.replace(without, scalars=scalars)
-    layout = lay_out(q, k, v, own, context, layer, spec)
+    """Return the gradients of q, k, v and scalars; see `differentiable.Kernel`."""
+    layout = lay_out(inputs, spec)
     call = layout.call
-    wide = gradient.astype(jnp.float32)
-    delta = call.to_rows((wide * out.astype(jnp.float32)).sum(axis=-1, keepdims=True))
+    rows = (call.to_rows(x[..., None]) for x in (delta, level))
     upright, sideways, new_k, new_v, sums = _run(
-        layout, call.value_rows(gradient.astype(q.dtype)), delta, row_max, row_sum, interpret=interpret
+        layout, call.value_rows(gradient.astype(inputs.q.dtype)), *rows, interpret=interpret
     )
     dq = call.from_rows(upright + swap_halves(sideways, call.width))[..., : call.width]
     dk, dv = (new[:, :, : call.tokens].swapaxes(1, 2) for new in (new_k[..., : call.width], new_v[..., -call.width :]))
-    return (
-        dq.astype(q.dtype),
-        dk.astype(k.dtype),
-        dv.astype(v.dtype),
-        None if context is None or scalars is None else _of_scalars(layout, sums, scalars, layer),
-    )
+    of_scalars = None if inputs.context is None else _of_scalars(layout, sums, inputs.context.scalars, inputs.layer)
+    return dq.astype(inputs.q.dtype), dk.astype(inputs.k.dtype), dv.astype(inputs.v.dtype), of_scalars
 
 
 def _of_scalars(layout: Layout, sums: Array, scalars: Array, layer: Array) -> Array:
@@ -65,7 +57,7 @@ def _of_scalars(layout: Layout, sums: Array, scalars: Array, layer: Array) -> Ar
     return jnp.zeros_like(scalars).at[layer].set(of_branch.astype(scalars.dtype))
 
 
-def _run(layout: Layout, gradient: Array, delta: Array, row_max: Array, row_sum: Array, *, interpret: bool) -> list[Array]:
+def _run(layout: Layout, gradient: Array, delta: Array, level: Array, *, interpret: bool) -> list[Array]:
     """Run the kernel; return both terms of dq as rows, new dk and dv `[B, K, slots, lanes]`, and the sums of segments."""
     call, rows = layout.call, layout.rows
     batch, kv_heads, all_rows, lanes = rows.shape
@@ -83,7 +75,7 @@ def _run(layout: Layout, gradient: Array, delta: Array, row_max: Array, row_sum:
     ]
     scratch = [call.scratch(lanes, rows.dtype), *(call.scratch(n) for n in (1, lanes, 1, 1, 1, lanes, lanes))]
     scratch += [pltpu.VMEM((heads, slots, lanes), jnp.float32)] * 2
-    extra = [(wide, gradient), (single, delta), (single, row_max), (single, row_sum)]
+    extra = [(wide, gradient), (single, delta), (single, level)]
     return layout.pallas_call(
         functools.partial(_kernel, call), extra, outputs, scratch,
         parallel_tokens=False, interpret=interpret, name="branch_attention_vjp",
@@ -95,7 +87,7 @@ def _sums_map(b: Any, h: Any, t: Any, step: Any, layers: Any, *refs: Any) -> tup
 
 
 def _kernel(call: Call, layers: Any, *refs: Any) -> None:
-    step, (gradient, delta, row_max, row_sum, *rest) = Step.at_grid(call, refs)
+    step, (gradient, delta, level, *rest) = Step.at_grid(call, refs)
     sources, outs_and_scratch = source_refs(call, rest)
     upright_out, sideways_out, new_k_out, new_v_out, sums_out = outs_and_scratch[:5]
     turned, query_sums, of_turned, of_logits, of_weights, of_values, upright, sideways, new_k, new_v = outs_and_scratch[5:]
@@ -120,7 +112,7 @@ def _kernel(call: Call, layers: Any, *refs: Any) -> None:
         seen, kept = step.visible(source)
         plain = step.logits(turned[...], k, k_scale, query_sums[...])
         logits = capped(plain, call.spec.softcap)
-        weights = jnp.where(seen, jnp.exp(logits - row_max[0]) / jnp.where(row_sum[0] > 0, row_sum[0], 1.0), 0.0)
+        weights = jnp.where(seen, jnp.exp(logits - level[0]), 0.0)
         keys, values = (jnp.where(kept, x[0, 0].astype(turned.dtype), 0) for x in (k, v))
         through_values = product(gradient[0], values, (2, 2))
         if v_scale is not None:

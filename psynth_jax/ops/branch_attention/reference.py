@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import cast
 
+import jax
 import jax.numpy as jnp
 
 from psynth_jax.axes import Array
 from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, ContextPart, OwnCache
-from psynth_jax.ops.partial import Partial, finalize
 
 
 def materialise(part: ContextPart, context: Context, layer: Array | int) -> tuple[Array, Array, Array]:
@@ -36,7 +36,7 @@ def materialise(part: ContextPart, context: Context, layer: Array | int) -> tupl
     return key_scale * keys + key_bias, value_scale * gathered(v) + value_bias, seen
 
 
-def branch_attention(
+def attend(
     q: Array,
     k: Array,
     v: Array,
@@ -44,22 +44,10 @@ def branch_attention(
     context: Context | None,
     layer: Array | int,
     spec: AttentionSpec,
-) -> Array:
-    """See `api.branch_attention`."""
-    return finalize(branch_attention_partial(q, k, v, own, context, layer, spec)).astype(q.dtype)
-
-
-def branch_attention_partial(
-    q: Array,
-    k: Array,
-    v: Array,
-    own: OwnCache | None,
-    context: Context | None,
-    layer: Array | int,
-    spec: AttentionSpec,
-    with_own: Array | None = None,
-) -> Partial:
-    """See `api.branch_attention_partial`."""
+    with_own: Array | None,
+    dtype: jax.typing.DTypeLike,
+) -> tuple[Array, Array]:
+    """Return out `[B, T, N, H]` in dtype and level `[B, T, N]`; see `api.branch_attention_partial`."""
     batch, tokens, heads, width = q.shape
     kv_heads = k.shape[2]
     keys, values = [k], [v]
@@ -84,8 +72,7 @@ def branch_attention_partial(
     if spec.softcap is not None:
         logits = spec.softcap * jnp.tanh(logits / spec.softcap)
     logits = jnp.where(jnp.concatenate(masks, axis=2)[:, None, None], logits, -jnp.inf)
-    row_max = logits.max(axis=-1)
-    weights = jnp.exp(logits - jnp.where(jnp.isneginf(row_max), 0.0, row_max)[..., None])
+    level = jax.nn.logsumexp(logits, axis=-1)  # [B, K, G, T]
+    weights = jnp.exp(logits - jnp.where(jnp.isneginf(level), 0.0, level)[..., None])
     out = jnp.einsum("bkgts,bskh->btkgh", weights, all_values, precision="highest")
-    row_max, row_sum = (jnp.moveaxis(x, 3, 1).reshape(batch, tokens, heads) for x in (row_max, weights.sum(axis=-1)))
-    return Partial(out.reshape(q.shape), row_max, row_sum)
+    return out.reshape(q.shape).astype(dtype), jnp.moveaxis(level, 3, 1).reshape(batch, tokens, heads)

@@ -21,7 +21,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from psynth_jax.axes import Array
-from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, OwnCache, Segments
+from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, Segments
+from psynth_jax.ops.branch_attention.differentiable import Inputs
 from psynth_jax.ops.branch_attention.tuning import Tiles, tiles
 from psynth_jax.ops.branch_attention.worklist import WorkList, work_list
 from psynth_jax.ops.cached_heads import CachedHeads, packs
@@ -155,19 +156,11 @@ class Layout:
         return run(*scalars, *self.operands[:4], *(array for _, array in extra), *self.operands[4:])
 
 
-def lay_out(
-    q: Array,
-    k: Array,
-    v: Array,
-    own: OwnCache | None,
-    context: Context | None,
-    layer: Array | int,
-    spec: AttentionSpec,
-) -> Layout:
-    """Lay out a call of `api.branch_attention`."""
-    _, tokens, heads, width = q.shape
-    kv_heads = k.shape[2]
-    sources = _sources(k, v, own, context, layer)
+def lay_out(inputs: Inputs, spec: AttentionSpec) -> Layout:
+    """Lay out a call."""
+    _, tokens, heads, width = inputs.q.shape
+    kv_heads = inputs.k.shape[2]
+    sources = _sources(inputs)
     most = max(sources, key=lambda source: source.heads.slots).heads
     cut = tiles(
         tokens, heads // kv_heads, kv_heads, most.k.shape[-1], most.k.dtype.itemsize, max(len(sources) - 1, 1), most.slots
@@ -176,8 +169,8 @@ def lay_out(
     packed, quantised = sources[0].heads.packed, tuple(source.heads.quantised for source in sources)
     call = Call(spec, heads // kv_heads, tokens, width, cut, sizes, packed, quantised)
     work = work_list([source.segments for source in sources], [source.heads.slots for source in sources], sizes)
-    rows = call.query_rows(q)
-    rotation, scalars = _of_branches(context, layer, call, q.shape[0])
+    rows = call.query_rows(inputs.q)
+    rotation, scalars = _of_branches(inputs.context, inputs.layer, call, rows.shape[0])
     query = call.query_spec(call.lanes)
     specs = [query, query, pl.BlockSpec((1, 1, 2, call.lanes), _branch_map), pl.BlockSpec(memory_space=pltpu.SMEM)]
     operands = [rows, swap_halves(rows, width), rotation, scalars]
@@ -187,23 +180,28 @@ def lay_out(
     return Layout(call, jnp.stack([source.layer for source in sources]), work, tuple(operands), tuple(specs))
 
 
-def _sources(k: Array, v: Array, own: OwnCache | None, context: Context | None, layer: Array | int) -> list[Source]:
+def _sources(inputs: Inputs) -> list[Source]:
     """List what is read: the new tokens as a cache of one layer, the own cache, the parts of the context."""
-    batch, tokens, _, _ = k.shape
+    own, context, layer = inputs.own, inputs.context, inputs.layer
+    batch, tokens, _, width = inputs.k.shape
     others = [] if own is None else [own.heads]
     others += [] if context is None else [part.heads for part in context.parts]
     pad = ((0, 0), (0, 0), (0, -tokens % NEW_SLOTS), (0, 0))
-    new_k, new_v = (jnp.pad(new.transpose(0, 2, 1, 3), pad)[None] for new in (k, v))
-    packed = any(heads.packed for heads in others) or (not others and packs(k.shape[-1]))
+    new_k, new_v = (jnp.pad(new.transpose(0, 2, 1, 3), pad)[None] for new in (inputs.k, inputs.v))
+    packed = any(heads.packed for heads in others) or (not others and packs(width))
     new = CachedHeads(jnp.concatenate([new_k, new_v], axis=-1), None) if packed else CachedHeads(new_k, new_v)
     identity = 0 if context is None else context.cos.shape[1]  # the branch that changes nothing: see `_of_branches`
     mine, zero = jnp.arange(batch, dtype=jnp.int32)[:, None], jnp.zeros((batch, 1), jnp.int32)
-    sources = [Source(new, jnp.int32(0), Segments(mine, zero, zero + tokens, zero + identity))]
-    index = jnp.asarray(layer, jnp.int32)
+
+    def first_slots(length: Array | int) -> Segments:
+        counted = zero + length if inputs.with_own is None else jnp.where(inputs.with_own, zero + length, 0)
+        return Segments(mine, zero, counted, zero + identity)
+
+    sources = [Source(new, jnp.int32(0), first_slots(tokens))]
     if own is not None:
-        sources.append(Source(own.heads, index, Segments(mine, zero, own.start[:, None], zero + identity)))
+        sources.append(Source(own.heads, layer, first_slots(own.start[:, None])))
     if context is not None:
-        sources += [Source(part.heads, index, part.segments) for part in context.parts]
+        sources += [Source(part.heads, layer, part.segments) for part in context.parts]
     return sources
 
 

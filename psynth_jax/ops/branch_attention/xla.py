@@ -19,13 +19,13 @@ from psynth_jax.axes import Array
 from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, ContextPart, OwnCache
 from psynth_jax.ops.cached_heads import CachedHeads
-from psynth_jax.ops.partial import Partial, empty, finalize, merge
+from psynth_jax.ops.partial import Partial, empty, finalize, level, merge
 
 SLOT_BLOCK = 512  # slots per step: keys and values of a block stay in a CPU core's cache
 QUERY_BLOCK = 256  # query tokens per step: bounds the logits in memory to N * 256 * 512 floats
 
 
-def branch_attention(
+def attend(
     q: Array,
     k: Array,
     v: Array,
@@ -33,22 +33,10 @@ def branch_attention(
     context: Context | None,
     layer: Array | int,
     spec: AttentionSpec,
-) -> Array:
-    """See `api.branch_attention`."""
-    return finalize(branch_attention_partial(q, k, v, own, context, layer, spec)).astype(q.dtype)
-
-
-def branch_attention_partial(
-    q: Array,
-    k: Array,
-    v: Array,
-    own: OwnCache | None,
-    context: Context | None,
-    layer: Array | int,
-    spec: AttentionSpec,
-    with_own: Array | None = None,
-) -> Partial:
-    """See `api.branch_attention_partial`."""
+    with_own: Array | None,
+    dtype: jax.typing.DTypeLike,
+) -> tuple[Array, Array]:
+    """Return out `[B, T, N, H]` in dtype and level `[B, T, N]`; see `api.branch_attention_partial`."""
     batch, tokens, heads, width = q.shape
     kv_heads = k.shape[2]
     grouped = q.reshape(batch, tokens, kv_heads, heads // kv_heads, width).transpose(0, 2, 1, 3, 4)  # [B, K, T, G, H]
@@ -71,9 +59,10 @@ def branch_attention_partial(
             seen = merge(seen, _own(queries, own, layer, spec, 0))
         if context is not None or (own is not None and tokens > 1):
             seen = merge(seen, _over_rows(cached, queries))
-        blocks.append(seen)
+        blocks.append((finalize(seen).astype(dtype), level(seen.row_max, seen.row_sum)))
     joined = blocks[0] if len(blocks) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *blocks)
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 1, 2).reshape(batch, tokens, heads, *x.shape[4:]), joined)
+    out, levels = (jnp.swapaxes(x, 1, 2).reshape(batch, tokens, heads, *x.shape[4:]) for x in joined)
+    return out, levels
 
 
 def _over_rows(function: Callable[[Array, Array], Partial], grouped: Array) -> Partial:

@@ -1,0 +1,96 @@
+"""From a kernel and its way back to one differentiable operation.
+
+A kernel gives every query its output and its *level*, the log of the sum of exp(logit) over all that it saw.  With weights
+p = exp(logit - level), gradients g of the output and h of the level, the way back needs one number more per query:
+
+    d logit = p (g . dv - delta)        delta = sum_H g out - h
+
+so whole and partial attention (whose level goes on into a merge) have the same one.  Caches are constants: nothing is
+computed for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from psynth_jax.axes import Array
+from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, OwnCache
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The arrays of a call of `api.branch_attention_partial`."""
+
+    q: Array
+    k: Array
+    v: Array
+    own: OwnCache | None
+    context: Context | None
+    layer: Array
+    with_own: Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """The two ways through a kernel.
+
+    forward(inputs, spec, dtype, interpret) returns out `[B, T, N, H]` in dtype and level `[B, T, N]` float32, -inf where
+    nothing was seen.  backward(inputs, spec, level, gradient, delta, interpret) returns the gradients of q, k, v and the
+    mapper's scalars (None without a context).  interpret: run on any device, to be checked.
+    """
+
+    forward: Callable[..., tuple[Array, Array]]
+    backward: Callable[..., tuple[Array, Array, Array, Array | None]]
+
+
+def attend(
+    kernel: Kernel, inputs: Inputs, spec: AttentionSpec, dtype: jax.typing.DTypeLike, *, interpret: bool
+) -> tuple[Array, Array]:
+    """Run a kernel; out and level are differentiable in q, k, v and the mapper's scalars."""
+    scalars = None if inputs.context is None else inputs.context.scalars
+    without = None if inputs.context is None else dataclasses.replace(inputs.context, scalars=None)
+    constant = inputs.own, without, jnp.asarray(inputs.layer, jnp.int32), inputs.with_own
+    static = _Static(kernel, spec, jnp.dtype(dtype), interpret)
+    return _attend(static, inputs.q, inputs.k, inputs.v, scalars, constant)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    kernel: Kernel
+    spec: AttentionSpec
+    dtype: Any
+    interpret: bool
+
+
+def _inputs(q: Array, k: Array, v: Array, scalars: Array | None, constant: Any) -> Inputs:
+    own, without, layer, with_own = constant
+    context = None if without is None else dataclasses.replace(without, scalars=scalars)
+    return Inputs(q, k, v, own, context, layer, with_own)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(static: _Static, q: Array, k: Array, v: Array, scalars: Array | None, constant: Any) -> tuple[Array, Array]:
+    inputs = _inputs(q, k, v, scalars, constant)
+    return static.kernel.forward(inputs, static.spec, static.dtype, interpret=static.interpret)
+
+
+def _forward(static: _Static, *arguments: Any) -> tuple[Any, Any]:
+    out, level = _attend(static, *arguments)
+    return (out, level), (arguments, out, level)
+
+
+def _backward(static: _Static, saved: Any, gradients: Any) -> tuple[Any, ...]:
+    arguments, out, level = saved
+    of_out, of_level = gradients
+    delta = (of_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1) - of_level
+    found = static.kernel.backward(_inputs(*arguments), static.spec, level, of_out, delta, interpret=static.interpret)
+    return *found, None
+
+
+_attend.defvjp(_forward, _backward)

@@ -1,0 +1,69 @@
+"""Attention to some of the keys, merged with attention to the others, is attention to all: what devices do to each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from psynth_jax.ops.branch_attention import AttentionSpec, Context, pallas_gpu, pallas_tpu, reference, xla
+from psynth_jax.ops.partial import Partial, finalize, merge
+from tests.ops.forms import part, whole
+from tests.ops.test_pallas_gpu import case
+
+# jax 0.12 announces that Pallas will leave Triton to others
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+
+PARTS = {
+    "pallas_tpu": part(pallas_tpu.attend, interpret=True),
+    "pallas_gpu": part(pallas_gpu.attend, interpret=True),
+    "xla": part(xla.attend),
+    "reference": part(reference.attend),
+}
+SPEC = AttentionSpec(0.3)
+
+
+def on_devices(which: str, q: Any, k: Any, v: Any, own: Any, context: Context) -> list[Partial]:
+    """What three devices find that hold the own cache, one part of the context each, and nothing."""
+    held = [dataclasses.replace(context, parts=(one,)) for one in context.parts]
+    absent = jax.tree.map(lambda x: x, context.parts[0])
+    absent = dataclasses.replace(absent, segments=dataclasses.replace(absent.segments, length=absent.segments.length * 0))
+    held.append(dataclasses.replace(context, parts=(absent,)))
+    mine = jnp.arange(3) == 0
+    return [PARTS[which](q, k, v, own, one, 1, SPEC, flag) for one, flag in zip(held, mine, strict=True)]
+
+
+def merged(partials: list[Partial]) -> Any:
+    first, second, third = partials
+    return finalize(merge(merge(third, first), second))
+
+
+@pytest.mark.parametrize("which", PARTS)
+def test_merged_partials_are_the_whole(which: str) -> None:
+    drawn = case(3, two_parts=True)
+    *some, nothing = jax.jit(on_devices, static_argnums=0)(which, *drawn)
+    expected = whole(reference.attend)(*drawn, 1, SPEC)
+    np.testing.assert_allclose(merged([*some, nothing]), expected, atol=2e-5)
+    assert np.isneginf(nothing.row_max).all(), "a device that holds nothing adds nothing"
+    assert not np.asarray(nothing.row_sum).any() and not np.asarray(nothing.out).any()
+
+
+@pytest.mark.parametrize("which", ["pallas_tpu", "pallas_gpu"])
+def test_gradients_through_a_merge(which: str) -> None:
+    q, k, v, own, context = case(4, two_parts=True)
+    direction = jax.random.normal(jax.random.key(0), q.shape)
+
+    def loss(function: Any) -> Any:
+        def of(q: Any, k: Any, v: Any, scalars: Any) -> Any:
+            return (function(q, k, v, own, dataclasses.replace(context, scalars=scalars)) * direction).sum()
+
+        return jax.jit(jax.grad(of, argnums=(0, 1, 2, 3)))(q, k, v, context.scalars)
+
+    found = loss(lambda *drawn: merged(on_devices(which, *drawn)))
+    expected = loss(lambda *drawn: whole(reference.attend)(*drawn, 1, SPEC))
+    for name, one, other in zip(("q", "k", "v", "scalars"), found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5 * max(1, float(jnp.abs(other).max())), err_msg=name)
