@@ -45,18 +45,16 @@ def start_jax(mesh: str | None = None) -> Mesh | None:
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    with without_libtpu_noise():
+    machine_has_tpu = any(Path("/dev").glob("accel*")) or Path("/dev/vfio").exists()
+    looks_in_vain = importlib.util.find_spec("libtpu") is not None and not machine_has_tpu
+    with without_libtpu_noise() if looks_in_vain and not os.environ.get("JAX_PLATFORMS") else contextlib.nullcontext():
         jax.devices()
     return None if mesh is None else make_mesh(mesh)
 
 
 @contextlib.contextmanager
 def without_libtpu_noise() -> Iterator[None]:
-    """Drop what is written to stderr, if it can only be an installed libtpu that looks for a TPU and finds none."""
-    machine_has_tpu = any(Path("/dev").glob("accel*")) or Path("/dev/vfio").exists()
-    if importlib.util.find_spec("libtpu") is None or machine_has_tpu or os.environ.get("JAX_PLATFORMS"):
-        yield
-        return
+    """Drop what is written to stderr: what an installed libtpu says when it looks for a TPU and finds none."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:

@@ -164,6 +164,50 @@ def facts(values: Mapping[str, Any]) -> Table:
     return table
 
 
+def compiled(values: Mapping[str, Any]) -> Group:
+    """Show a report of `psynth compile`: does it fit, what fills the memory, what is sent, how fast it could be."""
+    memory = Table(box=box.ROUNDED, border_style="dim")
+    memory.add_column("memory of a device")
+    memory.add_column("bytes", justify="right")
+    for name in ("weight", "branch_cache", "own_cache", "temp", "needed"):
+        if values[f"{name}_bytes"] is not None:
+            memory.add_row(name.replace("_", " "), _bytes(values[f"{name}_bytes"]))
+    memory.add_row("there is", _bytes(values["hbm_bytes_per_device"]))
+    sent = Table(box=box.ROUNDED, border_style="dim")
+    for column in ("collective", "runs", "bytes in all", "largest"):
+        sent.add_column(column, justify="left" if column == "collective" else "right")
+    for kind, each in (values["collectives"] or {}).items():
+        sent.add_row(kind, f"{each['count']:,}", _bytes(each["bytes"]), _bytes(each["largest"]))
+    lines = [compiled_line(values)]
+    if values["pallas_calls"] is not None:
+        copies, relaid = len(values["cache_sized_copies"]), len(values["weight_relayouts"])
+        lines.append(
+            f"{values['pallas_calls']} kernels in the text; copies as large as a layer of the cache: {copies}; "
+            f"weights brought into another layout: {relaid}"
+        )
+    lines.append(
+        f"floor {1e3 * values['estimated_seconds']:.2f} ms: {_bytes(values['device_bytes'])} and "
+        f"{values['device_flops'] / 1e12:.2f} TFLOP a device, {values['flops'] / 1e12:.2f} TFLOP in all"
+    )
+    return Group(*map(Text, lines), memory, *([sent] if values["collectives"] else []))
+
+
+def compiled_line(values: Mapping[str, Any]) -> str:
+    """Say in a line whether a compiled program fits, and if not, what to change."""
+    name = f"{values['program']} of {values['model']} for {values['topology']}, mesh {values['mesh']}"
+    if values["ok"]:
+        used = f"{_bytes(values['needed_bytes'])} of {_bytes(values['hbm_bytes_per_device'])} a device"
+        return f"{name}: fits, {used}, compiled in {values['compile_seconds']:.0f} s"
+    return f"{name}: does not fit; {values['advice']}"
+
+
+def _bytes(count: int) -> str:
+    size, units = float(count), ["bytes", "KiB", "MiB", "GiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:,.0f} {units[0]}" if units[0] == "bytes" else f"{size:,.1f} {units[0]}"
+
+
 def printable(text: str) -> str:
     """Drop control characters but tabs and new lines: a model may write anything, also what a terminal obeys."""
     return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")

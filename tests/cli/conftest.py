@@ -105,6 +105,7 @@ class Finished:
 
 
 Command = Callable[..., Finished]
+Refused = Callable[..., str]
 
 
 @pytest.fixture
@@ -139,3 +140,17 @@ def cache_folder(compiled_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def refused(psynth: Command) -> Refused:
+    """Run a command that must be refused; return what it says."""
+
+    def run(*arguments: object) -> str:
+        done = psynth(*arguments)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith("error: ")
+        assert done.err.count("\n") == 1
+        return done.err.strip()
+
+    return run

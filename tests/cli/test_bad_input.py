@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,9 @@ import numpy as np
 import pytest
 
 import psynth_jax as ps
-from tests.cli.conftest import Command, ModelCopy
+from tests.cli.conftest import Command, ModelCopy, Refused
 from tests.tiny import random_mapper
 
-
-@pytest.fixture
-def refused(psynth: Command) -> Callable[..., str]:
-    """Run a command that must be refused; return what it says."""
-
-    def run(*arguments: object) -> str:
-        done = psynth(*arguments)
-        assert (done.code, done.out) == (2, "")
-        assert done.err.startswith("error: ")
-        assert done.err.count("\n") == 1
-        return done.err.strip()
-
-    return run
-
-
-Refused = Callable[..., str]
 BRANCH = ("--branch", "a note")
 
 

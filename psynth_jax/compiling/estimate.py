@@ -1,0 +1,95 @@
+"""What a step must do at least, counted by hand, and how long that takes on the chip: its roofline.
+
+    seconds   max(bytes that a device reads / its bandwidth, flops of a device / its peak)
+
+XLA's own count takes the body of the scan over layers once, so it is of no use here.  Collectives and the latency of small
+operations come on top of it: this is a floor, not a forecast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from psynth_jax.compiling.workload import Workload
+from psynth_jax.nn.decoder import parameter_letters, parameter_shapes, shardings_of
+from psynth_jax.sharding import BRANCH, DATA, FSDP, TENSOR, kv_copies, shards
+from psynth_jax.synthesis.engine import chunk_sizes
+
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """flops: of the whole program, nothing counted twice.  device_flops, device_bytes: what one device does and reads.
+
+    seconds: the floor.
+    """
+
+    flops: int
+    device_flops: int
+    device_bytes: int
+    seconds: float
+
+
+def estimate(work: Workload, mesh: Mesh) -> Estimate:
+    """Count a program; a long prompt's chunks together."""
+    config = work.config
+    row_shards = shards(mesh, (DATA, BRANCH))
+    reads_branches = work.program != "workers"
+    rows = 1 if reads_branches else work.branches
+    tokens = work.prompt_tokens if work.program == "synthesize" else 1
+
+    shapes = parameter_shapes(config)
+    dense = sum(math.prod(shapes[f"layers.{name}"]) for name in MATRICES)
+    adapter = work.rank * config.layers * (4 * config.width + 2 * (config.heads + config.kv_heads) * config.head_width)
+    head = config.vocab_size * config.width
+    weights_flops = 2 * rows * (tokens * (dense + (adapter if reads_branches else 0)) + head)
+
+    if work.program == "synthesize":
+        cached, own = work.branches * work.branch_tokens, (tokens + 1) / 2
+    elif work.program == "decode":
+        cached, own = work.branches * work.branch_tokens, work.prompt_tokens + work.new_tokens
+    else:
+        cached, own = work.prompt_tokens, work.branch_tokens
+    per_slot = 4 * config.layers * config.heads * config.head_width * rows * tokens
+    attention_flops = int(per_slot * (cached + own))
+
+    # Rows of workers are cut over data and branch; a question is on all of them, its branches are not.
+    weight_shards = mesh.shape[TENSOR] * mesh.shape[FSDP] * (1 if reads_branches else row_shards)
+    attention_shards = mesh.shape[TENSOR] * row_shards
+    calls = len(chunk_sizes(tokens))
+    device_bytes = calls * (_weight_bytes(work, mesh) + _cache_bytes(work, mesh, rows, cached, own))
+    device_flops = weights_flops // weight_shards + attention_flops // attention_shards
+    chip = work.slice.chip
+    seconds = max(device_bytes / chip.bandwidth, device_flops / chip.flops)
+    return Estimate(weights_flops + attention_flops, device_flops, device_bytes, seconds)
+
+
+def _weight_bytes(work: Workload, mesh: Mesh) -> int:
+    """Bytes of the weights that one device reads in a call: all of them but an embedding that is only looked up."""
+    config = work.config
+    cut, shapes = shardings_of(config, mesh), parameter_shapes(config)
+    read = [name for name in parameter_letters(config) if config.tied_head or name != "embedding"]
+    return jnp.dtype(work.dtype).itemsize * sum(math.prod(cut[name].shard_shape(shapes[name])) for name in read)
+
+
+def _cache_bytes(work: Workload, mesh: Mesh, rows: int, cached: float, own: float) -> int:
+    """Bytes of keys and values that one device reads in a call."""
+    config = work.config
+    heads = config.kv_heads * kv_copies(config.kv_heads, mesh) // mesh.shape[TENSOR]
+    row_shards = shards(mesh, (DATA, BRANCH))
+
+    def slot(dtype: str) -> int:
+        number = jnp.dtype(dtype).itemsize
+        return 2 * config.layers * heads * (config.head_width * number + (4 if dtype == "int8" else 0))
+
+    cache_dtype = work.cache_dtype or work.dtype
+    if work.program == "workers":
+        mine = -(-rows // row_shards)
+        return int(mine * (cached + own) * slot(cache_dtype))
+    mine = -(-work.branches // row_shards) * work.branch_tokens
+    return int(mine * slot(cache_dtype) + own * slot(work.dtype))

@@ -1,0 +1,113 @@
+"""What to compile: a model, a slice and a mesh over it, a program, and how much it reads.
+
+synthesize   one question's prompt, reading W branches: what the time to first token is made of
+decode       one token of the answer, reading W branches and the row's own cache
+workers      one token of every worker, each reading the prompt that they share and its own row
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import pydantic
+import yaml
+from jax.sharding import Mesh
+
+from psynth_jax.config import Config, Count, DecoderConfig
+from psynth_jax.errors import ConfigError, InputError
+from psynth_jax.presets import preset
+from psynth_jax.sharding import BRANCH, TENSOR, check_fits, make_mesh
+from psynth_jax.synthesis.engine import chunk_sizes
+from psynth_jax.topology import Slice, tpu_slice
+
+Program: TypeAlias = Literal["synthesize", "decode", "workers"]
+
+
+class Workload(Config):
+    """A program to compile.
+
+    mesh: axes as in "branch=2,tensor=8"; None: `default_axes`.  branch_tokens: of every branch.  prompt_tokens: of the
+    synthesizer's prompt, for "workers" of the prompt that they share.  new_tokens: room for the answer.  cache_dtype: of the
+    branches; None is dtype.  rank: of the synthesizer's adapter, 0 for none.
+    """
+
+    topology: str
+    model: str
+    program: Program
+    mesh: str | None = None
+    branches: Count = 16
+    branch_tokens: Count = 4096
+    prompt_tokens: Count = 256
+    new_tokens: Count = 128
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    cache_dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None
+    rank: Annotated[int, pydantic.Field(ge=0)] = 16
+
+    @functools.cached_property
+    def config(self) -> DecoderConfig:
+        """The model's config.  Raises `UserError` for an unknown model."""
+        return preset(self.model).config
+
+    @functools.cached_property
+    def slice(self) -> Slice:
+        """The slice.  Raises `UserError` for an unknown one."""
+        return tpu_slice(self.topology)
+
+    def make_mesh(self) -> Mesh:
+        """Build the mesh over the slice's devices.  Raises `ConfigError` when it does not fit devices or model."""
+        devices = self.slice.devices()
+        mesh = make_mesh(self.mesh or default_axes(self.config, len(devices)), devices)
+        check_fits(mesh, self.config.sizes)
+        return mesh
+
+    def check_window(self) -> None:
+        """Raise `InputError` when the model has no positions for that much."""
+        needed = self.branch_tokens + self.prompt_tokens + self.new_tokens
+        if needed > self.config.max_positions:
+            raise InputError(
+                f"{self.model} has {self.config.max_positions:,} positions, and this takes {needed:,}: the longest branch, "
+                "the prompt behind it and the answer; lower branch_tokens or prompt_tokens"
+            )
+
+    @property
+    def calls(self) -> int:
+        """How often the compiled step runs for one prompt: a long one is fed in chunks."""
+        return len(chunk_sizes(self.prompt_tokens)) if self.program == "synthesize" else 1
+
+
+def default_axes(config: DecoderConfig, devices: int) -> dict[str, int]:
+    """Cut heads as far as they go, since that also cuts the weights; what is left of the devices takes branches."""
+    tensor = math.gcd(devices, config.heads, config.kv_heads, config.mlp_width)
+    return {BRANCH: devices // tensor, TENSOR: tensor}
+
+
+def workload(values: Mapping[str, Any]) -> Workload:
+    """Build a workload from names and values.  Raises `ConfigError` naming every one that is wrong."""
+    if values.get("program") == "train":
+        raise ConfigError(f"there is no training step to compile yet; programs: {', '.join(typing.get_args(Program))}")
+    return Workload.parse(values)
+
+
+def read_matrix(path: Path) -> list[Workload]:
+    """Read a YAML list of workloads, each a mapping with the fields of `Workload`.
+
+    Raises `ConfigError` for a file that cannot be read or is no such list, and for a wrong entry, with its number.
+    """
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(f"{path} must be a list of workloads, each with topology, model and program")
+    workloads = []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            workloads.append(workload(entry))
+        except ConfigError as error:
+            raise ConfigError(f"{path}, entry {number}: {error}") from None
+    return workloads
