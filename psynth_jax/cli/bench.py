@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from psynth_jax.bench.decode import decode as measure_decode
+from psynth_jax.bench.error import error as measure_error
 from psynth_jax.bench.kernel import kernel as measure_kernel
 from psynth_jax.bench.ttft import ttft as measure_ttft
 from psynth_jax.cache import CACHE_DTYPES
@@ -99,6 +100,21 @@ def kernel(
     case = Case(model, tokens, branches, branch_tokens, rows=rows)
     found = measure_kernel(case, dtype, cache_dtype or dtype, implementation, repeats)  # type: ignore[arg-type]
     _report("kernel", model, dtype, True, None, found, as_json)
+
+
+@bench.command()
+def error(
+    model: ModelName = "smollm2-135m",
+    workers: Annotated[int, typer.Option(help="workers that write, with a role each")] = 3,
+    worker_tokens: Annotated[int, typer.Option(help="tokens that each of them writes")] = 128,
+    answer_tokens: Annotated[int, typer.Option(help="tokens of the answer that is scored")] = 64,
+    random: Random = False,
+    mesh: MeshAxes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Error of bfloat16 and of int8 caches: log-probabilities of an answer, against float32."""
+    found = measure_error(lambda dtype: _model(model, dtype, random, mesh), workers, worker_tokens, answer_tokens)
+    _report("error", model, "float32", random, mesh, found, as_json)
 
 
 def _wants_torch(against: str | None, random: bool) -> bool:

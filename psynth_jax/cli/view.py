@@ -159,9 +159,20 @@ def facts(values: Mapping[str, Any]) -> Table:
     """Show names and values, a line each."""
     table = Table(box=box.ROUNDED, border_style="dim", show_header=False)
     for name, value in values.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            for each in value:
+                table.add_row(*_variant(each))
+            continue
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
         table.add_row(name, f"{shown:.4g}" if isinstance(shown, float) else str(shown))
     return table
+
+
+def _variant(values: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a name from the texts among some values, and what the numbers are."""
+    name = ", ".join(f"{key} {value}" for key, value in values.items() if isinstance(value, str))
+    numbers = ", ".join(f"{key} {value:.4g}" for key, value in values.items() if not isinstance(value, str))
+    return name, numbers.replace("_", " ")
 
 
 def compiled(values: Mapping[str, Any]) -> Group:

@@ -72,6 +72,17 @@ class TestBench:
         low, high = {"float32": (0, 1e-5), "int8": (1e-5, 0.1)}[cache_dtype]
         assert low <= found["largest_error"] < high
 
+    @pytest.mark.parametrize("random", [False, True])
+    def test_error(self, psynth: Command, model_directory: Path, random: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(PRESETS, "miniature", Preset(tiny_config(), "nobody/nothing"))
+        model = ("miniature", "--random") if random else (model_directory,)
+        sizes = ("--workers", 2, "--worker-tokens", 5, "--answer-tokens", 3)
+        found = psynth("bench", "error", "--model", *model, *sizes, "--json").json
+        assert (found["cached_tokens"], found["answer_tokens"]) == (10, 3)
+        variants = {(each["dtype"], each["cache_dtype"]): each for each in found["variants"]}
+        assert set(variants) == {("float32", "int8"), ("bfloat16", "bfloat16"), ("bfloat16", "int8")}
+        assert all(0 < each["mean_error"] <= each["largest_error"] < 0.5 for each in variants.values())
+
     def test_random_weights_of_a_preset(self, psynth: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(PRESETS, "miniature", Preset(tiny_config(), "nobody/nothing"))
         found = psynth("bench", "ttft", "--model", "miniature", "--random", "--dtype", "bfloat16", *TTFT, "--json").json
