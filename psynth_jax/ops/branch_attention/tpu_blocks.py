@@ -23,7 +23,8 @@ from jax.experimental.pallas import tpu as pltpu
 from psynth_jax.axes import Array
 from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, Segments
 from psynth_jax.ops.branch_attention.differentiable import Inputs
-from psynth_jax.ops.branch_attention.tuning import Tiles, tiles
+from psynth_jax.ops.branch_attention.tuned import tpu_tiles
+from psynth_jax.ops.branch_attention.tuning import Tiles
 from psynth_jax.ops.branch_attention.worklist import WorkList, work_list
 from psynth_jax.ops.cached_heads import CachedHeads, packs
 
@@ -162,7 +163,7 @@ def lay_out(inputs: Inputs, spec: AttentionSpec) -> Layout:
     kv_heads = inputs.k.shape[2]
     sources = _sources(inputs)
     most = max(sources, key=lambda source: source.heads.slots).heads
-    cut = tiles(
+    cut = tpu_tiles(
         tokens, heads // kv_heads, kv_heads, most.k.shape[-1], most.k.dtype.itemsize, max(len(sources) - 1, 1), most.slots
     )
     sizes = tuple(min(cut.slots, source.heads.slots) for source in sources)
