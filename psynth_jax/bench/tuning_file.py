@@ -66,6 +66,8 @@ def _text(file: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
+        if not os.access(file.parent, os.X_OK):  # a cache folder that cannot be entered is slow, not wrong
+            return None
         raise UserError(f"cannot read the tilings in {file}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{file} is no table of tilings: not a UTF-8 text file; delete it") from None

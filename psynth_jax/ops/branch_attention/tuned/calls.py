@@ -1,4 +1,7 @@
-"""The kernels' questions: which tiling does this call get?  Arguments as for the heuristics of `tuning.py` and its like."""
+"""The kernels' questions: which tiling does this call get?  Arguments as for the heuristics of `tuning.py` and its like.
+
+The way back of the TPU kernel is laid out as the forward pass is; that of the GPU kernel has a heuristic of its own only.
+"""
 
 from __future__ import annotations
 
