@@ -22,6 +22,7 @@ from psynth_jax.ops.branch_attention.tuned.forms import FORMS
 from psynth_jax.ops.branch_attention.tuning import Tiles, fitting, tiles
 from psynth_jax.ops.branch_attention.tuning_gpu import Device, GpuTiles, forward_tiles
 from psynth_jax.ops.branch_attention.tuning_xla import XlaTiles
+from tests.ops.forms import whole
 
 # jax 0.12 announces that Pallas will leave Triton to others
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
@@ -113,7 +114,7 @@ class TestChoice:
 
 @pytest.fixture(scope="module")
 def expected() -> Any:
-    return jax.jit(functools.partial(reference.branch_attention, layer=LAYER, spec=SPEC))(*DRAWN)
+    return jax.jit(functools.partial(branch_attention, layer=LAYER, spec=SPEC, implementation="reference"))(*DRAWN)
 
 
 class TestSameNumbers:
@@ -121,7 +122,7 @@ class TestSameNumbers:
 
     @staticmethod
     def same(function: Callable[..., Any], kernel: str, cut: Any, expected: Any, drawn: Any = DRAWN) -> None:
-        call = functools.partial(function, layer=LAYER, spec=SPEC)
+        call = lambda *drawn: function(*drawn, LAYER, SPEC)  # noqa: E731
         (asked,) = tuned.asked(lambda: jax.eval_shape(call, *drawn))
         assert asked.key.kernel == kernel and asked.heuristic != cut
         assert FORMS[kernel].problem(cut, dict(asked.key.sizes)) is None
@@ -133,18 +134,18 @@ class TestSameNumbers:
 
     @pytest.mark.parametrize("cut", [XlaTiles(32, 64), XlaTiles(7, 128), XlaTiles(10, 16)])
     def test_xla(self, cut: XlaTiles, expected: Any) -> None:
-        self.same(xla.branch_attention, "xla", cut, expected)
+        self.same(whole(xla.attend), "xla", cut, expected)
 
     @pytest.mark.parametrize("cut", [Tiles(1, 16, 256), Tiles(3, 32, 128), Tiles(3, 16, 128)])
     def test_tpu_kernel(self, cut: Tiles, expected: Any) -> None:
-        self.same(functools.partial(pallas_tpu.branch_attention, interpret=True), "pallas_tpu", cut, expected)
+        self.same(whole(pallas_tpu.attend, interpret=True), "pallas_tpu", cut, expected)
 
     @pytest.mark.parametrize("cut", [GpuTiles(16, 32, 1, 4, 2), GpuTiles(64, 16, 3, 8, 3)])
     def test_gpu_kernel(self, cut: GpuTiles, expected: Any) -> None:
-        self.same(functools.partial(pallas_gpu.branch_attention, interpret=True), "pallas_gpu", cut, expected)
+        self.same(whole(pallas_gpu.attend, interpret=True), "pallas_gpu", cut, expected)
 
     def test_gradients_of_the_tpu_kernel(self) -> None:
-        """Its way back is laid out with the same tiles."""
+        """Its way back keeps to the heuristic's tiles."""
         *new, _, context = DRAWN
 
         def gradients(function: Callable[..., Any]) -> Any:
@@ -154,8 +155,8 @@ class TestSameNumbers:
 
             return jax.jit(jax.grad(loss, (0, 1, 2, 3)))(*new, context.scalars)
 
-        kernel = functools.partial(pallas_tpu.branch_attention, interpret=True)
-        expected = gradients(reference.branch_attention)
+        kernel = whole(pallas_tpu.attend, interpret=True)
+        expected = gradients(whole(reference.attend))
         (asked,) = tuned.asked(lambda: jax.eval_shape(lambda *a: kernel(*a, LAYER, SPEC), *new, None, context))
         with tuned.using(Table(KIND, {asked.key: Tiles(1, 16, 128)})):
             found = gradients(kernel)

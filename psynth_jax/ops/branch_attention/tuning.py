@@ -9,7 +9,7 @@ ROWS = 1024  # query rows (tokens x group) of a step: enough to fill a matrix un
 SLOTS = 512  # slots of a block
 FETCH_BYTES = 12 << 20  # keys and values in flight: two blocks of every source
 FEW_ROWS = 64  # below this, all heads of a block are read in one step: a bigger copy from a longer stretch of memory
-STEP_BYTES = 40 << 20  # of fast memory, for a step of the way back, which needs more: what is left is the compiler's
+STEP_BYTES = 40 << 20  # of fast memory, for a step with measured tiles: what is left is the compiler's
 
 TILE = 16  # rows of a tile, of bfloat16
 LANES = 128  # of a register.  Slots of a block that is not a whole row are a multiple: int8 scales have them as lanes
@@ -47,14 +47,10 @@ def fetched_bytes(cut: Tiles, width: int, itemsize: int, sources: int) -> int:
     return 2 * 2 * sources * cut.kv_heads * cut.slots * width * itemsize
 
 
-def step_bytes(cut: Tiles, tokens: int, group: int, width: int, itemsize: int, sources: int) -> int:
-    """Bound what a step of the way back has in fast memory; the forward pass, which is laid out alike, has about half.
-
-    That is blocks in flight, arrays like the query block and like the logits, and gradients of all new keys and values.
-    """
-    rows, lanes = cut.kv_heads * max(cut.tokens * group, TILE), max(width, LANES)
-    new = 6 * cut.kv_heads * tokens * lanes
-    return fetched_bytes(cut, width, itemsize, sources) + 4 * (rows * (24 * lanes + 6 * cut.slots) + new)
+def step_bytes(cut: Tiles, group: int, width: int, itemsize: int, sources: int) -> int:
+    """Bound what a step has in fast memory: blocks in flight, a dozen arrays like the query block, three like the logits."""
+    rows = cut.kv_heads * max(cut.tokens * group, TILE)
+    return fetched_bytes(cut, width, itemsize, sources) + 4 * rows * (12 * max(width, LANES) + 3 * cut.slots)
 
 
 def fitting(
@@ -63,7 +59,7 @@ def fitting(
     """Return what a call (arguments as for `tiles`) makes of tiles measured for its like; None: they do not fit."""
     fitted = Tiles(cut.kv_heads, min(cut.tokens, tokens), min(cut.slots, slots))
     divide = kv_heads % fitted.kv_heads == 0 and slots % fitted.slots == 0
-    return fitted if divide and step_bytes(fitted, tokens, group, width, itemsize, sources) <= STEP_BYTES else None
+    return fitted if divide and step_bytes(fitted, group, width, itemsize, sources) <= STEP_BYTES else None
 
 
 def problem(cut: Tiles, sizes: Mapping[str, int]) -> str | None:
@@ -74,7 +70,7 @@ def problem(cut: Tiles, sizes: Mapping[str, int]) -> str | None:
         return f"tokens {cut.tokens} is neither {sizes['tokens']} nor a smaller multiple of {TILE}"
     if cut.slots > sizes["slots"] or (cut.slots < sizes["slots"] and (cut.slots % LANES or sizes["slots"] % cut.slots)):
         return f"slots {cut.slots} is neither {sizes['slots']} nor a multiple of {LANES} that divides it"
-    needed = step_bytes(cut, sizes["tokens"], sizes["group"], sizes["width"], sizes["itemsize"], sources=1)
+    needed = step_bytes(cut, sizes["group"], sizes["width"], sizes["itemsize"], sources=1)
     if needed > STEP_BYTES:
         return f"a step would take {needed / 2**20:.0f} MiB of fast memory, of {STEP_BYTES >> 20}"
     return None

@@ -1,6 +1,6 @@
 """The kernels' questions: which tiling does this call get?  Arguments as for the heuristics of `tuning.py` and its like.
 
-The way back of the TPU kernel is laid out as the forward pass is; that of the GPU kernel has a heuristic of its own only.
+The ways back of the kernels keep to their heuristics: tables hold what was measured of the forward pass.
 """
 
 from __future__ import annotations
