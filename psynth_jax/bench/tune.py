@@ -1,8 +1,8 @@
 """Find the fastest tiling of one attention call, and keep it in the user's table.
 
 All candidates compute the same numbers in another order: one whose output is not that of the heuristic is not taken.  They
-are measured in turn; then the fastest one and the heuristic once more, just the two of them, because the lowest of many
-medians is low by luck as well.
+are measured in turn; then the fastest one and the heuristic anew, just the two of them, because the lowest of many medians
+is low by luck as well.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from psynth_jax.ops.branch_attention.tuned import Asked, Table
 # How much faster a candidate must be.  Medians of a few runs on a machine that does other things too differ by some percent
 # from themselves; below that a table would hold noise, and its entries stand for calls that are only like the measured one.
 MARGIN = 0.05
+AGAIN = 3  # times as many runs decide between the last two: there are few of them, and all depends on it
 TOLERANCE = 0.03  # of outputs, relative to the largest: what rounding to bfloat16 does, in inputs of products or outputs
 EXACT_TOLERANCE = 1e-4  # the same on a CPU in float32, where products are exact
 
@@ -48,7 +49,7 @@ def tune(case: Case, dtype: str, cache_dtype: str, implementation: Implementatio
     tried = _Tried(call, operands, question, Table(kind, {}), _tolerance(dtype))
     seconds = in_turn({tiles: timed(run) for tiles, run in tried.runs.items()}, repeats)
     fastest = min(seconds, key=lambda tiles: seconds[tiles])
-    last = in_turn({tiles: timed(tried.runs[tiles]) for tiles in {question.heuristic, fastest}}, repeats)
+    last = in_turn({tiles: timed(tried.runs[tiles]) for tiles in {question.heuristic, fastest}}, AGAIN * repeats)
     heuristic_seconds = last[question.heuristic]
     won = last[fastest] <= (1 - MARGIN) * heuristic_seconds
     best = fastest if won else question.heuristic
