@@ -8,6 +8,7 @@ in float32 on the same (unrounded) keys and values; it is left out where the ora
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from psynth_jax.bench.timing import in_turn, timed
 from psynth_jax.cache import packed_here
 from psynth_jax.errors import InputError
-from psynth_jax.ops.branch_attention import Implementation, branch_attention, check_runs_here
+from psynth_jax.ops.branch_attention import Implementation, branch_attention, check_runs_here, tuned
 from psynth_jax.ops.branch_attention.cases import MODELS, Case, arguments
 
 COPY_BYTES, MATMUL = 1 << 28, 2048
@@ -30,25 +31,14 @@ def kernel(case: Case, dtype: str, cache_dtype: str, implementation: Implementat
 
     Raises `InputError` for a model or sizes out of range.
     """
-    if case.model not in MODELS:
-        raise InputError(f"no attention shape {case.model!r}: choose from {', '.join(MODELS)}")
-    if min(case.tokens, case.branches, case.branch_tokens, case.rows, repeats) < 1:
-        raise InputError("tokens, branches, branch tokens, rows and repeats must be at least 1")
-    numbers = jnp.dtype(dtype)
-    check_runs_here(implementation)
-    drawn = arguments(case, numbers, cache_dtype, packed=packed_here(MODELS[case.model][2]))
-    operands = jax.device_put(drawn[:5])
-    layer, spec = drawn[5:]
-
-    @jax.jit
-    def call(q: Any, k: Any, v: Any, own: Any, context: Any) -> Any:
-        return branch_attention(q, k, v, own, context, layer, spec, implementation)
-
+    function, operands = attention_call(case, dtype, cache_dtype, implementation, repeats)
+    call = jax.jit(function)
+    asked = tuned.asked(lambda: jax.eval_shape(call, *operands))
     seconds = in_turn(
         {
             "call": timed(lambda: jax.block_until_ready(call(*operands))),
             "copy": _copy(),
-            "matmul": _matmul(numbers),
+            "matmul": _matmul(jnp.dtype(dtype)),
         },
         repeats,
     )
@@ -60,6 +50,8 @@ def kernel(case: Case, dtype: str, cache_dtype: str, implementation: Implementat
         "rows": case.rows,
         "cache_dtype": cache_dtype,
         "implementation": implementation,
+        **{f"{each.key.kernel}_tiles": dataclasses.asdict(each.chosen) for each in asked},
+        "tuned": any(each.chosen != each.heuristic for each in asked),
         "seconds": seconds["call"],
         "cache_bytes": read,
         "bytes_per_s": read / seconds["call"],
@@ -72,6 +64,24 @@ def kernel(case: Case, dtype: str, cache_dtype: str, implementation: Implementat
         "repeats": repeats,
     }
     return found | _error(case, call(*operands))
+
+
+def attention_call(
+    case: Case, dtype: str, cache_dtype: str, implementation: Implementation, repeats: int
+) -> tuple[Callable[..., jax.Array], Any]:
+    """Return the call of a case, and its operands on the device; raises as `kernel` does."""
+    if case.model not in MODELS:
+        raise InputError(f"no attention shape {case.model!r}: choose from {', '.join(MODELS)}")
+    if min(case.tokens, case.branches, case.branch_tokens, case.rows, repeats) < 1:
+        raise InputError("tokens, branches, branch tokens, rows and repeats must be at least 1")
+    check_runs_here(implementation)
+    drawn = arguments(case, jnp.dtype(dtype), cache_dtype, packed=packed_here(MODELS[case.model][2]))
+    layer, spec = drawn[5:]
+
+    def call(q: Any, k: Any, v: Any, own: Any, context: Any) -> jax.Array:
+        return branch_attention(q, k, v, own, context, layer, spec, implementation)
+
+    return call, jax.device_put(drawn[:5])
 
 
 def _copy() -> Callable[[], float]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+Name = TypeVar("Name")
 
 
-def in_turn(measures: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+def in_turn(measures: Mapping[Name, Callable[[], float]], repeats: int) -> dict[Name, float]:
     """Run every measure once unmeasured, then `repeats` times in turn; return the median of the seconds each reports."""
     for measure in measures.values():
         measure()
-    seconds: dict[str, list[float]] = {name: [] for name in measures}
+    seconds: dict[Name, list[float]] = {name: [] for name in measures}
     for _ in range(repeats):
         for name, measure in measures.items():
             seconds[name].append(measure())

@@ -14,6 +14,7 @@ from psynth_jax.bench.decode import decode as measure_decode
 from psynth_jax.bench.error import error as measure_error
 from psynth_jax.bench.kernel import kernel as measure_kernel
 from psynth_jax.bench.ttft import ttft as measure_ttft
+from psynth_jax.bench.tune import tune as tune_kernel
 from psynth_jax.cache import CACHE_DTYPES
 from psynth_jax.cli import view
 from psynth_jax.cli.setting import console, device_name, load, start_jax, write_json
@@ -90,6 +91,9 @@ def kernel(
     cache_dtype: Annotated[str | None, typer.Option(help=f"of the branches: {', '.join(CACHE_DTYPES)}")] = None,
     implementation: Annotated[str, typer.Option(help=", ".join(get_args(Implementation)))] = "auto",
     repeats: Repeats = 5,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="find the fastest tiling, and keep it for this kind of device")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """One attention call of a model's shape, against the device's measured bandwidth and matmul rate."""
@@ -98,7 +102,13 @@ def kernel(
         raise InputError(f"--cache-dtype is {cache_dtype!r}; it must be one of {', '.join(CACHE_DTYPES)}")
     start_jax()
     case = Case(model, tokens, branches, branch_tokens, rows=rows)
-    found = measure_kernel(case, dtype, cache_dtype or dtype, implementation, repeats)  # type: ignore[arg-type]
+    if tune:
+        with console.status(Text(f"tuning {case.name}")):
+            found = tune_kernel(case, dtype, cache_dtype or dtype, implementation, repeats)  # type: ignore[arg-type]
+        if not as_json:
+            console.print(view.tilings(found.pop("candidates")))
+    else:
+        found = measure_kernel(case, dtype, cache_dtype or dtype, implementation, repeats)  # type: ignore[arg-type]
     _report("kernel", model, dtype, True, None, found, as_json)
 
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.text import Text
 
+from psynth_jax.bench.tuning_file import install_tilings
 from psynth_jax.convert.load import cache_folder, load_model
 from psynth_jax.errors import InputError
 from psynth_jax.model import Model
@@ -27,11 +28,12 @@ console = Console(stderr=True, markup=False, highlight=False)
 
 
 def start_jax(mesh: str | None = None) -> Mesh | None:
-    """Start the devices, and keep compiled programs on disk, so that the next start is fast; return the mesh asked for.
+    """Start the devices with what was tuned for them, and keep compiled programs on disk; return the mesh asked for.
 
     On a CPU, JAX is told to make as many devices as the mesh has, unless the environment says how many.
 
-    Raises `ConfigError` for a mesh that is not one, or that does not match the devices.
+    Raises `ConfigError` for a mesh that is not one, or that does not match the devices, and `UserError` for a damaged table
+    of tilings.
     """
     if mesh is not None:
         needed = math.prod(mesh_sizes(mesh).values())
@@ -49,6 +51,7 @@ def start_jax(mesh: str | None = None) -> Mesh | None:
     looks_in_vain = importlib.util.find_spec("libtpu") is not None and not machine_has_tpu
     with without_libtpu_noise() if looks_in_vain and not os.environ.get("JAX_PLATFORMS") else contextlib.nullcontext():
         jax.devices()
+    install_tilings()
     return None if mesh is None else make_mesh(mesh)
 
 

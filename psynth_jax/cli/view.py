@@ -164,6 +164,7 @@ def facts(values: Mapping[str, Any]) -> Table:
                 table.add_row(*_variant(each))
             continue
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        shown = _numbers(value) if isinstance(value, dict) else shown
         table.add_row(name, f"{shown:.4g}" if isinstance(shown, float) else str(shown))
     return table
 
@@ -217,6 +218,22 @@ def _bytes(count: int) -> str:
     while size >= 1024 and len(units) > 1:
         size, units = size / 1024, units[1:]
     return f"{size:,.0f} {units[0]}" if units[0] == "bytes" else f"{size:,.1f} {units[0]}"
+
+
+def _numbers(named: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in named.items())
+
+
+def tilings(candidates: Sequence[Mapping[str, Any]]) -> Table:
+    """Show the tilings that were measured, the fastest first, and those that could not be."""
+    table = Table(box=box.ROUNDED, border_style="dim")
+    table.add_column("tiles")
+    table.add_column("seconds", justify="right")
+    for each in sorted(candidates, key=lambda each: each.get("seconds", math.inf)):
+        shown = _numbers(each["tiles"])
+        name = f"{shown} (heuristic)" if each.get("heuristic") else shown
+        table.add_row(Text(name), f"{each['seconds']:.4g}" if "seconds" in each else Text(each["error"], style="dim"))
+    return table
 
 
 def printable(text: str) -> str:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from psynth_jax.axes import Array
-from psynth_jax.ops.branch_attention import differentiable, gpu_blocks, tuning_gpu
+from psynth_jax.ops.branch_attention import differentiable, gpu_blocks, tuned, tuning_gpu
 from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, OwnCache
 from psynth_jax.ops.branch_attention.differentiable import Inputs, Kernel
 from psynth_jax.ops.branch_attention.gpu_blocks import LOG2E, MASKED, Block, Call, Operands, Program, Segment, product
@@ -67,7 +67,7 @@ def _cut(inputs: Inputs, sources: Any, spec: AttentionSpec) -> Call:
     caches, segments = sources
     columns = tuple(source.row.shape[1] for source in segments)
     capacity = tokens + sum(cache.slots * count for cache, count in zip(caches, columns[1:], strict=True))
-    tiles = tuning_gpu.forward_tiles(
+    tiles = tuned.gpu_tiles(
         tokens * (heads // kv_heads),
         width,
         q.dtype.itemsize,

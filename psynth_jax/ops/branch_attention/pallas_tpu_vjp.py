@@ -34,7 +34,7 @@ def backward(
     inputs: Inputs, spec: AttentionSpec, level: Array, gradient: Array, delta: Array, *, interpret: bool
 ) -> tuple[Array, Array, Array, Array | None]:
     """Return the gradients of q, k, v and scalars; see `differentiable.Kernel`."""
-    layout = lay_out(inputs, spec)
+    layout = lay_out(inputs, spec, way_back=True)
     call = layout.call
     rows = (call.to_rows(x[..., None]) for x in (delta, level))
     upright, sideways, new_k, new_v, sums = _run(

@@ -8,6 +8,8 @@ Estimates are upper bounds: a call that does not fit fails to compile, one that 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
 
 import jax
 
@@ -16,6 +18,7 @@ SHARED_BYTES = 99 << 10  # the least that a thread block may use on Ampere and l
 LEAST_STEPS = 4  # blocks of slots of a split: fewer do not pay for merging it
 MOST_SPLITS = 128
 LEAST_ROWS = 16
+MOST_ROWS, MOST_SLOTS, MOST_WARPS, MOST_STAGES = 256, 256, 16, 5  # beyond that, a block spills from the registers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,56 @@ def shared_bytes(rows: int, slots: int, stages: int, width: int, itemsize: int, 
     largest = max((*cached_itemsizes, itemsize))
     converted = any(n != itemsize for n in cached_itemsizes)
     return rows * width * itemsize + 2 * slots * width * (stages * largest + converted * itemsize)
+
+
+def fitting(
+    cut: GpuTiles, width: int, itemsize: int, cached_itemsizes: tuple[int, ...], slots: int, device: Device
+) -> GpuTiles | None:
+    """Return what a call (arguments as for `forward_tiles`) makes of tiles measured for its like; None: they do not fit."""
+    needed = shared_bytes(cut.rows, cut.slots, cut.stages, width, itemsize, cached_itemsizes)
+    splits = min(cut.splits, -(-slots // cut.slots))
+    return dataclasses.replace(cut, splits=splits) if needed <= device.shared_bytes else None
+
+
+def problem(cut: GpuTiles, sizes: Mapping[str, int], device: Device | None = None) -> str | None:
+    """Say why tiles cannot be those of a key of these sizes; None: they can.  device: what to fit; None: the one here."""
+    most_rows = min(max(sizes["rows"], LEAST_ROWS), MOST_ROWS)
+    for name, least, most in (
+        ("rows", LEAST_ROWS, most_rows),
+        ("slots", LEAST_ROWS, MOST_SLOTS),
+        ("warps", 1, MOST_WARPS),
+    ):
+        value = getattr(cut, name)
+        if not least <= value <= most or value & (value - 1):
+            return f"{name} {value} is not a power of two from {least} to {most}"
+    for name, most in (("splits", MOST_SPLITS), ("stages", MOST_STAGES)):
+        if not 1 <= getattr(cut, name) <= most:
+            return f"{name} {getattr(cut, name)} is not from 1 to {most}"
+    device = device or local_device()
+    needed = shared_bytes(cut.rows, cut.slots, cut.stages, sizes["width"], sizes["itemsize"], (sizes["cached"],))
+    if needed > device.shared_bytes:
+        return f"a program would take {needed >> 10} KiB of shared memory, of {device.shared_bytes >> 10}"
+    return None
+
+
+def candidates(sizes: Mapping[str, int], heuristic: GpuTiles, device: Device | None = None) -> Iterator[GpuTiles]:
+    """Go through tiles worth measuring: those that differ from the heuristic's in at most two numbers, and fit."""
+
+    def around(value: int) -> tuple[int, ...]:
+        return value, value // 2, 2 * value
+
+    choices = (
+        around(heuristic.rows),
+        around(heuristic.slots),
+        around(heuristic.splits),
+        (heuristic.warps, *(n for n in (4, 8) if n != heuristic.warps)),
+        (heuristic.stages, *(n for n in (2, 3, 4) if n != heuristic.stages)),
+    )
+    for numbers in itertools.product(*choices):
+        cut = GpuTiles(*numbers)
+        differing = sum(one != other for one, other in zip(numbers, dataclasses.astuple(heuristic), strict=True))
+        if differing <= 2 and problem(cut, sizes, device) is None:
+            yield cut
 
 
 def _fitting(

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from psynth_jax.axes import Array
 from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, ContextPart, OwnCache
+from psynth_jax.ops.branch_attention.tuned import xla_tiles
+from psynth_jax.ops.branch_attention.tuning_xla import XlaTiles
 from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, empty, finalize, level, merge
 
@@ -41,28 +43,39 @@ def attend(
     kv_heads = k.shape[2]
     grouped = q.reshape(batch, tokens, kv_heads, heads // kv_heads, width).transpose(0, 2, 1, 3, 4)  # [B, K, T, G, H]
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, T, H]
+    cut = _tiles(grouped, own, context)
     if own is not None and with_own is not None:
         own = OwnCache(own.heads, jnp.where(with_own, own.start, 0))
 
     def cached(row: Array, queries: Array) -> Partial:  # queries [1, K, T, G, H] of one row
         seen = empty(queries.shape[:-1], width)
         if own is not None and tokens > 1:
-            seen = _own(queries, OwnCache(own.heads, own.start[row][None]), layer, spec, row)
-        return seen if context is None else merge(seen, _context(queries, row, context, layer, spec))
+            seen = _own(queries, OwnCache(own.heads, own.start[row][None]), layer, spec, row, cut.slots)
+        return seen if context is None else merge(seen, _context(queries, row, context, layer, spec, cut.slots))
 
     blocks = []
-    for first in range(0, tokens, QUERY_BLOCK):
-        queries = grouped[:, :, first : first + QUERY_BLOCK]
+    for first in range(0, tokens, cut.tokens):
+        queries = grouped[:, :, first : first + cut.tokens]
         end = first + queries.shape[2]
         seen = _new(queries, k[:, :, :end], v[:, :, :end], first, spec, with_own)
         if own is not None and tokens == 1:  # decode: all rows share one loop over their own slots
-            seen = merge(seen, _own(queries, own, layer, spec, 0))
+            seen = merge(seen, _own(queries, own, layer, spec, 0, cut.slots))
         if context is not None or (own is not None and tokens > 1):
             seen = merge(seen, _over_rows(cached, queries))
         blocks.append((finalize(seen).astype(dtype), level(seen.row_max, seen.row_sum)))
     joined = blocks[0] if len(blocks) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *blocks)
     out, levels = (jnp.swapaxes(x, 1, 2).reshape(batch, tokens, heads, *x.shape[4:]) for x in joined)
     return out, levels
+
+
+def _tiles(grouped: Array, own: OwnCache | None, context: Context | None) -> XlaTiles:
+    """Return the tiles of a call with queries `[B, K, T, G, H]`."""
+    _, kv_heads, tokens, group, width = grouped.shape
+    caches = ([] if own is None else [own.heads]) + ([] if context is None else [part.heads for part in context.parts])
+    most = max(caches, key=lambda heads: heads.slots, default=None)
+    itemsize = grouped.dtype.itemsize
+    cached, slots = (itemsize, tokens) if most is None else (most.k.dtype.itemsize, most.slots)
+    return xla_tiles(tokens, group, kv_heads, width, itemsize, cached, slots, XlaTiles(QUERY_BLOCK, SLOT_BLOCK))
 
 
 def _over_rows(function: Callable[[Array, Array], Partial], grouped: Array) -> Partial:
@@ -81,9 +94,9 @@ def _new(q: Array, k: Array, v: Array, first: int, spec: AttentionSpec, counted:
     return _attend(spec.scale * q, k, v, causal[None, None, :, None], spec)
 
 
-def _own(q: Array, own: OwnCache, layer: Array | int, spec: AttentionSpec, first_row: Array | int) -> Partial:
+def _own(q: Array, own: OwnCache, layer: Array | int, spec: AttentionSpec, first_row: Array | int, block: int) -> Partial:
     """Attention of `q [B, K, T, G, H]` to the filled slots of the own rows `first_row ..`."""
-    size = min(SLOT_BLOCK, own.heads.slots)
+    size = min(block, own.heads.slots)
     scaled = spec.scale * q
 
     def step(index: Array, seen: Partial) -> Partial:
@@ -95,7 +108,7 @@ def _own(q: Array, own: OwnCache, layer: Array | int, spec: AttentionSpec, first
     return jax.lax.fori_loop(0, _blocks(own.start.max(), size), step, empty(q.shape[:-1], q.shape[-1]))
 
 
-def _context(q: Array, row: Array, context: Context, layer: Array | int, spec: AttentionSpec) -> Partial:
+def _context(q: Array, row: Array, context: Context, layer: Array | int, spec: AttentionSpec, block: int) -> Partial:
     """Attention of `q [1, K, T, G, H]`, which belongs to batch row `row`, to all segments of that row."""
     seen = empty(q.shape[:-1], q.shape[-1])
     total = q.astype(jnp.float32).sum(axis=-1)
@@ -107,7 +120,7 @@ def _context(q: Array, row: Array, context: Context, layer: Array | int, spec: A
             key_scale, key_bias, value_scale, value_bias = context.scalars[layer, row, segments.branch]
             turned = (rope.rotate(q, cos, sin) * (spec.scale * key_scale)).astype(q.dtype)
             logit_shift = spec.scale * key_bias * total
-            size = min(SLOT_BLOCK, part.heads.slots)
+            size = min(block, part.heads.slots)
             end = segments.first + segments.length
 
             def step(block_index: Array, seen: Partial) -> Partial:
