@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from psynth_jax.cli import view
-from psynth_jax.cli.setting import console, without_libtpu_noise, write_json
+from psynth_jax.cli.setting import console, without_stderr, write_json
 from psynth_jax.compiling.report import Report, markdown, report
 from psynth_jax.compiling.workload import Workload, read_matrix, workload
 from psynth_jax.errors import InputError
@@ -75,7 +75,7 @@ def compile_(
 
 
 def _compile(work: Workload) -> Report:
-    with console.status(Text(f"compiling {work.program} of {work.model} for {work.topology}")), without_libtpu_noise():
+    with console.status(Text(f"compiling {work.program} of {work.model} for {work.topology}")), without_stderr():
         return report(work)
 
 

@@ -47,17 +47,23 @@ def start_jax(mesh: str | None = None) -> Mesh | None:
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    machine_has_tpu = any(Path("/dev").glob("accel*")) or Path("/dev/vfio").exists()
-    looks_in_vain = importlib.util.find_spec("libtpu") is not None and not machine_has_tpu
-    with without_libtpu_noise() if looks_in_vain and not os.environ.get("JAX_PLATFORMS") else contextlib.nullcontext():
+    with without_libtpu_noise():
         jax.devices()
     install_tilings()
     return None if mesh is None else make_mesh(mesh)
 
 
+def without_libtpu_noise() -> contextlib.AbstractContextManager[None]:
+    """Drop what is written to stderr, if it can only be an installed libtpu that looks for a TPU and finds none."""
+    machine_has_tpu = any(Path("/dev").glob("accel*")) or Path("/dev/vfio").exists()
+    if importlib.util.find_spec("libtpu") is None or machine_has_tpu or os.environ.get("JAX_PLATFORMS"):
+        return contextlib.nullcontext()
+    return without_stderr()
+
+
 @contextlib.contextmanager
-def without_libtpu_noise() -> Iterator[None]:
-    """Drop what is written to stderr: what an installed libtpu says when it looks for a TPU and finds none."""
+def without_stderr() -> Iterator[None]:
+    """Drop what is written to stderr, by libraries in C++ too."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:

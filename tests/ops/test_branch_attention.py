@@ -51,12 +51,18 @@ def test_folded_equals_materialised(tokens: int, softcap: float | None) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 17])
-def test_segments_longer_than_a_block(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """19 slots in blocks of 8: spans that begin and end anywhere, and a last block that is moved back."""
+@pytest.mark.parametrize("many", [1, 1000])
+def test_segments_longer_than_a_block(tokens: int, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """19 slots in blocks of 8: spans that begin and end anywhere, and a last block that is moved back.
+
+    Blocks that are whole are read apart from the others, without a mask, or in one loop with them.
+    """
     arguments = (*case(tokens, poison=True), 1)
     expected = branch_attention(*arguments, AttentionSpec(0.3), "reference")
+    monkeypatch.setattr(xla, "MANY_ROWS", many)
     monkeypatch.setattr(xla, "SLOT_BLOCK", 8)
     monkeypatch.setattr(xla, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(xla, "CAUSAL_BLOCK", 3)
     blocked = jax.jit(lambda *arguments: whole(xla.attend)(*arguments, AttentionSpec(0.3)))
     np.testing.assert_allclose(blocked(*arguments), expected, atol=2e-5)
 

@@ -185,6 +185,9 @@ class TestGradients:
         monkeypatch.setattr("psynth_jax.ops.branch_attention.tuning.ROWS", 48)
         assert_gradients_equal_the_oracles(call(40, "ragged", own=False))
 
+    def test_new_tokens_that_end_inside_of_their_second_block(self) -> None:
+        assert_gradients_equal_the_oracles(call(70, own=False))
+
     @pytest.mark.parametrize("own", [False, True])
     def test_without_a_context(self, own: bool) -> None:
         assert_gradients_equal_the_oracles(call(20, own=own))

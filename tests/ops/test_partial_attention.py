@@ -52,7 +52,7 @@ def test_merged_partials_are_the_whole(which: str) -> None:
     assert not np.asarray(nothing.row_sum).any() and not np.asarray(nothing.out).any()
 
 
-@pytest.mark.parametrize("which", ["pallas_tpu", "pallas_gpu"])
+@pytest.mark.parametrize("which", ["pallas_tpu", "pallas_gpu", "xla"])
 def test_gradients_through_a_merge(which: str) -> None:
     q, k, v, own, context = case(4, two_parts=True)
     direction = jax.random.normal(jax.random.key(0), q.shape)

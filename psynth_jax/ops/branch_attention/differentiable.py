@@ -1,7 +1,7 @@
-"""From a kernel and its way back to one differentiable operation.
+"""From a way forth and a way back to one differentiable operation, for kernels and the XLA form alike.
 
-A kernel gives every query its output and its *level*, the log of the sum of exp(logit) over all that it saw.  With weights
-p = exp(logit - level), gradients g of the output and h of the level, the way back needs one number more per query:
+The way forth gives every query its output and its *level*, the log of the sum of exp(logit) over all that it saw.  With
+weights p = exp(logit - level), gradients g of the output and h of the level, the way back needs one number more per query:
 
     d logit = p (g . dv - delta)        delta = sum_H g out - h
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from psynth_jax.axes import Array
 from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, OwnCache
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """The arrays of a call of `api.branch_attention_partial`."""
@@ -38,11 +39,11 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """The two ways through a kernel.
+    """The two ways through an implementation.
 
-    forward(inputs, spec, dtype, interpret) returns out `[B, T, N, H]` in dtype and level `[B, T, N]` float32, -inf where
-    nothing was seen.  backward(inputs, spec, level, gradient, delta, interpret) returns the gradients of q, k, v and the
-    mapper's scalars (None without a context).  interpret: run on any device, to be checked.
+    forward(inputs, spec, dtype, **options) returns out `[B, T, N, H]` in dtype and level `[B, T, N]` float32, -inf where
+    nothing was seen.  backward(inputs, spec, level, gradient, delta, **options) returns the gradients of q, k, v and the
+    mapper's scalars (None without a context).  options: static, those of the call.
     """
 
     forward: Callable[..., tuple[Array, Array]]
@@ -50,13 +51,13 @@ class Kernel:
 
 
 def attend(
-    kernel: Kernel, inputs: Inputs, spec: AttentionSpec, dtype: jax.typing.DTypeLike, *, interpret: bool
+    kernel: Kernel, inputs: Inputs, spec: AttentionSpec, dtype: jax.typing.DTypeLike, **options: Hashable
 ) -> tuple[Array, Array]:
-    """Run a kernel; out and level are differentiable in q, k, v and the mapper's scalars."""
+    """Run an implementation; out and level are differentiable in q, k, v and the mapper's scalars."""
     scalars = None if inputs.context is None else inputs.context.scalars
     without = None if inputs.context is None else dataclasses.replace(inputs.context, scalars=None)
     constant = inputs.own, without, jnp.asarray(inputs.layer, jnp.int32), inputs.with_own
-    static = _Static(kernel, spec, jnp.dtype(dtype), interpret)
+    static = _Static(kernel, spec, jnp.dtype(dtype), tuple(sorted(options.items())))
     return _attend(static, inputs.q, inputs.k, inputs.v, scalars, constant)
 
 
@@ -65,7 +66,7 @@ class _Static:
     kernel: Kernel
     spec: AttentionSpec
     dtype: Any
-    interpret: bool
+    options: tuple[tuple[str, Hashable], ...]
 
 
 def _inputs(q: Array, k: Array, v: Array, scalars: Array | None, constant: Any) -> Inputs:
@@ -77,7 +78,7 @@ def _inputs(q: Array, k: Array, v: Array, scalars: Array | None, constant: Any) 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(static: _Static, q: Array, k: Array, v: Array, scalars: Array | None, constant: Any) -> tuple[Array, Array]:
     inputs = _inputs(q, k, v, scalars, constant)
-    return static.kernel.forward(inputs, static.spec, static.dtype, interpret=static.interpret)
+    return static.kernel.forward(inputs, static.spec, static.dtype, **dict(static.options))
 
 
 def _forward(static: _Static, *arguments: Any) -> tuple[Any, Any]:
@@ -89,7 +90,7 @@ def _backward(static: _Static, saved: Any, gradients: Any) -> tuple[Any, ...]:
     arguments, out, level = saved
     of_out, of_level = gradients
     delta = (of_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1) - of_level
-    found = static.kernel.backward(_inputs(*arguments), static.spec, level, of_out, delta, interpret=static.interpret)
+    found = static.kernel.backward(_inputs(*arguments), static.spec, level, of_out, delta, **dict(static.options))
     return *found, None
 
 

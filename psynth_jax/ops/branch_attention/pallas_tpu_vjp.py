@@ -61,7 +61,8 @@ def _run(layout: Layout, gradient: Array, delta: Array, level: Array, *, interpr
     """Run the kernel; return both terms of dq as rows, new dk and dv `[B, K, slots, lanes]`, and the sums of segments."""
     call, rows = layout.call, layout.rows
     batch, kv_heads, all_rows, lanes = rows.shape
-    heads, slots, segments = call.cut.kv_heads, layout.new_slots, layout.work.row.shape[1]
+    heads, segments = call.cut.kv_heads, layout.work.row.shape[1]
+    slots = -(-layout.new_slots // call.sizes[0]) * call.sizes[0]  # whole blocks: the last one is written as one, too
     wide, single = call.query_spec(lanes), call.query_spec(1)
     new = pl.BlockSpec((1, heads, slots, lanes), lambda b, h, t, step, *_: (b, h, 0, 0))
     sums = pl.BlockSpec((1, 1, 1, 1, 1, _NUMBERS), _sums_map)

@@ -5,19 +5,24 @@
 
 Re-encoding turns the *query* once per branch; the mapper is a scale and a shift of logits and accumulator.  Blocks of
 queries meet blocks of slots under a running softmax, so no array grows with T x S, and the number of blocks visited is the
-number that is filled, not the capacity.  Loops with data-dependent lengths: forward only.
+number that is filled, not the capacity.  `xla_vjp.py` is the way back over the same blocks.
+
+Queries are grouped by the key head that they read, all tokens of a group in one axis: `[B, K, M, H]` with `M = T * G`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from psynth_jax.axes import Array
 from psynth_jax.ops import rope
+from psynth_jax.ops.branch_attention import differentiable
 from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, ContextPart, OwnCache
+from psynth_jax.ops.branch_attention.differentiable import Inputs, Kernel
 from psynth_jax.ops.branch_attention.tuned import xla_tiles
 from psynth_jax.ops.branch_attention.tuning_xla import XlaTiles
 from psynth_jax.ops.cached_heads import CachedHeads
@@ -25,6 +30,10 @@ from psynth_jax.ops.partial import Partial, empty, finalize, level, merge
 
 SLOT_BLOCK = 512  # slots per step: keys and values of a block stay in a CPU core's cache
 QUERY_BLOCK = 256  # query tokens per step: bounds the logits in memory to N * 256 * 512 floats
+CAUSAL_BLOCK = 128  # query tokens that meet the new keys at once: half of the logits of its last 128 keys are masked
+MANY_ROWS = 128  # of queries, M: from here on, masking a block costs more than a second loop for blocks without a mask
+
+Carry = TypeVar("Carry")
 
 
 def attend(
@@ -38,44 +47,87 @@ def attend(
     with_own: Array | None,
     dtype: jax.typing.DTypeLike,
 ) -> tuple[Array, Array]:
-    """Return out `[B, T, N, H]` in dtype and level `[B, T, N]`; see `api.branch_attention_partial`."""
-    batch, tokens, heads, width = q.shape
-    kv_heads = k.shape[2]
-    grouped = q.reshape(batch, tokens, kv_heads, heads // kv_heads, width).transpose(0, 2, 1, 3, 4)  # [B, K, T, G, H]
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, T, H]
-    cut = _tiles(grouped, own, context)
-    if own is not None and with_own is not None:
-        own = OwnCache(own.heads, jnp.where(with_own, own.start, 0))
+    """Return out `[B, T, N, H]` in dtype and level `[B, T, N]`; see `api.branch_attention_partial`.
 
-    def cached(row: Array, queries: Array) -> Partial:  # queries [1, K, T, G, H] of one row
-        seen = empty(queries.shape[:-1], width)
+    Differentiable in q, k, v and the mapper's scalars; caches are constants.
+    """
+    inputs = jax.tree.map(jnp.asarray, Inputs(q, k, v, own, context, layer, with_own))
+    return differentiable.attend(Kernel(_forward, _backward), inputs, spec, dtype)
+
+
+def _forward(inputs: Inputs, spec: AttentionSpec, dtype: Any) -> tuple[Array, Array]:
+    q, k, v, context, layer, with_own = inputs.q, inputs.k, inputs.v, inputs.context, inputs.layer, inputs.with_own
+    batch, tokens = q.shape[:2]
+    group = q.shape[2] // k.shape[2]
+    grouped, new_k, new_v = by_head(q, group), by_head(k), by_head(v)
+    own = own_or_none(inputs.own, with_own)
+    cut = _tiles(inputs)
+
+    def cached(row: Array, queries: Array) -> Partial:  # queries [1, K, M, H] of one row
+        seen = empty(queries.shape[:-1], queries.shape[-1])
         if own is not None and tokens > 1:
             seen = _own(queries, OwnCache(own.heads, own.start[row][None]), layer, spec, row, cut.slots)
         return seen if context is None else merge(seen, _context(queries, row, context, layer, spec, cut.slots))
 
+    new = _new(grouped, new_k, new_v, group, spec, with_own)
     blocks = []
-    for first in range(0, tokens, cut.tokens):
-        queries = grouped[:, :, first : first + cut.tokens]
-        end = first + queries.shape[2]
-        seen = _new(queries, k[:, :, :end], v[:, :, :end], first, spec, with_own)
+    for first, end in query_blocks(tokens, cut.tokens):
+        seen, queries = jax.tree.map(lambda x, a=first * group, b=end * group: x[:, :, a:b], (new, grouped))
         if own is not None and tokens == 1:  # decode: all rows share one loop over their own slots
             seen = merge(seen, _own(queries, own, layer, spec, 0, cut.slots))
         if context is not None or (own is not None and tokens > 1):
             seen = merge(seen, _over_rows(cached, queries))
         blocks.append((finalize(seen).astype(dtype), level(seen.row_max, seen.row_sum)))
-    joined = blocks[0] if len(blocks) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *blocks)
-    out, levels = (jnp.swapaxes(x, 1, 2).reshape(batch, tokens, heads, *x.shape[4:]) for x in joined)
-    return out, levels
+    out, levels = (jnp.concatenate(found, axis=2) for found in zip(*blocks, strict=True))
+    return by_token(out, batch, tokens), by_token(levels, batch, tokens)
 
 
-def _tiles(grouped: Array, own: OwnCache | None, context: Context | None) -> XlaTiles:
-    """Return the tiles of a call with queries `[B, K, T, G, H]`."""
-    _, kv_heads, tokens, group, width = grouped.shape
-    caches = ([] if own is None else [own.heads]) + ([] if context is None else [part.heads for part in context.parts])
+def _backward(*arguments: Any) -> tuple[Array, Array, Array, Array | None]:
+    from psynth_jax.ops.branch_attention import xla_vjp
+
+    return xla_vjp.backward(*arguments)
+
+
+def _tiles(inputs: Inputs) -> XlaTiles:
+    """Return the tiles of a call."""
+    _, tokens, heads, width = inputs.q.shape
+    kv_heads, itemsize = inputs.k.shape[2], inputs.q.dtype.itemsize
+    caches = [] if inputs.own is None else [inputs.own.heads]
+    caches += [] if inputs.context is None else [part.heads for part in inputs.context.parts]
     most = max(caches, key=lambda heads: heads.slots, default=None)
-    itemsize = grouped.dtype.itemsize
     cached, slots = (itemsize, tokens) if most is None else (most.k.dtype.itemsize, most.slots)
-    return xla_tiles(tokens, group, kv_heads, width, itemsize, cached, slots, XlaTiles(QUERY_BLOCK, SLOT_BLOCK))
+    heuristic = XlaTiles(QUERY_BLOCK, SLOT_BLOCK)
+    return xla_tiles(tokens, heads // kv_heads, kv_heads, width, itemsize, cached, slots, heuristic)
+
+
+def by_head(x: Array, group: int = 1) -> Array:
+    """Return `[B, T, K * G, ...]` as `[B, K, T * G, ...]`: what reads one key head, side by side."""
+    batch, tokens, heads, *rest = x.shape
+    return x.reshape(batch, tokens, heads // group, group, *rest).swapaxes(1, 2).reshape(batch, heads // group, -1, *rest)
+
+
+def by_token(x: Array, batch: int, tokens: int) -> Array:
+    """Undo `by_head`: `[B, K, T * G, ...]` as `[B, T, K * G, ...]`."""
+    split = x.reshape(batch, x.shape[1], tokens, -1, *x.shape[3:])
+    return split.swapaxes(1, 2).reshape(batch, tokens, -1, *x.shape[3:])
+
+
+def query_blocks(tokens: int, size: int) -> list[tuple[int, int]]:
+    """Cut T into blocks: the first token of each, and the one after its last."""
+    return [(first, min(first + size, tokens)) for first in range(0, tokens, size)]
+
+
+def causal(first_key: int, first: int, end: int, group: int, with_own: Array | None) -> Array:
+    """Return which of the new keys `first_key .. end - 1` the queries of tokens `first .. end - 1` see, `[M, Z]`."""
+    mask = jnp.arange(first_key, end) <= jnp.repeat(jnp.arange(first, end), group)[:, None]
+    return mask if with_own is None else mask & with_own
+
+
+def own_or_none(own: OwnCache | None, with_own: Array | None) -> OwnCache | None:
+    """Empty the own cache where it does not count."""
+    if own is None or with_own is None:
+        return own
+    return OwnCache(own.heads, jnp.where(with_own, own.start, 0))
 
 
 def _over_rows(function: Callable[[Array, Array], Partial], grouped: Array) -> Partial:
@@ -86,30 +138,31 @@ def _over_rows(function: Callable[[Array, Array], Partial], grouped: Array) -> P
     return jax.tree.map(lambda x: x[:, 0], stacked)
 
 
-def _new(q: Array, k: Array, v: Array, first: int, spec: AttentionSpec, counted: Array | None) -> Partial:
-    """Causal attention of queries `first ..` (`[B, K, T, G, H]`) to the new keys up to the last of them, `[B, K, Z, H]`."""
-    causal = jnp.arange(k.shape[2]) <= (first + jnp.arange(q.shape[2]))[:, None]
-    if counted is not None:
-        causal &= counted
-    return _attend(spec.scale * q, k, v, causal[None, None, :, None], spec)
+def _new(q: Array, k: Array, v: Array, group: int, spec: AttentionSpec, with_own: Array | None) -> Partial:
+    """Causal attention of `q [B, K, M, H]` to the new keys `[B, K, T, H]`, in blocks of tokens."""
+    blocks = []
+    for first, end in query_blocks(k.shape[2], CAUSAL_BLOCK):
+        scaled = spec.scale * q[:, :, first * group : end * group]
+        mask = causal(first, first, end, group, with_own)
+        seen = _attend(scaled, k[:, :, first:end], v[:, :, first:end], mask, spec)
+        if first:
+            seen = merge(seen, _attend(scaled, k[:, :, :first], v[:, :, :first], with_own, spec))
+        blocks.append(seen)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *blocks)
 
 
-def _own(q: Array, own: OwnCache, layer: Array | int, spec: AttentionSpec, first_row: Array | int, block: int) -> Partial:
-    """Attention of `q [B, K, T, G, H]` to the filled slots of the own rows `first_row ..`."""
-    size = min(block, own.heads.slots)
+def _own(q: Array, own: OwnCache, layer: Array, spec: AttentionSpec, first_row: Array | int, size: int) -> Partial:
+    """Attention of `q [B, K, M, H]` to the filled slots of the own rows `first_row ..`."""
     scaled = spec.scale * q
 
-    def step(index: Array, seen: Partial) -> Partial:
-        k, v, slots = _read(own.heads, layer, first_row, q.shape[0], index * size, size)
-        # The last block is moved back inside the cache: its first slots were seen by the block before.
-        filled = (slots >= index * size) & (slots < own.start[:, None])
-        return merge(seen, _attend(scaled, k, _readable(v, filled), filled[:, None, None, None], spec))
+    def visit(seen: Partial, k: Array, v: Array, filled: Array | None) -> Partial:
+        return merge(seen, _attend(scaled, k, v, filled, spec))
 
-    return jax.lax.fori_loop(0, _blocks(own.start.max(), size), step, empty(q.shape[:-1], q.shape[-1]))
+    return over_blocks(visit, empty(q.shape[:-1], q.shape[-1]), own.heads, layer, first_row, 0, own.start, size, q.shape[2])
 
 
-def _context(q: Array, row: Array, context: Context, layer: Array | int, spec: AttentionSpec, block: int) -> Partial:
-    """Attention of `q [1, K, T, G, H]`, which belongs to batch row `row`, to all segments of that row."""
+def _context(q: Array, row: Array, context: Context, layer: Array, spec: AttentionSpec, size: int) -> Partial:
+    """Attention of `q [1, K, M, H]`, which belongs to batch row `row`, to all segments of that row."""
     seen = empty(q.shape[:-1], q.shape[-1])
     total = q.astype(jnp.float32).sum(axis=-1)
     for part in context.parts:
@@ -120,55 +173,77 @@ def _context(q: Array, row: Array, context: Context, layer: Array | int, spec: A
             key_scale, key_bias, value_scale, value_bias = context.scalars[layer, row, segments.branch]
             turned = (rope.rotate(q, cos, sin) * (spec.scale * key_scale)).astype(q.dtype)
             logit_shift = spec.scale * key_bias * total
-            size = min(block, part.heads.slots)
-            end = segments.first + segments.length
 
-            def step(block_index: Array, seen: Partial) -> Partial:
-                first = segments.first + block_index * size
-                k, v, slots = _read(part.heads, layer, segments.row, 1, first, size)
-                inside = ((slots >= first) & (slots < end))[None]
-                here = _attend(turned, k, _readable(v, inside), inside[:, None, None, None], spec, logit_shift)
+            def visit(seen: Partial, k: Array, v: Array, inside: Array | None) -> Partial:
+                here = _attend(turned, k, v, inside, spec, logit_shift)
                 out = value_scale * here.out + value_bias * here.row_sum[..., None]
                 return merge(seen, Partial(out, here.row_max, here.row_sum))
 
-            return jax.lax.fori_loop(0, _blocks(segments.length, size), step, seen)
+            end = (segments.first + segments.length)[None]
+            return over_blocks(visit, seen, part.heads, layer, segments.row, segments.first, end, size, q.shape[2])
 
         seen = jax.lax.fori_loop(0, part.segments.row.shape[1], over_segment, seen)
     return seen
 
 
-def _blocks(slots: Array, size: int) -> Array:
-    return (slots + size - 1) // size
+def over_blocks(
+    visit: Callable[[Carry, Array, Array, Array | None], Carry],
+    carry: Carry,
+    heads: CachedHeads,
+    layer: Array | int,
+    first_row: Array | int,
+    first: Array | int,
+    end: Array,
+    size: int,
+    query_rows: int = 0,
+) -> Carry:
+    """Fold `visit(carry, k, v, inside)` over blocks of slots `first .. end - 1` of rows `first_row ..`; end `[rows]`.
 
-
-def _read(
-    heads: CachedHeads, layer: Array | int, first_row: Array | int, rows: int, first_slot: Array | int, size: int
-) -> tuple[Array, Array, Array]:
-    """Return k and v `[rows, K, size, H]` of slots `first_slot ..` (moved back where they would pass the end), and slots."""
-    start = jnp.minimum(first_slot, heads.slots - size)
-    return *heads.read(layer, first_row, rows, start, size), start + jnp.arange(size)
-
-
-def _readable(values: Array, readable: Array) -> Array:
-    """Zero `values [B, K, Z, H]` where `readable [B, Z]` is not set: a weight of 0 times NaN would be NaN."""
-    return jnp.where(readable[:, None, :, None], values, 0)
-
-
-def _attend(q: Array, k: Array, v: Array, mask: Array, spec: AttentionSpec, logit_shift: Array | None = None) -> Partial:
-    """Softmax of scaled queries `[B, K, T, G, H]` over keys and values `[B, K, Z, H]`.
-
-    mask broadcasts against the logits `[B, K, T, G, Z]`; logit_shift `[B, K, T, G]` is added to them.
+    A block has `size` slots.  k, v `[rows, K, Z, H]`, v with zeros where `inside [rows, 1, 1, Z]` is not set: a weight of 0
+    times NaN would be NaN.
+    For many query rows, blocks that are whole for all rows come first, with inside None: masking costs as much as the rest
+    of the softmax.
     """
-    rows, kv_heads, tokens, group, width = q.shape
-    flat = q.reshape(rows, kv_heads, tokens * group, width)
-    logits = jnp.einsum("bkmh,bkzh->bkmz", flat, k, preferred_element_type=jnp.float32).reshape(*q.shape[:-1], -1)
+    size, rows = min(size, heads.slots), end.shape[0]
+
+    def whole_block(index: Array, carry: Carry) -> Carry:
+        return visit(carry, *heads.read(layer, first_row, rows, first + index * size, size), None)
+
+    def ragged_block(index: Array, carry: Carry) -> Carry:
+        begin = first + index * size
+        start = jnp.minimum(begin, heads.slots - size)
+        k, v = heads.read(layer, first_row, rows, start, size)
+        slots = start + jnp.arange(size)
+        # A block that would pass the cache's end is moved back: its first slots were seen by the block before.
+        inside = (slots >= begin) & (slots < end[:, None])
+        return visit(carry, k, jnp.where(inside[:, None, :, None], v, 0), inside[:, None, None])
+
+    whole: Array | int = 0
+    if query_rows >= MANY_ROWS:
+        whole = (end.min() - first) // size
+        carry = jax.lax.fori_loop(0, whole, whole_block, carry)
+    return jax.lax.fori_loop(whole, (end.max() - first + size - 1) // size, ragged_block, carry)
+
+
+def logits_of(q: Array, k: Array, spec: AttentionSpec, logit_shift: Array | None = None) -> Array:
+    """Return logits `[B, K, M, Z]` float32 of scaled queries `[B, K, M, H]` and keys `[B, K, Z, H]`.
+
+    logit_shift `[B, K, M]` is added before the soft cap.
+    """
+    logits = jnp.einsum("bkmh,bkzh->bkmz", q, k, preferred_element_type=jnp.float32)
     if logit_shift is not None:
         logits = logits + logit_shift[..., None]
-    if spec.softcap is not None:
-        logits = spec.softcap * jnp.tanh(logits / spec.softcap)
-    logits = jnp.where(mask, logits, -jnp.inf)
+    return logits if spec.softcap is None else spec.softcap * jnp.tanh(logits / spec.softcap)
+
+
+def _attend(
+    q: Array, k: Array, v: Array, mask: Array | None, spec: AttentionSpec, logit_shift: Array | None = None
+) -> Partial:
+    """Softmax of scaled queries `[B, K, M, H]` over keys and values `[B, K, Z, H]`; mask broadcasts against the logits."""
+    logits = logits_of(q, k, spec, logit_shift)
+    if mask is not None:
+        logits = jnp.where(mask, logits, -jnp.inf)
     row_max = logits.max(axis=-1)
     weights = jnp.exp(logits - jnp.where(jnp.isneginf(row_max), 0.0, row_max)[..., None])
-    flat_weights = weights.reshape(*flat.shape[:-1], -1).astype(v.dtype)
-    out = jnp.einsum("bkmz,bkzh->bkmh", flat_weights, v, preferred_element_type=jnp.float32)
-    return Partial(out.reshape(q.shape), row_max, weights.sum(axis=-1))
+    out = jnp.einsum("bkmz,bkzh->bkmh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return Partial(out, row_max, weights.sum(axis=-1))

@@ -1,0 +1,167 @@
+"""The way back through the folded form: gradients of the queries, the new keys and values, and the mapper's scalars.
+
+The same blocks once more, weights computed anew from the saved level.  For a segment with turned query
+r = c aK R(shift) q, logits x = r.k + c bK sum(q), weights p = exp(x - level) and output gradient g:
+
+    D the call's delta              dw = aV g.v + bV sum(g)         dx = p (dw - D)
+    dr = sum_s dx k                 dq = c aK R^T dr + c bK sum_s dx
+    dk = c sum dx q                 dv = sum p g                              (of the new tokens)
+    daK = c (R q).dr     dbK = c sum(q) sum_s dx     daV = sum_s p g.v     dbV = sum_s p sum(g)
+
+the last two lines summed over queries.  Branch caches are constants: nothing is computed for them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from psynth_jax.axes import Array
+from psynth_jax.ops import rope
+from psynth_jax.ops.branch_attention import xla
+from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, ContextPart, OwnCache
+from psynth_jax.ops.branch_attention.differentiable import Inputs
+
+
+class _Queries(NamedTuple):
+    """A block of one row's queries with what their gradient needs: q, gradient `[1, K, M, H]`; delta, level `[1, K, M]`."""
+
+    q: Array
+    gradient: Array
+    delta: Array
+    level: Array
+
+
+class _Sums(NamedTuple):
+    """Sums over slots, per query: dx k `[1, K, M, H]`; dx, p and p g.v `[1, K, M]`."""
+
+    of_keys: Array
+    of_logits: Array
+    of_weights: Array
+    of_values: Array
+
+
+def backward(
+    inputs: Inputs, spec: AttentionSpec, level: Array, gradient: Array, delta: Array
+) -> tuple[Array, Array, Array, Array | None]:
+    """Return the gradients of q, k, v and scalars; see `differentiable.Kernel`."""
+    q, k, v, context, layer, with_own = inputs.q, inputs.k, inputs.v, inputs.context, inputs.layer, inputs.with_own
+    own = xla.own_or_none(inputs.own, with_own)
+    batch, tokens = q.shape[:2]
+    group = q.shape[2] // k.shape[2]
+    queries = _Queries(*(xla.by_head(x, group) for x in (q, gradient.astype(q.dtype), delta, level)))
+
+    def of_row(item: tuple[Array, Any]) -> tuple[Array, Array, Array, Array | None]:
+        row, (new_k, new_v, mine) = item
+        new_k, new_v, mine = jax.tree.map(lambda x: x[None], (new_k, new_v, mine))
+        dk, dv = jnp.zeros(new_k.shape, jnp.float32), jnp.zeros(new_v.shape, jnp.float32)
+        dq, of_scalars = [], None if context is None else jnp.zeros(context.scalars.shape[2:], jnp.float32)
+        for first, end in xla.query_blocks(tokens, xla.QUERY_BLOCK):
+            block = _Queries(*(x[:, :, first * group : end * group] for x in mine))
+            mask = xla.causal(0, first, end, group, with_own)
+            of_queries, block_k, block_v = _new(block, new_k[:, :, :end], new_v[:, :, :end], mask, spec)
+            dk, dv = dk.at[:, :, :end].add(block_k), dv.at[:, :, :end].add(block_v)
+            if own is not None:
+                of_queries += _own(block, own, row, layer, spec)
+            if context is not None:
+                of_queries, of_scalars = _context(block, row, context, layer, spec, (of_queries, of_scalars))
+            dq.append(of_queries)
+        return jnp.concatenate(dq, axis=2)[0], dk[0], dv[0], of_scalars
+
+    rows = jnp.arange(batch), (xla.by_head(k), xla.by_head(v), queries)
+    dq, dk, dv, of_scalars = jax.lax.map(of_row, rows)
+    if context is not None:  # [B, W, 4] of one layer
+        of_scalars = jnp.zeros_like(context.scalars).at[layer].set(of_scalars.astype(context.scalars.dtype))
+    dq, dk, dv = (xla.by_token(x, batch, tokens).astype(like.dtype) for x, like in ((dq, q), (dk, k), (dv, v)))
+    return dq, dk, dv, of_scalars
+
+
+def _new(block: _Queries, k: Array, v: Array, mask: Array, spec: AttentionSpec) -> tuple[Array, Array, Array]:
+    """Return the gradients of the queries, of the new keys and of the new values `[1, K, Z, H]` that they may see."""
+    scaled = spec.scale * block.q
+    weights, of_logit, _ = _through_softmax(block, scaled, k, v, mask, spec)
+    dk = jnp.einsum("bkmz,bkmh->bkzh", of_logit.astype(k.dtype), scaled, preferred_element_type=jnp.float32)
+    dv = jnp.einsum("bkmz,bkmh->bkzh", weights.astype(v.dtype), block.gradient, preferred_element_type=jnp.float32)
+    return spec.scale * _times_keys(of_logit, k), dk, dv
+
+
+def _own(block: _Queries, own: OwnCache, row: Array, layer: Array, spec: AttentionSpec) -> Array:
+    """Return the gradient of the queries through the filled slots of their own row."""
+    scaled = spec.scale * block.q
+
+    def visit(dq: Array, k: Array, v: Array, filled: Array) -> Array:
+        k = _readable(k, filled)
+        _, of_logit, _ = _through_softmax(block, scaled, k, v, filled, spec)
+        return dq + _times_keys(of_logit, k)
+
+    nothing = jnp.zeros(block.q.shape, jnp.float32)
+    return spec.scale * xla.over_blocks(visit, nothing, own.heads, layer, row, 0, own.start[row][None], xla.SLOT_BLOCK)
+
+
+def _context(
+    block: _Queries, row: Array, context: Context, layer: Array, spec: AttentionSpec, found: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """Add what goes through all segments of batch row `row` to `found`: of the queries, and of its scalars `[W, 4]`."""
+    total = block.q.astype(jnp.float32).sum(axis=-1)
+    of_output = block.gradient.astype(jnp.float32).sum(axis=-1)
+    for part in context.parts:
+
+        def over_segment(index: Array, found: tuple[Array, Array], part: ContextPart = part) -> tuple[Array, Array]:
+            segments = jax.tree.map(lambda x: x[row, index], part.segments)
+            cos, sin = context.cos[row, segments.branch], context.sin[row, segments.branch]
+            key_scale, key_bias, value_scale, value_bias = context.scalars[layer, row, segments.branch]
+            upright = spec.scale * rope.rotate(block.q.astype(jnp.float32), cos, sin)
+            turned = (upright * key_scale).astype(block.q.dtype)
+            logit_shift = spec.scale * key_bias * total
+            shifted = block._replace(delta=block.delta - value_bias * of_output)
+
+            def visit(sums: _Sums, k: Array, v: Array, inside: Array) -> _Sums:
+                k = _readable(k, inside)
+                weights, of_logit, through_values = _through_softmax(
+                    shifted, turned, k, v, inside, spec, logit_shift, value_scale
+                )
+                here = _times_keys(of_logit, k), *(x.sum(axis=-1) for x in (of_logit, weights, weights * through_values))
+                return _Sums(*(x + more for x, more in zip(sums, here, strict=True)))
+
+            nothing = _Sums(jnp.zeros(block.q.shape, jnp.float32), *[jnp.zeros(total.shape, jnp.float32)] * 3)
+            end = (segments.first + segments.length)[None]
+            sums = xla.over_blocks(visit, nothing, part.heads, layer, segments.row, segments.first, end, xla.SLOT_BLOCK)
+            dq, of_scalars = found
+            dq += spec.scale * (key_scale * rope.rotate(sums.of_keys, cos, -sin) + key_bias * sums.of_logits[..., None])
+            four = (upright * sums.of_keys, spec.scale * total * sums.of_logits, sums.of_values, of_output * sums.of_weights)
+            return dq, of_scalars.at[segments.branch].add(jnp.stack([x.sum() for x in four]))
+
+        found = jax.lax.fori_loop(0, part.segments.row.shape[1], over_segment, found)
+    return found
+
+
+def _through_softmax(
+    block: _Queries,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array,
+    spec: AttentionSpec,
+    logit_shift: Array | None = None,
+    value_scale: Array | float = 1.0,
+) -> tuple[Array, Array, Array]:
+    """Return p, dx (before the soft cap) and g.v, each `[1, K, M, Z]`, of scaled and turned queries q."""
+    logits = xla.logits_of(q, k, spec, logit_shift)
+    level = jnp.where(jnp.isneginf(block.level), 0.0, block.level)
+    weights = jnp.where(mask, jnp.exp(logits - level[..., None]), 0.0)
+    through_values = jnp.einsum("bkmh,bkzh->bkmz", block.gradient, v, preferred_element_type=jnp.float32)
+    of_logit = weights * (value_scale * through_values - block.delta[..., None])
+    if spec.softcap is not None:
+        of_logit = of_logit * (1 - (logits / spec.softcap) ** 2)
+    return weights, of_logit, through_values
+
+
+def _times_keys(of_logit: Array, k: Array) -> Array:
+    return jnp.einsum("bkmz,bkzh->bkmh", of_logit.astype(k.dtype), k, preferred_element_type=jnp.float32)
+
+
+def _readable(k: Array, inside: Array) -> Array:
+    """Zero keys `[1, K, Z, H]` where `inside [1, 1, 1, Z]` is not set: here NaN would pass through a product with 0."""
+    return jnp.where(inside.swapaxes(-1, -2), k, 0)
