@@ -132,6 +132,7 @@ def assert_gradients_equal_the_oracles(drawn: tuple[Any, ...], spec: AttentionSp
     assert_equal(gradients(of_output(xla, spec), drawn), gradients(of_output(reference, spec), drawn))
 
 
+@pytest.mark.exhaustive
 class TestOfTheOutput:
     @pytest.mark.parametrize("name", SEGMENTS)
     def test_segments(self, name: str) -> None:
