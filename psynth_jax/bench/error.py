@@ -6,11 +6,13 @@ in its own numbers, and scores that answer, token by token.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from psynth_jax.axes import HostArray
 from psynth_jax.errors import InputError
 from psynth_jax.model import Model
 from psynth_jax.synthesis.pipeline import ParallelSynthesis
@@ -32,32 +34,46 @@ def error(load: Callable[[str], Model], workers: int, worker_tokens: int, answer
     roles = load_roles()
     if min(workers, worker_tokens, answer_tokens) < 1 or workers > len(roles):
         raise InputError(f"workers must be 1 to {len(roles)}, worker tokens and answer tokens at least 1")
-    models = {"float32": load("float32")}
-    exact = ParallelSynthesis(models["float32"])
-    question, prompts = _asked(models["float32"], workers)
-    texts = exact.work(prompts, max_new_tokens=worker_tokens).token_ids
-    answer = exact.synthesize(question, exact.encode(texts, prompts), max_new_tokens=answer_tokens).token_ids
-    expected = exact.score(question, answer, exact.encode(texts, prompts))
-    variants = []
-    for dtype, cache_dtype in VARIANTS:
-        if dtype not in models:
-            models = {dtype: load(dtype)}  # the other one is not needed any more
-        synth = ParallelSynthesis(models[dtype], cache_dtype=cache_dtype)
-        difference = np.asarray(synth.score(question, answer, synth.encode(texts, prompts))) - np.asarray(expected)
-        variants.append(
-            {
-                "dtype": dtype,
-                "cache_dtype": cache_dtype,
-                "mean_error": float(np.abs(difference).mean()),
-                "largest_error": float(np.abs(difference).max()),
-            }
-        )
+    answered, differences = None, []
+    for dtype in ("float32", "bfloat16"):  # one model in memory at a time
+        model = load(dtype)
+        answered = answered or _answered(model, workers, worker_tokens, answer_tokens)
+        differences += [_difference(model, answered, *each) for each in VARIANTS if each[0] == dtype]
+        del model
+    assert answered is not None
     return {
-        "cached_tokens": sum(len(text) for text in texts),
-        "answer_tokens": len(answer),
-        "mean_log_probability": float(np.mean(expected)),
-        "variants": variants,
+        "cached_tokens": sum(len(text) for text in answered.texts),
+        "answer_tokens": len(answered.answer),
+        "mean_log_probability": float(np.mean(answered.scores)),
+        "variants": differences,
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answered:
+    """A question, what its workers were told and wrote, the answer in tokens and its log-probabilities, in float32."""
+
+    question: Any
+    prompts: list[Any]
+    texts: list[list[int]]
+    answer: list[int]
+    scores: HostArray
+
+
+def _answered(model: Model, workers: int, worker_tokens: int, answer_tokens: int) -> _Answered:
+    synth, (question, prompts) = ParallelSynthesis(model), _asked(model, workers)
+    texts = synth.work(prompts, max_new_tokens=worker_tokens).token_ids
+    branches = synth.encode(texts, prompts)
+    answer = synth.synthesize(question, branches, max_new_tokens=answer_tokens).token_ids
+    return _Answered(question, prompts, texts, answer, np.asarray(synth.score(question, answer, branches)))
+
+
+def _difference(model: Model, answered: _Answered, dtype: str, cache_dtype: str) -> dict[str, Any]:
+    synth = ParallelSynthesis(model, cache_dtype=cache_dtype)
+    branches = synth.encode(answered.texts, answered.prompts)
+    difference = np.abs(np.asarray(synth.score(answered.question, answered.answer, branches)) - answered.scores)
+    errors = {"mean_error": float(difference.mean()), "largest_error": float(difference.max())}
+    return {"dtype": dtype, "cache_dtype": cache_dtype, **errors}
 
 
 def _asked(model: Model, workers: int) -> tuple[Any, list[Any]]:

@@ -26,7 +26,7 @@ from psynth_jax.ops.branch_attention import Implementation
 from psynth_jax.ops.branch_attention.cases import MODELS, Case
 from psynth_jax.presets import preset
 
-bench = typer.Typer(help="Measure time to first token, and decoding.")
+bench = typer.Typer(help="Measure speed, and what lower precision costs.")
 
 ModelName = Annotated[str, typer.Option("--model", help="preset, model directory, .gguf file, or hub id")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16")]

@@ -21,9 +21,10 @@ BEGIN, END = "<!-- psynth compile: begin -->", "<!-- psynth compile: end -->"
 
 
 def compile_(
+    context: typer.Context,
     topology: Annotated[str | None, typer.Option(help="accelerator type: v5e-16, v5p-64, v6e-8, tpu7x-16, ...")] = None,
     model: Annotated[str | None, typer.Option(help=", ".join(PRESETS))] = None,
-    program: Annotated[str, typer.Option(help="synthesize, decode, workers or train")] = "synthesize",
+    program: Annotated[str, typer.Option(help="synthesize, decode or workers")] = "synthesize",
     mesh: Annotated[
         str | None, typer.Option(help="axes, as in branch=2,tensor=8; default: tensor as far as heads go, the rest branch")
     ] = None,
@@ -33,7 +34,7 @@ def compile_(
     new_tokens: Annotated[int, typer.Option(help="room for the answer")] = 128,
     dtype: Annotated[str, typer.Option(help="of weights and activations: bfloat16 or float32")] = "bfloat16",
     cache_dtype: Annotated[str | None, typer.Option(help="of branch caches, int8 too; default: dtype")] = None,
-    rank: Annotated[int, typer.Option(help="of the synthesizer's adapter; 0: none")] = 16,
+    rank: Annotated[int, typer.Option(help="of the synthesizer's adapter; 0: none; workers have none")] = 16,
     matrix: Annotated[Path | None, typer.Option(help="YAML list of workloads, compiled one after another")] = None,
     into: Annotated[
         Path | None, typer.Option(help=f"with --matrix: a file whose table between {BEGIN} and {END} is renewed")
@@ -48,8 +49,10 @@ def compile_(
     if "JAX_PLATFORMS" not in os.environ:  # what is compiled for needs no device here, and must not take one
         jax.config.update("jax_platforms", "cpu")
     if matrix is not None:
-        if topology is not None or model is not None or dump is not None:
-            raise InputError("--matrix names topologies and models itself, and writes no text: leave out the other options")
+        given = [name for name in context.params if _was_given(context, name) and name not in ("matrix", "into", "as_json")]
+        if given:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise InputError(f"a --matrix says itself what to compile, and writes no text: leave out {named}")
         _matrix(read_matrix(matrix), matrix, into, as_json)
         return
     if into is not None:
@@ -62,16 +65,21 @@ def compile_(
         "cache_dtype": cache_dtype, "rank": rank,
     }  # fmt: skip
     found = _compile(workload(asked))
-    if dump is not None:
-        if found.text is None:
-            raise InputError(f"there is nothing to write to {dump}: {found.facts['advice'] or 'the compiler gave no text'}")
+    if dump is not None and found.text is not None:
         _write(dump, found.text)
     if as_json:
         write_json(found.facts)
     else:
         console.print(view.compiled(found.facts))
+        if dump is not None and found.text is None:
+            console.print(f"nothing was written to {dump}: there is no compiled text")
     if not found.facts["ok"]:
         raise SystemExit(1)
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _compile(work: Workload) -> Report:

@@ -15,31 +15,47 @@ import functools
 import math
 import re
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
-COPYING = ("copy", "slice", "dynamic-slice", "transpose", "fusion", "gather", "concatenate", "all-gather")
-_ITEM_BITS = re.compile(r"(?:[fsu]|bf|f8e\w*?|c)(\d+)")
+COPYING = (
+    "copy", "copy-start", "slice", "dynamic-slice", "transpose", "fusion", "gather", "concatenate", "all-gather",
+    "all-gather-start",
+)  # fmt: skip
+_ITEM_BITS = re.compile(r"(?:[fsu]|bf|c)(\d+)(?:e\w+)?")
 _OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\(")
-_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(
     r"(?:body|to_apply|calls|(?:true|false)_computation)=%?([\w.\-]+)|(?:branch|called)_computations=\{([^}]*)\}"
 )
 _LIMIT = re.compile(r"constant\((\d+)\)")
 
 
+class Result(NamedTuple):
+    """An array that an operation makes on one device.  on_chip: in fast memory, where programs keep what they need next."""
+
+    shape: str
+    nbytes: int
+    on_chip: bool
+
+
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One operation.  nbytes: of its results on one device, largest: of the largest of them.
+    """One operation.  times: how often it runs, loops counted.
 
-    times: how often it runs, loops counted.
+    results: a started copy or collective shows its operand next to its result; of a copy only the result is listed.
     """
 
     kind: str
-    nbytes: int
-    largest: int
-    shapes: tuple[str, ...]
+    results: tuple[Result, ...]
     times: int
     line: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it puts out: of all results, or of the larger of a started collective's operand and result."""
+        each = [result.nbytes for result in self.results] or [0]
+        return max(each) if self.kind.endswith("-start") and self.kind != "all-reduce-start" else sum(each)
 
 
 class CompiledText:
@@ -55,10 +71,12 @@ class CompiledText:
         for name, times in self._times.items():
             for line in self._computations[name][1]:
                 if found := _OPERATION.match(line):
-                    arrays = _ARRAY.findall(found[2])
-                    nbytes = [_nbytes(kind, sizes) for kind, sizes in arrays] or [0]
-                    shapes = tuple(f"[{sizes}]" for _, sizes in arrays)
-                    yield Operation(found[3], sum(nbytes), max(nbytes), shapes, times, line.strip())
+                    results = tuple(
+                        Result(f"[{sizes}]", _nbytes(kind, sizes), "S(1)" in layout)
+                        for kind, sizes, layout in _ARRAY.findall(found[2])
+                    )
+                    results = results[:1] if found[3] == "copy-start" else results
+                    yield Operation(found[3], results, times, line.strip())
 
     def collectives(self) -> dict[str, dict[str, int]]:
         """Return per kind how many run, and the bytes that they put out on a device, all runs together."""
@@ -66,22 +84,23 @@ class CompiledText:
         for operation in self.operations():
             kind = operation.kind.removesuffix("-start")
             if kind in COLLECTIVES:
-                nbytes = operation.nbytes
-                if operation.kind != kind and kind != "all-reduce":  # a started one shows its operand next to its result
-                    nbytes = operation.largest
                 sums = found.setdefault(kind, {"count": 0, "bytes": 0, "largest": 0})
                 sums["count"] += operation.times
-                sums["bytes"] += operation.times * nbytes
-                sums["largest"] = max(sums["largest"], nbytes)
+                sums["bytes"] += operation.times * operation.nbytes
+                sums["largest"] = max(sums["largest"], operation.nbytes)
         return found
 
     def copies(self, limit: int, apart_from: Iterable[str] = ()) -> list[str]:
-        """List operations that make an array of `limit` bytes or more, with shapes that are not `apart_from`."""
+        """List operations that make an array of `limit` bytes or more in main memory, of a shape not in `apart_from`.
+
+        What is brought into fast memory before it is used is read once, as it would be otherwise, and so is not listed.
+        """
         known = set(apart_from)
         return [
             operation.line[:200]
             for operation in self.operations()
-            if operation.kind in COPYING and operation.nbytes >= limit and not known.intersection(operation.shapes)
+            if operation.kind in COPYING
+            and any(x.nbytes >= limit and not x.on_chip and x.shape not in known for x in operation.results)
         ]
 
     @functools.cached_property

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from psynth_jax.compiling.workload import Workload
 from psynth_jax.nn.decoder import parameter_letters, parameter_shapes, shardings_of
 from psynth_jax.sharding import BRANCH, DATA, FSDP, TENSOR, kv_copies, shards
-from psynth_jax.synthesis.engine import chunk_sizes
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -61,20 +60,24 @@ def estimate(work: Workload, mesh: Mesh) -> Estimate:
     # Rows of workers are cut over data and branch; a question is on all of them, its branches are not.
     weight_shards = mesh.shape[TENSOR] * mesh.shape[FSDP] * (1 if reads_branches else row_shards)
     attention_shards = mesh.shape[TENSOR] * row_shards
-    calls = len(chunk_sizes(tokens))
-    device_bytes = calls * (_weight_bytes(work, mesh) + _cache_bytes(work, mesh, rows, cached, own))
+    every_call, once = _weight_bytes(work, mesh)
+    device_bytes = work.calls * (every_call + _cache_bytes(work, mesh, rows, cached, own)) + once
     device_flops = weights_flops // weight_shards + attention_flops // attention_shards
     chip = work.slice.chip
     seconds = max(device_bytes / chip.bandwidth, device_flops / chip.flops)
     return Estimate(weights_flops + attention_flops, device_flops, device_bytes, seconds)
 
 
-def _weight_bytes(work: Workload, mesh: Mesh) -> int:
-    """Bytes of the weights that one device reads in a call: all of them but an embedding that is only looked up."""
+def _weight_bytes(work: Workload, mesh: Mesh) -> tuple[int, int]:
+    """Bytes of the weights that one device reads in every call, and in the last one alone: those of the head.
+
+    An embedding is only looked up.
+    """
     config = work.config
     cut, shapes = shardings_of(config, mesh), parameter_shapes(config)
-    read = [name for name in parameter_letters(config) if config.tied_head or name != "embedding"]
-    return jnp.dtype(work.dtype).itemsize * sum(math.prod(cut[name].shard_shape(shapes[name])) for name in read)
+    held = {name: math.prod(cut[name].shard_shape(shapes[name])) for name in parameter_letters(config)}
+    itemsize, head = jnp.dtype(work.dtype).itemsize, held.get("head", held["embedding"])
+    return itemsize * sum(size for name, size in held.items() if name not in ("embedding", "head")), itemsize * head
 
 
 def _cache_bytes(work: Workload, mesh: Mesh, rows: int, cached: float, own: float) -> int:
@@ -90,6 +93,6 @@ def _cache_bytes(work: Workload, mesh: Mesh, rows: int, cached: float, own: floa
     cache_dtype = work.cache_dtype or work.dtype
     if work.program == "workers":
         mine = -(-rows // row_shards)
-        return int(mine * (cached + own) * slot(cache_dtype))
+        return int((cached + mine * own) * slot(cache_dtype))  # they share the prompt
     mine = -(-work.branches // row_shards) * work.branch_tokens
     return int(mine * slot(cache_dtype) + own * slot(work.dtype))

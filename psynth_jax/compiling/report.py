@@ -35,11 +35,14 @@ def report(work: Workload) -> Report:
     """Compile a workload.  Its facts, bytes being those of one device:
 
     ok: it compiles and fits.  topology, devices, mesh, model, program and the sizes asked for.
-    hbm_bytes_per_device: what the chip has.  needed_bytes: arguments + results + temporaries, donated ones once.
-    argument_bytes, output_bytes, alias_bytes, temp_bytes.  branch_cache_bytes, weight_bytes: of the arguments.
-    pallas_calls: in the text.  collectives: kind -> count and bytes of all runs, and the largest one.
-    layer_cache_bytes: of one layer of the cache that is read most.  cache_sized_copies: what copies that much.
-    flops, device_flops, device_bytes, estimated_seconds: see `estimate`.  compile_seconds.  advice: when it does not fit.
+    hbm_bytes_per_device: what the chip has.  needed_bytes: arguments, results, temporaries and code, donated ones once.
+    argument_bytes, output_bytes, alias_bytes, temp_bytes, code_bytes: what XLA says.
+    weight_bytes, branch_cache_bytes, own_cache_bytes: of the arguments.  layer_cache_bytes: of one layer of the former.
+    pallas_calls: in the text.  collectives: kind -> count and bytes of all runs of one call, and the largest one.
+    cache_sized_copies: what makes arrays of layer_cache_bytes or more; weight_relayouts: the same, in a weight's shape.
+    calls: runs of the compiled step, more than 1 for a prompt that is fed in chunks.
+    flops, device_flops, device_bytes, estimated_seconds: of all calls, see `estimate`.
+    compile_seconds.  advice: what to change when it does not fit.
 
     Raises `UserError` for an unknown model or slice, `ConfigError` for a mesh that does not fit, `InputError` for positions
     past the model's window.  That there is not enough memory is a fact, not an error.
@@ -51,6 +54,7 @@ def report(work: Workload) -> Report:
         **work.model_dump(exclude={"mesh"}),
         "mesh": ",".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1) or "one device",
         "devices": mesh.devices.size,
+        "calls": work.calls,
         "hbm_bytes_per_device": work.slice.chip.hbm_bytes,
         "weight_bytes": bytes_on_a_device(program.model),
         "branch_cache_bytes": bytes_on_a_device(program.read),

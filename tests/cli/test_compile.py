@@ -27,7 +27,8 @@ class TestRefusals:
             (("--topology", "v5e-8", "--model", "qwen3-8b", "--branches", "0"), "branches"),
             (("--topology", "v5e-8", "--model", "qwen3-8b", "--into", "README.md"), "--into takes the table of a --matrix"),
             (("--matrix", "none.yaml"), "cannot read none.yaml"),
-            (("--matrix", "none.yaml", "--model", "qwen3-8b"), "leave out the other options"),
+            (("--matrix", "none.yaml", "--rank", "8", "--dump", "x"), "leave out --rank, --dump"),
+            (("--matrix", "none.yaml", "--model", "qwen3-8b"), "leave out --model"),
         ],
     )
     def test_wrong_options(self, refused: Refused, options: tuple[str, ...], said: str) -> None:
@@ -61,9 +62,11 @@ class TestCompiles:
         assert found["argument_bytes"] > found["weight_bytes"] + found["branch_cache_bytes"] > 0
         assert "tpu_custom_call" in text.read_text()
 
-    def test_exit_code_1_when_it_does_not_fit(self, psynth: Command) -> None:
-        done = psynth("compile", "--topology", "v5e-1", "--model", "huge", "--branches", 1, "--branch-tokens", 64)
-        assert done.code == 1
+    def test_exit_code_1_when_it_does_not_fit(self, psynth: Command, tmp_path: Path) -> None:
+        page = tmp_path / "never.txt"
+        sizes = ("--branches", 1, "--branch-tokens", 64)
+        done = psynth("compile", "--topology", "v5e-1", "--model", "huge", *sizes, "--dump", page)
+        assert (done.code, page.exists()) == (1, False)
         assert "does not fit; use a larger tensor or fsdp axis" in " ".join(done.err.split())
 
     def test_matrix_into_a_file(self, psynth: Command, tmp_path: Path) -> None:

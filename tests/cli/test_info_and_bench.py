@@ -72,7 +72,7 @@ class TestBench:
         low, high = {"float32": (0, 1e-5), "int8": (1e-5, 0.1)}[cache_dtype]
         assert low <= found["largest_error"] < high
 
-    @pytest.mark.parametrize("random", [False, True])
+    @pytest.mark.parametrize("random", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
     def test_error(self, psynth: Command, model_directory: Path, random: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(PRESETS, "miniature", Preset(tiny_config(), "nobody/nothing"))
         model = ("miniature", "--random") if random else (model_directory,)

@@ -45,6 +45,9 @@ ENTRY %main (w: bf16[64,128]) -> bf16[64,128] {
   %copy = s8[64,128]{1,0} copy(%w)
   %fusion = bf16[64,128]{1,0} fusion(%w), kind=kLoop, calls=%fused
   %start = ((f32[16]), f32[16], u32[]) async-start(%z), calls=%asynchronous
+  %prefetch = (bf16[64,128]{1,0:T(8,128)(2,1)S(1)}, bf16[64,128]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%w)
+  %moved_away = (bf16[64,128]{1,0:T(8,128)(2,1)}, bf16[64,128]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%w)
+  %two = (bf16[32,128]{1,0}, bf16[32,128]{1,0}) fusion(%w), kind=kLoop, calls=%fused
   %loop = (s32[], bf16[64,128]) while(%t0), condition=%condition, body=%body
   ROOT %out = bf16[64,128]{1,0} get-tuple-element(%loop), index=1
 }
@@ -65,9 +68,9 @@ def test_kernels() -> None:
 
 def test_copies_are_those_that_leave_a_fusion() -> None:
     text = CompiledText(TEXT)
-    assert [line.split()[0] for line in text.copies(64 * 128)] == ["%copy", "%fusion"]
-    assert [line.split()[0] for line in text.copies(64 * 128 * 2)] == ["%fusion"]
-    assert text.copies(64 * 128, apart_from=["[64,128]"]) == []
+    assert [line.split()[0] for line in text.copies(64 * 128)] == ["%copy", "%fusion", "%moved_away", "%two"]
+    assert [line.split()[0] for line in text.copies(64 * 128 * 2)] == ["%fusion", "%moved_away"]
+    assert [line.split()[0] for line in text.copies(64 * 128, apart_from=["[64,128]"])] == ["%two"]
 
 
 def test_a_loop_of_unknown_length_counts_once() -> None:

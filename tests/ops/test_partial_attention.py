@@ -16,7 +16,10 @@ from tests.ops.forms import part, whole
 from tests.ops.test_pallas_gpu import case
 
 # jax 0.12 announces that Pallas will leave Triton to others
-pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.exhaustive,
+    pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning"),
+]
 
 PARTS = {
     "pallas_tpu": part(pallas_tpu.attend, interpret=True),

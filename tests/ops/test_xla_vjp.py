@@ -21,6 +21,8 @@ from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, finalize, merge
 from tests.ops.forms import part, whole
 
+pytestmark = pytest.mark.exhaustive
+
 L, B, R, W, K, H, S = 2, 3, 5, 3, 2, 6, 37
 SPEC = AttentionSpec(0.4)
 # row, first slot, length, branch of the segments of each question
@@ -132,7 +134,6 @@ def assert_gradients_equal_the_oracles(drawn: tuple[Any, ...], spec: AttentionSp
     assert_equal(gradients(of_output(xla, spec), drawn), gradients(of_output(reference, spec), drawn))
 
 
-@pytest.mark.exhaustive
 class TestOfTheOutput:
     @pytest.mark.parametrize("name", SEGMENTS)
     def test_segments(self, name: str) -> None:

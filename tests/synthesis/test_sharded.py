@@ -24,6 +24,8 @@ from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
 from psynth_jax.synthesis.step import Reader, Rows
 from tests.tiny import random_lora, random_mapper, talking_model, tiny_model, token_ids
 
+pytestmark = pytest.mark.exhaustive
+
 ALL_AXES = "data=2,branch=2,tensor=2"  # the mesh for what need not be seen on each of them: compiling is slow
 MESHES = ("branch=8", "branch=4,tensor=2", ALL_AXES, "fsdp=2,tensor=4")
 SHAPE = {"layers": 2, "heads": 4, "mlp_width": 32, "width": 24}  # tensor=4 needs copies of the two KV heads

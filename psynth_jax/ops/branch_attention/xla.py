@@ -4,8 +4,9 @@
     output  sum p (aV v + bV)             =   aV sum p v             +  bV sum p
 
 Re-encoding turns the *query* once per branch; the mapper is a scale and a shift of logits and accumulator.  Blocks of
-queries meet blocks of slots under a running softmax, so no array grows with T x S, and the number of blocks visited is the
-number that is filled, not the capacity.  `xla_vjp.py` is the way back over the same blocks.
+queries meet blocks of slots under a running softmax, so no array grows with T times the cached slots, and the number of
+blocks visited is the number that is filled, not the capacity.
+`xla_vjp.py` is the way back over the same blocks.
 
 Queries are grouped by the key head that they read, all tokens of a group in one axis: `[B, K, M, H]` with `M = T * G`.
 """
@@ -29,7 +30,7 @@ from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, empty, finalize, level, merge
 
 SLOT_BLOCK = 512  # slots per step: keys and values of a block stay in a CPU core's cache
-QUERY_BLOCK = 256  # query tokens per step: bounds the logits in memory to N * 256 * 512 floats
+QUERY_BLOCK = 256  # query tokens per step: bounds the logits of cached slots in memory to N * 256 * 512 floats
 CAUSAL_BLOCK = 128  # query tokens that meet the new keys at once: half of the logits of its last 128 keys are masked
 MANY_ROWS = 128  # of queries, M: from here on, masking a block costs more than a second loop for blocks without a mask
 
