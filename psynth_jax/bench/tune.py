@@ -7,8 +7,9 @@ is low by luck as well.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -125,9 +126,21 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 
 def _compiled(call: Callable[..., jax.Array], operands: Any, table: Table) -> Callable[[], jax.Array]:
-    with tuned.using(table):
+    with tuned.using(table), _kept_in_memory_only():
         compiled = jax.jit(call).lower(*operands).compile()
     return lambda: jax.block_until_ready(compiled(*operands))
+
+
+@contextlib.contextmanager
+def _kept_in_memory_only() -> Iterator[None]:
+    """Write no program to the folder of compiled ones: most candidates are never compiled again."""
+    least = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, least)
+    jax.config.update(least, 1e9)
+    try:
+        yield
+    finally:
+        jax.config.update(least, before)
 
 
 def _tolerance(dtype: str) -> float:
