@@ -47,6 +47,7 @@ def report(work: Workload) -> Report:
     Raises `UserError` for an unknown model or slice, `ConfigError` for a mesh that does not fit, `InputError` for positions
     past the model's window.  That there is not enough memory is a fact, not an error.
     """
+    work.check_window()
     mesh = work.make_mesh()
     program = lower(work, mesh)
     facts: dict[str, Any] = {
