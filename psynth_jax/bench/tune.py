@@ -119,7 +119,7 @@ class _Tried:
 
 
 def _refusals() -> tuple[type[Exception], ...]:
-    """Return what a compiler raises for tiles that it does not take."""
+    """Return what compilers raise for tiles that they do not take: XLA, Mosaic, and Pallas before it hands them over."""
     from jax.experimental.pallas.tpu import LoweringException  # takes a while to import
 
     return jax.errors.JaxRuntimeError, LoweringException, NotImplementedError, ValueError

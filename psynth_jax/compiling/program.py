@@ -19,11 +19,11 @@ from psynth_jax.cache import KVCache, cache_shardings, placement_on
 from psynth_jax.compiling.workload import Workload
 from psynth_jax.config import DecoderConfig
 from psynth_jax.mapper import Mapper
-from psynth_jax.nn.adapter import FACTOR_LETTERS, Lora
+from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.decoder import Decoder, parameter_shapes, shardings_of
 from psynth_jax.ops.branch_attention import ContextPart, Segments
 from psynth_jax.ops.cached_heads import CachedHeads, packs
-from psynth_jax.sharding import ROW_AXES, parameter_spec, replicated
+from psynth_jax.sharding import ROW_AXES, replicated
 from psynth_jax.synthesis import step
 from psynth_jax.synthesis.engine import Engine, chunk_sizes, slots_needed
 from psynth_jax.synthesis.placement import plan_rows
@@ -76,19 +76,8 @@ class Shapes:
         if not rank:
             return None
         lora = jax.eval_shape(lambda: Lora.initialise(config, rank, rank, jax.random.key(0)))
-        sizes = config.sizes | {"A": rank}
-
-        def cut(factors: dict[str, Any], half: int) -> dict[str, Any]:
-            return {
-                name: self.array(
-                    *x.shape,
-                    dtype=x.dtype,
-                    sharding=NamedSharding(self.mesh, parameter_spec(FACTOR_LETTERS[name][half], sizes, self.mesh)),
-                )
-                for name, x in factors.items()
-            }
-
-        return Lora(cut(lora.down, 0), cut(lora.up, 1), self.array(dtype=jnp.float32))
+        cut = lora.shardings(self.mesh, config)
+        return jax.tree.map(lambda x, sharding: self.array(*x.shape, dtype=x.dtype, sharding=sharding), lora, cut)
 
     def cache(self, config: DecoderConfig, rows: int, slots: int, row_axes: tuple[str, ...], dtype: Any = None) -> KVCache:
         """Return a cache in the layout that TPUs get."""

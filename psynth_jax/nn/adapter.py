@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -70,15 +70,18 @@ class Lora:
 
     def on(self, mesh: Mesh, config: DecoderConfig) -> Self:
         """Return this adapter cut over a mesh as the weights are that it goes with."""
+        return jax.tree.map(lambda x, sharding: put(np.asarray(x), sharding), self, self.shardings(mesh, config))
+
+    def shardings(self, mesh: Mesh, config: DecoderConfig) -> Self:
+        """Return how every factor is cut over a mesh: as the weights are that it goes with."""
         sizes = config.sizes | {"A": self.rank}
 
-        def move(factors: dict[str, Array], half: int) -> dict[str, Array]:
+        def cut(factors: dict[str, Array], half: int) -> dict[str, Any]:
             return {
-                target: put(np.asarray(x), NamedSharding(mesh, parameter_spec(FACTOR_LETTERS[target][half], sizes, mesh)))
-                for target, x in factors.items()
+                target: NamedSharding(mesh, parameter_spec(FACTOR_LETTERS[target][half], sizes, mesh)) for target in factors
             }
 
-        return type(self)(move(self.down, 0), move(self.up, 1), put(np.asarray(self.scale), replicated(mesh)))
+        return type(self)(cut(self.down, 0), cut(self.up, 1), replicated(mesh))
 
     @property
     def rank(self) -> int:

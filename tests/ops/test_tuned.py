@@ -121,7 +121,7 @@ class TestSameNumbers:
     """Tiles that no heuristic chooses, against the oracle."""
 
     @staticmethod
-    def same(function: Callable[..., Any], kernel: str, cut: Any, expected: Any, drawn: Any = DRAWN) -> None:
+    def assert_the_same(function: Callable[..., Any], kernel: str, cut: Any, expected: Any, drawn: Any = DRAWN) -> None:
         call = lambda *drawn: function(*drawn, LAYER, SPEC)  # noqa: E731
         (asked,) = tuned.asked(lambda: jax.eval_shape(call, *drawn))
         assert asked.key.kernel == kernel and asked.heuristic != cut
@@ -134,15 +134,15 @@ class TestSameNumbers:
 
     @pytest.mark.parametrize("cut", [XlaTiles(32, 64), XlaTiles(7, 128), XlaTiles(10, 16)])
     def test_xla(self, cut: XlaTiles, expected: Any) -> None:
-        self.same(whole(xla.attend), "xla", cut, expected)
+        self.assert_the_same(whole(xla.attend), "xla", cut, expected)
 
     @pytest.mark.parametrize("cut", [Tiles(1, 16, 256), Tiles(3, 32, 128), Tiles(3, 16, 128)])
     def test_tpu_kernel(self, cut: Tiles, expected: Any) -> None:
-        self.same(whole(pallas_tpu.attend, interpret=True), "pallas_tpu", cut, expected)
+        self.assert_the_same(whole(pallas_tpu.attend, interpret=True), "pallas_tpu", cut, expected)
 
     @pytest.mark.parametrize("cut", [GpuTiles(16, 32, 1, 4, 2), GpuTiles(64, 16, 3, 8, 3)])
     def test_gpu_kernel(self, cut: GpuTiles, expected: Any) -> None:
-        self.same(whole(pallas_gpu.attend, interpret=True), "pallas_gpu", cut, expected)
+        self.assert_the_same(whole(pallas_gpu.attend, interpret=True), "pallas_gpu", cut, expected)
 
     def test_gradients_of_the_tpu_kernel(self) -> None:
         """Its way back keeps to the heuristic's tiles."""

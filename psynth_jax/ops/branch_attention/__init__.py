@@ -3,6 +3,7 @@
 api.py             the operation, its argument types, choice of implementation
 reference.py       the oracle: rotates, maps and concatenates the caches, then one plain softmax
 xla.py             the folded form in blocks: reads cached keys and values where they lie; xla_vjp.py is the way back
+differentiable.py  a way forth and a way back, of a kernel or the XLA form, as one differentiable operation
 worklist.py        which block of which row a kernel reads at which step
 pallas_tpu.py      the folded form as one kernel; tpu_blocks.py is its layout, pallas_tpu_vjp.py the way back
 pallas_gpu.py      the same for GPUs; gpu_blocks.py walks the segments, pallas_gpu_vjp.py is the way back

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
+from psynth_jax.ops.cached_heads import LANES
+
 ROWS = 1024  # query rows (tokens x group) of a step: enough to fill a matrix unit while a block is fetched
 SLOTS = 512  # slots of a block
 FETCH_BYTES = 12 << 20  # keys and values in flight: two blocks of every source
@@ -12,7 +14,6 @@ FEW_ROWS = 64  # below this, all heads of a block are read in one step: a bigger
 STEP_BYTES = 40 << 20  # of fast memory, for a step with measured tiles: what is left is the compiler's
 
 TILE = 16  # rows of a tile, of bfloat16
-LANES = 128  # of a register.  Slots of a block that is not a whole row are a multiple: int8 scales have them as lanes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,7 @@ def problem(cut: Tiles, sizes: Mapping[str, int]) -> str | None:
         return f"kv_heads {cut.kv_heads} does not divide {sizes['kv_heads']}"
     if cut.tokens > sizes["tokens"] or (cut.tokens < sizes["tokens"] and cut.tokens % TILE):
         return f"tokens {cut.tokens} is neither {sizes['tokens']} nor a smaller multiple of {TILE}"
+    # int8 scales have slots as their lanes, so a block that is no whole row is a multiple of them.
     if cut.slots > sizes["slots"] or (cut.slots < sizes["slots"] and (cut.slots % LANES or sizes["slots"] % cut.slots)):
         return f"slots {cut.slots} is neither {sizes['slots']} nor a multiple of {LANES} that divides it"
     needed = step_bytes(cut, sizes["group"], sizes["width"], sizes["itemsize"], sources=1)
