@@ -5,9 +5,9 @@ from psynth_jax.convert.adapter_directory import Adapter, load_adapter, save_ada
 from psynth_jax.convert.load import load_model
 from psynth_jax.errors import UserError
 from psynth_jax.model import Model
+from psynth_jax.prompts import load_roles, worker_prompts
 from psynth_jax.sharding import make_mesh
 from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
-from psynth_jax.synthesis.prompts import load_roles, worker_prompts
 from psynth_jax.synthesis.session import Session
 
 __version__ = "0.1.0"

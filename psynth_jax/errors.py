@@ -39,3 +39,7 @@ class ModelMismatchError(UserError):
 
 class MemoryLimitError(UserError):
     """The device has not enough memory for this call; the message says what to lower."""
+
+
+class DataError(UserError):
+    """A data file or record cannot be used; the message names the file and the line, or the record."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -65,6 +66,17 @@ def smollm2_path() -> Path:
     if path is None:
         pytest.fail("a test that reads the weights carries pytest.mark.weights, which skips it where there are none")
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs() -> Iterator[None]:
+    """Drop what a file's tests compiled: each program on CPU maps memory, and Linux allows a process 65,530 mappings.
+
+    Past that limit XLA's compiler dies of a segmentation fault, or waits for ever.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @dataclasses.dataclass

@@ -15,8 +15,8 @@ import numpy as np
 from psynth_jax.axes import HostArray
 from psynth_jax.errors import InputError
 from psynth_jax.model import Model
+from psynth_jax.prompts import load_roles, worker_prompts
 from psynth_jax.synthesis.pipeline import ParallelSynthesis
-from psynth_jax.synthesis.prompts import load_roles, worker_prompts
 
 QUESTION = "Why is the sky blue, and why are sunsets red?"
 # dtype of weights and activations, of branch caches

@@ -15,10 +15,10 @@ from psynth_jax.cache import CACHE_DTYPES
 from psynth_jax.cli import view
 from psynth_jax.cli.setting import console, load, text_or_file, write_json
 from psynth_jax.errors import ContextLengthError, InputError
+from psynth_jax.prompts import Role, load_roles, synthesis_messages, worker_prompts
 from psynth_jax.synthesis import inputs
 from psynth_jax.synthesis.generate import OnToken, StreamedToken
 from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
-from psynth_jax.synthesis.prompts import Role, load_roles, synthesis_messages, worker_prompts
 from psynth_jax.synthesis.sampling import SamplingOptions
 
 WAYS = ("caches", "text", "question alone")  # what an answer is made from; the last two with --compare

@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from psynth_jax import prompts
 from psynth_jax.errors import ContextLengthError, InputError
 from psynth_jax.model import Model
-from psynth_jax.synthesis import prompts
 from psynth_jax.tokenizer import Tokenizer
 
 Text: TypeAlias = str | Sequence[int]

@@ -21,11 +21,11 @@ from psynth_jax.mapper import Mapper, mapper_scalars
 from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.ops.branch_attention import Implementation, check_runs_here
+from psynth_jax.prompts import baseline_messages, question_messages, synthesis_messages
 from psynth_jax.synthesis import inputs
 from psynth_jax.synthesis.engine import Engine, slots_needed
 from psynth_jax.synthesis.generate import OnToken, RowOutput, StreamedToken, generate
 from psynth_jax.synthesis.placement import PlacedCaches, question_axes
-from psynth_jax.synthesis.prompts import baseline_messages, question_messages, synthesis_messages
 from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed
 from psynth_jax.synthesis.step import Reader
 from psynth_jax.synthesis.workers import WorkerPrompt, decode_workers, encode_workers, warn_of_copies

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from psynth_jax import prompts
 from psynth_jax.branches import Branches
 from psynth_jax.cache import KVCache
 from psynth_jax.errors import InputError
-from psynth_jax.synthesis import inputs, prompts
+from psynth_jax.synthesis import inputs
 from psynth_jax.synthesis.engine import slots_needed
 from psynth_jax.synthesis.generate import OnToken, RowOutput, StreamedToken, generate
 from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult, result_of

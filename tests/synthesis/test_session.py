@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import psynth_jax as ps
+from psynth_jax import prompts
 from psynth_jax.branches import Branches
 from psynth_jax.errors import ContextLengthError, InputError
-from psynth_jax.synthesis import prompts
 from tests.tiny import talking_model, token_ids
 
 # Lengths that share chunk sizes: every other one is a compilation.

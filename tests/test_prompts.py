@@ -8,7 +8,7 @@ import pytest
 
 import psynth_jax as ps
 from psynth_jax.errors import InputError
-from psynth_jax.synthesis.prompts import (
+from psynth_jax.prompts import (
     Role,
     baseline_messages,
     load_roles,

@@ -36,7 +36,7 @@ def load_roles(path: str | Path | None = None) -> tuple[Role, ...]:
     import yaml
 
     if path is None:
-        content = resources.files("psynth_jax.synthesis").joinpath("roles.yaml").read_text(encoding="utf-8")
+        content = resources.files("psynth_jax").joinpath("roles.yaml").read_text(encoding="utf-8")
     else:
         try:
             content = Path(path).read_text(encoding="utf-8")

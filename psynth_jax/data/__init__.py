@@ -1,0 +1,1 @@
+"""Training data: sources -> records -> tokenised examples in indexed files -> batches."""
