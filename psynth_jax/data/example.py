@@ -11,6 +11,7 @@ Every part is tokenised by itself, so that no token reaches over a border.  Know
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -44,6 +45,70 @@ class Example:
     pasted: HostArray
     target: HostArray
     branches: tuple[BranchTokens, ...]
+
+
+class Lengths(NamedTuple):
+    """What is known of an example without reading it: the columns of an array `[E, 7]` int32 of many.
+
+    prompt, pasted, target: tokens.  branches: how many.  prefilled: tokens of the longest branch, its prefix included; kept:
+    of the longest kept text.  all_prefilled: of all branches together.
+    """
+
+    prompt: int
+    pasted: int
+    target: int
+    branches: int
+    prefilled: int
+    kept: int
+    all_prefilled: int
+
+
+def lengths_of(example: Example) -> Lengths:
+    """Count an example's tokens."""
+    each = [branch.length for branch in example.branches]
+    kept = max((len(branch.kept) for branch in example.branches), default=0)
+    return Lengths(
+        len(example.prompt),
+        len(example.pasted),
+        len(example.target),
+        len(each),
+        max(each, default=0),
+        kept,
+        sum(each),
+    )
+
+
+class ExampleSource(Protocol):
+    """Examples of one task by number, with their lengths `[E, 7]` int32."""
+
+    @property
+    def task(self) -> str:
+        """The task that all of them belong to."""
+
+    @property
+    def lengths(self) -> HostArray:
+        """Columns of `Lengths`, a row each."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class ExampleList:
+    """Examples in memory as an `ExampleSource`."""
+
+    def __init__(self, task: str, examples: list[Example]):
+        self.task = task
+        self._examples = examples
+        self.lengths = np.array([lengths_of(example) for example in examples], np.int32).reshape(-1, len(Lengths._fields))
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        """Return one of them."""
+        return self._examples[index]
 
 
 def tokenise(record: Record, tokenizer: Tokenizer, end_id: int) -> Example:

@@ -26,7 +26,7 @@ from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.attention import attention
 from psynth_jax.nn.layers import gated_mlp, rms_norm, token_angles
 from psynth_jax.ops.branch_attention import Context, Implementation, OwnCache
-from psynth_jax.sharding import FSDP, check_fits, constrain, moved, parameter_shardings
+from psynth_jax.sharding import FSDP, check_fits, constrain, moved, parameter_shardings, parameter_spec
 
 
 def parameter_letters(config: DecoderConfig) -> dict[str, str]:
@@ -173,6 +173,7 @@ class Decoder(nnx.Module):
         gate: PerRow | None = None,
         *,
         fresh: bool = False,
+        remat: bool = False,
         implementation: Implementation = "auto",
     ) -> tuple[Hidden, KVCache]:
         """Run `tokens [B, T]` and return the normalised hidden states `[B, T, D]` and the cache with their keys and values.
@@ -188,34 +189,57 @@ class Decoder(nnx.Module):
           lora: adapter, factors stacked over L; None runs the base weights.
           gate: `[B]` strength of the adapter per row; None: 1.
           fresh: promise that `start` is 0 everywhere, so that the own cache need not be read.
+          remat: keep only every layer's input for the way back, and compute the layer anew.
+
+        Where the cache's rows are cut over fsdp, as in training, each layer's weights are gathered when it is their turn;
+        else the activations' D is cut, and nothing of the size of a weight moves.
         """
         config = self.config
         positions = (offset + start)[:, None] + jnp.arange(tokens.shape[1])
         angles = token_angles(config.rope, config.head_width, positions)
         own = None if fresh else OwnCache(cache.heads, start)
         mesh, placement = self.mesh, cache.placement
-        row_axes = None if placement is None else placement.row_axes or None
+        row_axes = () if placement is None else placement.row_axes
+        gathers = FSDP in row_axes
+
+        def cut(x: Hidden) -> Hidden:
+            return constrain(x, mesh, row_axes or None, None, None if gathers else FSDP)
 
         def layer_step(x: Hidden, layer: tuple[Any, ...]) -> tuple[Hidden, tuple[Array, Array]]:
             index, weights, factors = layer
+            if gathers:
+                weights = self._gathered(weights, "layers.")
             adapter = None if lora is None else Lora(factors[0], factors[1], lora.scale)
             normed = rms_norm(x, weights["attention_norm"], config.norm_eps)
             read, k, v = attention(
                 normed, weights, config, angles, own, context, index, adapter, gate, implementation, mesh, placement
             )
-            x = constrain(x + read, mesh, row_axes, None, FSDP)
+            x = cut(x + read)
             normed = rms_norm(x, weights["mlp_norm"], config.norm_eps)
-            x = x + gated_mlp(normed, weights["gate"], weights["up"], weights["down"])
-            return constrain(x, mesh, row_axes, None, FSDP), (k, v)
+            return cut(x + gated_mlp(normed, weights["gate"], weights["up"], weights["down"])), (k, v)
 
         stacked = {name: value[...] for name, value in self.layers.items()}
         factors = None if lora is None else (lora.down, lora.up)
-        x = constrain(self.embedding[...][tokens], mesh, row_axes, None, FSDP)
-        x, (k, v) = jax.lax.scan(layer_step, x, (jnp.arange(config.layers), stacked, factors))
+        embedding = self.embedding[...]
+        if gathers:
+            embedding = self._gathered({"embedding": embedding})["embedding"]
+        step = jax.checkpoint(layer_step, prevent_cse=False) if remat else layer_step
+        x, (k, v) = jax.lax.scan(step, cut(embedding[tokens]), (jnp.arange(config.layers), stacked, factors))
         hidden = rms_norm(x, self.final_norm[...], config.norm_eps)
         if mesh is None:
             return hidden, cache.append(k, v, start, count)
         return hidden, over_mesh.append(mesh, cache, k, v, start, count)
+
+    def _gathered(self, weights: Mapping[str, Array], prefix: str = "") -> dict[str, Array]:
+        """Return weights whole along fsdp, still cut over tensor; those of a layer come without L."""
+        mesh, letters = self.mesh, parameter_letters(self.config)
+        assert mesh is not None
+
+        def gather(name: str, weight: Array) -> Array:
+            spec = parameter_spec(letters[prefix + name].removeprefix("L "), self.config.sizes, mesh)
+            return constrain(weight, mesh, *(None if axis == FSDP else axis for axis in spec))
+
+        return {name: gather(name, weight) for name, weight in weights.items()}
 
     def logits(self, hidden: Array) -> Array:
         """Return float32 logits `[..., V]` of `hidden [..., D]`."""

@@ -1,0 +1,213 @@
+"""A planned batch as arrays: branches of all its examples in rows, and what the synthesizer, and its teacher, are fed.
+
+    branch_tokens  [rows, S]    one branch a row: prefix, then what is kept; rows of a shard dealt over its branch blocks
+    tokens         [B, T]       prompt and target, but for the target's last token
+    at             [B, M]       position of `tokens` that predicts target token m
+    target         [B, M]       weight 0 where there is none
+
+Every array has a leading axis of micro-batches.  On a mesh B is cut over (data, fsdp), rows over (data, fsdp, branch); each
+process reads only the examples of its own devices, the others stay zeros that nobody sees.  Knows no model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from psynth_jax.axes import Array, HostArray
+from psynth_jax.data.example import Example, ExampleSource
+from psynth_jax.sharding import BRANCH, DATA, FSDP, put, shards
+from psynth_jax.training.config import Task
+from psynth_jax.training.plan import PlannedBatch, Shape
+
+QUESTION_AXES = (DATA, FSDP)
+BRANCH_ROW_AXES = (DATA, FSDP, BRANCH)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Fed:
+    """Rows for the synthesizer or its teacher: tokens `[.., B, T]`, count `[.., B]` real ones, at `[.., B, M]`."""
+
+    tokens: Array
+    count: Array
+    at: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BranchRows:
+    """Branches, a row each: tokens `[.., rows, S]`, count `[.., rows]`.
+
+    row, prefix, kept `[.., B, W]`: where each example's branches are, tokens that stand before them, tokens that are kept.
+    """
+
+    tokens: Array
+    count: Array
+    row: Array
+    prefix: Array
+    kept: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One step's examples.  teacher, branches: None where nothing reads them.
+
+    target `[.., B, M]` int32, weight `[.., B, M]` float32; task `[.., B]` int32, its objectives' weights cross_entropy and
+    distillation `[.., B]` float32.
+    """
+
+    student: Fed
+    target: Array
+    weight: Array
+    task: Array
+    cross_entropy: Array
+    distillation: Array
+    branches: BranchRows | None
+    teacher: Fed | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Real tokens of a batch, and examples, of all processes."""
+
+    examples: int
+    branch_tokens: int
+    prompt_tokens: int
+    target_tokens: int
+
+
+class BatchBuilder:
+    """Makes arrays of planned batches."""
+
+    def __init__(
+        self,
+        sources: Sequence[ExampleSource],
+        tasks: Sequence[Task],
+        *,
+        reads: str = "branches",
+        mesh: Mesh | None = None,
+        micro_batches: int = 1,
+    ):
+        """Take examples by task, how each is learned, and where the arrays will lie."""
+        self._sources, self._tasks, self._reads = sources, tasks, reads
+        self._micro_batches = micro_batches
+        self._shards = shards(mesh, QUESTION_AXES)
+        self._branch_shards = shards(mesh, (BRANCH,))
+        self._here = _shards_here(mesh, self._shards)
+
+    def counts(self, planned: PlannedBatch) -> Counts:
+        """Count what a batch holds, from lengths alone."""
+        found = np.zeros(3, np.int64)
+        references = [reference for group in planned.groups for reference in group]
+        for task, index in references:
+            prompt, pasted, target, *_, prefilled = (int(x) for x in self._sources[task].lengths[index])
+            reads_branches = self._reads == "branches"
+            found += (prefilled, prompt, target) if reads_branches else (0, pasted, target)
+        return Counts(len(references), *(int(x) for x in found))
+
+    def build(self, planned: PlannedBatch) -> Batch:
+        """Return a batch as host arrays of its global shape."""
+        shape = planned.shape
+        batch = _zeros(shape, self._micro_batches, self._shards)
+        for number, group in enumerate(planned.groups):
+            micro, shard = divmod(number, self._shards)
+            if shard not in self._here:
+                continue
+            row = shard * shape.rows
+            taken = 0
+            for place, (task, index) in enumerate(group):
+                example = self._sources[task][index]
+                at = micro, shard * shape.examples + place
+                self._fill(batch, at, example, task, shape)
+                for branch, tokens in enumerate(example.branches if batch.branches is not None else ()):
+                    assert batch.branches is not None
+                    self._fill_branch(batch.branches, at, branch, row + self._dealt(taken, shape.rows), tokens)
+                    taken += 1
+        return batch
+
+    def _dealt(self, number: int, rows: int) -> int:
+        """Return the row of a shard that its branch of this number gets: round robin over the shard's branch blocks."""
+        nth, block = divmod(number, self._branch_shards)
+        return block * (rows // self._branch_shards) + nth
+
+    def _fill(self, batch: Batch, at: tuple[int, int], example: Example, task: int, shape: Shape) -> None:
+        size = len(example.target)
+        before = example.prompt if self._reads == "branches" else example.pasted
+        _feed(batch.student, at, before, example.target)
+        if batch.teacher is not None:
+            _feed(batch.teacher, at, example.pasted, example.target)
+        batch.target[at][:size], batch.weight[at][:size] = example.target, 1.0
+        batch.task[at] = task
+        batch.cross_entropy[at] = self._tasks[task].cross_entropy
+        batch.distillation[at] = self._tasks[task].distillation
+
+    def _fill_branch(self, rows: BranchRows, at: tuple[int, int], number: int, row: int, branch: Any) -> None:
+        size, prefix = branch.length, len(branch.prefix)
+        rows.tokens[at[0], row, :prefix], rows.tokens[at[0], row, prefix:size] = branch.prefix, branch.kept
+        rows.count[at[0], row] = size
+        rows.row[at][number], rows.prefix[at][number], rows.kept[at][number] = row, prefix, len(branch.kept)
+
+
+def _feed(fed: Fed, at: tuple[int, int], before: HostArray, target: HostArray) -> None:
+    size = len(before) + len(target) - 1
+    fed.tokens[at][: len(before)], fed.tokens[at][len(before) : size] = before, target[:-1]
+    fed.count[at] = size
+    fed.at[at][: len(target)] = np.arange(len(before) - 1, size)
+
+
+def _zeros(shape: Shape, micro_batches: int, shard_count: int) -> Batch:
+    def zeros(*sizes: int, dtype: Any = np.int32) -> HostArray:
+        return np.zeros((micro_batches, *sizes), dtype)
+
+    count, rows = shape.examples * shard_count, shape.rows * shard_count
+
+    def fed(tokens: int) -> Fed:
+        return Fed(zeros(count, tokens), zeros(count), zeros(count, shape.targets))
+
+    branches = None
+    if shape.rows:
+        places = [zeros(count, shape.width) for _ in range(3)]
+        branches = BranchRows(zeros(rows, shape.slots), zeros(rows), *places)
+    return Batch(
+        student=fed(shape.tokens),
+        target=zeros(count, shape.targets),
+        weight=zeros(count, shape.targets, dtype=np.float32),
+        task=zeros(count),
+        cross_entropy=zeros(count, dtype=np.float32),
+        distillation=zeros(count, dtype=np.float32),
+        branches=branches,
+        teacher=fed(shape.teacher) if shape.teacher else None,
+    )
+
+
+def _shards_here(mesh: Mesh | None, count: int) -> Collection[int]:
+    """Return the numbers of the shards of examples that this process's devices hold."""
+    if mesh is None:
+        return range(1)
+    cut = NamedSharding(mesh, P(QUESTION_AXES))
+    held = cut.addressable_devices_indices_map((count,)).values()
+    return {number for index in held if index is not None for number in range(*index[0].indices(count))}
+
+
+def batch_shardings(batch: Batch, mesh: Mesh) -> Batch:
+    """Return how every array of a batch is cut over a mesh."""
+    questions, rows = (NamedSharding(mesh, P(None, axes)) for axes in (QUESTION_AXES, BRANCH_ROW_AXES))
+    cut = jax.tree.map(lambda _: questions, batch)
+    if cut.branches is None:
+        return cut
+    return dataclasses.replace(cut, branches=dataclasses.replace(cut.branches, tokens=rows, count=rows))
+
+
+def place(batch: Batch, mesh: Mesh | None) -> Batch:
+    """Move a batch to its devices."""
+    if mesh is None:
+        return jax.device_put(batch)
+    return jax.tree.map(put, batch, batch_shardings(batch, mesh))

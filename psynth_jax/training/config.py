@@ -1,0 +1,263 @@
+"""What a training run is: model, data, trainable parts, objectives, optimiser, batches, checkpoints.
+
+A YAML file with the fields of `TrainConfig`; `key=value` overrides any of them (`train.steps=100`).  Every field changes
+something, an unknown one is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+import yaml
+
+from psynth_jax.config import Config, Count, Positive
+from psynth_jax.errors import ConfigError
+
+Fraction = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
+NotNegative = Annotated[float, pydantic.Field(ge=0.0)]
+Target = Literal["q", "k", "v", "o"]
+
+
+class Task(Config):
+    """A directory of tokenised examples, or what to generate, and how it is learned.
+
+    path: directory that `psynth data prepare` wrote, one task of it.  synthetic: instead, this many generated examples of
+    the multi-branch tasks.  weight: passes over it in an epoch; 0.5 takes half, another half in the next epoch.
+    cross_entropy, distillation: weights of the two objectives.
+    """
+
+    path: str | None = None
+    synthetic: Count | None = None
+    weight: Positive = 1.0
+    cross_entropy: NotNegative = 1.0
+    distillation: NotNegative = 0.0
+
+    @pydantic.model_validator(mode="after")
+    def _learns_something(self) -> Self:
+        if (self.path is None) == (self.synthetic is None):
+            raise ValueError("a task has either a path or a number of synthetic examples")
+        if not self.cross_entropy and not self.distillation:
+            raise ValueError("cross_entropy and distillation are both 0: nothing would be learned")
+        return self
+
+
+class Trainable(Config):
+    """What is trained.  rank 0: no adapter.  mapper false: the identity.  start: an adapter directory to begin from."""
+
+    mapper: bool = True
+    mapper_hidden: Count = 32
+    rank: Annotated[int, pydantic.Field(ge=0)] = 16
+    alpha: Positive = 32.0
+    targets: tuple[Target, ...] = ("q", "k", "v", "o")
+    start: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.mapper and not self.rank:
+            raise ValueError("mapper is false and rank is 0: nothing would be trained")
+        if self.rank and (not self.targets or len(set(self.targets)) != len(self.targets)):
+            raise ValueError("targets must name at least one projection, each once")
+        return self
+
+
+class Optimizer(Config):
+    """AdamW with warm-up and a schedule.
+
+    mapper_learning_rate: None is learning_rate.  final: learning rate at the end of a cosine, as a part of the peak.
+    clip: largest norm of the gradient; 0: not clipped.  average: decay of the weight average that is exported; 0: none.
+    """
+
+    learning_rate: Positive = 1e-4
+    mapper_learning_rate: Positive | None = None
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: Annotated[int, pydantic.Field(ge=0)] = 20
+    final: Fraction = 0.1
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    epsilon: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
+    clip: NotNegative = 1.0
+    average: Fraction = 0.0
+
+
+class Batches(Config):
+    """How examples become batches.
+
+    tokens: most padded tokens of one micro-batch on one shard of the batch: branches, prompts, targets, and the teacher's
+    text.  examples: most examples of it.  accumulate: micro-batches of one step.  branch_tokens, branches, text_tokens,
+    target_tokens: longer examples are dropped, and counted.
+    """
+
+    tokens: Count = 16384
+    examples: Count = 32
+    accumulate: Count = 1
+    branch_tokens: Count = 4096
+    branches: Count = 64
+    text_tokens: Count = 8192
+    target_tokens: Count = 2048
+
+
+class Loop(Config):
+    """How long and how often.  steps: of the whole schedule.  stop_at: stop, saving, after this step; None: at the end.
+
+    evaluate_every: 0: never.  log_every: steps between lines on a terminal that is none.
+    """
+
+    steps: Count
+    stop_at: Count | None = None
+    evaluate_every: Annotated[int, pydantic.Field(ge=0)] = 0
+    log_every: Count = 10
+
+
+class Checkpoints(Config):
+    """When to save: `every` steps, at the end, and on SIGTERM.
+
+    keep: the newest so many.  best: also the one with the lowest evaluation loss.
+    """
+
+    every: Count = 100
+    keep: Count = 3
+    best: bool = True
+
+
+class Logging(Config):
+    """What besides WORKDIR/metrics.jsonl: TensorBoard files, a Weights & Biases project (needs wandb installed)."""
+
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+
+class TrainConfig(Config):
+    """A run.
+
+    workdir: where everything goes, made if it is not there; one with checkpoints is continued.  model, dtype: as for
+    `load_model`.  reads: "branches" trains a synthesizer; "text" trains the same adapter on pasted text, the yardstick.
+    mesh: axes, such as "data=2,fsdp=4"; None is one device.  distributed: start JAX's multi-host runtime ("auto": if a
+    cluster is detected).  remat: compute layers anew in the backward pass instead of keeping them.  loss_rows: positions
+    of a shard whose logits exist at once.  implementation: of attention.
+    """
+
+    workdir: str
+    model: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: Annotated[int, pydantic.Field(ge=0)] = 0
+    reads: Literal["branches", "text"] = "branches"
+    data: Annotated[tuple[Task, ...], pydantic.Field(min_length=1)]
+    evaluation: tuple[Task, ...] = ()
+    trainable: Trainable = Trainable()
+    optimizer: Optimizer = Optimizer()
+    batch: Batches = Batches()
+    train: Loop
+    checkpoint: Checkpoints = Checkpoints()
+    logging: Logging = Logging()
+    mesh: str | None = None
+    distributed: Literal["auto", "none"] = "auto"
+    remat: bool = True
+    loss_rows: Count = 256
+    implementation: Literal["auto", "xla", "pallas_tpu", "pallas_gpu", "reference"] = "auto"
+
+    @pydantic.model_validator(mode="after")
+    def _agrees(self) -> Self:
+        tasks = (*self.data, *self.evaluation)
+        if self.reads == "text" and any(task.distillation for task in tasks):
+            raise ValueError("with reads=text the teacher would be the student's own base: set distillation to 0")
+        if self.reads == "text" and (self.trainable.mapper or not self.trainable.rank):
+            raise ValueError("with reads=text there is no branch to map: set trainable.mapper=false and a rank")
+        return self
+
+
+# What may differ when a run is continued: nothing else changes what has been computed so far, or what the state looks like.
+MAY_CHANGE = ("workdir", "train", "checkpoint", "logging", "mesh", "distributed", "remat", "loss_rows", "implementation")
+
+
+def differences(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:
+    """List the fields of a continued run that differ from those it began with, and may not."""
+    current = now.model_dump(mode="json")
+    found = [name for name in current if name not in MAY_CHANGE and current[name] != before.get(name)]
+    if now.train.steps != before.get("train", {}).get("steps") and now.optimizer.schedule != "constant":
+        found.append("train.steps")  # the schedule would jump
+    return [f"{name} is {_at(current, name)!r}, it was {_at(before, name)!r}" for name in found]
+
+
+def _at(values: Mapping[str, Any], path: str) -> Any:
+    found: Any = values
+    for part in path.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a YAML file and apply `key=value` overrides, whose values are YAML too.
+
+    Paths in the file are relative to the folder that the command runs in.  Raises `ConfigError` for a file that cannot be
+    read, a key that is unknown, or given twice, and for wrong values; all of them in one line.
+    """
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold keys and values, such as workdir, model, data and train")
+    seen = set()
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{override!r} is no override: write key=value, such as train.steps=100")
+        if key in seen:
+            raise ConfigError(f"{key} is given twice")
+        seen.add(key)
+        try:
+            _set(values, key.split("."), parse_value(text))
+        except yaml.YAMLError:
+            raise ConfigError(f"the value of {key} is not valid: {text}") from None
+    return TrainConfig.parse(_tuples(values))
+
+
+def _set(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    inside: Any = values
+    for part in path[:-1]:
+        if isinstance(inside, list) and part.isdecimal() and int(part) < len(inside):
+            inside = inside[int(part)]
+        elif isinstance(inside, dict):
+            inside = inside.setdefault(part, {})
+        else:
+            raise ConfigError(f"there is nothing at {'.'.join(path)} to be set")
+    if isinstance(inside, list) and path[-1].isdecimal() and int(path[-1]) < len(inside):
+        inside[int(path[-1])] = value
+    elif isinstance(inside, dict):
+        inside[path[-1]] = value
+    else:
+        raise ConfigError(f"there is nothing at {'.'.join(path)} to be set")
+
+
+def parse_value(text: str) -> Any:
+    """Read one YAML value.  Raises `yaml.YAMLError`."""
+    return yaml.load(text, _StrictLoader)
+
+
+def _tuples(value: Any) -> Any:
+    """Turn lists into tuples, which is what a frozen config holds."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key may not be given twice, and 1e-4 is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a duplicate key."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(f"{', '.join(twice)} is given twice, line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver(  # YAML 1.1 takes 1e-4 for a text
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+)

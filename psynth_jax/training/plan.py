@@ -1,0 +1,226 @@
+"""Which examples form which batch: decided ahead of an epoch from their lengths alone.
+
+Examples of about the same lengths share a batch, whose shape depends on nothing but these lengths, so that few programs are
+compiled:
+
+    examples, shuffled  ->  by shape  [ a b c . ]  [ long one ]      groups of so many examples and branches as a shape has
+                        ->  accumulate x shards groups each          batches, shuffled
+
+Short examples are packed: the shorter they are, the more of them go into a group, up to a budget of tokens.  An example is
+in exactly one batch of a pass; groups that stay unfilled at the end of an epoch are fed as they are.  Examples over the
+limits are dropped and counted.  The same seed gives the same batches, however they are later spread over processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from psynth_jax.axes import HostArray
+from psynth_jax.branches import bucket
+from psynth_jax.cache import slot_bucket
+from psynth_jax.data.example import ExampleSource, Lengths
+from psynth_jax.errors import DataError
+from psynth_jax.training.config import Batches, Task
+
+SMALLEST = 16  # tokens of the smallest padded prompt or target
+
+
+class Shape(NamedTuple):
+    """Padded sizes of one group: what one shard of the batch takes at once.
+
+    examples: B.  rows: branch rows.  slots: S of a row.  width: W.  tokens: T of prompt and target.  targets: of the target.
+    teacher: T of the pasted text and the target, 0 where nobody reads it.
+    """
+
+    examples: int
+    rows: int
+    slots: int
+    width: int
+    tokens: int
+    targets: int
+    teacher: int
+
+
+class Reference(NamedTuple):
+    """An example by the number of its task and its own number in it."""
+
+    task: int
+    number: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedBatch:
+    """accumulate x shards groups of examples, micro-batch by micro-batch; all have the same shape."""
+
+    shape: Shape
+    groups: tuple[tuple[Reference, ...], ...]
+
+
+def padded(tokens: int) -> int:
+    """Round a number of tokens up to 16, 32, 48, 64, 96, 128, 192, 256, ..."""
+    return SMALLEST * bucket(-(-tokens // SMALLEST))
+
+
+class Plan:
+    """The batches of every epoch.
+
+    dropped: for every task, reason -> number of examples that no batch has.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[ExampleSource],
+        tasks: Sequence[Task],
+        limits: Batches,
+        *,
+        shards: int = 1,
+        branch_shards: int = 1,
+        reads: str = "branches",
+        seed: int | None = 0,
+    ):
+        """Look at the lengths of all examples.
+
+        Args:
+          sources, tasks: examples, and how each task is learned.
+          limits: sizes of batches and the longest examples.
+          shards: devices that hold different examples.  branch_shards: devices that hold different branches of them.
+          reads: "branches" or "text".
+          seed: of the order; None: as they come.
+
+        Raises:
+          DataError: no example is left.
+        """
+        self._sources, self._tasks, self._seed = sources, tasks, seed
+        self._groups = limits.accumulate * shards
+        self._kept: list[HostArray] = []
+        self._known_passes: dict[tuple[int, int], HostArray] = {}
+        self._keys: list[HostArray] = []
+        self.dropped: list[dict[str, int]] = []
+        for source, task in zip(sources, tasks, strict=True):
+            lengths = source.lengths
+            reasons = _too_long(lengths, limits, reads, teacher=task.distillation > 0)
+            self._kept.append(np.flatnonzero(reasons == ""))
+            self._keys.append(_keys(lengths, reads, teacher=task.distillation > 0))
+            self.dropped.append({str(reason): int(n) for reason, n in sorted(Counter(reasons).items()) if reason})
+        if not any(len(kept) for kept in self._kept):
+            raise DataError("no example is left to train on: " + (self._why() or "the data is empty"))
+        self._shapes = self._choose_shapes(limits, branch_shards)
+
+    def _why(self) -> str:
+        counts = sum((Counter(dropped) for dropped in self.dropped), Counter())
+        return ", ".join(f"{count} have {reason}" for reason, count in counts.items())
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Every shape that any batch can have."""
+        return sorted(self._shapes.values())
+
+    def batches(self, epoch: int) -> list[PlannedBatch]:
+        """Return the batches of an epoch, from 0, in the order in which they are fed."""
+        random = None if self._seed is None else np.random.default_rng((self._seed, epoch))
+        open_groups: dict[tuple[int, ...], list[Reference]] = {}
+        rows: dict[tuple[int, ...], int] = {}
+        closed: dict[tuple[int, ...], list[tuple[Reference, ...]]] = {}
+        for reference in self._order(epoch, random):
+            key = tuple(int(x) for x in self._keys[reference.task][reference.number])
+            shape = self._shapes[key]
+            branches = int(self._sources[reference.task].lengths[reference.number, _column("branches")]) if shape.rows else 0
+            group = open_groups.setdefault(key, [])
+            if len(group) == shape.examples or rows.get(key, 0) + branches > shape.rows:
+                closed.setdefault(key, []).append(tuple(group))
+                group = open_groups[key] = []
+                rows[key] = 0
+            group.append(reference)
+            rows[key] = rows.get(key, 0) + branches
+        for key, group in open_groups.items():
+            closed.setdefault(key, []).append(tuple(group))
+        batches = [batch for key, groups in closed.items() for batch in self._batched(self._shapes[key], groups)]
+        order = range(len(batches)) if random is None else random.permutation(len(batches))
+        return [batches[index] for index in order]
+
+    def _batched(self, shape: Shape, groups: list[tuple[Reference, ...]]) -> Iterable[PlannedBatch]:
+        for first in range(0, len(groups), self._groups):
+            together = groups[first : first + self._groups]
+            missing = self._groups - len(together)
+            yield PlannedBatch(shape, (*together, *[()] * missing))
+
+    def _order(self, epoch: int, random: np.random.Generator | None) -> list[Reference]:
+        """Return what an epoch takes of every task, mixed."""
+        taken = []
+        for number, (kept, task) in enumerate(zip(self._kept, self._tasks, strict=True)):
+            share = round(task.weight * len(kept))
+            for place in range(epoch * share, (epoch + 1) * share):
+                taken.append(Reference(number, int(self._pass(number, place // len(kept))[place % len(kept)])))
+        return taken if random is None else [taken[index] for index in random.permutation(len(taken))]
+
+    def _pass(self, task: int, number: int) -> HostArray:
+        """Return one whole pass over a task, in its order."""
+        if self._seed is None:
+            return self._kept[task]
+        order = self._known_passes.get((task, number))
+        if order is None:
+            order = np.random.default_rng((self._seed, task, number, 1)).permutation(self._kept[task])
+            self._known_passes = {key: known for key, known in self._known_passes.items() if key[0] != task}
+            self._known_passes[task, number] = order
+        return order
+
+    def _choose_shapes(self, limits: Batches, branch_shards: int) -> dict[tuple[int, ...], Shape]:
+        """Give every key its shape: as many examples as the budget allows, and the branches that they have on average."""
+        branches: dict[tuple[int, ...], list[int]] = {}
+        for source, kept, keys in zip(self._sources, self._kept, self._keys, strict=True):
+            counts = source.lengths[:, _column("branches")]
+            for index in kept:
+                branches.setdefault(tuple(int(x) for x in keys[index]), []).append(int(counts[index]))
+        shapes = {}
+        for key, counts_of_key in branches.items():
+            slots, tokens, targets, teacher, _ = key
+            mean, most = (float(np.mean(counts_of_key)), max(counts_of_key)) if slots else (0.0, 0)
+            cost = mean * slots + tokens + teacher
+            examples = _down(int(np.clip(limits.tokens / cost, 1, min(limits.examples, len(counts_of_key)))))
+            rows = max(most, round(examples * mean))
+            rows = -(-bucket(rows) // branch_shards) * branch_shards if slots else 0
+            shapes[key] = Shape(examples, rows, slots, bucket(most) if slots else 0, tokens, targets, teacher)
+        return shapes
+
+
+def _column(name: str) -> int:
+    return Lengths._fields.index(name)
+
+
+def _down(count: int) -> int:
+    """Round down to 1, 2, 3, 4, 6, 8, 12, ..."""
+    return count if bucket(count) == count else max(size for size in map(bucket, range(1, count)) if size <= count)
+
+
+def _too_long(lengths: HostArray, limits: Batches, reads: str, *, teacher: bool) -> HostArray:
+    """Return for every example why it is dropped, or ""."""
+    columns = Lengths(*lengths.T)
+    checks = [
+        ("a longer target than target_tokens", columns.target > limits.target_tokens),
+        ("a longer text than text_tokens", (columns.pasted > limits.text_tokens) & (teacher or reads == "text")),
+        ("a longer branch than branch_tokens", (columns.prefilled > limits.branch_tokens) & (reads == "branches")),
+        ("more branches than branches", (columns.branches > limits.branches) & (reads == "branches")),
+        ("a longer prompt than text_tokens", (columns.prompt > limits.text_tokens) & (reads == "branches")),
+    ]
+    return np.select([check for _, check in checks], [reason for reason, _ in checks], "")
+
+
+def _keys(lengths: HostArray, reads: str, *, teacher: bool) -> HostArray:
+    """Return for every example what decides its shape: `[E, 5]` slots, tokens, targets, teacher's tokens, the last twice."""
+    columns = Lengths(*lengths.T)
+    round_up = np.vectorize(padded, otypes=[np.int64])
+    slots = np.vectorize(slot_bucket, otypes=[np.int64])
+    before = columns.prompt if reads == "branches" else columns.pasted
+    if not len(lengths):
+        return np.zeros((0, 5), np.int64)
+    nothing = np.zeros(len(lengths), np.int64)
+    with_teacher = round_up(columns.pasted + columns.target - 1) if teacher else nothing
+    branch_slots = slots(columns.prefilled) if reads == "branches" else nothing
+    return np.stack(
+        [branch_slots, round_up(before + columns.target - 1), round_up(columns.target), with_teacher, with_teacher], axis=1
+    )

@@ -1,0 +1,220 @@
+"""One training step: encode the branches with the base, read them with the synthesizer, change mapper and adapter.
+
+    branch_tokens [R, S] -> base, no gradient -> cache of R rows, one branch each
+    tokens [B, T]        -> base + adapter, over that cache folded with the mapper -> hidden at the targets -> loss
+    pasted [B, T']       -> base, no gradient -> hidden at the targets                    (only to distil from it)
+
+The base's weights are constants.  The loss is a mean over all target tokens of the step, over all devices and micro-batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from psynth_jax.axes import Array
+from psynth_jax.branches import BranchView
+from psynth_jax.mapper import Mapper
+from psynth_jax.nn.adapter import Lora
+from psynth_jax.nn.decoder import Decoder
+from psynth_jax.ops.branch_attention import ContextPart, Implementation, Segments
+from psynth_jax.sharding import replicated, shards
+from psynth_jax.synthesis.step import Reader, fold
+from psynth_jax.training.batch import BRANCH_ROW_AXES, QUESTION_AXES, Batch, BranchRows, Fed
+from psynth_jax.training.loss import target_losses
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """What is trained.  mapper None: the identity.  down, up: factors of the adapter as in `Lora`; empty: no adapter."""
+
+    mapper: Mapper | None
+    down: dict[str, Array]
+    up: dict[str, Array]
+
+    def lora(self, scale: float) -> Lora | None:
+        """Return the adapter."""
+        return Lora(self.down, self.up, jnp.float32(scale)) if self.down else None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes.  step: how many have been done.  average: of the parameters, or None."""
+
+    step: Array
+    parameters: Parameters
+    optimizer: Any
+    average: Parameters | None
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """What a step does besides its arrays; static.
+
+    lora_scale: alpha / rank.  tasks: how many.  average: decay of the weight average, 0 for none.  loss_rows: positions of
+    one shard whose logits exist at once.
+    """
+
+    lora_scale: float
+    tasks: int
+    average: float = 0.0
+    remat: bool = True
+    loss_rows: int = 256
+    implementation: Implementation = "auto"
+
+
+def _rows_fed(model: Decoder, fed: tuple[Array, Array], row_axes: tuple[str, ...], **options: Any) -> tuple[Array, Any]:
+    """Run rows from their first token; return hidden states and the cache of their keys and values."""
+    tokens, count = fed
+    rows, slots = tokens.shape
+    cache = model.allocate_cache(rows, slots, row_axes=row_axes if model.mesh is not None else ())
+    start = jnp.zeros_like(count)
+    return model(tokens, cache, start, count, options.pop("offset", start), fresh=True, **options)
+
+
+def _view(model: Decoder, rows: BranchRows, implementation: Implementation) -> BranchView:
+    """Encode branches with the base and return them as the synthesizer reads them."""
+    _, cache = _rows_fed(model, (rows.tokens, rows.count), BRANCH_ROW_AXES, implementation=implementation)
+    number = jnp.broadcast_to(jnp.arange(rows.row.shape[-1]), rows.row.shape)
+    part = ContextPart(jax.lax.stop_gradient(cache.heads), Segments(rows.row, rows.prefix, rows.kept, number))
+    return BranchView((part,), rows.prefix, rows.kept, rows.kept > 0)
+
+
+def _at_targets(hidden: Array, fed: Fed) -> Array:
+    return jnp.take_along_axis(hidden, fed.at[..., None], axis=1)
+
+
+def losses(parameters: Parameters, model: Decoder, batch: Batch, options: StepOptions) -> tuple[Array, dict[str, Array]]:
+    """Return the sum of the weighted objectives over a micro-batch, and sums for the metrics.
+
+    The sums: target tokens, both objectives, and per task `[tasks]` tokens and cross-entropy.
+    """
+    view = None if batch.branches is None else _view(model, batch.branches, options.implementation)
+    reader = Reader(parameters.mapper, None, None, view)
+    kept = None if batch.branches is None else batch.branches.kept
+    offset = jnp.zeros_like(batch.student.count) if kept is None else kept.max(axis=-1)
+    hidden, _ = _rows_fed(
+        model,
+        (batch.student.tokens, batch.student.count),
+        QUESTION_AXES,
+        offset=offset,
+        context=fold(reader, model.config),
+        lora=parameters.lora(options.lora_scale),
+        remat=options.remat,
+        implementation=options.implementation,
+    )
+    taught = None
+    if batch.teacher is not None:
+        fed = batch.teacher.tokens, batch.teacher.count
+        base, _ = _rows_fed(model, fed, QUESTION_AXES, implementation=options.implementation)
+        taught = jax.lax.stop_gradient(_at_targets(base, batch.teacher))
+    chunk = max(1, options.loss_rows * shards(model.mesh, QUESTION_AXES) // batch.target.shape[0])
+    found = target_losses(model.logits, _at_targets(hidden, batch.student), taught, batch.target, batch.weight, chunk)
+    total = batch.cross_entropy[:, None] * found.cross_entropy + batch.distillation[:, None] * found.distillation
+    of_task = jax.nn.one_hot(batch.task, options.tasks, dtype=jnp.float32)
+    sums = {
+        "tokens": batch.weight.sum(),
+        "loss": total.sum(),
+        "cross_entropy": found.cross_entropy.sum(),
+        "distillation": found.distillation.sum(),
+        "task_tokens": batch.weight.sum(axis=1) @ of_task,
+        "task_cross_entropy": found.cross_entropy.sum(axis=1) @ of_task,
+    }
+    return total.sum(), sums
+
+
+def _micro_batch(batch: Batch, number: int | Array) -> Batch:
+    return jax.tree.map(lambda x: x[number], batch)
+
+
+def gradients(
+    parameters: Parameters, model: Decoder, batch: Batch, options: StepOptions
+) -> tuple[Parameters, dict[str, Array]]:
+    """Return the gradient of the mean loss over all target tokens of all micro-batches, and the sums."""
+    of_one = jax.grad(losses, has_aux=True)
+    count = batch.task.shape[0]
+    found = of_one(parameters, model, _micro_batch(batch, 0), options)
+    if count > 1:
+        found = jax.lax.fori_loop(
+            1,
+            count,
+            lambda i, so_far: jax.tree.map(jnp.add, so_far, of_one(parameters, model, _micro_batch(batch, i), options)),
+            found,
+        )
+    gradient, sums = found
+    tokens = jnp.maximum(sums["tokens"], 1.0)
+    return jax.tree.map(lambda x: x / tokens, gradient), sums
+
+
+def train_step(
+    state: TrainState, model: Decoder, batch: Batch, optimizer: optax.GradientTransformation, options: StepOptions
+) -> tuple[TrainState, dict[str, Array]]:
+    """Change the parameters once; return the new state and the step's sums, with `gradient_norm` and `finite`.
+
+    Where loss or gradient is no number, `finite` is false and the parameters stay as they were.
+    """
+    gradient, sums = gradients(state.parameters, model, batch, options)
+    norm = optax.global_norm(gradient)
+    updates, changed = optimizer.update(gradient, state.optimizer, state.parameters)
+    parameters = optax.apply_updates(state.parameters, updates)
+    average = state.average
+    if average is not None:
+        decay = options.average
+        average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, parameters)
+    fresh = TrainState(state.step + 1, parameters, changed, average)
+    finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), fresh, state)
+    return kept, sums | {"gradient_norm": norm, "finite": finite}
+
+
+def evaluate_step(parameters: Parameters, model: Decoder, batch: Batch, options: StepOptions) -> dict[str, Array]:
+    """Return the sums of a batch."""
+    found = [losses(parameters, model, _micro_batch(batch, i), options)[1] for i in range(batch.task.shape[0])]
+    return jax.tree.map(lambda *parts: sum(parts), *found)
+
+
+def state_shardings(state: TrainState, parameters: Parameters, mesh: Mesh) -> TrainState:
+    """Return how a state is cut: everything that has the shape of a parameter as that parameter, all else whole."""
+    whole = replicated(mesh)
+
+    def like_parameters(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda part: parameters if isinstance(part, Parameters) else whole,
+            tree,
+            is_leaf=lambda part: isinstance(part, Parameters),
+        )
+
+    return TrainState(whole, parameters, like_parameters(state.optimizer), None if state.average is None else parameters)
+
+
+def parameter_shardings_of(parameters: Parameters, model: Decoder, mesh: Mesh) -> Parameters:
+    """Return how mapper (whole everywhere) and adapter (as the weights that it goes with) are cut."""
+    mapper = jax.tree.map(lambda _: replicated(mesh), parameters.mapper)
+    lora = parameters.lora(1.0)
+    if lora is None:
+        return Parameters(mapper, {}, {})
+    cut = lora.shardings(mesh, model.config)
+    return Parameters(mapper, cut.down, cut.up)
+
+
+Compiled = Callable[..., Any]
+
+
+def jit_step(
+    function: Callable[..., Any], optimizer: Any, options: StepOptions, shardings: TrainState | None, mesh: Mesh | None
+) -> Compiled:
+    """Return `train_step` under `jax.jit`, its state donated and kept in its place."""
+
+    def run(state: TrainState, model: Decoder, batch: Batch) -> Any:
+        return function(state, model, batch, optimizer, options)
+
+    out = None if shardings is None or mesh is None else (shardings, NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    return jax.jit(run, donate_argnums=0, out_shardings=out)
