@@ -43,3 +43,7 @@ class MemoryLimitError(UserError):
 
 class DataError(UserError):
     """A data file or record cannot be used; the message names the file and the line, or the record."""
+
+
+class TrainingError(UserError):
+    """A training run cannot go on; the message says where it stands and what is left."""

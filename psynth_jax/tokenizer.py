@@ -28,6 +28,11 @@ _SPLITS = {"llama-bpe": _LLAMA3_SPLIT, "llama3": _LLAMA3_SPLIT, "llama-v3": _LLA
 _GPT2_SPLIT = ("gpt-2", "default")
 _SMOLLM_SPLIT = ("smollm",)
 
+_CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # tokenizer.ggml.token_type
 _END_TOKENS = frozenset({"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"})
 
@@ -88,6 +93,24 @@ class Tokenizer:
         named = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
         called = (i for i, token in enumerate(tokens) if types[i] == _CONTROL and token in _END_TOKENS)
         return cls(backend, {*(index for index in named if index is not None), *called})
+
+    @classmethod
+    def of_bytes(cls) -> Tokenizer:
+        """Build a tokenizer whose tokens are the 256 bytes and the two marks of its chat template."""
+        from tokenizers.pre_tokenizers import ByteLevel
+
+        tokens = [*sorted(ByteLevel.alphabet()), "<|im_start|>", "<|im_end|>"]
+        return cls.from_gguf(
+            {
+                "tokenizer.ggml.model": "gpt2",
+                "tokenizer.ggml.pre": "gpt-2",
+                "tokenizer.ggml.tokens": tokens,
+                "tokenizer.ggml.token_type": [1] * 256 + [_CONTROL] * 2,
+                "tokenizer.ggml.merges": [],
+                "tokenizer.ggml.eos_token_id": len(tokens) - 1,
+                "tokenizer.chat_template": _CHATML,
+            }
+        )
 
     def encode(self, text: str) -> list[int]:
         """Tokenise text; no token is added, and special tokens that the text spells out are recognised."""

@@ -30,12 +30,7 @@ SIZES: Mapping[str, Any] = {
     "rope": PlainRope(theta=1e4),
     "max_positions": 512,
 }
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIALS = ("<|im_start|>", "<|im_end|>")
-BYTES_VOCABULARY = 256 + len(SPECIALS)
+BYTES_VOCABULARY = 258
 
 
 def tiny_config(**changed: Any) -> DecoderConfig:
@@ -71,20 +66,7 @@ def talking_model(seed: int = 0, **changed: Any) -> ps.Model:
 
 
 def byte_tokenizer() -> Tokenizer:
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    alphabet = sorted(ByteLevel.alphabet())
-    return Tokenizer.from_gguf(
-        {
-            "tokenizer.ggml.model": "gpt2",
-            "tokenizer.ggml.pre": "gpt-2",
-            "tokenizer.ggml.tokens": [*alphabet, *SPECIALS],
-            "tokenizer.ggml.token_type": [1] * len(alphabet) + [3] * len(SPECIALS),
-            "tokenizer.ggml.merges": [],
-            "tokenizer.ggml.eos_token_id": BYTES_VOCABULARY - 1,
-            "tokenizer.chat_template": TEMPLATE,
-        }
-    )
+    return Tokenizer.of_bytes()
 
 
 def random_mapper(seed: int) -> dict[str, np.ndarray]:

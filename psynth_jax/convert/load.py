@@ -1,7 +1,7 @@
 """Find a model by what the user calls it, and read config, parameters, tokenizer and end tokens.
 
-A source is a Hugging Face directory, a .gguf file, a preset's name, or an "owner/name" on the Hugging Face hub.
-Everything is on the host: what goes to which device is the caller's business.
+A source is a Hugging Face directory, a .gguf file, a preset's name, an "owner/name" on the Hugging Face hub, or
+"tiny-random".  Everything is on the host: what goes to which device is the caller's business.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from psynth_jax.config import DecoderConfig
-from psynth_jax.convert import hf
+from psynth_jax.convert import hf, tiny
 from psynth_jax.convert.rules import StoredParameter, parameter_dtype
 from psynth_jax.errors import UserError
 from psynth_jax.model import Model
@@ -44,7 +44,7 @@ class ModelStream:
     """
 
     config: DecoderConfig
-    parameters: Iterator[StoredParameter]
+    parameters: Iterator[StoredParameter | tiny.DrawnParameter]
     tokenizer: Tokenizer | None
     stop_ids: frozenset[int]
     name: str
@@ -52,7 +52,10 @@ class ModelStream:
 
 def open_model(source: str | Path, dtype: str = "float32") -> ModelStream:
     """Check a model and prepare to read it parameter by parameter.  Arguments and errors as for `load_model`."""
-    parameter_dtype(dtype)  # a wrong name must not wait for a download
+    numbers = parameter_dtype(dtype)  # a wrong name must not wait for a download
+    if source == tiny.TINY:
+        tokenizer = Tokenizer.of_bytes()
+        return ModelStream(tiny.CONFIG, iter(tiny.parameters(numbers)), tokenizer, tokenizer.stop_ids, tiny.TINY)
     path = resolve(source)
     return _open_gguf(path, dtype, str(source)) if path.is_file() else _open_directory(path, dtype, str(source))
 
@@ -137,7 +140,7 @@ def load_model(source: str | Path, dtype: str = "float32", mesh: Mesh | None = N
     """Load a model onto the default device or a mesh, one parameter at a time.
 
     Args:
-      source: model directory, .gguf file, preset name (such as "smollm2-135m") or hub id "owner/name".
+      source: model directory, .gguf file, preset name (such as "smollm2-135m"), hub id "owner/name", or "tiny-random".
       dtype: of weights, activations and caches: "float32", "bfloat16" or "float16".
       mesh: from `make_mesh`.  Every process reads the pieces that its own devices hold, and no device holds more.
 

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from psynth_jax.axes import Array, HostArray
-from psynth_jax.data.example import Example, ExampleSource
+from psynth_jax.data.example import Example, ExampleSource, Lengths
 from psynth_jax.sharding import BRANCH, DATA, FSDP, put, shards
 from psynth_jax.training.config import Task
 from psynth_jax.training.plan import PlannedBatch, Shape
@@ -76,12 +76,24 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Real tokens of a batch, and examples, of all processes."""
+    """What is real in a batch, of all processes.
 
-    examples: int
-    branch_tokens: int
-    prompt_tokens: int
-    target_tokens: int
+    Tokens of branches, of prompts, of targets, and of the teacher's text with its targets; and pairs of a query and a key
+    that it sees: when branches are encoded, for the synthesizer, for its teacher.
+    """
+
+    examples: int = 0
+    branch_tokens: int = 0
+    prompt_tokens: int = 0
+    target_tokens: int = 0
+    teacher_tokens: int = 0
+    branch_pairs: int = 0
+    student_pairs: int = 0
+    teacher_pairs: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        """Add two batches."""
+        return Counts(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
 
 class BatchBuilder:
@@ -104,14 +116,25 @@ class BatchBuilder:
         self._here = _shards_here(mesh, self._shards)
 
     def counts(self, planned: PlannedBatch) -> Counts:
-        """Count what a batch holds, from lengths alone."""
-        found = np.zeros(3, np.int64)
-        references = [reference for group in planned.groups for reference in group]
-        for task, index in references:
-            prompt, pasted, target, *_, prefilled = (int(x) for x in self._sources[task].lengths[index])
-            reads_branches = self._reads == "branches"
-            found += (prefilled, prompt, target) if reads_branches else (0, pasted, target)
-        return Counts(len(references), *(int(x) for x in found))
+        """Count what a batch holds, from lengths alone; branches of an example count as equally long."""
+        total = Counts()
+        for task, number in (reference for group in planned.groups for reference in group):
+            sizes = Lengths(*(int(x) for x in self._sources[task].lengths[number]))
+            reads_branches, pasted = self._reads == "branches", sizes.pasted + sizes.target
+            prompt = sizes.prompt if reads_branches else sizes.pasted
+            fed, cached = prompt + sizes.target, sizes.all_prefilled if reads_branches else 0
+            teacher = pasted if planned.shape.teacher else 0
+            total += Counts(
+                examples=1,
+                branch_tokens=cached,
+                prompt_tokens=prompt,
+                target_tokens=sizes.target,
+                teacher_tokens=teacher,
+                branch_pairs=cached * cached // (2 * max(sizes.branches, 1)),
+                student_pairs=fed * cached + fed * fed // 2,
+                teacher_pairs=teacher * teacher // 2,
+            )
+        return total
 
     def build(self, planned: PlannedBatch) -> Batch:
         """Return a batch as host arrays of its global shape."""

@@ -10,13 +10,12 @@ The base's weights are constants.  The loss is a mean over all target tokens of 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from psynth_jax.axes import Array
 from psynth_jax.branches import BranchView
@@ -203,18 +202,3 @@ def parameter_shardings_of(parameters: Parameters, model: Decoder, mesh: Mesh) -
         return Parameters(mapper, {}, {})
     cut = lora.shardings(mesh, model.config)
     return Parameters(mapper, cut.down, cut.up)
-
-
-Compiled = Callable[..., Any]
-
-
-def jit_step(
-    function: Callable[..., Any], optimizer: Any, options: StepOptions, shardings: TrainState | None, mesh: Mesh | None
-) -> Compiled:
-    """Return `train_step` under `jax.jit`, its state donated and kept in its place."""
-
-    def run(state: TrainState, model: Decoder, batch: Batch) -> Any:
-        return function(state, model, batch, optimizer, options)
-
-    out = None if shardings is None or mesh is None else (shardings, NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    return jax.jit(run, donate_argnums=0, out_shardings=out)

@@ -1,0 +1,35 @@
+"""What a run trains: fresh, or from an adapter that exists."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from psynth_jax.convert.adapter_directory import load_adapter
+from psynth_jax.errors import ConfigError
+from psynth_jax.mapper import Mapper
+from psynth_jax.model import Model
+from psynth_jax.nn.adapter import Lora
+from psynth_jax.training.config import Trainable
+from psynth_jax.training.step import Parameters
+
+
+def initial_parameters(config: Trainable, model: Model, seed: int) -> Parameters:
+    """Return the parameters that a run starts from, on the host: by themselves they change nothing.
+
+    Raises `ConfigError` when the adapter to start from has another form than the config says.
+    """
+    mapper_key, lora_key = jax.random.split(jax.random.key(seed))
+    mapper = Mapper.initialise(mapper_key, config.mapper_hidden) if config.mapper else None
+    lora = Lora.initialise(model.config, config.rank, config.alpha, lora_key, config.targets) if config.rank else None
+    fresh = Parameters(mapper, lora.down if lora else {}, lora.up if lora else {})
+    if config.start is None:
+        return jax.tree.map(np.asarray, fresh)
+    found = load_adapter(config.start, model)
+    known = Parameters(found.mapper, found.lora.down if found.lora else {}, found.lora.up if found.lora else {})
+    same = jax.tree.structure(known) == jax.tree.structure(fresh)
+    if not same or jax.tree.map(np.shape, known) != jax.tree.map(np.shape, fresh):
+        raise ConfigError(f"{config.start} has another rank, targets or mapper than the config's `trainable` says")
+    if found.lora is not None and lora is not None and float(found.lora.scale) != float(lora.scale):
+        raise ConfigError(f"{config.start} has alpha / rank = {float(found.lora.scale)}, the config {float(lora.scale)}")
+    return jax.tree.map(np.asarray, known)

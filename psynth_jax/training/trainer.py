@@ -1,0 +1,275 @@
+"""A run from its config to its adapter: plan, step, measure, save; whatever stops it, the next start goes on.
+
+WORKDIR/config.json     what was asked for            WORKDIR/metrics.jsonl   a line a step
+       /checkpoints/    see `checkpoint`              WORKDIR/adapter/        mapper and LoRA, ready to be used
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import psynth_jax
+from psynth_jax.convert.adapter_directory import Adapter, save_adapter
+from psynth_jax.data.example import ExampleSource
+from psynth_jax.errors import ConfigError
+from psynth_jax.model import Model
+from psynth_jax.sharding import BRANCH, put, replicated, shards
+from psynth_jax.training.batch import QUESTION_AXES, BatchBuilder, place
+from psynth_jax.training.checkpoint import CheckpointStore
+from psynth_jax.training.config import Batches, Task, TrainConfig, differences
+from psynth_jax.training.metrics import Metrics
+from psynth_jax.training.optimizer import learning_rate, make_optimizer
+from psynth_jax.training.parameters import initial_parameters
+from psynth_jax.training.pipeline import BatchIterator, BatchSource, Loaded
+from psynth_jax.training.plan import Plan
+from psynth_jax.training.preemption import Preemption, preemption
+from psynth_jax.training.reporter import OnStep, Reporter
+from psynth_jax.training.step import (
+    Parameters,
+    StepOptions,
+    TrainState,
+    evaluate_step,
+    parameter_shardings_of,
+    state_shardings,
+    train_step,
+)
+
+ADAPTER = "adapter"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a start of a run ended.  reason: "done", "stop_at" or "terminated" (SIGTERM).  adapter: where it was written."""
+
+    step: int
+    reason: str
+    adapter: Path
+
+
+class Trainer:
+    """One start of a run.
+
+    plan: its batches.  state: what has been computed so far.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: Model,
+        data: Sequence[ExampleSource],
+        evaluation: Sequence[ExampleSource] = (),
+        on_step: OnStep | None = None,
+    ):
+        """Prepare a run, and continue it where its last checkpoint stands.
+
+        Args:
+          config: what to do; `model` and `data` are what it names.
+          model: on its devices.
+          data, evaluation: examples of `config.data` and of `config.evaluation`.
+          on_step: called with the numbers of each step and evaluation, in the first process.
+
+        Raises:
+          ConfigError: config and checkpoint disagree.
+          CheckpointError: the checkpoint does not fit.
+          DataError: no example can be used.
+        """
+        self.config, self.model, self.workdir = config, model, Path(config.workdir)
+        self._on_step = on_step
+        self._first_process = jax.process_index() == 0
+        if self._first_process:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+        self._tasks = [source.task for source in data]
+        self.plan, builder = self._batches(data, config.data, config.batch, config.seed)
+        self._source = BatchSource(self.plan, builder, config.train.steps)
+        self._evaluation: BatchSource | None = None
+        if evaluation and config.train.evaluate_every:
+            plan, builder = self._batches(evaluation, config.evaluation, config.batch, None)
+            self._evaluation = BatchSource(plan, builder, len(plan.batches(0)))
+        self._options = StepOptions(
+            lora_scale=config.trainable.alpha / max(config.trainable.rank, 1),
+            tasks=max(len(data), len(evaluation)),
+            average=config.optimizer.average,
+            remat=config.remat,
+            loss_rows=config.loss_rows,
+            implementation=config.implementation,
+        )
+        self._optimizer = make_optimizer(config.optimizer, config.train.steps)
+        self._compiled: dict[Any, Any] = {}
+        self._cut: TrainState | None = None
+        self.state = self._fresh_state()
+        self._store = CheckpointStore(self.workdir, config.checkpoint)
+        self._data_state: dict[str, Any] | None = None
+        self._continue()
+
+    def _batches(
+        self, sources: Sequence[ExampleSource], tasks: Sequence[Task], limits: Batches, seed: int | None
+    ) -> tuple[Plan, BatchBuilder]:
+        mesh, reads = self.model.mesh, self.config.reads
+        cut = {"shards": shards(mesh, QUESTION_AXES), "branch_shards": shards(mesh, (BRANCH,))}
+        plan = Plan(sources, tasks, limits, **cut, reads=reads, seed=seed)
+        return plan, BatchBuilder(sources, tasks, reads=reads, mesh=mesh, micro_batches=limits.accumulate)
+
+    def _fresh_state(self) -> TrainState:
+        parameters = initial_parameters(self.config.trainable, self.model, self.config.seed)
+        averages, mesh = self.config.optimizer.average > 0, self.model.mesh
+
+        def begin(parameters: Parameters) -> TrainState:
+            average = jax.tree.map(jnp.array, parameters) if averages else None
+            return TrainState(jnp.int32(0), parameters, self._optimizer.init(parameters), average)
+
+        if mesh is None:
+            return jax.jit(begin)(parameters)
+        cut = parameter_shardings_of(parameters, self.model.decoder, mesh)
+        self._cut = state_shardings(jax.eval_shape(begin, parameters), cut, mesh)
+        return jax.jit(begin, out_shardings=self._cut)(jax.tree.map(put, parameters, cut))
+
+    def _continue(self) -> None:
+        """Take up the newest checkpoint, if there is one."""
+        latest = self._store.latest
+        if latest is None:
+            return
+        about = self._store.about(latest)
+        if about["fingerprint"] != self.model.fingerprint:
+            raise ConfigError(f"{self.workdir} was trained on the base model {about['model']}, not on {self.model.name}")
+        if wrong := differences(self.config, about["config"]):
+            raise ConfigError(f"config and checkpoint of {self.workdir} disagree: " + "; ".join(wrong))
+        self.state, self._data_state = self._store.restore(latest, self.state)
+
+    @property
+    def step(self) -> int:
+        """How many steps have been done."""
+        return int(self.state.step)
+
+    def run(self) -> Outcome:
+        """Train until the end, `stop_at`, or SIGTERM; save, write the adapter, and say how it ended.
+
+        Raises:
+          TrainingError: the loss is no number, or the disk is full.  The last checkpoint stays.
+        """
+        config = self.config
+        last = min(config.train.steps, config.train.stop_at or config.train.steps)
+        described = config.model_dump(mode="json")
+        if self._first_process:
+            (self.workdir / "config.json").write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        metrics = Metrics(self.workdir, config.logging, described, here=self._first_process)
+        try:
+            with preemption() as heard:
+                finished = self._steps(last, metrics, heard)
+            self._store.wait()
+            adapter = self.export(self.workdir / ADAPTER)
+        finally:
+            metrics.close()
+            self._store.close()
+        reason = "terminated" if not finished else "done" if last == config.train.steps else "stop_at"
+        return Outcome(self.step, reason, adapter)
+
+    def _steps(self, last: int, metrics: Metrics, heard: Preemption) -> bool:
+        """Do the steps up to `last`; return False when told to end before."""
+        config, batches = self.config, BatchIterator(self._source, self._data_state)
+        reporter = self._reporter(metrics)
+        for step in range(self.step + 1, last + 1):
+            loaded = next(batches)
+            run, seconds = self._program("train", self.state, loaded)
+            reporter.exclude(seconds)
+            self.state, sums = run(self.state, self.model.decoder, place(loaded.batch, self.model.mesh))
+            reporter.add(step, sums, loaded)
+            ends = heard.told(step)
+            evaluates = self._evaluation is not None and (step % config.train.evaluate_every == 0 or step == last)
+            saves = step % config.checkpoint.every == 0 or step == last or ends
+            if not evaluates and not saves:
+                continue
+            reporter.finish()  # nothing is kept of a step whose loss is no number
+            eval_loss = self._evaluated(step, reporter) if evaluates else None
+            if saves:
+                self._store.save(step, self.state, batches.state(), self._about(), eval_loss)
+            reporter.pause()
+            if ends and step < last:
+                return False
+        return True
+
+    def _evaluated(self, step: int, reporter: Reporter) -> float:
+        """Return the mean cross-entropy of the evaluation data."""
+        assert self._evaluation is not None
+        parameters = self.state.average or self.state.parameters
+        total: Any = None
+        for number in range(len(self._evaluation)):
+            loaded = self._evaluation[number]
+            run, _ = self._program("evaluate", parameters, loaded)
+            found = jax.device_get(run(parameters, self.model.decoder, place(loaded.batch, self.model.mesh)))
+            total = found if total is None else jax.tree.map(np.add, total, found)
+        loss, divergence = (float(total[name] / total["tokens"]) for name in ("cross_entropy", "distillation"))
+        reporter.tell(step, {"eval_loss": loss, "eval_distillation": divergence})
+        return loss
+
+    def _program(self, name: str, first: Any, loaded: Loaded) -> tuple[Callable[..., Any], float]:
+        """Return a compiled step for a batch's shape, and the seconds that compiling it took."""
+        key = name, loaded.planned.shape
+        if key in self._compiled:
+            return self._compiled[key], 0.0
+        begin = time.perf_counter()
+        options: dict[str, Any] = {}
+        if name == "train":
+            options["donate_argnums"] = 0
+        if self.model.mesh is not None:
+            whole = replicated(self.model.mesh)
+            options["out_shardings"] = (self._cut, whole) if name == "train" else whole
+        function: Callable[..., Any] = self._train if name == "train" else self._evaluate
+        step = jax.jit(function, **options)
+        arguments = first, self.model.decoder, place(loaded.batch, self.model.mesh)
+        self._compiled[key] = step.lower(*arguments).compile()
+        return self._compiled[key], time.perf_counter() - begin
+
+    def _train(self, state: TrainState, model: Any, batch: Any) -> Any:
+        return train_step(state, model, batch, self._optimizer, self._options)
+
+    def _evaluate(self, parameters: Parameters, model: Any, batch: Any) -> Any:
+        return evaluate_step(parameters, model, batch, self._options)
+
+    def _reporter(self, metrics: Metrics) -> Reporter:
+        return Reporter(
+            metrics,
+            self._on_step if self._first_process else None,
+            self.model.config,
+            self.state.parameters.lora(1.0),
+            self._tasks,
+            learning_rate(self.config.optimizer, self.config.train.steps),
+            sum(sum(reasons.values()) for reasons in self.plan.dropped),
+            self._no_number,
+        )
+
+    def _no_number(self, step: int, loaded: Loaded) -> str:
+        found = [f"{self._tasks[task]} {number}" for group in loaded.planned.groups for task, number in group]
+        some = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+        kept = self._store.latest
+        left = f"the checkpoint of step {kept} stays" if kept is not None else "there is no checkpoint yet"
+        return (
+            f"loss or gradient of step {step} is not a number (examples {some}); {left}: lower optimizer.learning_rate, "
+            "or look at these examples with `psynth data show`"
+        )
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "fingerprint": self.model.fingerprint,
+            "model": self.model.name,
+            "psynth_jax": psynth_jax.__version__,
+        }
+
+    def export(self, directory: str | Path) -> Path:
+        """Write mapper and adapter, averaged if the config says so, with a summary of the run."""
+        parameters = self.state.average or self.state.parameters
+        if self.model.mesh is not None:
+            parameters = jax.jit(lambda x: x, out_shardings=replicated(self.model.mesh))(parameters)
+        if self._first_process:
+            held: Parameters = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), parameters)
+            adapter = Adapter(held.lora(self._options.lora_scale), held.mapper)
+            save_adapter(directory, adapter, self.model, {"steps": self.step, "jax": jax.__version__} | self._about())
+        return Path(directory)
