@@ -44,7 +44,7 @@ def blocks(prompt: str) -> list[str]:
 def is_question(block: str) -> bool:
     """Tell whether a block asks and does not answer."""
     asks = bool(_QUESTION.match(block) or _OPTIONS.search(block)) or block.rstrip().endswith("?")
-    return asks and not any(content for _, content in _after_answers(block))
+    return asks and not any(kind == "answer" and content for kind, content in _segments(block))
 
 
 def bare_question(block: str) -> str:
@@ -68,13 +68,6 @@ def is_short(answer: str) -> bool:
     return one_line and "?" not in answer and not answer.endswith(":")
 
 
-def _after_answers(block: str) -> list[tuple[int, str]]:
-    """Return, for each answer marker, where it begins and what stands behind it up to the next one."""
-    found = list(_ANSWER.finditer(block))
-    ends = [match.start() for match in found[1:]] + [len(block)]
-    return [(match.start(), block[match.end() : end].strip()) for match, end in zip(found, ends, strict=True)]
-
-
 def split_answer(target: str) -> tuple[str, str]:
     """Cut a text into question and answer: at the first answer marker, or before a short last line behind options."""
     marker = _ANSWER.search(target)
@@ -96,23 +89,20 @@ class Inverted:
 
 def read_inverted(prompt: str) -> Inverted:
     """Read a prompt in which each answer stands before its question, by its markers or, where they fail, by its blocks."""
-    by_markers = _pairs(_segments_by_markers(prompt))
+    by_markers = _pairs(_segments(prompt))
     if len(by_markers.pairs) >= 2:
         return by_markers
     by_blocks = _pairs([("question" if is_question(block) else "answer", block) for block in blocks(prompt)])
     return by_blocks if len(by_blocks.pairs) >= 2 else by_markers
 
 
-def _segments_by_markers(prompt: str) -> list[tuple[str, str]]:
-    marks = [(match.start(), match.end(), kind) for kind, rule in (("answer", _ANSWER), ("question", _QUESTION))
-             for match in rule.finditer(prompt)]  # fmt: skip
-    marks.sort()
+def _segments(prompt: str) -> list[tuple[str, str]]:
+    """Return what each marker opens, "question" or "answer", with what stands behind it up to the next one."""
+    marks = [(match.start(), match.end(), "answer") for match in _ANSWER.finditer(prompt)]
+    marks = sorted([*marks, *((match.start(), match.end(), "question") for match in _QUESTION.finditer(prompt))])
     ends = [start for start, _, _ in marks[1:]] + [len(prompt)]
-    return [(kind, _without_separators(prompt[begin:end])) for (_, begin, kind), end in zip(marks, ends, strict=True)]
-
-
-def _without_separators(segment: str) -> str:
-    return _SEPARATOR.sub("", segment).strip()
+    spans = zip(marks, ends, strict=False)  # no mark, no span
+    return [(kind, _SEPARATOR.sub("", prompt[begin:end]).strip()) for (_, begin, kind), end in spans]
 
 
 def _pairs(segments: list[tuple[str, str]]) -> Inverted:
@@ -128,7 +118,10 @@ def _pairs(segments: list[tuple[str, str]]) -> Inverted:
 
 
 def merge_answers(*parts: str) -> str:
-    """Join parts of an answer, each once; a short final answer comes last."""
-    parts = tuple(dict.fromkeys(filter(None, parts)))
-    long = [part for part in parts if not is_short(part)]
-    return "\n".join([*long, *(part for part in parts if is_short(part))])
+    """Join parts of an answer, each once; the shortest one comes last if it can be a final answer."""
+    unique = list(dict.fromkeys(filter(None, parts)))
+    final = min(unique, key=len, default="")
+    if is_short(final):
+        unique.remove(final)
+        unique.append(final)
+    return "\n".join(unique)
