@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from psynth_jax.data.sources.fields import Row, UnfitError, as_json, items, mapping, structure, text
 
 _RESPONSES = ("function", "tool", "tool_response")
-_ID_KEYS = ("call_id", "tool_call_id", "function_id", "id")
+_ID_KEYS = ("call_id", "tool_call_id", "function_id")
 
 
 @dataclasses.dataclass
@@ -99,20 +99,22 @@ def _calls(entry: Row, role: str) -> Iterator[Event]:
             yield _event(single, entry)
         for call in items(entry.get("tool_calls"), "tool_calls"):
             call = mapping(call, "a call of tool_calls")
-            yield _event(mapping(call.get("function", call), "a call of tool_calls"), call)
+            function = mapping(call.get("function", call), "a call of tool_calls")
+            yield _event({**function, "id": call.get("id")}, call)
 
 
 def _event(call: Row, around: Row) -> Event:
     name = text(call.get("name"), "name of a call")
     # Arguments are often JSON inside a text: written out once, not escaped twice.
     spelled = as_json({"name": name, "arguments": structure(call.get("arguments"))})
-    return Event(spelled, id=_id_of(call) or _id_of(around), name=name)
+    return Event(spelled, id=_id_of(call, "id") or _id_of(around), name=name)
 
 
-def _id_of(entry: Row) -> str:
+def _id_of(entry: Row, *more_keys: str) -> str:
+    """Return the id of a call.  A plain "id" is one on the call itself only: a message may have an id of its own."""
     extra = entry.get("extra")
     for source in (entry, extra if isinstance(extra, Mapping) else {}):
-        for key in _ID_KEYS:
+        for key in (*_ID_KEYS, *more_keys):
             if isinstance(source.get(key), str | int) and str(source[key]):
                 return str(source[key])
     return ""

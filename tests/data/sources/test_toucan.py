@@ -96,7 +96,10 @@ class TestSingle:
     @pytest.mark.parametrize(
         ("messages", "paired"),
         [
-            ((calls("a", id=1), calls("a", id=2), returns("a", "r2", id=2), returns("a", "r1", id=1)), ["r1", "r2"]),
+            (
+                (calls("a", call_id=1), calls("a", call_id=2), returns("a", "r2", call_id=2), returns("a", "r1", call_id=1)),
+                ["r1", "r2"],
+            ),
             (
                 (
                     calls("a", extra={"function_id": "f1"}),
@@ -107,10 +110,11 @@ class TestSingle:
                 ["r1", "r2"],
             ),
             ((calls("a"), calls("b"), returns("b", "rb"), returns("a", "ra")), ["ra", "rb"]),
+            ((calls("a", id=1), calls("b", id=2), returns("b", "rb", id=3), returns("a", "ra", id=4)), ["ra", "rb"]),
             ((calls("a"), calls("b"), returns("", "1"), returns("", "2")), ["1", "2"]),
             ((calls("a"), calls("b"), returns("b", "rb")), ["", "rb"]),
         ],
-        ids=["ids", "ids of Qwen-Agent", "names", "order", "one missing"],
+        ids=["ids", "ids of Qwen-Agent", "names", "ids of messages", "order", "one missing"],
     )
     def test_responses_find_their_calls(self, messages: tuple[dict[str, Any], ...], paired: list[str]) -> None:
         made = record("toucan_single", row(user("q"), *messages, says("done")))
