@@ -103,7 +103,8 @@ def _convert(row: Row, options: DTAOptions) -> Iterator[Record]:
             reasons.append("no final answer right after the calls")
         else:
             count += 1
-            question = next((m.content for m in reversed(messages[:index]) if m.role == "user"), text(row.get("id"), "id"))
+            asked = [earlier.content for earlier in messages[:index] if earlier.role == "user"]
+            question = asked[-1] if asked else text(row.get("id"), "id")
             if not question:
                 raise UnfitError("no question")
             pairs = _pair(calls, responses)

@@ -120,7 +120,7 @@ def _json_list(path: Path, shown: str) -> Iterator[tuple[int, Any]]:
             values = json.load(file)
     except json.JSONDecodeError as error:
         raise DataError(f"{shown}:{error.lineno}: not JSON: {error.msg} at column {error.colno}") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, ValueError, RecursionError) as error:  # not UTF-8, or beyond what JSON readers take
         raise DataError(f"cannot read {shown}: {error}") from None
     yield from enumerate(values, 1)
 

@@ -58,6 +58,8 @@ class TestFiles:
             ("x.jsonl", b'{"a": 1}\n{"a"\n', r"x\.jsonl:2: not JSON"),
             ("x.json", b'[{"a": 1},\n {"a": ]', r"x\.json:2: not JSON"),
             ("x.json", b'[{"a": 1}, 3]', r"x\.json:2: a row is a JSON object, not int"),
+            ("x.jsonl", b'{"a": 1}\n{"a": ' + b"9" * 5000 + b"}", r"x\.jsonl:2: JSON that cannot be read: .*digits"),
+            ("x.json", b'[{"a": ' + b"9" * 5000 + b"}]", r"cannot read .*x\.json: .*digits"),
             ("x.json", b'["\xe9"]', r"cannot read .*x\.json: .*utf-8"),
             ("x.json.gz", gzip.compress(b"[1, 2, 3]" * 99)[:-9], r"cannot read .*x\.json\.gz"),
             ("x.parquet", b"PAR1 and nothing else", r"cannot read .*x\.parquet after row 0"),
