@@ -27,8 +27,8 @@ def initial_parameters(config: Trainable, model: Model, seed: int) -> Parameters
         return jax.tree.map(np.asarray, fresh)
     found = load_adapter(config.start, model)
     known = Parameters(found.mapper, found.lora.down if found.lora else {}, found.lora.up if found.lora else {})
-    same = jax.tree.structure(known) == jax.tree.structure(fresh)
-    if not same or jax.tree.map(np.shape, known) != jax.tree.map(np.shape, fresh):
+    shapes, expected = ([(str(path), np.shape(x)) for path, x in jax.tree.leaves_with_path(tree)] for tree in (known, fresh))
+    if shapes != expected:
         raise ConfigError(f"{config.start} has another rank, targets or mapper than the config's `trainable` says")
     if found.lora is not None and lora is not None and float(found.lora.scale) != float(lora.scale):
         raise ConfigError(f"{config.start} has alpha / rank = {float(found.lora.scale)}, the config {float(lora.scale)}")
