@@ -46,7 +46,7 @@ class DrawnParameter:
             values = np.ones(self.shape, np.float32)
         else:
             noise = np.random.default_rng(zlib.crc32(self.name.encode())).standard_normal(self.shape, np.float32)
-            inputs = {"embedding": (1,), "layers.o": self.shape[1:3]}.get(self.name, self.shape[1:2])
+            inputs = {"embedding": self.shape[1:], "layers.o": self.shape[1:3]}.get(self.name, self.shape[1:2])
             values = noise / np.float32(math.prod(inputs) ** 0.5)
         return (values if index is None else values[index]).astype(self.dtype)
 

@@ -42,7 +42,9 @@ class CheckpointStore:
         self._folder = Path(workdir).absolute() / FOLDER
         self._keep = [LatestN(options.keep)]
         if options.best:
-            best = BestN(lambda found: found["eval_loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False)
+            best = BestN(
+                get_metric_fn=lambda found: found["eval_loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
+            )
             self._keep.append(best)
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step that it takes
         self._manager = ocp.CheckpointManager(
@@ -50,7 +52,11 @@ class CheckpointStore:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(self._keep), cleanup_tmp_directories=True
             ),
-            item_names=(_STATE, _DATA, _ABOUT),
+            item_handlers={
+                _STATE: ocp.StandardCheckpointHandler(),
+                _DATA: ocp.JsonCheckpointHandler(),
+                _ABOUT: ocp.JsonCheckpointHandler(),
+            },
         )
 
     @property
