@@ -14,7 +14,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -130,7 +130,10 @@ class CheckpointStore:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"checkpoint {step} of {self._folder} cannot be read: {reason}") from None
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Wait for what is being written, and let go of the folder."""
         self._manager.close()
 

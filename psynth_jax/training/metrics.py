@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from psynth_jax.errors import ConfigError
 from psynth_jax.training.config import Logging
@@ -64,7 +64,10 @@ class Metrics:
         if self._wandb is not None:
             self._wandb.log(known, step=step)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Finish the files."""
         for part in (self._file, self._board):
             if part is not None:

@@ -161,7 +161,7 @@ def train_step(
     Where loss or gradient is no number, `finite` is false and the parameters stay as they were.
     """
     gradient, sums = gradients(state.parameters, model, batch, options)
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     updates, changed = optimizer.update(gradient, state.optimizer, state.parameters)
     parameters = optax.apply_updates(state.parameters, updates)
     average = state.average

@@ -7,6 +7,7 @@ WORKDIR/config.json     what was asked for            WORKDIR/metrics.jsonl   a 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import psynth_jax
 from psynth_jax.convert.adapter_directory import Adapter, save_adapter
 from psynth_jax.data.example import ExampleSource
-from psynth_jax.errors import ConfigError
+from psynth_jax.errors import ConfigError, InputError
 from psynth_jax.model import Model
 from psynth_jax.sharding import BRANCH, put, replicated, shards
 from psynth_jax.training.batch import QUESTION_AXES, BatchBuilder, place
@@ -105,9 +106,10 @@ class Trainer:
         self._compiled: dict[Any, Any] = {}
         self._cut: TrainState | None = None
         self.state = self._fresh_state()
-        self._store = CheckpointStore(self.workdir, config.checkpoint)
         self._data_state: dict[str, Any] | None = None
-        self._continue()
+        with CheckpointStore(self.workdir, config.checkpoint) as store:
+            if store.latest is not None:
+                self._take(store, store.latest)
 
     def _batches(
         self, sources: Sequence[ExampleSource], tasks: Sequence[Task], limits: Batches, seed: int | None
@@ -131,17 +133,26 @@ class Trainer:
         self._cut = state_shardings(jax.eval_shape(begin, parameters), cut, mesh)
         return jax.jit(begin, out_shardings=self._cut)(jax.tree.map(put, parameters, cut))
 
-    def _continue(self) -> None:
-        """Take up the newest checkpoint, if there is one."""
-        latest = self._store.latest
-        if latest is None:
-            return
-        about = self._store.about(latest)
+    def take(self, which: str) -> int:
+        """Take up a checkpoint, "latest", "best" or its step; return its step.
+
+        Raises `InputError` when there is none of that name.
+        """
+        with CheckpointStore(self.workdir, self.config.checkpoint) as store:
+            step = {"latest": store.latest, "best": store.best}.get(which, int(which) if which.isdecimal() else None)
+            if step not in store.steps:
+                there = ", ".join(map(str, store.steps)) or "none"
+                raise InputError(f"{self.workdir} has no checkpoint {which!r}; there are: {there}")
+            self._take(store, step)
+        return step
+
+    def _take(self, store: CheckpointStore, step: int) -> None:
+        about = store.about(step)
         if about["fingerprint"] != self.model.fingerprint:
             raise ConfigError(f"{self.workdir} was trained on the base model {about['model']}, not on {self.model.name}")
         if wrong := differences(self.config, about["config"]):
             raise ConfigError(f"config and checkpoint of {self.workdir} disagree: " + "; ".join(wrong))
-        self.state, self._data_state = self._store.restore(latest, self.state)
+        self.state, self._data_state = store.restore(step, self.state)
 
     @property
     def step(self) -> int:
@@ -160,21 +171,18 @@ class Trainer:
         if self._first_process:
             (self.workdir / "config.json").write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
         metrics = Metrics(self.workdir, config.logging, described, here=self._first_process)
-        try:
+        with metrics, CheckpointStore(self.workdir, config.checkpoint) as store:
             with preemption() as heard:
-                finished = self._steps(last, metrics, heard)
-            self._store.wait()
+                finished = self._steps(last, metrics, store, heard)
+            store.wait()
             adapter = self.export(self.workdir / ADAPTER)
-        finally:
-            metrics.close()
-            self._store.close()
         reason = "terminated" if not finished else "done" if last == config.train.steps else "stop_at"
         return Outcome(self.step, reason, adapter)
 
-    def _steps(self, last: int, metrics: Metrics, heard: Preemption) -> bool:
+    def _steps(self, last: int, metrics: Metrics, store: CheckpointStore, heard: Preemption) -> bool:
         """Do the steps up to `last`; return False when told to end before."""
         config, batches = self.config, BatchIterator(self._source, self._data_state)
-        reporter = self._reporter(metrics)
+        reporter = self._reporter(metrics, store)
         for step in range(self.step + 1, last + 1):
             loaded = next(batches)
             run, seconds = self._program("train", self.state, loaded)
@@ -189,7 +197,7 @@ class Trainer:
             reporter.finish()  # nothing is kept of a step whose loss is no number
             eval_loss = self._evaluated(step, reporter) if evaluates else None
             if saves:
-                self._store.save(step, self.state, batches.state(), self._about(), eval_loss)
+                store.save(step, self.state, batches.state(), self._about(), eval_loss)
             reporter.pause()
             if ends and step < last:
                 return False
@@ -233,7 +241,7 @@ class Trainer:
     def _evaluate(self, parameters: Parameters, model: Any, batch: Any) -> Any:
         return evaluate_step(parameters, model, batch, self._options)
 
-    def _reporter(self, metrics: Metrics) -> Reporter:
+    def _reporter(self, metrics: Metrics, store: CheckpointStore) -> Reporter:
         return Reporter(
             metrics,
             self._on_step if self._first_process else None,
@@ -242,13 +250,13 @@ class Trainer:
             self._tasks,
             learning_rate(self.config.optimizer, self.config.train.steps),
             sum(sum(reasons.values()) for reasons in self.plan.dropped),
-            self._no_number,
+            functools.partial(self._no_number, store),
         )
 
-    def _no_number(self, step: int, loaded: Loaded) -> str:
+    def _no_number(self, store: CheckpointStore, step: int, loaded: Loaded) -> str:
         found = [f"{self._tasks[task]} {number}" for group in loaded.planned.groups for task, number in group]
         some = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-        kept = self._store.latest
+        kept = store.latest
         left = f"the checkpoint of step {kept} stays" if kept is not None else "there is no checkpoint yet"
         return (
             f"loss or gradient of step {step} is not a number (examples {some}); {left}: lower optimizer.learning_rate, "

@@ -1,0 +1,38 @@
+"""Several hosts: JAX's own multi-controller runtime, started where a cluster is detected.
+
+Cloud TPU, SLURM, Open MPI, Kubernetes      JAX finds coordinator, processes and its own number by itself
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID      anything else
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import jax
+
+from psynth_jax.errors import ConfigError
+
+_NUMBERS = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# What the launchers that JAX knows set in every process of a job of more than one.
+_JOBS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "MEGASCALE_COORDINATOR_ADDRESS", "OMPI_MCA_orte_hnp_uri")
+
+
+def start_processes(wanted: Literal["auto", "none"]) -> None:
+    """Join the other processes of a job, if there is one.
+
+    Raises `ConfigError` when the environment describes a job by half.
+    """
+    if wanted == "none" or jax.distributed.is_initialized():
+        return
+    named = [name for name in _NUMBERS if name in os.environ]
+    if named:
+        missing = [name for name in ("JAX_COORDINATOR_ADDRESS", *_NUMBERS) if name not in os.environ]
+        if missing:
+            raise ConfigError(f"{named[0]} is set, but {', '.join(missing)} is not: a job needs all three")
+        count, number = (int(os.environ[name]) for name in _NUMBERS)
+        jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, number)
+    elif any(
+        "," in os.environ.get(name, "") or (name.startswith(("MEGA", "OMPI")) and name in os.environ) for name in _JOBS
+    ) or (int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in os.environ):
+        jax.distributed.initialize()

@@ -1,0 +1,84 @@
+"""Arrays of a batch hold their examples, wherever a mesh puts them."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+import psynth_jax as ps
+from psynth_jax.data.example import ExampleList
+from psynth_jax.training.batch import Batch, BatchBuilder, place
+from psynth_jax.training.config import Batches, Task
+from psynth_jax.training.plan import Plan, PlannedBatch
+from tests.training.examples import random_examples
+
+EXAMPLES = random_examples(12)
+SOURCE, TASK = [ExampleList("random", EXAMPLES)], [Task(synthetic=1, cross_entropy=0.25, distillation=0.5)]
+
+
+def built(shards: int = 1, branch_shards: int = 1, accumulate: int = 1, mesh: object = None) -> tuple[PlannedBatch, Batch]:
+    limits = Batches(tokens=1 << 20, examples=3, accumulate=accumulate)
+    plan = Plan(SOURCE, TASK, limits, shards=shards, branch_shards=branch_shards)
+    planned = max(plan.batches(0), key=lambda batch: sum(map(len, batch.groups)))
+    return planned, BatchBuilder(SOURCE, TASK, mesh=mesh, micro_batches=accumulate).build(planned)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_every_part_of_every_example_is_there(accumulate: int) -> None:
+    planned, batch = built(accumulate=accumulate)
+    assert batch.branches is not None and batch.teacher is not None
+    for micro, group in enumerate(planned.groups):
+        for row, (_, number) in enumerate(group):
+            example, at = EXAMPLES[number], (micro, row)
+            size = len(example.target)
+            for fed, before in ((batch.student, example.prompt), (batch.teacher, example.pasted)):
+                whole = [*before, *example.target]
+                assert fed.count[at] == len(whole) - 1
+                assert fed.tokens[at][: fed.count[at]].tolist() == whole[:-1]
+                # The token that follows position `at` is the target.
+                assert [whole[place + 1] for place in fed.at[at][:size]] == example.target.tolist()
+            assert batch.target[at][:size].tolist() == example.target.tolist()
+            assert batch.weight[at].tolist() == [1.0] * size + [0.0] * (len(batch.weight[at]) - size)
+            assert (batch.cross_entropy[at], batch.distillation[at]) == (0.25, 0.5)
+            rows = batch.branches
+            for index, branch in enumerate(example.branches):
+                line, prefix = rows.row[at][index], rows.prefix[at][index]
+                whole = [*branch.prefix, *branch.kept]
+                assert rows.tokens[micro, line, : rows.count[micro, line]].tolist() == whole
+                assert (prefix, rows.kept[at][index]) == (len(branch.prefix), len(branch.kept))
+            assert not rows.kept[at][len(example.branches) :].any()
+
+
+def test_no_two_branches_share_a_row() -> None:
+    planned, batch = built(branch_shards=2, mesh=ps.make_mesh("branch=2", jax.devices()[:2]))
+    assert batch.branches is not None
+    rows = batch.branches.row[batch.branches.kept > 0].tolist()
+    assert len(set(rows)) == len(rows) == sum(len(EXAMPLES[number].branches) for _, number in planned.groups[0])
+    half = batch.branches.tokens.shape[1] // 2
+    assert abs(sum(row < half for row in rows) - len(rows) / 2) <= 0.5, "branches are spread over both blocks"
+
+
+def test_a_mesh_holds_each_question_next_to_its_branches() -> None:
+    mesh = ps.make_mesh("data=2,fsdp=2,branch=2")
+    planned, host = built(shards=4, branch_shards=2, mesh=mesh)
+    batch = place(host, mesh)
+    assert batch.branches is not None and host.branches is not None
+    rows_of_shard = host.branches.tokens.shape[1] // 4
+    for shard in range(4):
+        here = slice(shard * planned.shape.examples, (shard + 1) * planned.shape.examples)
+        used = host.branches.row[0, here][host.branches.kept[0, here] > 0]
+        assert ((used // rows_of_shard) == shard).all()
+    assert batch.student.tokens.addressable_shards[0].data.shape[1] == planned.shape.examples
+    assert batch.branches.tokens.addressable_shards[0].data.shape[1] == planned.shape.rows // 2
+    assert all((np.asarray(a) == b).all() for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(host), strict=True))
+
+
+def test_counts_are_of_real_tokens() -> None:
+    planned, _ = built()
+    counts = BatchBuilder(SOURCE, TASK).counts(planned)
+    chosen = [EXAMPLES[number] for _, number in planned.groups[0]]
+    assert counts.examples == len(chosen)
+    assert counts.branch_tokens == sum(branch.length for example in chosen for branch in example.branches)
+    assert counts.target_tokens == sum(len(example.target) for example in chosen)
+    assert counts.teacher_tokens == sum(len(example.pasted) + len(example.target) for example in chosen)

@@ -1,0 +1,97 @@
+"""Plans: every example once, nothing dropped without a reason, the same batches for the same seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from psynth_jax.data.example import ExampleList
+from psynth_jax.errors import DataError
+from psynth_jax.training.config import Batches, Task
+from psynth_jax.training.plan import Plan, PlannedBatch, Reference
+from tests.training.examples import random_examples
+
+FIRST, SECOND = ExampleList("first", random_examples(40)), ExampleList("second", random_examples(15, seed=1))
+LIMITS = Batches(tokens=1500, examples=8)
+ONE = Task(synthetic=1)
+
+
+def plan(limits: Batches = LIMITS, tasks: tuple[Task, ...] = (ONE, ONE), **options: object) -> Plan:
+    return Plan([FIRST, SECOND], tasks, limits, **options)  # type: ignore[arg-type]
+
+
+def references(batches: list[PlannedBatch]) -> Counter[Reference]:
+    return Counter(reference for batch in batches for group in batch.groups for reference in group)
+
+
+@pytest.mark.parametrize(("shards", "accumulate"), [(1, 1), (4, 1), (2, 3)])
+def test_an_epoch_has_every_example_once(shards: int, accumulate: int) -> None:
+    found = plan(LIMITS.model_copy(update={"accumulate": accumulate}), shards=shards)
+    for epoch in range(2):
+        batches = found.batches(epoch)
+        assert set(references(batches).values()) == {1} and references(batches).total() == 55
+        assert all(len(batch.groups) == shards * accumulate for batch in batches)
+
+
+def test_groups_keep_to_their_shape() -> None:
+    sources = [FIRST, SECOND]
+    found = plan()
+    for batch in found.batches(0):
+        shape = batch.shape
+        assert shape in found.shapes
+        for group in batch.groups:
+            lengths = np.array([sources[task].lengths[number] for task, number in group])
+            assert len(group) <= shape.examples <= LIMITS.examples
+            assert lengths[:, 3].sum() <= shape.rows and lengths[:, 3].max() <= shape.width
+            assert lengths[:, 4].max() <= shape.slots
+            assert (lengths[:, 0] + lengths[:, 2] - 1).max() <= shape.tokens
+
+
+def test_short_examples_are_packed_up_to_the_budget() -> None:
+    few, many = plan(Batches(tokens=400, examples=64)), plan(Batches(tokens=4000, examples=64))
+    assert len(many.batches(0)) < len(few.batches(0))
+    for found, budget in ((few, 400), (many, 4000)):
+        for shape in found.shapes:
+            assert shape.examples * shape.tokens <= budget or shape.examples == 1
+
+
+def test_the_seed_decides_the_order_and_epochs_differ() -> None:
+    assert plan(seed=5).batches(3) == plan(seed=5).batches(3)
+    assert plan(seed=5).batches(0) != plan(seed=6).batches(0)
+    assert plan(seed=5).batches(0) != plan(seed=5).batches(1)
+    unshuffled = plan(seed=None)
+    assert unshuffled.batches(0) == unshuffled.batches(1)
+
+
+def test_processes_see_the_same_examples_whatever_their_number() -> None:
+    assert references(plan(shards=8).batches(0)) == references(plan().batches(0))
+
+
+def test_weights_are_passes() -> None:
+    half, double = Task(synthetic=1, weight=0.5), Task(synthetic=1, weight=2.0)
+    found = plan(tasks=(half, double))
+    counts = [Counter(reference.task for reference in references(found.batches(epoch)).elements()) for epoch in range(2)]
+    assert counts == [{0: 20, 1: 30}, {0: 20, 1: 30}]
+    taken = references(found.batches(0)) + references(found.batches(1))
+    assert [taken[Reference(0, number)] for number in range(40)] == [1] * 40, "the second epoch takes the other half"
+
+
+def test_what_is_too_long_is_counted_by_reason() -> None:
+    found = plan(Batches(tokens=1500, branch_tokens=8, target_tokens=5))
+    kept = references(found.batches(0)).total()
+    assert kept + sum(sum(reasons.values()) for reasons in found.dropped) == 55
+    assert set(found.dropped[0]) == {"a longer branch than branch_tokens", "a longer target than target_tokens"}
+
+
+def test_nothing_left_is_an_error_that_says_why() -> None:
+    with pytest.raises(DataError, match="55 have a longer target than target_tokens"):
+        plan(Batches(target_tokens=1))
+
+
+def test_the_teacher_and_text_have_their_own_lengths() -> None:
+    taught = plan(tasks=(Task(synthetic=1, distillation=1.0), ONE))
+    assert {shape.teacher for shape in taught.shapes} > {0}
+    text = plan(reads="text")
+    assert all(shape.rows == shape.slots == shape.width == 0 for shape in text.shapes)

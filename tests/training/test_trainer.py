@@ -1,0 +1,226 @@
+"""Runs: what is learned, what a stop and a start do to the numbers, and what is left when something fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import psynth_jax as ps
+from psynth_jax.axes import tree_differences
+from psynth_jax.data.example import Example, ExampleList, tokenise
+from psynth_jax.data.record import BranchText, Record
+from psynth_jax.errors import CheckpointError, ConfigError, TrainingError
+from psynth_jax.training.checkpoint import CheckpointStore
+from psynth_jax.training.config import Checkpoints
+from psynth_jax.training.trainer import Trainer
+from tests.training.examples import config
+
+
+@pytest.fixture(scope="module")
+def model() -> ps.Model:
+    return ps.load_model("tiny-random")
+
+
+@pytest.fixture(scope="module")
+def codes(model: ps.Model) -> ExampleList:
+    """Questions whose answer stands in one branch and nowhere else."""
+    assert model.tokenizer is not None
+    (end,) = model.stop_ids
+    examples = []
+    for number in range(24):
+        code = str(Random(number).randint(10, 99))
+        branches = (BranchText(f"The code is {code}."), BranchText("It rains."))
+        examples.append(tokenise(Record(str(number), "codes", "Code?", branches, code), model.tokenizer, end))
+    return ExampleList("codes", examples)
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+@pytest.fixture(scope="module")
+def straight(model: ps.Model, codes: ExampleList, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """Six steps without a stop."""
+    trainer = Trainer(config(tmp_path_factory.mktemp("straight")), model, [codes])
+    assert trainer.run().reason == "done"
+    return trainer
+
+
+class TestResuming:
+    def test_three_and_three_steps_are_six(
+        self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path
+    ) -> None:
+        first = Trainer(config(tmp_path, train={"steps": 6, "stop_at": 3}), model, [codes])
+        assert dataclasses.astuple(first.run())[:2] == (3, "stop_at")
+        second = Trainer(config(tmp_path), model, [codes])
+        assert second.step == 3
+        second.run()
+        assert tree_differences(second.state, straight.state) == []
+        assert losses(tmp_path) == losses(straight.workdir)
+
+    def test_a_finished_run_is_not_run_again(self, model: ps.Model, codes: ExampleList, straight: Trainer) -> None:
+        before = losses(straight.workdir)
+        again = Trainer(straight.config, model, [codes])
+        assert dataclasses.astuple(again.run())[:2] == (6, "done")
+        assert losses(straight.workdir) == before
+
+    @pytest.mark.exhaustive
+    def test_on_another_mesh(self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path) -> None:
+        Trainer(config(tmp_path, train={"steps": 6, "stop_at": 3}), model, [codes]).run()
+        mesh = "data=2,fsdp=2,tensor=2"
+        again = Trainer(config(tmp_path, mesh=mesh), model.on(ps.make_mesh(mesh)), [codes])
+        assert again.step == 3
+        down = again.state.parameters.down["q"]
+        assert down.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", None)
+        again.run()
+        assert losses(tmp_path).keys() == losses(straight.workdir).keys()
+
+    def test_a_config_that_disagrees_is_refused(self, model: ps.Model, codes: ExampleList, straight: Trainer) -> None:
+        changed = straight.config.model_copy(update={"seed": 7})
+        with pytest.raises(ConfigError, match="disagree: seed is 7, it was 0"):
+            Trainer(changed, model, [codes])
+
+    def test_another_base_is_refused(self, model: ps.Model, codes: ExampleList, straight: Trainer) -> None:
+        parameters = model.decoder.parameters()
+        other = type(model.decoder)(model.config, parameters | {"embedding": parameters["embedding"] + 1})
+        with pytest.raises(ConfigError, match="was trained on the base model"):
+            Trainer(straight.config, dataclasses.replace(model, decoder=other, name="other"), [codes])
+
+
+class TestLearning:
+    @pytest.mark.parametrize(
+        "trainable", [{}, {"rank": 0}, {"mapper": False}], ids=["both", "mapper alone", "adapter alone"]
+    )
+    def test_each_part_learns_and_the_base_stays(
+        self, model: ps.Model, codes: ExampleList, tmp_path: Path, trainable: Mapping[str, Any]
+    ) -> None:
+        before = jax.tree.map(np.array, model.decoder.parameters())
+        optimizer = {"learning_rate": 3e-2, "schedule": "constant", "warmup": 0, "clip": 0.0}
+        run = config(tmp_path, train={"steps": 40}, trainable=trainable, optimizer=optimizer, checkpoint={"every": 100})
+        one_batch = ExampleList("codes", [codes[number] for number in range(4)])
+        Trainer(run, model, [one_batch]).run()
+        found = losses(tmp_path)
+        reached = {"both": 0.05, "mapper alone": 0.999 * found[1], "adapter alone": 0.05}
+        name = "mapper alone" if trainable.get("rank") == 0 else "adapter alone" if trainable else "both"
+        assert found[40] < reached[name]
+        assert tree_differences(model.decoder.parameters(), before) == []
+
+    def test_it_is_read_from_the_branches(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
+        """With the branches of another question the targets that were learned are no longer found."""
+        optimizer = {"learning_rate": 2e-2, "schedule": "constant", "warmup": 0}
+        run = config(tmp_path, train={"steps": 60}, optimizer=optimizer, checkpoint={"every": 100})
+        few = [codes[number] for number in range(4)]
+        trainer = Trainer(run, model, [ExampleList("codes", few)])
+        synth = ps.ParallelSynthesis(model, adapter=trainer.run().adapter)
+
+        def score(example: Example, of: Example) -> float:
+            branches = synth.encode([branch.kept.tolist() for branch in of.branches])
+            return float(synth.score(example.prompt.tolist(), example.target.tolist(), branches).mean())
+
+        right = np.mean([score(example, example) for example in few])
+        wrong = np.mean([score(example, few[number - 1]) for number, example in enumerate(few)])
+        assert right > -0.3 and wrong < right - 2
+
+    def test_the_average_is_what_is_exported(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
+        run = config(tmp_path, optimizer={"learning_rate": 1e-2, "average": 0.5}, train={"steps": 2})
+        trainer = Trainer(run, model, [codes])
+        trainer.run()
+        assert trainer.state.average is not None
+        assert tree_differences(trainer.state.average, trainer.state.parameters) != []
+        lora = ps.ParallelSynthesis(model, adapter=tmp_path / "adapter").adapter.lora
+        assert lora is not None and tree_differences(lora.up, trainer.state.average.up) == []
+
+    def test_starts_from_an_adapter(self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path) -> None:
+        start = {"start": str(straight.workdir / "adapter")}
+        trainer = Trainer(config(tmp_path, trainable=start), model, [codes])
+        assert tree_differences(trainer.state.parameters, straight.state.parameters) == []
+        with pytest.raises(ConfigError, match="another rank"):
+            Trainer(config(tmp_path / "other", trainable={**start, "rank": 3}), model, [codes])
+
+
+class TestEvaluation:
+    def test_best_is_kept_and_known(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
+        """A learning rate that destroys what it has learned: the first evaluation is the best."""
+        run = config(
+            tmp_path,
+            evaluation=({"synthetic": 1},),
+            train={"steps": 8, "evaluate_every": 2},
+            checkpoint={"every": 2, "keep": 2},
+            optimizer={"learning_rate": 0.5, "warmup": 0, "clip": 0.0},
+        )
+        told: list[tuple[int, float]] = []
+        held_out = ExampleList("codes", [codes[number] for number in range(8)])
+        seen = lambda step, numbers: told.append((step, numbers["eval_loss"])) if "eval_loss" in numbers else None  # noqa: E731
+        Trainer(run, model, [codes], [held_out], seen).run()
+        assert [step for step, _ in told] == [2, 4, 6, 8]
+        best = min(told, key=lambda item: item[1])[0]
+        with CheckpointStore(tmp_path, Checkpoints(keep=2)) as store:
+            assert store.best == best and set(store.steps) == {best, 6, 8}
+
+
+class TestFailures:
+    def test_a_loss_that_is_no_number_stops_the_run(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
+        run = config(tmp_path, train={"steps": 20}, checkpoint={"every": 2})
+        trainer = Trainer(run, model, [codes])
+
+        def poison(step: int, numbers: Mapping[str, Any]) -> None:
+            if step == 4:
+                trainer.state = dataclasses.replace(
+                    trainer.state, parameters=jax.tree.map(lambda x: x * np.nan, trainer.state.parameters)
+                )
+
+        trainer._on_step = poison
+        with pytest.raises(TrainingError, match=r"step 5 is not a number \(examples codes .*checkpoint of step 4 stays"):
+            trainer.run()
+        again = Trainer(run, model, [codes])
+        assert again.step == 4
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(again.state.parameters))
+
+    def test_a_full_disk_says_so(
+        self, model: ps.Model, codes: ExampleList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trainer = Trainer(config(tmp_path, checkpoint={"every": 2}), model, [codes])
+        save = ocp.CheckpointManager.save
+
+        def full(manager: ocp.CheckpointManager, step: int, **arguments: Any) -> Any:
+            if step == 4:
+                raise OSError(28, os.strerror(28))
+            return save(manager, step, **arguments)
+
+        monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+        with pytest.raises(TrainingError, match=r"the disk is full .* last whole one is step 2"):
+            trainer.run()
+        monkeypatch.undo()
+        assert Trainer(config(tmp_path), model, [codes]).step == 2
+
+    def test_a_damaged_checkpoint_is_named(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
+        Trainer(config(tmp_path), model, [codes]).run()
+        for file in (tmp_path / "checkpoints" / "6" / "state").rglob("*"):
+            if file.is_file() and file.parent.name == "d":
+                file.write_bytes(b"nothing")
+        with pytest.raises(CheckpointError, match=r"checkpoint 6 of .* cannot be read"):
+            Trainer(config(tmp_path), model, [codes])
+
+    def test_sigterm_saves_and_ends(self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path) -> None:
+        def terminate(step: int, numbers: Mapping[str, Any]) -> None:
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        outcome = Trainer(config(tmp_path, checkpoint={"every": 100}), model, [codes], on_step=terminate).run()
+        assert outcome.reason == "terminated" and 2 <= outcome.step < 6
+        again = Trainer(config(tmp_path), model, [codes])
+        assert again.step == outcome.step
+        again.run()
+        assert tree_differences(again.state.parameters, straight.state.parameters) == []
