@@ -16,6 +16,7 @@ import typer
 import psynth_jax
 from psynth_jax.cli.bench import bench
 from psynth_jax.cli.compile import compile_
+from psynth_jax.cli.eval import eval_
 from psynth_jax.cli.info import info
 from psynth_jax.cli.run import run
 from psynth_jax.errors import UserError
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(run)
+app.command("eval")(eval_)
 app.command("compile")(compile_)
 app.command()(info)
 app.add_typer(bench, name="bench")
