@@ -24,6 +24,7 @@ from psynth_jax.errors import DataError, InputError
 from psynth_jax.evaluation.tasks import Question
 from psynth_jax.model import Model
 from psynth_jax.prompts import baseline_messages, synthesis_messages
+from psynth_jax.synthesis.inputs import tokenizer_of
 from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
 
 Weights: TypeAlias = Literal["base", "adapter", "text_adapter"]
@@ -59,7 +60,9 @@ def _pasted_with_lora(
 def _from_branches(
     synth: ParallelSynthesis, questions: Sequence[Question], options: Mapping[str, Any]
 ) -> list[SynthesisResult]:
-    branches = synth.encode([question.texts for question in questions], [question.prefixes for question in questions])
+    encode = tokenizer_of(synth.model).encode  # a prefix may be blank, which no prompt may be
+    prefixes = [[encode(prefix) for prefix in question.prefixes] for question in questions]
+    branches = synth.encode([question.texts for question in questions], prefixes)
     return synth.synthesize([question.query for question in questions], branches, **options)
 
 

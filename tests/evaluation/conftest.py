@@ -14,7 +14,7 @@ CITIES = ("Oslo", "Rome", "Oslo", "Bern", "Rome")
 
 def record(number: int, answer: str, task: str = "cities", branches: Sequence[BranchText] = ()) -> Record:
     given = tuple(branches) or (
-        BranchText(f"{answer} has harbour {number}."),
+        BranchText(f"{answer} has harbour {number}.", "\n" * (number == 2)),
         BranchText(f"Note {number * 'x'}", "Before: "),
     )
     return Record(f"q{number}", task, f"Which city has harbour {number}?", given, answer, (answer, f"{answer} city"))

@@ -26,6 +26,12 @@ def asked(records: list[Record]) -> list[Question]:
     return [Question(each.id, each.task, each.query, each.branches, each.answers) for each in records]
 
 
+def encode(synth: ps.ParallelSynthesis, question: Question) -> ps.Branches:
+    tokenizer = synth.model.tokenizer
+    assert tokenizer is not None
+    return synth.encode(question.texts, [tokenizer.encode(prefix) for prefix in question.prefixes])
+
+
 @pytest.fixture(scope="module")
 def synthesizers() -> Synthesizers:
     model = talking_model()
@@ -71,7 +77,7 @@ class TestAnswers:
     @pytest.mark.parametrize("name", ["branches", "identity"])
     def test_branches(self, name: str, synthesizers: Synthesizers, answers: dict[str, list[ps.SynthesisResult]]) -> None:
         synth = synthesizers.of(METHODS[name])
-        alone = [synth.synthesize(q.query, synth.encode(q.texts, q.prefixes), 6) for q in self.questions]
+        alone = [synth.synthesize(q.query, encode(synth, q), 6) for q in self.questions]
         self.check(answers[name], alone)
 
     def test_identity_has_no_adapter(self, synthesizers: Synthesizers, answers: dict[str, list[ps.SynthesisResult]]) -> None:
@@ -98,7 +104,7 @@ class TestAnswers:
         assert synth is not None
         others = [*self.questions[1:], self.questions[0]]
         alone = [
-            synth.synthesize(question.query, synth.encode(other.texts, other.prefixes), 6)
+            synth.synthesize(question.query, encode(synth, other), 6)
             for question, other in zip(self.questions, others, strict=True)
         ]
         self.check(answers["wrong-branches"], alone)
