@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -15,8 +16,11 @@ from psynth_jax.evaluation.methods import METHODS, Synthesizers, choose, with_wr
 from psynth_jax.evaluation.tasks import QATask, Question
 from psynth_jax.mapper import Mapper
 from psynth_jax.prompts import baseline_messages, synthesis_messages
+from psynth_jax.tokenizer import Tokenizer
 from tests.evaluation.conftest import record
 from tests.tiny import random_lora, random_mapper, talking_model
+
+Answers: TypeAlias = dict[str, list[ps.SynthesisResult]]
 
 OPTIONS = {"max_new_tokens": 6, "temperature": 0.0, "seed": 0}
 ALL = {"adapter", "text_adapter"}
@@ -26,10 +30,9 @@ def asked(records: list[Record]) -> list[Question]:
     return [Question(each.id, each.task, each.query, each.branches, each.answers) for each in records]
 
 
-def encode(synth: ps.ParallelSynthesis, question: Question) -> ps.Branches:
-    tokenizer = synth.model.tokenizer
-    assert tokenizer is not None
-    return synth.encode(question.texts, [tokenizer.encode(prefix) for prefix in question.prefixes])
+def tokenizer(synth: ps.ParallelSynthesis) -> Tokenizer:
+    assert synth.model.tokenizer is not None
+    return synth.model.tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def synthesizers() -> Synthesizers:
 
 
 @pytest.fixture(scope="module")
-def answers(synthesizers: Synthesizers) -> dict[str, list[ps.SynthesisResult]]:
+def answers(synthesizers: Synthesizers) -> Answers:
     """What every method answers to three questions."""
     questions = asked([record(number, city) for number, city in enumerate(("Oslo", "Rome", "Bern"))])
     found = {}
@@ -51,7 +54,7 @@ def answers(synthesizers: Synthesizers) -> dict[str, list[ps.SynthesisResult]]:
 
 
 class TestAnswers:
-    """Against the same thing asked one by one, by hand."""
+    """Against the same thing asked by hand, as token ids."""
 
     questions = asked([record(number, city) for number, city in enumerate(("Oslo", "Rome", "Bern"))])
 
@@ -60,54 +63,56 @@ class TestAnswers:
             assert result.token_ids == right.token_ids
             assert (result.prompt_tokens, result.cached_tokens) == (right.prompt_tokens, right.cached_tokens)
 
-    def test_text(self, synthesizers: Synthesizers, answers: dict[str, list[ps.SynthesisResult]]) -> None:
-        alone = [synthesizers.base.synthesize_text(q.query, q.texts, 6) for q in self.questions]
-        self.check(answers["text"], alone)
+    def pasted(self, synth: ps.ParallelSynthesis) -> list[list[int]]:
+        return [tokenizer(synth).chat(baseline_messages(q.query, q.texts)) for q in self.questions]
+
+    def prompts(self, synth: ps.ParallelSynthesis) -> list[list[int]]:
+        return [tokenizer(synth).chat(synthesis_messages(q.query)) for q in self.questions]
+
+    def encoded(self, synth: ps.ParallelSynthesis, questions: list[Question]) -> ps.Branches:
+        ids = tokenizer(synth).encode
+        return synth.encode(
+            [[ids(x) for x in q.texts] for q in questions], [[ids(x) for x in q.prefixes] for q in questions]
+        )
+
+    def test_text(self, synthesizers: Synthesizers, answers: Answers) -> None:
+        self.check(answers["text"], synthesizers.base.synthesize(self.pasted(synthesizers.base), None, 6))
         assert all(result.cached_tokens == 0 for result in answers["text"])
 
-    def test_text_lora(self, synthesizers: Synthesizers, answers: dict[str, list[ps.SynthesisResult]]) -> None:
-        synth = synthesizers.text_adapter
-        assert synth is not None
-        self.check(
-            answers["text-lora"], [synth.synthesize(baseline_messages(q.query, q.texts), None, 6) for q in self.questions]
-        )
+    def test_text_lora(self, synthesizers: Synthesizers, answers: Answers) -> None:
+        synth = synthesizers.of(METHODS["text-lora"])
+        assert synth is synthesizers.text_adapter
+        self.check(answers["text-lora"], synth.synthesize(self.pasted(synth), None, 6))
         for plain, tuned in zip(answers["text"], answers["text-lora"], strict=True):
             assert plain.prompt_tokens == tuned.prompt_tokens and plain.token_ids != tuned.token_ids
 
     @pytest.mark.parametrize("name", ["branches", "identity"])
-    def test_branches(self, name: str, synthesizers: Synthesizers, answers: dict[str, list[ps.SynthesisResult]]) -> None:
+    def test_branches(self, name: str, synthesizers: Synthesizers, answers: Answers) -> None:
         synth = synthesizers.of(METHODS[name])
-        alone = [synth.synthesize(q.query, encode(synth, q), 6) for q in self.questions]
-        self.check(answers[name], alone)
+        self.check(answers[name], synth.synthesize(self.prompts(synth), self.encoded(synth, self.questions), 6))
 
-    def test_identity_has_no_adapter(self, synthesizers: Synthesizers, answers: dict[str, list[ps.SynthesisResult]]) -> None:
+    def test_identity_has_no_adapter(self, synthesizers: Synthesizers, answers: Answers) -> None:
         assert synthesizers.of(METHODS["identity"]).adapter == Adapter(None, None)
         assert answers["identity"][0].token_ids != answers["branches"][0].token_ids
 
-    def test_prefixes_are_prefilled_and_not_read(self, answers: dict[str, list[ps.SynthesisResult]]) -> None:
+    def test_prefixes_are_prefilled_and_not_read(self, answers: Answers) -> None:
         texts = [sum(len(text) for text in question.texts) for question in self.questions]
         assert [result.cached_tokens for result in answers["branches"]] == texts  # a token is a byte
 
-    def test_question_has_the_prompt_of_branches(
-        self, synthesizers: Synthesizers, answers: dict[str, list[ps.SynthesisResult]]
-    ) -> None:
-        synth = synthesizers.adapter
-        assert synth is not None
-        self.check(answers["question"], [synth.synthesize(synthesis_messages(q.query), None, 6) for q in self.questions])
+    def test_question_has_the_prompt_of_branches(self, synthesizers: Synthesizers, answers: Answers) -> None:
+        synth = synthesizers.of(METHODS["question"])
+        assert synth is synthesizers.adapter
+        self.check(answers["question"], synth.synthesize(self.prompts(synth), None, 6))
         for alone, read in zip(answers["question"], answers["branches"], strict=True):
-            assert alone.prompt_tokens == read.prompt_tokens and alone.cached_tokens == 0
+            assert alone.prompt_tokens == read.prompt_tokens and alone.token_ids != read.token_ids
 
-    def test_wrong_branches_are_those_of_the_next(
-        self, synthesizers: Synthesizers, answers: dict[str, list[ps.SynthesisResult]]
-    ) -> None:
-        synth = synthesizers.adapter
-        assert synth is not None
-        others = [*self.questions[1:], self.questions[0]]
-        alone = [
-            synth.synthesize(question.query, encode(synth, other), 6)
-            for question, other in zip(self.questions, others, strict=True)
-        ]
-        self.check(answers["wrong-branches"], alone)
+    def test_wrong_branches_are_those_of_the_next(self, synthesizers: Synthesizers, answers: Answers) -> None:
+        synth = synthesizers.of(METHODS["wrong-branches"])
+        assert synth is synthesizers.adapter
+        others = self.encoded(synth, [*self.questions[1:], self.questions[0]])
+        self.check(answers["wrong-branches"], synth.synthesize(self.prompts(synth), others, 6))
+        for wrong, right in zip(answers["wrong-branches"], answers["branches"], strict=True):
+            assert wrong.token_ids != right.token_ids
 
 
 class TestWrongBranches:
