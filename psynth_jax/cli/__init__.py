@@ -16,7 +16,9 @@ import typer
 import psynth_jax
 from psynth_jax.cli.bench import bench
 from psynth_jax.cli.compile import compile_
+from psynth_jax.cli.eval import eval_
 from psynth_jax.cli.info import info
+from psynth_jax.cli.report import report
 from psynth_jax.cli.run import run
 from psynth_jax.errors import UserError
 
@@ -27,9 +29,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(run)
+app.command("eval")(eval_)
 app.command("compile")(compile_)
 app.command()(info)
 app.add_typer(bench, name="bench")
+app.add_typer(report, name="report")
 
 # What the command line parser raises for a wrong option.  Its home has moved between versions of typer, its child has not.
 USAGE_ERROR: type[BaseException] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

@@ -1,0 +1,108 @@
+"""What is asked: a task turns its data into questions, and tells how an answer is read and scored.
+
+`QATask` takes a file of records with short answers.  Another benchmark is another `Task`: it makes `Question`s of its own
+data, takes the answer out of what was written (a boxed number, a block of code), and scores it under names of its choice.
+A task knows no model and no method.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from psynth_jax.data.record import BranchText, Record, read_records
+from psynth_jax.errors import DataError
+from psynth_jax.evaluation.scoring import exact_match, normalise, token_f1
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What a method gets: the question, its branches, and the answers that are accepted.
+
+    id: unique within its task.  task: the data set that it comes from, as its record says; one file may hold several.
+    """
+
+    id: str
+    task: str
+    query: str
+    branches: tuple[BranchText, ...]
+    answers: tuple[str, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """What the synthesizer reads, a text per branch."""
+        return [branch.text for branch in self.branches]
+
+    @property
+    def prefixes(self) -> list[str]:
+        """What stands before each text and is not kept."""
+        return [branch.prefix for branch in self.branches]
+
+    def shares_an_answer(self, other: Question) -> bool:
+        """Whether an answer of one is right for the other, too."""
+        return bool({normalise(answer) for answer in self.answers} & {normalise(answer) for answer in other.answers})
+
+
+class Task(abc.ABC):
+    """Questions, and how their answers are read and scored.
+
+    name: of the task.  max_new_tokens: how long an answer may be.
+    """
+
+    name: str
+    max_new_tokens: int
+
+    @abc.abstractmethod
+    def questions(self) -> Sequence[Question]:
+        """Return all questions, in an order that never changes.  Raises `DataError` for data that cannot be used."""
+
+    def extract(self, written: str) -> str:
+        """Return the answer in what was written: all of it, if a task does not say otherwise."""
+        return written.strip()
+
+    @abc.abstractmethod
+    def score(self, prediction: str, question: Question) -> Mapping[str, float]:
+        """Return the scores of an extracted answer by name, each from 0 to 1; the names are the same for every question."""
+
+
+class QATask(Task):
+    """Questions with short answers from a file of records (.jsonl, .jsonl.gz); EM and F1."""
+
+    def __init__(self, path: str | Path, max_new_tokens: int = 32):
+        """Name the file; it is read when questions are asked for."""
+        self.path = Path(path)
+        self.name = self.path.name.removesuffix(".gz").removesuffix(".jsonl")
+        self.max_new_tokens = max_new_tokens
+
+    def questions(self) -> Sequence[Question]:
+        """Read the file.  Raises `DataError` for a record without answers, an id that comes twice, or an empty file."""
+        found: dict[tuple[str, str], Question] = {}
+        for record in read_records(self.path):
+            if (record.task, record.id) in found:
+                raise DataError(f"{self.path}: record {record.id!r} of task {record.task} is there twice")
+            found[record.task, record.id] = self._question(record)
+        if not found:
+            raise DataError(f"{self.path} holds no record")
+        return list(found.values())
+
+    def score(self, prediction: str, question: Question) -> Mapping[str, float]:
+        """Return EM and F1 against the accepted answer that fits best."""
+        return {"em": exact_match(prediction, question.answers), "f1": token_f1(prediction, question.answers)}
+
+    def _question(self, record: Record) -> Question:
+        answers = tuple(answer for answer in record.answers if answer.strip())
+        if not answers:
+            raise DataError(f'{self.path}: record {record.id!r} has no answers to score against; give it "answers": [...]')
+        return Question(record.id, record.task, record.query, record.branches, answers)
+
+
+def questions_digest(questions: Sequence[Question]) -> str:
+    """Return a digest of all that is asked: two files with the same questions in the same order have the same one."""
+    digest = hashlib.sha256()
+    for question in questions:
+        digest.update(json.dumps(dataclasses.asdict(question), sort_keys=True).encode())
+    return digest.hexdigest()
