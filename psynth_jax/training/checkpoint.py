@@ -12,7 +12,8 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +30,10 @@ FOLDER = "checkpoints"
 _STATE, _DATA, _ABOUT = "state", "data", "about"
 
 
+def _eval_loss(numbers: Any) -> float:
+    return float(numbers["eval_loss"])
+
+
 def _named(tree: Any) -> dict[str, Any]:
     """Return the arrays of a tree by names that do not depend on its classes."""
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
@@ -40,17 +45,18 @@ class CheckpointStore:
     def __init__(self, workdir: str | Path, options: Checkpoints):
         """Open, or prepare, the folder of a run's checkpoints; remove what a killed process left half written."""
         self._folder = Path(workdir).absolute() / FOLDER
-        self._keep = [LatestN(options.keep)]
+        keep: list[Any] = [LatestN(options.keep)]
         if options.best:
-            best = BestN(
-                get_metric_fn=lambda found: found["eval_loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
-            )
-            self._keep.append(best)
+            best = BestN(get_metric_fn=_eval_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+            keep.append(best)
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step that it takes
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy(self._keep), cleanup_tmp_directories=True
+                preservation_policy=AnyPreservationPolicy(keep),
+                best_fn=_eval_loss,  # without it the numbers are not kept
+                best_mode="min",
+                cleanup_tmp_directories=True,
             ),
             item_handlers={
                 _STATE: ocp.StandardCheckpointHandler(),
@@ -90,12 +96,12 @@ class CheckpointStore:
                 _ABOUT: ocp.args.JsonSave(dict(about)),
             }
         )
-        with _explained(self):
+        with self._written():
             self._manager.save(step, args=items, metrics=None if eval_loss is None else {"eval_loss": eval_loss})
 
     def wait(self) -> None:
         """Return when everything is on disk.  Raises `TrainingError` when it could not be written."""
-        with _explained(self):
+        with self._written():
             self._manager.wait_until_finished()
 
     def about(self, step: int) -> dict[str, Any]:
@@ -108,7 +114,8 @@ class CheckpointStore:
         Raises `CheckpointError` when it cannot be read, or holds other arrays.
         """
         wanted = _named(like)
-        held = _named(self._manager.item_metadata(step)[_STATE])
+        with self._readable(step):
+            held = _named(self._manager.item_metadata(step)[_STATE])
         wrong = [f"missing {name}" for name in wanted if name not in held]
         wrong += [f"extra {name}" for name in held if name not in wanted]
         wrong += [
@@ -124,11 +131,31 @@ class CheckpointStore:
         return state, dict(found[_DATA])
 
     def _restore(self, step: int, items: Mapping[str, Any]) -> Any:
-        try:
+        with self._readable(step):
             return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    @contextmanager
+    def _readable(self, step: int) -> Iterator[None]:
+        """Turn a failed read into an error that names the checkpoint."""
+        try:
+            yield
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"checkpoint {step} of {self._folder} cannot be read: {reason}") from None
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """Turn a failed write into an error that says what is left."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = "the disk is full" if full or "No space left" in str(error) else " ".join(str(error).split())[:300]
+            free = shutil.disk_usage(self._folder).free >> 20 if self._folder.exists() else 0
+            raise TrainingError(
+                f"a checkpoint could not be written to {self._folder}: {reason} ({free} MiB are free); "
+                f"the last whole one is step {self.latest}"
+            ) from None
 
     def __enter__(self) -> Self:
         return self
@@ -136,25 +163,3 @@ class CheckpointStore:
     def __exit__(self, *_: object) -> None:
         """Wait for what is being written, and let go of the folder."""
         self._manager.close()
-
-
-class _explained:
-    """Turns a failed write into an error that says what is left."""
-
-    def __init__(self, store: CheckpointStore):
-        self._store = store
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, OSError | ValueError):
-            return
-        folder = self._store._folder
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "the disk is full" if full or "No space left" in str(error) else " ".join(str(error).split())[:300]
-        free = shutil.disk_usage(folder).free >> 20 if folder.exists() else 0
-        raise TrainingError(
-            f"a checkpoint could not be written to {folder}: {reason} ({free} MiB are free); "
-            f"the last whole one is step {self._store.latest}"
-        ) from None

@@ -14,8 +14,6 @@ import jax
 from psynth_jax.errors import ConfigError
 
 _NUMBERS = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# What the launchers that JAX knows set in every process of a job of more than one.
-_JOBS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "MEGASCALE_COORDINATOR_ADDRESS", "OMPI_MCA_orte_hnp_uri")
 
 
 def start_processes(wanted: Literal["auto", "none"]) -> None:
@@ -32,7 +30,13 @@ def start_processes(wanted: Literal["auto", "none"]) -> None:
             raise ConfigError(f"{named[0]} is set, but {', '.join(missing)} is not: a job needs all three")
         count, number = (int(os.environ[name]) for name in _NUMBERS)
         jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, number)
-    elif any(
-        "," in os.environ.get(name, "") or (name.startswith(("MEGA", "OMPI")) and name in os.environ) for name in _JOBS
-    ) or (int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in os.environ):
+    elif _in_a_job():
         jax.distributed.initialize()
+
+
+def _in_a_job() -> bool:
+    """Whether a launcher that JAX knows has started more processes than this one."""
+    several_hosts = any("," in os.environ.get(name, "") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
+    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in os.environ
+    others = "MEGASCALE_COORDINATOR_ADDRESS" in os.environ or "OMPI_MCA_orte_hnp_uri" in os.environ
+    return several_hosts or slurm or others

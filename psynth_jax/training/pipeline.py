@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,7 @@ class BatchSource:
         self._plan, self._builder, self._count = plan, builder, count
         self._epochs = {0: plan.batches(0)}
         self._ends = [len(self._epochs[0])]
+        self._planning = threading.Lock()  # Grain reads from several threads
 
     def __len__(self) -> int:
         """How many batches the run has."""
@@ -48,10 +50,11 @@ class BatchSource:
 
     def planned(self, index: int) -> tuple[int, PlannedBatch]:
         """Return the epoch of a batch, and its plan."""
-        while self._ends[-1] <= index:
-            self._ends.append(self._ends[-1] + len(self._epoch(len(self._ends))))
-        epoch = bisect.bisect_right(self._ends, index)
-        return epoch, self._epoch(epoch)[index - (self._ends[epoch - 1] if epoch else 0)]
+        with self._planning:
+            while self._ends[-1] <= index:
+                self._ends.append(self._ends[-1] + len(self._epoch(len(self._ends))))
+            epoch = bisect.bisect_right(self._ends, index)
+            return epoch, self._epoch(epoch)[index - (self._ends[epoch - 1] if epoch else 0)]
 
     def _epoch(self, number: int) -> list[PlannedBatch]:
         known = self._epochs.get(number)

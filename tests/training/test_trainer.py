@@ -172,17 +172,17 @@ class TestEvaluation:
 
 class TestFailures:
     def test_a_loss_that_is_no_number_stops_the_run(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
-        run = config(tmp_path, train={"steps": 20}, checkpoint={"every": 2})
+        run = config(tmp_path, train={"steps": 20}, checkpoint={"every": 4})
         trainer = Trainer(run, model, [codes])
 
         def poison(step: int, numbers: Mapping[str, Any]) -> None:
-            if step == 4:
+            if step == 5:
                 trainer.state = dataclasses.replace(
                     trainer.state, parameters=jax.tree.map(lambda x: x * np.nan, trainer.state.parameters)
                 )
 
         trainer._on_step = poison
-        with pytest.raises(TrainingError, match=r"step 5 is not a number \(examples codes .*checkpoint of step 4 stays"):
+        with pytest.raises(TrainingError, match=r"step [67] is not a number \(examples codes .*checkpoint of step 4 stays"):
             trainer.run()
         again = Trainer(run, model, [codes])
         assert again.step == 4
@@ -207,9 +207,7 @@ class TestFailures:
 
     def test_a_damaged_checkpoint_is_named(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
         Trainer(config(tmp_path), model, [codes]).run()
-        for file in (tmp_path / "checkpoints" / "6" / "state").rglob("*"):
-            if file.is_file() and file.parent.name == "d":
-                file.write_bytes(b"nothing")
+        (tmp_path / "checkpoints" / "6" / "state" / "manifest.ocdbt").unlink()
         with pytest.raises(CheckpointError, match=r"checkpoint 6 of .* cannot be read"):
             Trainer(config(tmp_path), model, [codes])
 
