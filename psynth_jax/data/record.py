@@ -111,6 +111,8 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}:{number + 1}: not UTF-8 text") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists thousands deep
+        raise DataError(f"{path}:{number}: JSON that cannot be read: {error}") from None
     except (EOFError, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is damaged after line {number}: {error}") from None
     except OSError as error:
