@@ -54,9 +54,9 @@ def synthetic_records(
     Raises:
       InputError: an unknown kind or split, or none.
     """
-    wrong = [kind for kind in kinds if kind not in KINDS] or ([] if kinds else ["none"])
-    if wrong:
-        raise InputError(f"there is no synthetic kind {wrong[0]!r}; choose from {', '.join(KINDS)}")
+    wrong = next((kind for kind in kinds if kind not in KINDS), None if kinds else "")
+    if wrong is not None:
+        raise InputError(f"there is no synthetic kind {wrong!r}; choose from {', '.join(KINDS)}")
     if split not in SPLITS:
         raise InputError(f"there is no split {split!r}; choose from {', '.join(SPLITS)}")
     return (synthetic_record(kinds[index % len(kinds)], index, seed, split) for index in range(count))
@@ -68,9 +68,9 @@ def synthetic_record(kind: Kind, index: int, seed: int = 0, split: Split = "trai
     asked = ask(kind, world)
     placed = _place(asked, world)
     branches = tuple(BranchText(world.branch([fact.text for fact in facts]), world.prefix()) for facts in placed)
-    facts = [
-        {**fact.to_json(number), **asked.notes.get(fact.text, {})} for number, facts in enumerate(placed) for fact in facts
-    ]
+    facts = [fact.to_json(number) for number, told in enumerate(placed) for fact in told]
+    for fact in facts:
+        fact |= asked.notes.get(fact["text"], {})
     meta = {"kind": kind, "chance": asked.chance, "asked": dict(asked.about), "facts": facts}
     name = f"{kind}-{split}-{seed}-{index}"
     return Record(name, f"synthetic_{kind}", asked.question, branches, asked.answer, (asked.answer,), meta)

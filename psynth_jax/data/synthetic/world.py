@@ -73,10 +73,10 @@ def words() -> Words:
     import yaml
 
     content = yaml.safe_load(resources.files(__package__).joinpath("words.yaml").read_text(encoding="utf-8"))
-    relations = {
-        name: Relation(name, **{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
-        for name, entry in content.pop("relations").items()
-    }
+    relations = {}
+    for name, entry in content.pop("relations").items():
+        given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+        relations[name] = Relation(name=name, **given)
     return Words(relations=relations, **content)
 
 
