@@ -79,7 +79,7 @@ class TestJsonLines:
     def test_cut_gzip(self, tmp_path: Path) -> None:
         path = tmp_path / "cut.jsonl.gz"
         path.write_bytes(gzip.compress(b'{"a": 1}\n' * 1000)[:-20])
-        with pytest.raises(DataError, match="cut.jsonl.gz is damaged"):
+        with pytest.raises(DataError, match=r"cut\.jsonl\.gz is damaged"):
             list(read_json_lines(path))
 
     def test_other_encoding(self, tmp_path: Path) -> None:
