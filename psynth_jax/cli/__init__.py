@@ -16,6 +16,7 @@ import typer
 import psynth_jax
 from psynth_jax.cli.bench import bench
 from psynth_jax.cli.compile import compile_
+from psynth_jax.cli.data import data
 from psynth_jax.cli.info import info
 from psynth_jax.cli.run import run
 from psynth_jax.errors import UserError
@@ -30,6 +31,7 @@ app.command()(run)
 app.command("compile")(compile_)
 app.command()(info)
 app.add_typer(bench, name="bench")
+app.add_typer(data, name="data")
 
 # What the command line parser raises for a wrong option.  Its home has moved between versions of typer, its child has not.
 USAGE_ERROR: type[BaseException] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

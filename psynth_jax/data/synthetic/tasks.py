@@ -1,12 +1,12 @@
 """What is asked of synthetic branches, one function a kind.
 
     kind           what has to be read                                            chance in the notes
-    lookup         one fact among those of others in the same relation            1 of 3 to 5 such values
-    join           two facts in two branches: who is meant, then what of them     1 of 2 to 4 such chains
-    count          how many entities have a value; or how many reports say so     1 of 5: answers are even from 1 to 5
-    contradiction  the reports differ: what the latest, or the one checked, says  1 of 2 to 4 such values
-    majority       the reports differ: what most of them say                      1 of 2 or 3 such values
-    arithmetic     the sum or difference of two numbers in two branches           about 1 of 60
+    lookup         one fact among those of others in the same relation            26%: 3 to 5 such values
+    join           two facts in two branches: who is meant, then what of them     36%: 2 to 4 such chains
+    count          how many entities have a value; or how many reports say so     20%: answers are even from 1 to 5
+    contradiction  the reports differ: what the latest, or the one checked, says  36%: 2 to 4 such values
+    majority       the reports differ: what most of them say                      42%: 2 or 3 such values
+    arithmetic     the sum or difference of two numbers in two branches            2%: the notes do not have it
 
 "Chance in the notes" is what somebody scores who knows the kind of answer and picks one that the notes offer; by the
 question alone the chance is that of `Asked.chance`.  Knows no record.
