@@ -1,13 +1,15 @@
-"""Directories that are written whole or not at all."""
+"""Directories that are written whole or not at all, and what the disk says against it."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from psynth_jax.errors import InputError
+from psynth_jax.errors import DataError, InputError
 
 
 @contextmanager
@@ -37,3 +39,27 @@ def replacing(target: Path, names: Collection[str], what: str) -> Iterator[Path]
             if old.exists():
                 old.rename(target)
             raise
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turn an `OSError` of the block into a `DataError` that says why `target` could not be written, and that it was not."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full else error.strerror or str(error)
+        raise DataError(f"cannot write {target}: {reason}; nothing was written there") from None
+
+
+@contextmanager
+def made(directory: Path) -> Iterator[None]:
+    """Make a directory for the block; one that was not there before is removed again if the block leaves it empty."""
+    was_there = directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if not was_there:
+            with contextlib.suppress(OSError):  # it is not empty
+                directory.rmdir()

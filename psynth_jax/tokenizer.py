@@ -6,6 +6,9 @@ Knows no model and no file format: `from_gguf` takes the metadata, not the file.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +114,22 @@ class Tokenizer:
                 "tokenizer.chat_template": _CHATML,
             }
         )
+
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends a turn of the model: what its tokenizer names as its own end token."""
+        return self.backend.eos_token_id
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id; a model's embedding may be padded to more."""
+        return max(self.backend.get_vocab().values()) + 1
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides which ids a text or a conversation has: the tokenizer and its chat template."""
+        content = json.dumps([self._fast.to_str(), self.backend.chat_template], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Tokenise text; no token is added, and special tokens that the text spells out are recognised."""

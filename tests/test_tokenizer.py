@@ -15,6 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from psynth_jax.errors import CheckpointError, InputError, UnsupportedModelError
 from psynth_jax.tokenizer import TextStream, Tokenizer
+from tests.tiny import BYTES_VOCABULARY, byte_tokenizer
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
@@ -256,6 +257,25 @@ class TestStream:
         stream = TextStream(words)
         assert [stream.push(index) for index in (0, 1, 2, 1)] == ["one", " two", "s", " two"]
         assert words.decode([0, 1, 2, 1]) == "one twos two"
+
+
+class TestFingerprint:
+    def test_is_that_of_the_same_tokenizer(self, tmp_path: Path) -> None:
+        first = byte_tokenizer()
+        first.encode("some text")
+        first.backend.save_pretrained(tmp_path)
+        loaded = Tokenizer.from_directory(tmp_path)
+        assert loaded is not None
+        assert first.fingerprint == byte_tokenizer().fingerprint
+        assert len(first.fingerprint) == 64
+        assert (loaded.size, loaded.end_id) == (first.size, first.end_id) == (BYTES_VOCABULARY, BYTES_VOCABULARY - 1)
+
+    def test_changes_with_tokens_and_template(self) -> None:
+        other_template, other_tokens = byte_tokenizer(), byte_tokenizer()
+        other_template.backend.chat_template += " "
+        other_tokens.backend.add_tokens(["whole"])
+        assert len({t.fingerprint for t in (byte_tokenizer(), other_template, other_tokens)}) == 3
+        assert other_tokens.size == BYTES_VOCABULARY + 1
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,12 @@ import typer
 import psynth_jax
 from psynth_jax.cli.bench import bench
 from psynth_jax.cli.compile import compile_
+from psynth_jax.cli.data import data
 from psynth_jax.cli.eval import eval_
 from psynth_jax.cli.info import info
 from psynth_jax.cli.report import report
 from psynth_jax.cli.run import run
+from psynth_jax.cli.train import export, train
 from psynth_jax.errors import UserError
 
 app = typer.Typer(
@@ -29,11 +31,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(run)
+app.command()(train)
+app.command()(export)
 app.command("eval")(eval_)
 app.command("compile")(compile_)
 app.command()(info)
 app.add_typer(bench, name="bench")
 app.add_typer(report, name="report")
+app.add_typer(data, name="data")
 
 # What the command line parser raises for a wrong option.  Its home has moved between versions of typer, its child has not.
 USAGE_ERROR: type[BaseException] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

@@ -32,9 +32,9 @@ def train(
         begin = trainer.step
         if begin:
             console.print(f"continuing {settings.workdir} after step {begin}")
-        for source, dropped in zip(settings.data, trainer.plan.dropped, strict=True):
-            for reason, count in dropped.items():
-                console.print(f"{source.path or 'synthetic'}: {count} examples are left out, they have {reason}")
+        for task, reasons in trainer.dropped.items():
+            for reason, count in reasons.items():
+                console.print(f"{task}: {count} examples are left out: they have {reason}")
         outcome = trainer.run()
     if as_json:
         found: dict[str, Any] = {

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from psynth_jax.directories import made, writing
 from psynth_jax.errors import DataError
 
 
@@ -129,9 +130,16 @@ def read_records(path: str | Path) -> Iterator[Record]:
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
-    """Write records as JSON lines (gzipped for .gz), whole or not at all; return how many."""
+    """Write records as JSON lines (gzipped for .gz), whole or not at all; return how many.
+
+    Raises `DataError` naming the file when it cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path), made(path.parent):
+        return _write_records(path, records)
+
+
+def _write_records(path: Path, records: Iterable[Record]) -> int:
     part = path.with_name(f".{path.name}.part")
     count = 0
     try:

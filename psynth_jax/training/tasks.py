@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from psynth_jax.convert.load import open_model
 from psynth_jax.data.example import ExampleList, ExampleSource, tokenise
-from psynth_jax.data.shards import Shard, end_token
+from psynth_jax.data.shards import open_shards
 from psynth_jax.data.synthetic import synthetic_records
+from psynth_jax.data.synthetic.world import Split
 from psynth_jax.errors import ConfigError
+from psynth_jax.tokenizer import Tokenizer
 from psynth_jax.training.config import Task, TrainConfig
 
 
-def load_tasks(config: TrainConfig) -> tuple[list[ExampleSource], list[ExampleSource]]:
-    """Return the examples of `config.data` and of `config.evaluation`.
+class TaskData(NamedTuple):
+    """Examples, and how they are learned."""
+
+    task: Task
+    source: ExampleSource
+
+
+def load_tasks(config: TrainConfig) -> tuple[list[TaskData], list[TaskData]]:
+    """Return the examples of `config.data` and of `config.evaluation`, each task next to its settings.
+
+    A directory may hold several tasks.
 
     Raises:
       DataError: a directory is not one of examples, or was made with another tokenizer.
-      ConfigError: examples are to be generated, and the model has no tokenizer.
+      ConfigError: the model has no tokenizer.
     """
-    return _loaded(config, config.data, "train"), _loaded(config, config.evaluation, "test")
+    tokenizer = open_model(config.model, config.dtype).tokenizer
+    if tokenizer is None or tokenizer.end_id is None:
+        raise ConfigError(f"{config.model} has no tokenizer with an end token: examples cannot be made or checked for it")
+    return [*_loaded(config, config.data, tokenizer, "train")], [*_loaded(config, config.evaluation, tokenizer, "test")]
 
 
-def _loaded(config: TrainConfig, tasks: Sequence[Task], split: str) -> list[ExampleSource]:
-    stream = open_model(config.model, config.dtype)
-    found: list[ExampleSource] = []
+def _loaded(config: TrainConfig, tasks: Sequence[Task], tokenizer: Tokenizer, split: Split) -> Iterator[TaskData]:
     for task in tasks:
         if task.path is not None:
-            found.append(Shard(task.path, tokenizer=stream.tokenizer))
-            continue
-        if stream.tokenizer is None:
-            raise ConfigError(f"{config.model} has no tokenizer: examples cannot be generated for it")
-        end = end_token(stream.tokenizer)
-        records = synthetic_records(count=task.synthetic, seed=config.seed, split=split)
-        found.append(ExampleList("synthetic", [tokenise(record, stream.tokenizer, end) for record in records]))
-    return found
+            for shard in open_shards(task.path, tokenizer.fingerprint):
+                yield TaskData(task, shard)
+        elif task.synthetic is not None and tokenizer.end_id is not None:
+            records = synthetic_records(count=task.synthetic, seed=config.seed, split=split)
+            examples = [tokenise(record, tokenizer, tokenizer.end_id) for record in records]
+            yield TaskData(task, ExampleList("synthetic", examples))

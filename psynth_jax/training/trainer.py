@@ -19,13 +19,12 @@ import numpy as np
 
 import psynth_jax
 from psynth_jax.convert.adapter_directory import Adapter, save_adapter
-from psynth_jax.data.example import ExampleSource
 from psynth_jax.errors import ConfigError, InputError
 from psynth_jax.model import Model
 from psynth_jax.sharding import BRANCH, put, replicated, shards
 from psynth_jax.training.batch import QUESTION_AXES, BatchBuilder, place
 from psynth_jax.training.checkpoint import CheckpointStore
-from psynth_jax.training.config import Batches, Task, TrainConfig, differences
+from psynth_jax.training.config import TrainConfig, differences
 from psynth_jax.training.metrics import Metrics
 from psynth_jax.training.optimizer import learning_rate, make_optimizer
 from psynth_jax.training.parameters import initial_parameters
@@ -42,6 +41,7 @@ from psynth_jax.training.step import (
     state_shardings,
     train_step,
 )
+from psynth_jax.training.tasks import TaskData
 
 ADAPTER = "adapter"
 
@@ -65,8 +65,8 @@ class Trainer:
         self,
         config: TrainConfig,
         model: Model,
-        data: Sequence[ExampleSource],
-        evaluation: Sequence[ExampleSource] = (),
+        data: Sequence[TaskData],
+        evaluation: Sequence[TaskData] = (),
         on_step: OnStep | None = None,
     ):
         """Prepare a run, and continue it where its last checkpoint stands.
@@ -87,12 +87,12 @@ class Trainer:
         self._first_process = jax.process_index() == 0
         if self._first_process:
             self.workdir.mkdir(parents=True, exist_ok=True)
-        self._tasks = [source.task for source in data]
-        self.plan, builder = self._batches(data, config.data, config.batch, config.seed)
+        self._tasks = [source.task for _, source in data]
+        self.plan, builder = self._batches(data, config.seed)
         self._source = BatchSource(self.plan, builder, config.train.steps)
         self._evaluation: BatchSource | None = None
         if evaluation and config.train.evaluate_every:
-            plan, builder = self._batches(evaluation, config.evaluation, config.batch, None)
+            plan, builder = self._batches(evaluation, None)
             self._evaluation = BatchSource(plan, builder, len(plan.batches(0)))
         self._options = StepOptions(
             lora_scale=config.trainable.alpha / max(config.trainable.rank, 1),
@@ -111,10 +111,9 @@ class Trainer:
             if store.latest is not None:
                 self._take(store, store.latest)
 
-    def _batches(
-        self, sources: Sequence[ExampleSource], tasks: Sequence[Task], limits: Batches, seed: int | None
-    ) -> tuple[Plan, BatchBuilder]:
-        mesh, reads = self.model.mesh, self.config.reads
+    def _batches(self, data: Sequence[TaskData], seed: int | None) -> tuple[Plan, BatchBuilder]:
+        mesh, reads, limits = self.model.mesh, self.config.reads, self.config.batch
+        tasks, sources = [task for task, _ in data], [source for _, source in data]
         cut = {"shards": shards(mesh, QUESTION_AXES), "branch_shards": shards(mesh, (BRANCH,))}
         plan = Plan(sources, tasks, limits, **cut, reads=reads, seed=seed)
         return plan, BatchBuilder(sources, tasks, reads=reads, mesh=mesh, micro_batches=limits.accumulate)
@@ -153,6 +152,11 @@ class Trainer:
         if wrong := differences(self.config, about["config"]):
             raise ConfigError(f"config and checkpoint of {self.workdir} disagree: " + "; ".join(wrong))
         self.state, self._data_state = store.restore(step, self.state)
+
+    @property
+    def dropped(self) -> dict[str, dict[str, int]]:
+        """Task -> reason -> number of examples that no batch has."""
+        return dict(zip(self._tasks, self.plan.dropped, strict=True))
 
     @property
     def step(self) -> int:

@@ -22,7 +22,9 @@ from psynth_jax.data.example import Example, ExampleList, tokenise
 from psynth_jax.data.record import BranchText, Record
 from psynth_jax.errors import CheckpointError, ConfigError, TrainingError
 from psynth_jax.training.checkpoint import CheckpointStore
-from psynth_jax.training.config import Checkpoints
+from psynth_jax.training.config import Checkpoints, TrainConfig
+from psynth_jax.training.reporter import OnStep
+from psynth_jax.training.tasks import TaskData
 from psynth_jax.training.trainer import Trainer
 from tests.training.examples import config
 
@@ -45,6 +47,10 @@ def codes(model: ps.Model) -> ExampleList:
     return ExampleList("codes", examples)
 
 
+def start(run: TrainConfig, model: ps.Model, source: ExampleList, on_step: OnStep | None = None) -> Trainer:
+    return Trainer(run, model, [TaskData(run.data[0], source)], on_step=on_step)
+
+
 def losses(workdir: Path) -> dict[int, float]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
@@ -53,7 +59,7 @@ def losses(workdir: Path) -> dict[int, float]:
 @pytest.fixture(scope="module")
 def straight(model: ps.Model, codes: ExampleList, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     """Six steps without a stop."""
-    trainer = Trainer(config(tmp_path_factory.mktemp("straight")), model, [codes])
+    trainer = start(config(tmp_path_factory.mktemp("straight")), model, codes)
     assert trainer.run().reason == "done"
     return trainer
 
@@ -62,9 +68,9 @@ class TestResuming:
     def test_three_and_three_steps_are_six(
         self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path
     ) -> None:
-        first = Trainer(config(tmp_path, train={"steps": 6, "stop_at": 3}), model, [codes])
+        first = start(config(tmp_path, train={"steps": 6, "stop_at": 3}), model, codes)
         assert dataclasses.astuple(first.run())[:2] == (3, "stop_at")
-        second = Trainer(config(tmp_path), model, [codes])
+        second = start(config(tmp_path), model, codes)
         assert second.step == 3
         second.run()
         assert tree_differences(second.state, straight.state) == []
@@ -72,15 +78,15 @@ class TestResuming:
 
     def test_a_finished_run_is_not_run_again(self, model: ps.Model, codes: ExampleList, straight: Trainer) -> None:
         before = losses(straight.workdir)
-        again = Trainer(straight.config, model, [codes])
+        again = start(straight.config, model, codes)
         assert dataclasses.astuple(again.run())[:2] == (6, "done")
         assert losses(straight.workdir) == before
 
     @pytest.mark.exhaustive
     def test_on_another_mesh(self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path) -> None:
-        Trainer(config(tmp_path, train={"steps": 6, "stop_at": 3}), model, [codes]).run()
+        start(config(tmp_path, train={"steps": 6, "stop_at": 3}), model, codes).run()
         mesh = "data=2,fsdp=2,tensor=2"
-        again = Trainer(config(tmp_path, mesh=mesh), model.on(ps.make_mesh(mesh)), [codes])
+        again = start(config(tmp_path, mesh=mesh), model.on(ps.make_mesh(mesh)), codes)
         assert again.step == 3
         down = again.state.parameters.down["q"]
         assert down.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", None)
@@ -90,13 +96,13 @@ class TestResuming:
     def test_a_config_that_disagrees_is_refused(self, model: ps.Model, codes: ExampleList, straight: Trainer) -> None:
         changed = straight.config.model_copy(update={"seed": 7})
         with pytest.raises(ConfigError, match="disagree: seed is 7, it was 0"):
-            Trainer(changed, model, [codes])
+            start(changed, model, codes)
 
     def test_another_base_is_refused(self, model: ps.Model, codes: ExampleList, straight: Trainer) -> None:
         parameters = model.decoder.parameters()
         other = type(model.decoder)(model.config, parameters | {"embedding": parameters["embedding"] + 1})
         with pytest.raises(ConfigError, match="was trained on the base model"):
-            Trainer(straight.config, dataclasses.replace(model, decoder=other, name="other"), [codes])
+            start(straight.config, dataclasses.replace(model, decoder=other, name="other"), codes)
 
 
 class TestLearning:
@@ -110,7 +116,7 @@ class TestLearning:
         optimizer = {"learning_rate": 3e-2, "schedule": "constant", "warmup": 0, "clip": 0.0}
         run = config(tmp_path, train={"steps": 40}, trainable=trainable, optimizer=optimizer, checkpoint={"every": 100})
         one_batch = ExampleList("codes", [codes[number] for number in range(4)])
-        Trainer(run, model, [one_batch]).run()
+        start(run, model, one_batch).run()
         found = losses(tmp_path)
         reached = {"both": 0.05, "mapper alone": 0.999 * found[1], "adapter alone": 0.05}
         name = "mapper alone" if trainable.get("rank") == 0 else "adapter alone" if trainable else "both"
@@ -122,7 +128,7 @@ class TestLearning:
         optimizer = {"learning_rate": 2e-2, "schedule": "constant", "warmup": 0}
         run = config(tmp_path, train={"steps": 60}, optimizer=optimizer, checkpoint={"every": 100})
         few = [codes[number] for number in range(4)]
-        trainer = Trainer(run, model, [ExampleList("codes", few)])
+        trainer = start(run, model, ExampleList("codes", few))
         synth = ps.ParallelSynthesis(model, adapter=trainer.run().adapter)
 
         def score(example: Example, of: Example) -> float:
@@ -135,7 +141,7 @@ class TestLearning:
 
     def test_the_average_is_what_is_exported(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
         run = config(tmp_path, optimizer={"learning_rate": 1e-2, "average": 0.5}, train={"steps": 2})
-        trainer = Trainer(run, model, [codes])
+        trainer = start(run, model, codes)
         trainer.run()
         assert trainer.state.average is not None
         assert tree_differences(trainer.state.average, trainer.state.parameters) != []
@@ -144,10 +150,10 @@ class TestLearning:
 
     def test_starts_from_an_adapter(self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path) -> None:
         start = {"start": str(straight.workdir / "adapter")}
-        trainer = Trainer(config(tmp_path, trainable=start), model, [codes])
+        trainer = start(config(tmp_path, trainable=start), model, codes)
         assert tree_differences(trainer.state.parameters, straight.state.parameters) == []
         with pytest.raises(ConfigError, match="another rank"):
-            Trainer(config(tmp_path / "other", trainable={**start, "rank": 3}), model, [codes])
+            start(config(tmp_path / "other", trainable={**start, "rank": 3}), model, codes)
 
 
 class TestEvaluation:
@@ -163,7 +169,7 @@ class TestEvaluation:
         told: list[tuple[int, float]] = []
         held_out = ExampleList("codes", [codes[number] for number in range(8)])
         seen = lambda step, numbers: told.append((step, numbers["eval_loss"])) if "eval_loss" in numbers else None  # noqa: E731
-        Trainer(run, model, [codes], [held_out], seen).run()
+        Trainer(run, model, [TaskData(run.data[0], codes)], [TaskData(run.evaluation[0], held_out)], seen).run()
         assert [step for step, _ in told] == [2, 4, 6, 8]
         best = min(told, key=lambda item: item[1])[0]
         with CheckpointStore(tmp_path, Checkpoints(keep=2)) as store:
@@ -173,7 +179,7 @@ class TestEvaluation:
 class TestFailures:
     def test_a_loss_that_is_no_number_stops_the_run(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
         run = config(tmp_path, train={"steps": 20}, checkpoint={"every": 4})
-        trainer = Trainer(run, model, [codes])
+        trainer = start(run, model, codes)
 
         def poison(step: int, numbers: Mapping[str, Any]) -> None:
             if step == 5:
@@ -184,14 +190,14 @@ class TestFailures:
         trainer._on_step = poison
         with pytest.raises(TrainingError, match=r"step [67] is not a number \(examples codes .*checkpoint of step 4 stays"):
             trainer.run()
-        again = Trainer(run, model, [codes])
+        again = start(run, model, codes)
         assert again.step == 4
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(again.state.parameters))
 
     def test_a_full_disk_says_so(
         self, model: ps.Model, codes: ExampleList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        trainer = Trainer(config(tmp_path, checkpoint={"every": 2}), model, [codes])
+        trainer = start(config(tmp_path, checkpoint={"every": 2}), model, codes)
         save = ocp.CheckpointManager.save
 
         def full(manager: ocp.CheckpointManager, step: int, **arguments: Any) -> Any:
@@ -203,22 +209,22 @@ class TestFailures:
         with pytest.raises(TrainingError, match=r"the disk is full .* last whole one is step 2"):
             trainer.run()
         monkeypatch.undo()
-        assert Trainer(config(tmp_path), model, [codes]).step == 2
+        assert start(config(tmp_path), model, codes).step == 2
 
     def test_a_damaged_checkpoint_is_named(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
-        Trainer(config(tmp_path), model, [codes]).run()
+        start(config(tmp_path), model, codes).run()
         (tmp_path / "checkpoints" / "6" / "state" / "manifest.ocdbt").unlink()
         with pytest.raises(CheckpointError, match=r"checkpoint 6 of .* cannot be read"):
-            Trainer(config(tmp_path), model, [codes])
+            start(config(tmp_path), model, codes)
 
     def test_sigterm_saves_and_ends(self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path) -> None:
         def terminate(step: int, numbers: Mapping[str, Any]) -> None:
             if step == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        outcome = Trainer(config(tmp_path, checkpoint={"every": 100}), model, [codes], on_step=terminate).run()
+        outcome = start(config(tmp_path, checkpoint={"every": 100}), model, codes, terminate).run()
         assert outcome.reason == "terminated" and 2 <= outcome.step < 6
-        again = Trainer(config(tmp_path), model, [codes])
+        again = start(config(tmp_path), model, codes)
         assert again.step == outcome.step
         again.run()
         assert tree_differences(again.state.parameters, straight.state.parameters) == []

@@ -1,0 +1,158 @@
+"""`psynth data`: prepare what is trained and evaluated on, and look at it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from psynth_jax.cli import data_view
+from psynth_jax.cli.setting import console, write_json
+from psynth_jax.convert.load import open_model
+from psynth_jax.data.example import Lengths
+from psynth_jax.data.prepare import PrepareOptions, Tally, Watch, known_sources, prepare_examples, prepare_records
+from psynth_jax.data.shards import Shard, open_shards
+from psynth_jax.errors import InputError
+from psynth_jax.tokenizer import Tokenizer
+
+data = typer.Typer(help="Prepare data for training and evaluation, and look at it.")
+
+Prepared = Annotated[Path, typer.Argument(help="what `psynth data prepare` wrote: the directory of one task or of several")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+
+
+@data.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help=", ".join(sorted(known_sources())))],
+    given: Annotated[
+        str | None,
+        typer.Argument(metavar="[INPUT]", help="file, directory or hub id; default: the source's own data set"),
+    ] = None,
+    into: Annotated[Path | None, typer.Option(help="directory for tokenised examples, one in it for each task")] = None,
+    records: Annotated[Path | None, typer.Option(help="write records as JSON lines instead; .gz is gzipped")] = None,
+    model: Annotated[str | None, typer.Option(help="whose tokens: preset, directory, .gguf file, or hub id")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="key=value for the source; may be repeated")] = None,
+    limit: Annotated[int | None, typer.Option(help="only the first so many records")] = None,
+    seed: Annotated[int | None, typer.Option(help="for a source that draws")] = None,
+    split: Annotated[str | None, typer.Option(help="of a directory, a data set on the hub, or what is generated")] = None,
+    config: Annotated[str | None, typer.Option(help="of the data set, where it has several")] = None,
+    revision: Annotated[str | None, typer.Option(help="of the data set on the hub")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn the rows of a source into tokenised examples (--into and --model), or into records (--records)."""
+    asked = PrepareOptions.parse(
+        {"source": source, "input": given, "options": tuple(option or ()), "limit": limit, "seed": seed}
+        | {"split": split, "config": config, "revision": revision}
+    )
+    if into is not None and model is not None and records is None:
+        write = functools.partial(prepare_examples, asked, into, _tokenizer(model), model)
+    elif records is not None and into is None and model is None:
+        write = functools.partial(prepare_records, asked, records)
+    else:
+        raise InputError("give --into DIR and --model M for tokenised examples, or --records FILE alone for texts")
+    with _progress() as watch:
+        tally = write(watch)
+    facts: dict[str, Any] = {"source": source, "input": given, "into": str(into or records), "rows": tally.rows}
+    facts |= {"tasks": dict(tally.tasks), "dropped": dict(tally.dropped)}
+    if as_json:
+        write_json(facts)
+    else:
+        console.print(data_view.prepared(facts))
+
+
+@data.command()
+def show(
+    directory: Prepared,
+    number: Annotated[int, typer.Option(help="which example, from 0")] = 0,
+    model: Annotated[str | None, typer.Option(help="whose tokens they are; default: as it was prepared")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print an example as text: prompt, branch by branch, target."""
+    shards = open_shards(directory)
+    if len(shards) > 1:
+        raise InputError(f"{directory} has several tasks, show one: {', '.join(str(shard.directory) for shard in shards)}")
+    shard = shards[0]
+    if not 0 <= number < len(shard):
+        raise InputError(f"there is no example {number} in {shard.directory}: it has 0 to {len(shard) - 1}")
+    tokenizer = _tokenizer(model or shard.info["model"])
+    facts = _decoded(Shard(shard.directory, tokenizer.fingerprint), number, tokenizer)
+    if as_json:
+        write_json(facts)
+    else:
+        console.print(data_view.example(facts))
+
+
+@data.command()
+def info(directory: Prepared, as_json: AsJson = False) -> None:
+    """Tell how many examples there are, how long their parts are, and what was dropped."""
+    described = {shard.task: _described(shard) for shard in open_shards(directory)}
+    if as_json:
+        write_json({"directory": str(directory), "tasks": described})
+    else:
+        console.print(data_view.tasks(described))
+
+
+def _tokenizer(model: str) -> Tokenizer:
+    tokenizer = open_model(model).tokenizer
+    if tokenizer is None:
+        raise InputError(f"{model} has no tokenizer: nothing can be turned into its tokens")
+    return tokenizer
+
+
+@contextmanager
+def _progress() -> Iterator[Watch]:
+    """Show on a terminal how far it is; yield what takes the tally."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        line = progress.add_task("reading")
+
+        def watch(tally: Tally) -> None:
+            written, dropped = sum(tally.tasks.values()), sum(tally.dropped.values())
+            progress.update(line, description=f"{tally.rows:,} rows read · {written:,} written · {dropped:,} dropped")
+
+        yield watch
+
+
+def _decoded(shard: Shard, number: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return an example as text, special tokens included."""
+
+    def text(tokens: Any) -> str:
+        return str(tokenizer.backend.decode(tokens.tolist(), skip_special_tokens=False))
+
+    example = shard[number]
+    return {
+        "task": shard.task,
+        "id": example.id,
+        "number": number,
+        "count": len(shard),
+        "prompt": text(example.prompt),
+        "pasted": text(example.pasted),
+        "branches": [
+            {
+                "prefix": text(branch.prefix),
+                "text": text(branch.kept),
+                "prefix_tokens": len(branch.prefix),
+                "tokens": len(branch.kept),
+            }
+            for branch in example.branches
+        ],
+        "target": text(example.target),
+        "lengths": dict(zip(Lengths._fields, shard.lengths[number].tolist(), strict=True)),
+    }
+
+
+def _described(shard: Shard) -> dict[str, Any]:
+    lengths = {}
+    for column, name in enumerate(Lengths._fields):
+        values = shard.lengths[:, column]
+        points = np.percentile(values, list(data_view.PERCENTILES.values()), method="nearest").tolist()
+        total = int(values.sum(dtype=np.int64))
+        lengths[name] = dict(zip(data_view.PERCENTILES, points, strict=True)) | {"mean": total / len(values), "total": total}
+    kept = ("count", "model", "tokenizer", "vocabulary", "end_id", "source", "dropped")
+    return {name: shard.info[name] for name in kept} | {"lengths": lengths}

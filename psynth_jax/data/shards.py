@@ -1,0 +1,276 @@
+"""Tokenised examples on disk: one directory a task, read at random.
+
+    DIR/<task>/examples.array_record   an example a record, compressed one by one (group_size:1)
+    DIR/<task>/lengths.npy             int32 [E, 7], columns as in `Lengths`
+    DIR/<task>/task.json               format, task, count, vocabulary, end_id, tokenizer (its fingerprint), wording (that of
+                                       the prompts), model, source (what it was made from), dropped {reason: count}
+
+An example is little-endian int32, then its id:
+
+    | id bytes | prompt | pasted | target | W | W x (prefix, kept) |  tokens of all these, in this order  |  id, UTF-8  |
+    '---------------------- lengths ----------------------------------'
+
+A directory is written whole or not at all.  Knows no source and no batch.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, SupportsIndex
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from psynth_jax.axes import HostArray
+from psynth_jax.data.example import BranchTokens, Example, Lengths, lengths_of
+from psynth_jax.directories import made, replacing, writing
+from psynth_jax.errors import DataError
+from psynth_jax.prompts import baseline_messages, synthesis_messages
+
+FORMAT = 1
+_EXAMPLES, _LENGTHS, _TASK = "examples.array_record", "lengths.npy", "task.json"
+_INFO = ("task", "count", "wording", "source", "dropped")  # of task.json, besides the format and the vocabulary
+_PROMPT_PARTS = 5  # the lengths before those of the branches
+_INT = np.dtype("<i4")
+
+
+def to_bytes(example: Example) -> bytes:
+    """Return the stored form of an example, without its task."""
+    name = example.id.encode()
+    parts = [example.prompt, example.pasted, example.target]
+    parts += [part for branch in example.branches for part in (branch.prefix, branch.kept)]
+    lengths = list(map(len, parts))
+    header = [len(name), *lengths[:3], len(example.branches), *lengths[3:]]
+    return b"".join([np.asarray(header, _INT).tobytes(), *(np.asarray(part, _INT).tobytes() for part in parts), name])
+
+
+def from_bytes(stored: bytes, task: str) -> Example:
+    """Read an example; its arrays are read-only views.  Raises `DataError` for bytes that are no example."""
+    numbers = np.frombuffer(stored, _INT, len(stored) // _INT.itemsize)
+    if len(numbers) < _PROMPT_PARTS or not 0 <= numbers[4] <= len(numbers):
+        raise DataError("it is not an example")
+    start = _PROMPT_PARTS + 2 * int(numbers[4])
+    lengths = [*numbers[1:4].tolist(), *numbers[_PROMPT_PARTS:start].tolist()]
+    tokens = sum(lengths)
+    if min(lengths) < 0 or (start + tokens) * _INT.itemsize + numbers[0] != len(stored):
+        raise DataError("its lengths do not add up")
+    borders = [start, *(start + end for end in itertools.accumulate(lengths))]
+    prompt, pasted, target, *kept = (numbers[first:last] for first, last in itertools.pairwise(borders))
+    branches = tuple(BranchTokens(*pair) for pair in zip(kept[::2], kept[1::2], strict=True))
+    return Example(stored[borders[-1] * _INT.itemsize :].decode(), task, prompt, pasted, target, branches)
+
+
+def wording() -> str:
+    """Return a hash of how prompts are worded: examples made with other words are not what a model is asked later."""
+    messages = [synthesis_messages("{question}"), baseline_messages("{question}", ["{first}", "{second}"])]
+    return hashlib.sha256(json.dumps(messages).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Which tokens examples are made of: the tokenizer's fingerprint, how many tokens it has, and what ends a target.
+
+    model: what the user called the model whose tokenizer it is.
+    """
+
+    tokenizer: str
+    vocabulary: int
+    end_id: int
+    model: str
+
+
+class ShardWriter:
+    """Writes the examples of one task to DIR/<task>, as a context; when it is left by an error, nothing is left of it.
+
+    What was there before is replaced.  `source` and `dropped` may be filled until the end.
+    """
+
+    def __init__(self, directory: str | Path, task: str, vocabulary: Vocabulary):
+        """Prepare to write; the disk is touched when the context is entered.
+
+        Raises `DataError` for a task that cannot be the name of a directory.
+        """
+        if not task.strip(".") or "/" in task or "\0" in task or os.sep in task:
+            raise DataError(f"{task!r} cannot be the name of a task: it names a directory")
+        self.directory = Path(directory) / task
+        self.task = task
+        self.source: dict[str, Any] = {}
+        self.dropped: dict[str, int] = {}
+        self._vocabulary = vocabulary
+        self._lengths = array.array("i")  # a row after the other
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Open a new directory next to the one that is to be written.
+
+        Raises `DataError` when it cannot be written, and `InputError` when something else than examples is there.
+        """
+        with writing(self.directory), contextlib.ExitStack() as opening:
+            opening.enter_context(made(self.directory.parent))
+            names = (_EXAMPLES, _LENGTHS, _TASK)
+            self._fresh = opening.enter_context(replacing(self.directory, names, "a directory of examples"))
+            with _file_errors():
+                self._writer = ArrayRecordWriter(str(self._fresh / _EXAMPLES), "group_size:1")
+            self._stack = opening.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Move the directory into place, or drop it after an error.
+
+        Raises `DataError` when the disk does not take it, or when there is no example.
+        """
+        if kind is not None:
+            with contextlib.suppress(RuntimeError):  # it may say once more that the disk is full
+                self._writer.close()
+            self._stack.__exit__(kind, error, trace)
+            return
+        with writing(self.directory), self._stack:
+            self._finish()
+
+    def add(self, example: Example) -> None:
+        """Append an example.  Raises `DataError` when the disk is full."""
+        with writing(self.directory), _file_errors():
+            self._writer.write(to_bytes(example))
+        self._lengths.extend(lengths_of(example))
+
+    def __len__(self) -> int:
+        return len(self._lengths) // len(Lengths._fields)
+
+    def _finish(self) -> None:
+        with _file_errors():
+            self._writer.close()
+        if not self._lengths:
+            raise DataError(f"there are no examples to write to {self.directory}")
+        lengths = io.BytesIO()
+        np.save(lengths, np.asarray(self._lengths, _INT).reshape(-1, len(Lengths._fields)), allow_pickle=False)
+        # np.save itself does not say why a file could not be written
+        (self._fresh / _LENGTHS).write_bytes(lengths.getvalue())
+        info = {"format": FORMAT, "task": self.task, "count": len(self), **dataclasses.asdict(self._vocabulary)}
+        info |= {"wording": wording(), "source": self.source, "dropped": self.dropped}
+        (self._fresh / _TASK).write_text(json.dumps(info, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _file_errors() -> Iterator[None]:
+    """Raise what array_record says of the file system as Python does."""
+    try:
+        yield
+    except RuntimeError as error:
+        number = errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO
+        raise OSError(number, str(error).split(";")[0]) from None
+
+
+class Shard:
+    """The examples of one task, read at random: `len`, `shard[index]`, `lengths` and `info`.
+
+    Safe to share between threads; another process that gets it opens the files again.
+
+    lengths: int32 `[E, 7]`, read-only, columns as in `Lengths`.  info: what task.json says.
+    """
+
+    def __init__(self, directory: str | Path, tokenizer: str | None = None):
+        """Open a directory and check that its files belong together.
+
+        Args:
+          directory: of one task.
+          tokenizer: fingerprint of the tokenizer that its tokens must be of; None takes any.
+
+        Raises:
+          DataError: it is no such directory, another version's, another tokenizer's, or one of its files is missing or
+            damaged; the message says which and what helps.
+        """
+        self.directory = Path(directory)
+        self._tokenizer = tokenizer
+        self.info: dict[str, Any] = self._read_info()
+        self.task: str = self.info["task"]
+        self.lengths = self._read_lengths()
+        file = self.directory / _EXAMPLES
+        try:
+            self._source = ArrayRecordDataSource(str(file))
+        except (RuntimeError, OSError) as error:
+            raise self._damaged(_EXAMPLES, str(error).split(";")[0]) from None
+        if not len(self._source) == len(self.lengths) == self.info["count"]:
+            # A file that is cut off opens, and has no examples.
+            found = f"{len(self._source)} examples and {len(self.lengths)} rows of lengths"
+            raise self._damaged(_EXAMPLES, f"there are {found}, not {self.info['count']} of each")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        """Return an example; negative indices count from the end.
+
+        Raises `IndexError` beyond the last one, and `DataError` where the file is damaged.
+        """
+        number = range(len(self))[index]
+        try:
+            return from_bytes(self._source[number], self.task)
+        except (RuntimeError, UnicodeDecodeError, DataError) as error:
+            raise self._damaged(_EXAMPLES, f"example {number}: {str(error).split(';')[0]}") from None
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Path, str | None]]:
+        return type(self), (self.directory, self._tokenizer)
+
+    def _read_info(self) -> dict[str, Any]:
+        try:
+            info = json.loads((self.directory / _TASK).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"{self.directory} is no directory of examples: it has no {_TASK}") from None
+        except (OSError, ValueError) as error:
+            raise self._damaged(_TASK, str(error)) from None
+        if not isinstance(info, dict) or info.get("format") != FORMAT:
+            found = info.get("format") if isinstance(info, dict) else None
+            raise DataError(f"{self.directory} has format {found!r}, this version reads {FORMAT}: prepare it again")
+        missing = [key for key in (*_INFO, *(f.name for f in dataclasses.fields(Vocabulary))) if key not in info]
+        if missing:
+            raise self._damaged(_TASK, f"it has no {', '.join(missing)}")
+        if self._tokenizer is not None and info["tokenizer"] != self._tokenizer:
+            raise DataError(
+                f"{self.directory} was prepared with the tokenizer of {info['model']}, which is another than this model's: "
+                "prepare it again with this model"
+            )
+        if info["wording"] != wording():
+            raise DataError(f"{self.directory} was prepared with other words around the questions: prepare it again")
+        return info
+
+    def _read_lengths(self) -> HostArray:
+        try:
+            lengths = np.load(self.directory / _LENGTHS, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise self._damaged(_LENGTHS, str(error)) from None
+        columns = len(Lengths._fields)
+        if lengths.shape[1:] != (columns,) or lengths.dtype != _INT:
+            raise self._damaged(
+                _LENGTHS, f"it is {lengths.dtype} {list(lengths.shape)}, not int32 [E, {columns}]"
+            )
+        lengths.flags.writeable = False
+        return lengths
+
+    def _damaged(self, file: str, reason: str) -> DataError:
+        return DataError(f"{self.directory / file} is missing or damaged ({' '.join(reason.split())}): prepare it again")
+
+
+def open_shards(directory: str | Path, tokenizer: str | None = None) -> list[Shard]:
+    """Open what `psynth data prepare` wrote: one task's directory, or the one that has those of several, by name.
+
+    Arguments and errors as for `Shard`; a directory without any is a `DataError`, too.
+    """
+    directory = Path(directory)
+    if (directory / _TASK).is_file():
+        return [Shard(directory, tokenizer)]
+    tasks = sorted(file.parent for file in directory.glob(f"*/{_TASK}") if not file.parent.name.startswith("."))
+    if not tasks:
+        raise DataError(f"there are no examples in {directory}: neither it nor a directory in it has a {_TASK}")
+    return [Shard(task, tokenizer) for task in tasks]
