@@ -16,6 +16,7 @@ from psynth_jax.config import DecoderConfig, PlainRope
 from psynth_jax.nn.decoder import parameter_shapes
 
 TINY = "tiny-random"
+HEAD_GAIN = np.float32(3.0)  # the head is the embedding: with less, no token could be nearly certain
 CONFIG = DecoderConfig(
     family="llama",
     vocab_size=258,  # 256 bytes and two marks
@@ -48,6 +49,8 @@ class DrawnParameter:
             noise = np.random.default_rng(zlib.crc32(self.name.encode())).standard_normal(self.shape, np.float32)
             inputs = {"embedding": self.shape[1:], "layers.o": self.shape[1:3]}.get(self.name, self.shape[1:2])
             values = noise / np.float32(math.prod(inputs) ** 0.5)
+            if self.name == "embedding":
+                values *= HEAD_GAIN
         return (values if index is None else values[index]).astype(self.dtype)
 
 

@@ -252,9 +252,7 @@ class Shard:
             raise self._damaged(_LENGTHS, str(error)) from None
         columns = len(Lengths._fields)
         if lengths.shape[1:] != (columns,) or lengths.dtype != _INT:
-            raise self._damaged(
-                _LENGTHS, f"it is {lengths.dtype} {list(lengths.shape)}, not int32 [E, {columns}]"
-            )
+            raise self._damaged(_LENGTHS, f"it is {lengths.dtype} {list(lengths.shape)}, not int32 [E, {columns}]")
         lengths.flags.writeable = False
         return lengths
 

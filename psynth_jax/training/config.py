@@ -88,12 +88,14 @@ class Batches(Config):
     """How examples become batches.
 
     tokens: most padded tokens of one micro-batch on one shard of the batch: branches, prompts, targets, and the teacher's
-    text.  examples: most examples of it.  accumulate: micro-batches of one step.  branch_tokens, branches, text_tokens,
+    text.  examples: most examples of it.  shapes: most different shapes, each of which is compiled; the fewer, the more
+    padding.  accumulate: micro-batches of one step.  branch_tokens, branches, text_tokens,
     target_tokens: longer examples are dropped, and counted.
     """
 
     tokens: Count = 16384
     examples: Count = 32
+    shapes: Count = 8
     accumulate: Count = 1
     branch_tokens: Count = 4096
     branches: Count = 64

@@ -14,8 +14,9 @@ limits are dropped and counted.  The same seed gives the same batches, however t
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -109,6 +110,9 @@ class Plan:
             self.dropped.append({str(reason): int(n) for reason, n in sorted(Counter(reasons).items()) if reason})
         if not any(len(kept) for kept in self._kept):
             raise DataError("no example is left to train on: " + (self._why() or "the data is empty"))
+        branches = self._branches_by_key()
+        merged = fewer_keys({key: (len(counts), float(np.mean(counts))) for key, counts in branches.items()}, limits.shapes)
+        self._keys = [np.array([merged.get(tuple(key), key) for key in keys.tolist()]) for keys in self._keys]
         self._shapes = self._choose_shapes(limits, branch_shards)
 
     def _why(self) -> str:
@@ -169,16 +173,20 @@ class Plan:
             self._known_passes[task, number] = order
         return order
 
-    def _choose_shapes(self, limits: Batches, branch_shards: int) -> dict[tuple[int, ...], Shape]:
-        """Give every key its shape: as many examples as the budget allows, and the branches that they have on average."""
+    def _branches_by_key(self) -> dict[tuple[int, ...], list[int]]:
+        """Return how many branches each example of a key has."""
         branches: dict[tuple[int, ...], list[int]] = {}
         for source, kept, keys in zip(self._sources, self._kept, self._keys, strict=True):
             counts = source.lengths[:, _column("branches")]
             for index in kept:
                 branches.setdefault(tuple(int(x) for x in keys[index]), []).append(int(counts[index]))
+        return branches
+
+    def _choose_shapes(self, limits: Batches, branch_shards: int) -> dict[tuple[int, ...], Shape]:
+        """Give every key its shape: as many examples as the budget allows, and the branches that they have on average."""
         shapes = {}
-        for key, counts_of_key in branches.items():
-            slots, tokens, targets, teacher, _ = key
+        for key, counts_of_key in self._branches_by_key().items():
+            slots, tokens, targets, teacher = key
             mean, most = (float(np.mean(counts_of_key)), max(counts_of_key)) if slots else (0.0, 0)
             cost = mean * slots + tokens + teacher
             examples = _down(int(np.clip(limits.tokens / cost, 1, min(limits.examples, len(counts_of_key)))))
@@ -211,16 +219,48 @@ def _too_long(lengths: HostArray, limits: Batches, reads: str, *, teacher: bool)
 
 
 def _keys(lengths: HostArray, reads: str, *, teacher: bool) -> HostArray:
-    """Return for every example what decides its shape: `[E, 5]` slots, tokens, targets, teacher's tokens, the last twice."""
+    """Return for every example what decides its shape: `[E, 4]` slots, tokens, targets, teacher's tokens."""
     columns = Lengths(*lengths.T)
     round_up = np.vectorize(padded, otypes=[np.int64])
     slots = np.vectorize(slot_bucket, otypes=[np.int64])
     before = columns.prompt if reads == "branches" else columns.pasted
     if not len(lengths):
-        return np.zeros((0, 5), np.int64)
+        return np.zeros((0, 4), np.int64)
     nothing = np.zeros(len(lengths), np.int64)
     with_teacher = round_up(columns.pasted + columns.target - 1) if teacher else nothing
     branch_slots = slots(columns.prefilled) if reads == "branches" else nothing
-    return np.stack(
-        [branch_slots, round_up(before + columns.target - 1), round_up(columns.target), with_teacher, with_teacher], axis=1
-    )
+    tokens = round_up(before + columns.target - 1)
+    return np.stack([branch_slots, tokens, round_up(columns.target), with_teacher], axis=1)
+
+
+def fewer_keys(keys: Mapping[tuple[int, ...], tuple[int, float]], most: int) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """Return key -> the key that it is padded to, so that at most `most` are left and the least padding is added.
+
+    Keys with and without a teacher stay apart: the one would run it for nothing.
+
+    Args:
+      keys: `(slots, tokens, targets, teacher)` -> how many examples, and how many branches they have on average.
+      most: number of keys; the two kinds may need one more.
+    """
+    groups = {key: (count, branches, [key]) for key, (count, branches) in keys.items()}
+
+    def merged(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
+        """Return the padded tokens that a merger adds, and its key."""
+        together = tuple(max(pair) for pair in zip(a, b, strict=True))
+
+        def cost(key: tuple[int, ...], count: int, branches: float) -> float:
+            slots, tokens, targets, teacher = key
+            return count * (branches * slots + tokens + targets + teacher)
+
+        return sum(cost(together, *groups[x][:2]) - cost(x, *groups[x][:2]) for x in (a, b)), together
+
+    while len(groups) > most:
+        pairs = [(a, b) for a, b in itertools.combinations(groups, 2) if bool(a[3]) == bool(b[3])]
+        if not pairs:
+            break
+        (_, together), a, b = min((merged(a, b), a, b) for a, b in pairs)
+        parts = [groups.pop(a), groups.pop(b)] + ([groups.pop(together)] if together in groups else [])
+        count = sum(part[0] for part in parts)
+        branches = sum(part[0] * part[1] for part in parts) / count
+        groups[together] = count, branches, [key for part in parts for key in part[2]]
+    return {key: together for together, (_, _, known) in groups.items() for key in known}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from psynth_jax.data.example import ExampleList
 from psynth_jax.errors import DataError
 from psynth_jax.training.config import Batches, Task
-from psynth_jax.training.plan import Plan, PlannedBatch, Reference
-from tests.training.examples import random_examples
+from psynth_jax.training.plan import Plan, PlannedBatch, Reference, fewer_keys
+from tests.training.examples import ids, random_examples
 
 FIRST, SECOND = ExampleList("first", random_examples(40)), ExampleList("second", random_examples(15, seed=1))
 LIMITS = Batches(tokens=1500, examples=8)
@@ -95,3 +96,19 @@ def test_the_teacher_and_text_have_their_own_lengths() -> None:
     assert {shape.teacher for shape in taught.shapes} > {0}
     text = plan(reads="text")
     assert all(shape.rows == shape.slots == shape.width == 0 for shape in text.shapes)
+
+
+def test_fewer_shapes_mean_fewer_programs_and_the_same_examples() -> None:
+    examples = [replace(example, prompt=ids(1, 9 + 4 * number)) for number, example in enumerate(random_examples(20))]
+    many, few = (Plan([ExampleList("long", examples)], [ONE], Batches(tokens=1500, shapes=most)) for most in (50, 1))
+    assert len(many.shapes) > 2 and len(few.shapes) == 1
+    assert references(few.batches(0)) == references(many.batches(0))
+
+
+def test_the_cheapest_keys_are_merged() -> None:
+    keys = {(64, 16, 16, 0): (100, 2.0), (64, 32, 16, 0): (90, 2.0), (512, 64, 16, 0): (5, 2.0), (64, 32, 16, 48): (1, 1.0)}
+    found = fewer_keys(keys, 3)
+    assert found[64, 16, 16, 0] == found[64, 32, 16, 0] == (64, 32, 16, 0)
+    assert found[512, 64, 16, 0] == (512, 64, 16, 0)
+    assert found[64, 32, 16, 48] == (64, 32, 16, 48), "a teacher is not run for examples that have none"
+    assert set(fewer_keys(keys, 1).values()) == {(512, 64, 16, 0), (64, 32, 16, 48)}
