@@ -62,21 +62,17 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 def test_killed_at_any_moment_it_goes_on_from_a_whole_checkpoint(tmp_path: Path) -> None:
     """SIGKILL, mostly in the middle of a save: this run does little else."""
     random, known = Random(0), 0
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "tests.training.killed",
-        str(tmp_path / "run"),
-        str(tmp_path / "programs"),
-    ]
+    folders = [str(tmp_path / name) for name in ("run", "programs")]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.training.killed", *folders]
     for _ in range(KILLS):
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None and process.stderr is not None
+        with (
+            (tmp_path / "stderr").open("w") as said,
+            subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+        ):
+            assert process.stdout is not None
             try:
                 begin = process.stdout.readline().split()
-                assert begin[:1] == ["begin"], process.stderr.read()[-3000:]
+                assert begin[:1] == ["begin"], (tmp_path / "stderr").read_text()[-3000:]
                 assert int(begin[1]) >= known, "a checkpoint that was whole is gone"
                 known = int(begin[1])
                 step = 0

@@ -96,19 +96,19 @@ class TestLearning:
         self, model: ps.Model, codes: ExampleList, tmp_path: Path, trainable: Mapping[str, Any]
     ) -> None:
         before = jax.tree.map(np.array, model.decoder.parameters())
-        optimizer = {"learning_rate": 3e-2, "schedule": "constant", "warmup": 0, "clip": 0.0}
-        run = config(tmp_path, train={"steps": 40}, trainable=trainable, optimizer=optimizer, checkpoint={"every": 100})
+        optimizer = {"learning_rate": 1e-2, "schedule": "constant", "warmup": 0}
+        run = config(tmp_path, train={"steps": 80}, trainable=trainable, optimizer=optimizer, checkpoint={"every": 100})
         one_batch = ExampleList("codes", [codes[number] for number in range(4)])
         start(run, model, one_batch).run()
         found = losses(tmp_path)
         reached = {"both": 0.05, "mapper alone": 0.999 * found[1], "adapter alone": 0.05}
         name = "mapper alone" if trainable.get("rank") == 0 else "adapter alone" if trainable else "both"
-        assert found[40] < reached[name]
+        assert found[80] < reached[name]
         assert tree_differences(model.decoder.parameters(), before) == []
 
     def test_it_is_read_from_the_branches(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
         """With the branches of another question the targets that were learned are no longer found."""
-        optimizer = {"learning_rate": 2e-2, "schedule": "constant", "warmup": 0}
+        optimizer = {"learning_rate": 1e-2, "schedule": "constant", "warmup": 0}
         run = config(tmp_path, train={"steps": 60}, optimizer=optimizer, checkpoint={"every": 100})
         few = [codes[number] for number in range(4)]
         trainer = start(run, model, ExampleList("codes", few))
@@ -132,11 +132,11 @@ class TestLearning:
         assert lora is not None and tree_differences(lora.up, trainer.state.average.up) == []
 
     def test_starts_from_an_adapter(self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path) -> None:
-        start = {"start": str(straight.workdir / "adapter")}
-        trainer = start(config(tmp_path, trainable=start), model, codes)
+        known = {"start": str(straight.workdir / "adapter")}
+        trainer = start(config(tmp_path, trainable=known), model, codes)
         assert tree_differences(trainer.state.parameters, straight.state.parameters) == []
         with pytest.raises(ConfigError, match="another rank"):
-            start(config(tmp_path / "other", trainable={**start, "rank": 3}), model, codes)
+            start(config(tmp_path / "other", trainable={**known, "rank": 3}), model, codes)
 
 
 class TestEvaluation:
@@ -196,7 +196,7 @@ class TestFailures:
 
     def test_a_damaged_checkpoint_is_named(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
         start(config(tmp_path), model, codes).run()
-        (tmp_path / "checkpoints" / "6" / "state" / "manifest.ocdbt").unlink()
+        (tmp_path / "checkpoints" / "6" / "about" / "metadata").write_text("{")
         with pytest.raises(CheckpointError, match=r"checkpoint 6 of .* cannot be read"):
             start(config(tmp_path), model, codes)
 
