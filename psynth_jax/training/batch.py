@@ -12,6 +12,7 @@ process reads only the examples of its own devices, the others stay zeros that n
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -21,13 +22,15 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from psynth_jax.axes import Array, HostArray
+from psynth_jax.branches import bucket
 from psynth_jax.data.example import Example, ExampleSource, Lengths
 from psynth_jax.sharding import BRANCH, DATA, FSDP, put, shards
 from psynth_jax.training.config import Task
-from psynth_jax.training.plan import PlannedBatch, Shape
+from psynth_jax.training.plan import PlannedBatch, Reference, Shape
 
 QUESTION_AXES = (DATA, FSDP)
 BRANCH_ROW_AXES = (DATA, FSDP, BRANCH)
+_BRANCHES = Lengths._fields.index("branches")
 
 
 @jax.tree_util.register_dataclass
@@ -136,32 +139,58 @@ class BatchBuilder:
             )
         return total
 
-    def build(self, planned: PlannedBatch) -> Batch:
-        """Return a batch as host arrays of its global shape."""
+    def build(self, planned: PlannedBatch) -> tuple[Batch, Shape]:
+        """Return a batch as host arrays of its global shape, and that shape: what it was planned as, or a little more.
+
+        Shards have room for the same number of examples and rows, whichever of them needs the most.
+        """
+        spread = [self._spread(group, planned.shape) for group in planned.groups]
         shape = planned.shape
-        batch = _zeros(shape, self._micro_batches, self._shards)
-        for number, group in enumerate(planned.groups):
-            micro, shard = divmod(number, self._shards)
-            if shard not in self._here:
-                continue
-            row = shard * shape.rows
-            taken = 0
-            for place, (task, index) in enumerate(group):
-                example = self._sources[task][index]
-                at = micro, shard * shape.examples + place
-                self._fill(batch, at, example, task, shape)
-                for branch, tokens in enumerate(example.branches if batch.branches is not None else ()):
-                    assert batch.branches is not None
-                    self._fill_branch(batch.branches, at, branch, row + self._dealt(taken, shape.rows), tokens)
-                    taken += 1
-        return batch
+        if self._shards > 1 or self._branch_shards > 1:
+            most = max(sum(self._branches(x) for x in held) for held in itertools.chain.from_iterable(spread))
+            rows = bucket(max(most, -(-shape.rows // self._shards))) if shape.rows else 0
+            rows = -(-rows // self._branch_shards) * self._branch_shards
+            places = -(-shape.examples // self._shards)
+            shape = shape._replace(examples=places * self._shards, rows=rows * self._shards)
+        batch = _zeros(shape, self._micro_batches)
+        for micro, held_by_shard in enumerate(spread):
+            for shard in self._here:
+                self._fill_shard(batch, shape, micro, shard, held_by_shard[shard])
+        return batch, shape
+
+    def _branches(self, reference: Reference) -> int:
+        task, number = reference
+        return int(self._sources[task].lengths[number, _BRANCHES]) if self._reads == "branches" else 0
+
+    def _spread(self, group: Sequence[Reference], shape: Shape) -> list[list[Reference]]:
+        """Give every shard its part of a group: equally many examples, branches about equally many."""
+        places = -(-shape.examples // self._shards)
+        held: list[list[Reference]] = [[] for _ in range(self._shards)]
+        rows = [0] * self._shards
+        for reference in sorted(group, key=self._branches, reverse=True) if self._shards > 1 else group:
+            free = (shard for shard in range(self._shards) if len(held[shard]) < places)
+            shard = min(free, key=lambda shard: (rows[shard], len(held[shard])))
+            held[shard].append(reference)
+            rows[shard] += self._branches(reference)
+        return held
+
+    def _fill_shard(self, batch: Batch, shape: Shape, micro: int, shard: int, held: Sequence[Reference]) -> None:
+        rows, taken = shape.rows // self._shards, 0
+        for place, (task, number) in enumerate(held):
+            example = self._sources[task][number]
+            at = micro, shard * (shape.examples // self._shards) + place
+            self._fill(batch, at, example, task)
+            for branch, tokens in enumerate(example.branches if batch.branches is not None else ()):
+                assert batch.branches is not None
+                self._fill_branch(batch.branches, at, branch, shard * rows + self._dealt(taken, rows), tokens)
+                taken += 1
 
     def _dealt(self, number: int, rows: int) -> int:
         """Return the row of a shard that its branch of this number gets: round robin over the shard's branch blocks."""
         nth, block = divmod(number, self._branch_shards)
         return block * (rows // self._branch_shards) + nth
 
-    def _fill(self, batch: Batch, at: tuple[int, int], example: Example, task: int, shape: Shape) -> None:
+    def _fill(self, batch: Batch, at: tuple[int, int], example: Example, task: int) -> None:
         size = len(example.target)
         before = example.prompt if self._reads == "branches" else example.pasted
         _feed(batch.student, at, before, example.target)
@@ -186,11 +215,11 @@ def _feed(fed: Fed, at: tuple[int, int], before: HostArray, target: HostArray) -
     fed.at[at][: len(target)] = np.arange(len(before) - 1, size)
 
 
-def _zeros(shape: Shape, micro_batches: int, shard_count: int) -> Batch:
+def _zeros(shape: Shape, micro_batches: int) -> Batch:
     def zeros(*sizes: int, dtype: Any = np.int32) -> HostArray:
         return np.zeros((micro_batches, *sizes), dtype)
 
-    count, rows = shape.examples * shard_count, shape.rows * shard_count
+    count, rows = shape.examples, shape.rows
 
     def fed(tokens: int) -> Fed:
         return Fed(zeros(count, tokens), zeros(count), zeros(count, shape.targets))

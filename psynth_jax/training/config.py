@@ -87,7 +87,7 @@ class Optimizer(Config):
 class Batches(Config):
     """How examples become batches.
 
-    tokens: most padded tokens of one micro-batch on one shard of the batch: branches, prompts, targets, and the teacher's
+    tokens: most padded tokens of one micro-batch, of all devices together: branches, prompts, targets, and the teacher's
     text.  examples: most examples of it.  shapes: most different shapes, each of which is compiled; the fewer, the more
     padding.  accumulate: micro-batches of one step.  branch_tokens, branches, text_tokens,
     target_tokens: longer examples are dropped, and counted.

@@ -14,16 +14,17 @@ from typing import Any
 import grain
 
 from psynth_jax.training.batch import Batch, BatchBuilder, Counts
-from psynth_jax.training.plan import Plan, PlannedBatch
+from psynth_jax.training.plan import Plan, PlannedBatch, Shape
 
 READ_THREADS, READ_AHEAD = 2, 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A batch as host arrays, with what it was planned to be and the tokens that it holds."""
+    """A batch as host arrays, their shape, which examples it has, and the tokens that it holds."""
 
     batch: Batch
+    shape: Shape
     planned: PlannedBatch
     counts: Counts
     epoch: int
@@ -46,7 +47,7 @@ class BatchSource:
     def __getitem__(self, index: int) -> Loaded:
         """Build a batch."""
         epoch, planned = self.planned(int(index))
-        return Loaded(self._builder.build(planned), planned, self._builder.counts(planned), epoch)
+        return Loaded(*self._builder.build(planned), planned, self._builder.counts(planned), epoch)
 
     def planned(self, index: int) -> tuple[int, PlannedBatch]:
         """Return the epoch of a batch, and its plan."""

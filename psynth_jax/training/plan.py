@@ -4,11 +4,11 @@ Examples of about the same lengths share a batch, whose shape depends on nothing
 compiled:
 
     examples, shuffled  ->  by shape  [ a b c . ]  [ long one ]      groups of so many examples and branches as a shape has
-                        ->  accumulate x shards groups each          batches, shuffled
+                        ->  a group for every micro-batch            batches, shuffled
 
 Short examples are packed: the shorter they are, the more of them go into a group, up to a budget of tokens.  An example is
 in exactly one batch of a pass; groups that stay unfilled at the end of an epoch are fed as they are.  Examples over the
-limits are dropped and counted.  The same seed gives the same batches, however they are later spread over processes.
+limits are dropped and counted.  The same seed gives the same batches, over whatever devices they are spread.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SMALLEST = 16  # tokens of the smallest padded prompt or target
 
 
 class Shape(NamedTuple):
-    """Padded sizes of one group: what one shard of the batch takes at once.
+    """Padded sizes of one micro-batch, of all devices together.
 
     examples: B.  rows: branch rows.  slots: S of a row.  width: W.  tokens: T of prompt and target.  targets: of the target.
     teacher: T of the pasted text and the target, 0 where nobody reads it.
@@ -56,7 +56,7 @@ class Reference(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PlannedBatch:
-    """accumulate x shards groups of examples, micro-batch by micro-batch; all have the same shape."""
+    """A group of examples for every micro-batch, all of the same shape."""
 
     shape: Shape
     groups: tuple[tuple[Reference, ...], ...]
@@ -79,8 +79,6 @@ class Plan:
         tasks: Sequence[Task],
         limits: Batches,
         *,
-        shards: int = 1,
-        branch_shards: int = 1,
         reads: str = "branches",
         seed: int | None = 0,
     ):
@@ -89,7 +87,6 @@ class Plan:
         Args:
           sources, tasks: examples, and how each task is learned.
           limits: sizes of batches and the longest examples.
-          shards: devices that hold different examples.  branch_shards: devices that hold different branches of them.
           reads: "branches" or "text".
           seed: of the order; None: as they come.
 
@@ -97,7 +94,7 @@ class Plan:
           DataError: no example is left.
         """
         self._sources, self._tasks, self._seed = sources, tasks, seed
-        self._groups = limits.accumulate * shards
+        self._groups = limits.accumulate
         self._kept: list[HostArray] = []
         self._known_passes: dict[tuple[int, int], HostArray] = {}
         self._keys: list[HostArray] = []
@@ -113,7 +110,7 @@ class Plan:
         branches = self._branches_by_key()
         merged = fewer_keys({key: (len(counts), float(np.mean(counts))) for key, counts in branches.items()}, limits.shapes)
         self._keys = [np.array([merged.get(tuple(key), key) for key in keys.tolist()]) for keys in self._keys]
-        self._shapes = self._choose_shapes(limits, branch_shards)
+        self._shapes = self._choose_shapes(limits)
 
     def _why(self) -> str:
         counts = sum((Counter(dropped) for dropped in self.dropped), Counter())
@@ -182,7 +179,7 @@ class Plan:
                 branches.setdefault(tuple(int(x) for x in keys[index]), []).append(int(counts[index]))
         return branches
 
-    def _choose_shapes(self, limits: Batches, branch_shards: int) -> dict[tuple[int, ...], Shape]:
+    def _choose_shapes(self, limits: Batches) -> dict[tuple[int, ...], Shape]:
         """Give every key its shape: as many examples as the budget allows, and the branches that they have on average."""
         shapes = {}
         for key, counts_of_key in self._branches_by_key().items():
@@ -190,9 +187,8 @@ class Plan:
             mean, most = (float(np.mean(counts_of_key)), max(counts_of_key)) if slots else (0.0, 0)
             cost = mean * slots + tokens + teacher
             examples = _down(int(np.clip(limits.tokens / cost, 1, min(limits.examples, len(counts_of_key)))))
-            rows = max(most, round(examples * mean))
-            rows = -(-bucket(rows) // branch_shards) * branch_shards if slots else 0
-            shapes[key] = Shape(examples, rows, slots, bucket(most) if slots else 0, tokens, targets, teacher)
+            rows, width = (bucket(max(most, round(examples * mean))), bucket(most)) if slots else (0, 0)
+            shapes[key] = Shape(examples, rows, slots, width, tokens, targets, teacher)
         return shapes
 
 

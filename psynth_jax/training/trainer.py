@@ -21,8 +21,8 @@ import psynth_jax
 from psynth_jax.convert.adapter_directory import Adapter, save_adapter
 from psynth_jax.errors import ConfigError, InputError
 from psynth_jax.model import Model
-from psynth_jax.sharding import BRANCH, put, replicated, shards
-from psynth_jax.training.batch import QUESTION_AXES, BatchBuilder, place
+from psynth_jax.sharding import put, replicated
+from psynth_jax.training.batch import BatchBuilder, place
 from psynth_jax.training.checkpoint import CheckpointStore
 from psynth_jax.training.config import TrainConfig, differences
 from psynth_jax.training.metrics import Metrics
@@ -114,8 +114,7 @@ class Trainer:
     def _batches(self, data: Sequence[TaskData], seed: int | None) -> tuple[Plan, BatchBuilder]:
         mesh, reads, limits = self.model.mesh, self.config.reads, self.config.batch
         tasks, sources = [task for task, _ in data], [source for _, source in data]
-        cut = {"shards": shards(mesh, QUESTION_AXES), "branch_shards": shards(mesh, (BRANCH,))}
-        plan = Plan(sources, tasks, limits, **cut, reads=reads, seed=seed)
+        plan = Plan(sources, tasks, limits, reads=reads, seed=seed)
         return plan, BatchBuilder(sources, tasks, reads=reads, mesh=mesh, micro_batches=limits.accumulate)
 
     def _fresh_state(self) -> TrainState:
@@ -223,7 +222,7 @@ class Trainer:
 
     def _program(self, name: str, first: Any, loaded: Loaded) -> tuple[Callable[..., Any], float]:
         """Return a compiled step for a batch's shape, and the seconds that compiling it took."""
-        key = name, loaded.planned.shape
+        key = name, loaded.shape
         if key in self._compiled:
             return self._compiled[key], 0.0
         begin = time.perf_counter()

@@ -5,28 +5,29 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 import psynth_jax as ps
 from psynth_jax.data.example import ExampleList
 from psynth_jax.training.batch import Batch, BatchBuilder, place
 from psynth_jax.training.config import Batches, Task
-from psynth_jax.training.plan import Plan, PlannedBatch
+from psynth_jax.training.plan import Plan, PlannedBatch, Shape
 from tests.training.examples import random_examples
 
 EXAMPLES = random_examples(12)
 SOURCE, TASK = [ExampleList("random", EXAMPLES)], [Task(synthetic=1, cross_entropy=0.25, distillation=0.5)]
 
 
-def built(shards: int = 1, branch_shards: int = 1, accumulate: int = 1, mesh: object = None) -> tuple[PlannedBatch, Batch]:
-    limits = Batches(tokens=1 << 20, examples=3, accumulate=accumulate)
-    plan = Plan(SOURCE, TASK, limits, shards=shards, branch_shards=branch_shards)
+def built(accumulate: int = 1, mesh: Mesh | None = None, examples: int = 3) -> tuple[PlannedBatch, Batch, Shape]:
+    limits = Batches(tokens=1 << 20, examples=examples, accumulate=accumulate)
+    plan = Plan(SOURCE, TASK, limits)
     planned = max(plan.batches(0), key=lambda batch: sum(map(len, batch.groups)))
-    return planned, BatchBuilder(SOURCE, TASK, mesh=mesh, micro_batches=accumulate).build(planned)  # type: ignore[arg-type]
+    return planned, *BatchBuilder(SOURCE, TASK, mesh=mesh, micro_batches=accumulate).build(planned)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_every_part_of_every_example_is_there(accumulate: int) -> None:
-    planned, batch = built(accumulate=accumulate)
+    planned, batch, _ = built(accumulate)
     assert batch.branches is not None and batch.teacher is not None
     for micro, group in enumerate(planned.groups):
         for row, (_, number) in enumerate(group):
@@ -51,7 +52,7 @@ def test_every_part_of_every_example_is_there(accumulate: int) -> None:
 
 
 def test_no_two_branches_share_a_row() -> None:
-    planned, batch = built(branch_shards=2, mesh=ps.make_mesh("branch=2", jax.devices()[:2]))
+    planned, batch, _ = built(mesh=ps.make_mesh("branch=2", jax.devices()[:2]))
     assert batch.branches is not None
     rows = batch.branches.row[batch.branches.kept > 0].tolist()
     assert len(set(rows)) == len(rows) == sum(len(EXAMPLES[number].branches) for _, number in planned.groups[0])
@@ -59,23 +60,26 @@ def test_no_two_branches_share_a_row() -> None:
     assert abs(sum(row < half for row in rows) - len(rows) / 2) <= 0.5, "branches are spread over both blocks"
 
 
-def test_a_mesh_holds_each_question_next_to_its_branches() -> None:
+@pytest.mark.parametrize("examples", [8, 3])
+def test_a_mesh_holds_each_question_next_to_its_branches(examples: int) -> None:
     mesh = ps.make_mesh("data=2,fsdp=2,branch=2")
-    planned, host = built(shards=4, branch_shards=2, mesh=mesh)
+    planned, host, shape = built(mesh=mesh, examples=examples)
     batch = place(host, mesh)
     assert batch.branches is not None and host.branches is not None
-    rows_of_shard = host.branches.tokens.shape[1] // 4
+    fed, rows = shape.examples // 4, shape.rows // 4
+    assert shape.examples % 4 == 0 and shape.rows % 8 == 0
     for shard in range(4):
-        here = slice(shard * planned.shape.examples, (shard + 1) * planned.shape.examples)
+        here = slice(shard * fed, (shard + 1) * fed)
         used = host.branches.row[0, here][host.branches.kept[0, here] > 0]
-        assert ((used // rows_of_shard) == shard).all()
-    assert batch.student.tokens.addressable_shards[0].data.shape[1] == planned.shape.examples
-    assert batch.branches.tokens.addressable_shards[0].data.shape[1] == planned.shape.rows // 2
+        assert ((used // rows) == shard).all()
+    assert (host.student.count > 0).sum() == len(planned.groups[0]), "no example is left out or doubled"
+    assert batch.student.tokens.addressable_shards[0].data.shape[1] == fed
+    assert batch.branches.tokens.addressable_shards[0].data.shape[1] == rows // 2
     assert all((np.asarray(a) == b).all() for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(host), strict=True))
 
 
 def test_counts_are_of_real_tokens() -> None:
-    planned, _ = built()
+    planned, *_ = built()
     counts = BatchBuilder(SOURCE, TASK).counts(planned)
     chosen = [EXAMPLES[number] for _, number in planned.groups[0]]
     assert counts.examples == len(chosen)

@@ -25,7 +25,7 @@ KILLS = 10
 
 
 def run_config(workdir: object) -> TrainConfig:
-    return config(workdir, mesh=MESH, batch={"tokens": 2048, "examples": 2}, train={"steps": 6})
+    return config(workdir, mesh=MESH, batch={"tokens": 8192, "examples": 8}, train={"steps": 6})
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.data.example import BranchTokens, Example, ExampleList
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn.adapter import Lora
-from psynth_jax.sharding import put, shards
-from psynth_jax.training.batch import QUESTION_AXES, BatchBuilder, place
+from psynth_jax.sharding import put
+from psynth_jax.training.batch import BatchBuilder, place
 from psynth_jax.training.config import Batches, Task
 from psynth_jax.training.plan import Plan
 from psynth_jax.training.step import Parameters, StepOptions, gradients, parameter_shardings_of
@@ -53,8 +53,7 @@ def found(
     mesh = model.mesh
     source, tasks = [ExampleList("random", examples)], [Task(synthetic=1, distillation=distillation)]
     limits = Batches(tokens=1 << 20, examples=examples_at_once, accumulate=accumulate)
-    cut = {"shards": shards(mesh, QUESTION_AXES), "branch_shards": shards(mesh, ("branch",))}
-    plan = Plan(source, tasks, limits, **cut, reads=reads)
+    plan = Plan(source, tasks, limits, reads=reads)
     builder = BatchBuilder(source, tasks, reads=reads, mesh=mesh, micro_batches=accumulate)
     if mesh is not None:
         where = parameter_shardings_of(parameters, model.decoder, mesh)
@@ -62,7 +61,7 @@ def found(
     step = jitted(options)
     total: Any = None
     for planned in plan.batches(0):
-        gradient, sums = jax.device_get(step(parameters, model.decoder, place(builder.build(planned), mesh)))
+        gradient, sums = jax.device_get(step(parameters, model.decoder, place(builder.build(planned)[0], mesh)))
         here = sums, jax.tree.map(lambda x, n=sums["tokens"]: x * n, gradient)
         total = here if total is None else jax.tree.map(np.add, total, here)
     return total
@@ -128,7 +127,7 @@ class TestGradients:
         """Sums are taken in another order; this model's weights are large, and float32 shows it."""
         examples = random_examples(11)
         sums, alone = found(model, parameters, examples, distillation=0.5)
-        there, cut = found(model.on(ps.make_mesh(mesh)), parameters, examples, distillation=0.5, examples_at_once=2)
+        there, cut = found(model.on(ps.make_mesh(mesh)), parameters, examples, distillation=0.5)
         assert there["loss"] == pytest.approx(sums["loss"], rel=1e-5)
         assert distance(cut, alone) < 5e-6
 
