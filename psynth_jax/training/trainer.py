@@ -58,7 +58,7 @@ class Outcome:
 class Trainer:
     """One start of a run.
 
-    plan: its batches.  state: what has been computed so far.
+    plan: which examples form which batch.  batches: of all steps, by number.  state: what has been computed so far.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Trainer:
             self.workdir.mkdir(parents=True, exist_ok=True)
         self._tasks = [source.task for _, source in data]
         self.plan, builder = self._batches(data, config.seed)
-        self._source = BatchSource(self.plan, builder, config.train.steps)
+        self.batches = BatchSource(self.plan, builder, config.train.steps)
         self._evaluation: BatchSource | None = None
         if evaluation and config.train.evaluate_every:
             plan, builder = self._batches(evaluation, None)
@@ -185,7 +185,7 @@ class Trainer:
 
     def _steps(self, last: int, metrics: Metrics, store: CheckpointStore, heard: Preemption) -> bool:
         """Do the steps up to `last`; return False when told to end before."""
-        config, batches = self.config, BatchIterator(self._source, self._data_state)
+        config, batches = self.config, BatchIterator(self.batches, self._data_state)
         reporter = self._reporter(metrics, store)
         for step in range(self.step + 1, last + 1):
             loaded = next(batches)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import jax
@@ -18,14 +16,14 @@ import pytest
 
 import psynth_jax as ps
 from psynth_jax.axes import tree_differences
-from psynth_jax.data.example import Example, ExampleList, tokenise
-from psynth_jax.data.record import BranchText, Record
+from psynth_jax.data.example import Example, ExampleList
 from psynth_jax.errors import CheckpointError, ConfigError, TrainingError
 from psynth_jax.training.checkpoint import CheckpointStore
-from psynth_jax.training.config import Checkpoints, TrainConfig
-from psynth_jax.training.reporter import OnStep
+from psynth_jax.training.config import Checkpoints
 from psynth_jax.training.tasks import TaskData
 from psynth_jax.training.trainer import Trainer
+from tests.training.codes import codes as make_codes
+from tests.training.codes import distance, losses, next_gradient, start
 from tests.training.examples import config
 
 
@@ -36,24 +34,7 @@ def model() -> ps.Model:
 
 @pytest.fixture(scope="module")
 def codes(model: ps.Model) -> ExampleList:
-    """Questions whose answer stands in one branch and nowhere else."""
-    assert model.tokenizer is not None
-    (end,) = model.stop_ids
-    examples = []
-    for number in range(24):
-        code = str(Random(number).randint(10, 99))
-        branches = (BranchText(f"The code is {code}."), BranchText("It rains."))
-        examples.append(tokenise(Record(str(number), "codes", "Code?", branches, code), model.tokenizer, end))
-    return ExampleList("codes", examples)
-
-
-def start(run: TrainConfig, model: ps.Model, source: ExampleList, on_step: OnStep | None = None) -> Trainer:
-    return Trainer(run, model, [TaskData(run.data[0], source)], on_step=on_step)
-
-
-def losses(workdir: Path) -> dict[int, float]:
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return make_codes(model)
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +69,12 @@ class TestResuming:
         mesh = "data=2,fsdp=2,tensor=2"
         again = start(config(tmp_path, mesh=mesh), model.on(ps.make_mesh(mesh)), codes)
         assert again.step == 3
+        alone = start(config(tmp_path), model, codes)
+        assert distance(next_gradient(again), next_gradient(alone)) < 1e-6
         down = again.state.parameters.down["q"]
         assert down.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", None)
         again.run()
-        assert losses(tmp_path).keys() == losses(straight.workdir).keys()
+        assert losses(tmp_path) == pytest.approx(losses(straight.workdir), rel=1e-5)
 
     def test_a_config_that_disagrees_is_refused(self, model: ps.Model, codes: ExampleList, straight: Trainer) -> None:
         changed = straight.config.model_copy(update={"seed": 7})

@@ -1,0 +1,89 @@
+"""Runs in processes of their own: two that train together, and one that is killed again and again."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+import psynth_jax as ps
+from psynth_jax.training.config import TrainConfig
+from tests.training.codes import codes, distance, losses, next_gradient, start
+from tests.training.examples import config
+
+pytestmark = pytest.mark.exhaustive
+
+ROOT = Path(__file__).parents[2]
+MESH = "data=2,fsdp=2,branch=2"
+KILLS = 10
+
+
+def run_config(workdir: object) -> TrainConfig:
+    return config(workdir, mesh=MESH, batch={"tokens": 2048, "examples": 2}, train={"steps": 6})
+
+
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    """Gradients of the first step to 1e-6 of their norm, six losses to 1e-5."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    there, here = tmp_path / "two", tmp_path / "one"
+    there.mkdir()
+    command = [sys.executable, "-W", "ignore", "-m", "tests.training.one_of_two_processes", str(port)]
+    running = [
+        subprocess.Popen([*command, str(i), str(there)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, (out, err) in zip(running, outputs, strict=True):
+        assert process.returncode == 0, err[-3000:]
+        assert out.splitlines()[-1] == "6 done"
+
+    model = ps.load_model("tiny-random", mesh=ps.make_mesh(MESH))
+    trainer = start(run_config(here), model, codes(model))
+    with np.load(there / "gradient.npz") as found:
+        assert distance([found[name] for name in found.files], next_gradient(trainer)) < 1e-6
+    trainer.run()
+    assert losses(there) == pytest.approx(losses(here), rel=1e-5)
+    loaded = ps.ParallelSynthesis(model, adapter=there / "adapter").adapter
+    assert loaded.lora is not None and loaded.lora.rank == 16
+
+
+def test_killed_at_any_moment_it_goes_on_from_a_whole_checkpoint(tmp_path: Path) -> None:
+    """SIGKILL, mostly in the middle of a save: this run does little else."""
+    random, known = Random(0), 0
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.training.killed",
+        str(tmp_path / "run"),
+        str(tmp_path / "programs"),
+    ]
+    for _ in range(KILLS):
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None and process.stderr is not None
+            try:
+                begin = process.stdout.readline().split()
+                assert begin[:1] == ["begin"], process.stderr.read()[-3000:]
+                assert int(begin[1]) >= known, "a checkpoint that was whole is gone"
+                known = int(begin[1])
+                step = 0
+                while step < known + 3:
+                    step = int(process.stdout.readline().split()[1])
+                time.sleep(random.uniform(0, 0.3))
+            finally:
+                process.kill()
+        known = max(known, step - 2)  # its save had to end before the next one began
+    assert known >= 2 * KILLS
