@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,8 @@ from psynth_jax.training.distributed import start_processes
 from psynth_jax.training.reporter import OnStep
 from psynth_jax.training.tasks import load_tasks
 from psynth_jax.training.trainer import Trainer
+
+TERMINATED = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
 
 
 def train(
@@ -47,6 +50,8 @@ def train(
         write_json(found)
     elif jax.process_index() == 0:
         console.print(f"{outcome.reason} at step {outcome.step}; the adapter is in {outcome.adapter}")
+    if outcome.reason == "terminated":
+        raise typer.Exit(TERMINATED)  # so that who started it does not take it for done
 
 
 def export(

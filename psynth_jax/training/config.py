@@ -164,6 +164,8 @@ class TrainConfig(Config):
 
     @pydantic.model_validator(mode="after")
     def _agrees(self) -> Self:
+        if "://" in self.workdir:
+            raise ValueError("workdir must be a folder that all hosts see: mount the bucket, or use shared storage")
         tasks = (*self.data, *self.evaluation)
         if self.reads == "text" and any(task.distillation for task in tasks):
             raise ValueError("with reads=text the teacher would be the student's own base: set distillation to 0")

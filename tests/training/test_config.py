@@ -49,6 +49,7 @@ def test_defaults_and_overrides(file: Path) -> None:
         (["trainable.targets=[q, q]"], "each once"),
         (["reads=text"], "no branch to map"),
         (["train.steps=[1"], "not valid"),
+        (["workdir=gs://bucket/run"], "mount the bucket"),
     ],
 )
 def test_wrong_values_are_named(file: Path, overrides: list[str], said: str) -> None:
