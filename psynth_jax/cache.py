@@ -50,14 +50,16 @@ class KVCache:
         head_width: int,
         dtype: jax.typing.DTypeLike,
         placement: Placement | None = None,
+        packed: bool | None = None,
     ) -> Self:
-        """Return an empty cache, in the layout that suits the default device.
+        """Return an empty cache.
 
-        placement: how the caller cuts it over a mesh (`cache_shardings` of the jit that calls this).
+        placement: how the caller cuts it over a mesh (`cache_shardings` of the jit that calls this).  packed: the layout;
+        None: what suits the default device.
         """
         heads_cached = kv_heads * (1 if placement is None else placement.copies)
         shape = (layers, rows, heads_cached, slots, head_width)
-        heads = CachedHeads.allocate(shape, dtype, packed=packed_here(head_width))
+        heads = CachedHeads.allocate(shape, dtype, packed=packed_here(head_width) if packed is None else packed)
         return cls(dataclasses.replace(heads, placement=placement), jnp.zeros((rows,), jnp.int32))
 
     @property

@@ -24,14 +24,18 @@ def compile_(
     context: typer.Context,
     topology: Annotated[str | None, typer.Option(help="accelerator type: v5e-16, v5p-64, v6e-8, tpu7x-16, ...")] = None,
     model: Annotated[str | None, typer.Option(help=", ".join(PRESETS))] = None,
-    program: Annotated[str, typer.Option(help="synthesize, decode or workers")] = "synthesize",
+    program: Annotated[str, typer.Option(help="synthesize, decode, workers or train")] = "synthesize",
     mesh: Annotated[
-        str | None, typer.Option(help="axes, as in branch=2,tensor=8; default: tensor as far as heads go, the rest branch")
+        str | None,
+        typer.Option(
+            help="axes, as in branch=2,tensor=8; default: tensor as far as heads go, the rest branch (train: fsdp)"
+        ),
     ] = None,
     branches: Annotated[int, typer.Option(help="branches that are read, or workers that decode")] = 16,
     branch_tokens: Annotated[int, typer.Option(help="tokens of each")] = 4096,
     prompt_tokens: Annotated[int, typer.Option(help="of the synthesizer's prompt, or of the one that workers share")] = 256,
-    new_tokens: Annotated[int, typer.Option(help="room for the answer")] = 128,
+    new_tokens: Annotated[int, typer.Option(help="room for the answer; of the target of train")] = 128,
+    questions: Annotated[int, typer.Option(help="of a batch of train")] = 1,
     dtype: Annotated[str, typer.Option(help="of weights and activations: bfloat16 or float32")] = "bfloat16",
     cache_dtype: Annotated[str | None, typer.Option(help="of branch caches, int8 too; default: dtype")] = None,
     rank: Annotated[int, typer.Option(help="of the synthesizer's adapter; 0: none; workers have none")] = 16,
@@ -62,6 +66,7 @@ def compile_(
     asked = {
         "topology": topology, "model": model, "program": program, "mesh": mesh, "branches": branches,
         "branch_tokens": branch_tokens, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "dtype": dtype,
+        "questions": questions,
         "cache_dtype": cache_dtype, "rank": rank,
     }  # fmt: skip
     found = _compile(workload(asked))

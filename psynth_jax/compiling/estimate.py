@@ -11,14 +11,16 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from psynth_jax.compiling.workload import Workload
+from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.decoder import parameter_letters, parameter_shapes, shardings_of
 from psynth_jax.sharding import BRANCH, DATA, FSDP, TENSOR, kv_copies, shards
-
-MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+from psynth_jax.training.batch import Counts
+from psynth_jax.training.flops import MATRICES, step_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Estimate:
 
 def estimate(work: Workload, mesh: Mesh) -> Estimate:
     """Count a program; a long prompt's chunks together."""
+    if work.program == "train":
+        return _train_step(work, mesh)
     config = work.config
     row_shards = shards(mesh, (DATA, BRANCH))
     reads_branches = work.program != "workers"
@@ -66,6 +70,28 @@ def estimate(work: Workload, mesh: Mesh) -> Estimate:
     chip = work.slice.chip
     seconds = max(device_bytes / chip.bandwidth, device_flops / chip.flops)
     return Estimate(weights_flops + attention_flops, device_flops, device_bytes, seconds)
+
+
+def _train_step(work: Workload, mesh: Mesh) -> Estimate:
+    """Count a training step: every device reads all layers for branches, forwards, anew, and backwards."""
+    config, questions = work.config, work.questions
+    fed, cached = work.prompt_tokens + work.new_tokens, work.branches * work.branch_tokens
+    counts = Counts(
+        examples=questions,
+        branch_tokens=questions * cached,
+        prompt_tokens=questions * work.prompt_tokens,
+        target_tokens=questions * work.new_tokens,
+        branch_pairs=questions * work.branches * work.branch_tokens**2 // 2,
+        student_pairs=questions * (fed * cached + fed * fed // 2),
+    )
+    lora = jax.eval_shape(lambda: Lora.initialise(config, work.rank, 1.0, jax.random.key(0))) if work.rank else None
+    flops = step_flops(config, lora, counts)
+    device_flops = flops // mesh.devices.size
+    shapes = parameter_shapes(config)
+    layers = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("layers."))
+    device_bytes = 4 * layers * jnp.dtype(work.dtype).itemsize // mesh.shape[TENSOR]
+    chip = work.slice.chip
+    return Estimate(flops, device_flops, device_bytes, max(device_bytes / chip.bandwidth, device_flops / chip.flops))
 
 
 def _weight_bytes(work: Workload, mesh: Mesh) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from psynth_jax.compiling.compiled_text import CompiledText
 from psynth_jax.compiling.estimate import estimate
 from psynth_jax.compiling.program import Lowered, bytes_on_a_device, lower
+from psynth_jax.compiling.train_program import lower_train
 from psynth_jax.compiling.workload import Workload
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -37,7 +38,8 @@ def report(work: Workload) -> Report:
     ok: it compiles and fits.  topology, devices, mesh, model, program and the sizes asked for.
     hbm_bytes_per_device: what the chip has.  needed_bytes: arguments, results, temporaries and code, donated ones once.
     argument_bytes, output_bytes, alias_bytes, temp_bytes, code_bytes: what XLA says.
-    weight_bytes, branch_cache_bytes, own_cache_bytes: of the arguments.  layer_cache_bytes: of one layer of the former.
+    weight_bytes, branch_cache_bytes, own_cache_bytes: of the arguments; the caches of "train" are temporaries.
+    layer_cache_bytes: of one layer of the branches' cache.
     pallas_calls: in the text.  collectives: kind -> count and bytes of all runs of one call, and the largest one.
     cache_sized_copies: what makes arrays of layer_cache_bytes or more; weight_relayouts: the same, in a weight's shape.
     calls: runs of the compiled step, more than 1 for a prompt that is fed in chunks.
@@ -49,7 +51,7 @@ def report(work: Workload) -> Report:
     """
     work.check_window()
     mesh = work.make_mesh()
-    program = lower(work, mesh)
+    program = lower_train(work, mesh) if work.program == "train" else lower(work, mesh)
     facts: dict[str, Any] = {
         "ok": False,
         **work.model_dump(exclude={"mesh"}),
@@ -126,6 +128,8 @@ def _of_text(program: Lowered, text: str | None) -> dict[str, Any]:
 
 def _advice(work: Workload, facts: dict[str, Any]) -> str:
     """Say what to change when a program does not fit."""
+    if work.program == "train":
+        return "use fewer questions, or a larger fsdp or tensor axis, or a larger slice"
     advice = ["a larger slice"]
     if facts["weight_bytes"] > facts["branch_cache_bytes"]:
         advice.insert(0, "a larger tensor or fsdp axis, which cuts the weights")
@@ -163,6 +167,8 @@ def markdown(facts: Sequence[dict[str, Any]]) -> str:
 
 def _program(facts: dict[str, Any]) -> str:
     read = f"{facts['branches']} x {facts['branch_tokens']:,}"
+    if facts["program"] == "train":
+        return f"train, {facts['questions']} x {read}, prompt {facts['prompt_tokens']}, target {facts['new_tokens']}"
     if facts["cache_dtype"]:
         read += f" {facts['cache_dtype']}"
     return f"{facts['program']}, {read}" + (f", prompt {facts['prompt_tokens']}" if facts["program"] == "synthesize" else "")

@@ -3,13 +3,13 @@
 synthesize   one question's prompt, reading W branches: what the time to first token is made of
 decode       one token of the answer, reading W branches and the row's own cache
 workers      one token of every worker, each reading the prompt that they share and its own row
+train        one step on a batch of questions: W branches encoded, read by prompt and target, the adapter changed
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -21,19 +21,20 @@ from jax.sharding import Mesh
 from psynth_jax.config import Config, Count, DecoderConfig
 from psynth_jax.errors import ConfigError, InputError
 from psynth_jax.presets import preset
-from psynth_jax.sharding import BRANCH, TENSOR, check_fits, make_mesh
+from psynth_jax.sharding import BRANCH, FSDP, TENSOR, check_fits, make_mesh
 from psynth_jax.synthesis.engine import chunk_sizes
 from psynth_jax.topology import Slice, tpu_slice
 
-Program: TypeAlias = Literal["synthesize", "decode", "workers"]
+Program: TypeAlias = Literal["synthesize", "decode", "workers", "train"]
 
 
 class Workload(Config):
     """A program to compile.
 
     mesh: axes as in "branch=2,tensor=8"; None: `default_axes`.  branch_tokens: of every branch.  prompt_tokens: of the
-    synthesizer's prompt, for "workers" of the prompt that they share.  new_tokens: room for the answer.  cache_dtype: of the
-    branches; None is dtype.  rank: of the synthesizer's adapter, 0 for none.
+    synthesizer's prompt, for "workers" of the prompt that they share.  new_tokens: room for the answer, for "train" the
+    target.  questions: of a batch of "train".  cache_dtype: of the branches; None is dtype.  rank: of the synthesizer's
+    adapter, 0 for none.
     """
 
     topology: str
@@ -44,6 +45,7 @@ class Workload(Config):
     branch_tokens: Count = 4096
     prompt_tokens: Count = 256
     new_tokens: Count = 128
+    questions: Count = 1
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     cache_dtype: Literal["float32", "bfloat16", "float16", "int8"] | None = None
     rank: Annotated[int, pydantic.Field(ge=0)] = 16
@@ -61,7 +63,8 @@ class Workload(Config):
     def make_mesh(self) -> Mesh:
         """Build the mesh over the slice's devices.  Raises `ConfigError` when it does not fit devices or model."""
         devices = self.slice.devices()
-        mesh = make_mesh(self.mesh or default_axes(self.config, len(devices)), devices)
+        axes = {FSDP: len(devices)} if self.program == "train" else default_axes(self.config, len(devices))
+        mesh = make_mesh(self.mesh or axes, devices)
         check_fits(mesh, self.config.sizes)
         return mesh
 
@@ -88,8 +91,6 @@ def default_axes(config: DecoderConfig, devices: int) -> dict[str, int]:
 
 def workload(values: Mapping[str, Any]) -> Workload:
     """Build a workload from names and values.  Raises `ConfigError` naming every one that is wrong."""
-    if values.get("program") == "train":
-        raise ConfigError(f"there is no training step to compile yet; programs: {', '.join(typing.get_args(Program))}")
     return Workload.parse(values)
 
 

@@ -146,16 +146,21 @@ class Decoder(nnx.Module):
         return {name: named[name][...] for name in parameter_letters(self.config)}
 
     def allocate_cache(
-        self, rows: int, slots: int, dtype: jax.typing.DTypeLike | None = None, row_axes: tuple[str, ...] = ()
+        self,
+        rows: int,
+        slots: int,
+        dtype: jax.typing.DTypeLike | None = None,
+        row_axes: tuple[str, ...] = (),
+        packed: bool | None = None,
     ) -> KVCache:
-        """Return an empty cache of this model's shape; dtype None is the model's.
+        """Return an empty cache of this model's shape; dtype None is the model's, packed None what suits the device.
 
         On a mesh its rows are cut over `row_axes`, its heads over tensor.
         """
         config = self.config
         placement = placement_on(self.mesh, config.kv_heads, row_axes)
         cache = KVCache.allocate(
-            config.layers, rows, config.kv_heads, slots, config.head_width, dtype or self.dtype, placement
+            config.layers, rows, config.kv_heads, slots, config.head_width, dtype or self.dtype, placement, packed
         )
         if self.mesh is None:
             return cache

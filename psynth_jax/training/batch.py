@@ -152,7 +152,7 @@ class BatchBuilder:
             rows = -(-rows // self._branch_shards) * self._branch_shards
             places = -(-shape.examples // self._shards)
             shape = shape._replace(examples=places * self._shards, rows=rows * self._shards)
-        batch = _zeros(shape, self._micro_batches)
+        batch = empty_batch(shape, self._micro_batches)
         for micro, held_by_shard in enumerate(spread):
             for shard in self._here:
                 self._fill_shard(batch, shape, micro, shard, held_by_shard[shard])
@@ -215,7 +215,9 @@ def _feed(fed: Fed, at: tuple[int, int], before: HostArray, target: HostArray) -
     fed.at[at][: len(target)] = np.arange(len(before) - 1, size)
 
 
-def _zeros(shape: Shape, micro_batches: int) -> Batch:
+def empty_batch(shape: Shape, micro_batches: int = 1) -> Batch:
+    """Return the arrays of a batch that holds no example yet."""
+
     def zeros(*sizes: int, dtype: Any = np.int32) -> HostArray:
         return np.zeros((micro_batches, *sizes), dtype)
 

@@ -59,7 +59,7 @@ class StepOptions:
     """What a step does besides its arrays; static.
 
     lora_scale: alpha / rank.  tasks: how many.  average: decay of the weight average, 0 for none.  loss_rows: positions of
-    one shard whose logits exist at once.
+    one shard whose logits exist at once.  packed: layout of the branches' cache; None: what suits the default device.
     """
 
     lora_scale: float
@@ -68,20 +68,23 @@ class StepOptions:
     remat: bool = True
     loss_rows: int = 256
     implementation: Implementation = "auto"
+    packed: bool | None = None
 
 
 def _rows_fed(model: Decoder, fed: tuple[Array, Array], row_axes: tuple[str, ...], **options: Any) -> tuple[Array, Any]:
     """Run rows from their first token; return hidden states and the cache of their keys and values."""
     tokens, count = fed
     rows, slots = tokens.shape
-    cache = model.allocate_cache(rows, slots, row_axes=row_axes if model.mesh is not None else ())
+    axes = row_axes if model.mesh is not None else ()
+    cache = model.allocate_cache(rows, slots, row_axes=axes, packed=options.pop("packed"))
     start = jnp.zeros_like(count)
     return model(tokens, cache, start, count, options.pop("offset", start), fresh=True, **options)
 
 
-def _view(model: Decoder, rows: BranchRows, implementation: Implementation) -> BranchView:
+def _view(model: Decoder, rows: BranchRows, options: StepOptions) -> BranchView:
     """Encode branches with the base and return them as the synthesizer reads them."""
-    _, cache = _rows_fed(model, (rows.tokens, rows.count), BRANCH_ROW_AXES, implementation=implementation)
+    fed = rows.tokens, rows.count
+    _, cache = _rows_fed(model, fed, BRANCH_ROW_AXES, implementation=options.implementation, packed=options.packed)
     number = jnp.broadcast_to(jnp.arange(rows.row.shape[-1]), rows.row.shape)
     part = ContextPart(jax.lax.stop_gradient(cache.heads), Segments(rows.row, rows.prefix, rows.kept, number))
     return BranchView((part,), rows.prefix, rows.kept, rows.kept > 0)
@@ -96,7 +99,7 @@ def losses(parameters: Parameters, model: Decoder, batch: Batch, options: StepOp
 
     The sums: target tokens, both objectives, and per task `[tasks]` tokens and cross-entropy.
     """
-    view = None if batch.branches is None else _view(model, batch.branches, options.implementation)
+    view = None if batch.branches is None else _view(model, batch.branches, options)
     reader = Reader(parameters.mapper, None, None, view)
     kept = None if batch.branches is None else batch.branches.kept
     offset = jnp.zeros_like(batch.student.count) if kept is None else kept.max(axis=-1)
@@ -109,11 +112,12 @@ def losses(parameters: Parameters, model: Decoder, batch: Batch, options: StepOp
         lora=parameters.lora(options.lora_scale),
         remat=options.remat,
         implementation=options.implementation,
+        packed=options.packed,
     )
     taught = None
     if batch.teacher is not None:
         fed = batch.teacher.tokens, batch.teacher.count
-        base, _ = _rows_fed(model, fed, QUESTION_AXES, implementation=options.implementation)
+        base, _ = _rows_fed(model, fed, QUESTION_AXES, implementation=options.implementation, packed=options.packed)
         taught = jax.lax.stop_gradient(_at_targets(base, batch.teacher))
     chunk = max(1, options.loss_rows * shards(model.mesh, QUESTION_AXES) // batch.target.shape[0])
     found = target_losses(model.logits, _at_targets(hidden, batch.student), taught, batch.target, batch.weight, chunk)

@@ -23,7 +23,7 @@ class TestWorkload:
             ({"branches": 0}, "branches"),
             ({"chips": 8}, "chips"),
             ({"program": "serve"}, "program"),
-            ({"program": "train"}, "no training step to compile yet"),
+            ({"questions": 0}, "questions"),
             ({"dtype": "int8"}, "dtype"),
             ({"cache_dtype": "int4"}, "cache_dtype"),
             ({"rank": -1}, "rank"),

@@ -1,0 +1,84 @@
+"""A training step of a workload, lowered with shapes: branches encoded, read, and mapper and adapter changed by AdamW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from psynth_jax.branches import bucket
+from psynth_jax.cache import slot_bucket
+from psynth_jax.compiling.program import Lowered, Shapes
+from psynth_jax.compiling.workload import Workload
+from psynth_jax.mapper import Mapper
+from psynth_jax.ops.cached_heads import packs
+from psynth_jax.sharding import BRANCH, replicated, shards
+from psynth_jax.training.batch import BRANCH_ROW_AXES, QUESTION_AXES, batch_shardings, empty_batch
+from psynth_jax.training.config import Optimizer
+from psynth_jax.training.optimizer import make_optimizer
+from psynth_jax.training.plan import Shape, padded
+from psynth_jax.training.step import (
+    Parameters,
+    StepOptions,
+    TrainState,
+    parameter_shardings_of,
+    state_shardings,
+    train_step,
+)
+
+STEPS = 1000  # of the schedule, which changes no shape
+
+
+def batch_shape(work: Workload, mesh: Mesh) -> Shape:
+    """Return the shape of a batch of `work.questions` examples, all as long as the workload says."""
+    parts, blocks = shards(mesh, QUESTION_AXES), shards(mesh, (BRANCH,))
+    examples = -(-work.questions // parts) * parts
+    rows = examples // parts * work.branches
+    return Shape(
+        examples=examples,
+        rows=-(-rows // blocks) * blocks * parts,
+        slots=slot_bucket(work.branch_tokens),
+        width=bucket(work.branches),
+        tokens=padded(work.prompt_tokens + work.new_tokens - 1),
+        targets=padded(work.new_tokens),
+        teacher=0,
+    )
+
+
+def lower_train(work: Workload, mesh: Mesh) -> Lowered:
+    """Lower a training step for a mesh of the workload's slice."""
+    config, shapes, shape = work.config, Shapes(mesh, work.dtype), batch_shape(work, mesh)
+    model = shapes.decoder(config)
+    lora = shapes.lora(config, work.rank)
+    mapper = shapes.like(jax.eval_shape(lambda: Mapper.initialise(jax.random.key(0))))
+    parameters = Parameters(mapper, lora.down if lora else {}, lora.up if lora else {})
+    optimizer = make_optimizer(Optimizer(), STEPS)
+
+    def begin(parameters: Parameters) -> TrainState:
+        return TrainState(jnp.int32(0), parameters, optimizer.init(parameters), None)
+
+    state = jax.eval_shape(begin, parameters)
+    cut = state_shardings(state, parameter_shardings_of(parameters, model, mesh), mesh)
+    empty = empty_batch(shape)
+
+    def abstract(tree: Any, where: Any) -> Any:
+        return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, where)
+
+    def like_state(tree: TrainState) -> TrainState:
+        # The shardings of the optimiser's parts are a prefix of its tree.
+        flat = jax.tree.broadcast(cut, tree, is_leaf=lambda x: x is None)
+        return abstract(tree, flat)
+
+    arguments = like_state(state), model, abstract(empty, batch_shardings(empty, mesh))
+    options = StepOptions(1.0, 1, implementation="pallas_tpu", packed=packs(config.head_width))
+
+    def step(state: TrainState, model: Any, batch: Any) -> Any:
+        return train_step(state, model, batch, optimizer, options)
+
+    with jax.set_mesh(mesh):  # without it a kernel asks the default device, a CPU, what it can do
+        run = jax.jit(step, donate_argnums=0, out_shardings=(cut, replicated(mesh)))
+        lowered = run.lower(*arguments)
+    cache = shapes.cache(config, shape.rows, shape.slots, BRANCH_ROW_AXES).heads
+    return Lowered(lowered, model, cache, cache, arguments)
