@@ -19,9 +19,9 @@ _MEANING = {
     "pasted": "prompt with texts",
     "target": "target",
     "branches": "branches (number)",
-    "longest_prefilled": "longest + prefix",
-    "longest_kept": "longest branch",
-    "prefilled": "all + prefixes",
+    "prefilled": "longest + prefix",
+    "kept": "longest branch",
+    "all_prefilled": "all + prefixes",
 }
 
 

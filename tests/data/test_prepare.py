@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from psynth_jax.data.example import tokenise
+from psynth_jax.data.example import lengths_of, tokenise
 from psynth_jax.data.prepare import PrepareOptions, Tally, known_sources, prepare_examples, prepare_records
 from psynth_jax.data.record import read_records
-from psynth_jax.data.shards import Shard, lengths_of
+from psynth_jax.data.shards import Shard
 from psynth_jax.data.sources.multihop import MultihopOptions
 from psynth_jax.data.synthetic import KINDS, synthetic_records
 from psynth_jax.errors import ConfigError, DataError, InputError
