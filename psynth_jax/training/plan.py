@@ -80,6 +80,7 @@ class Plan:
         limits: Batches,
         *,
         reads: str = "branches",
+        window: int | None = None,
         seed: int | None = 0,
     ):
         """Look at the lengths of all examples.
@@ -88,6 +89,7 @@ class Plan:
           sources, tasks: examples, and how each task is learned.
           limits: sizes of batches and the longest examples.
           reads: "branches" or "text".
+          window: positions that the model has; longer examples are dropped.
           seed: of the order; None: as they come.
 
         Raises:
@@ -101,7 +103,7 @@ class Plan:
         self.dropped: list[dict[str, int]] = []
         for source, task in zip(sources, tasks, strict=True):
             lengths = source.lengths
-            reasons = _too_long(lengths, limits, reads, teacher=task.distillation > 0)
+            reasons = _too_long(lengths, limits, reads, window, teacher=task.distillation > 0)
             self._kept.append(np.flatnonzero(reasons == ""))
             self._keys.append(_keys(lengths, reads, teacher=task.distillation > 0))
             self.dropped.append({str(reason): int(n) for reason, n in sorted(Counter(reasons).items()) if reason})
@@ -201,15 +203,21 @@ def _down(count: int) -> int:
     return count if bucket(count) == count else max(size for size in map(bucket, range(1, count)) if size <= count)
 
 
-def _too_long(lengths: HostArray, limits: Batches, reads: str, *, teacher: bool) -> HostArray:
+def _too_long(lengths: HostArray, limits: Batches, reads: str, window: int | None, *, teacher: bool) -> HostArray:
     """Return for every example why it is dropped, or ""."""
     columns = Lengths(*lengths.T)
+    pasted, positions = columns.pasted + columns.target, np.zeros(len(lengths), np.int64)
+    if reads == "branches":
+        positions = np.maximum(columns.prefilled, columns.kept + columns.prompt + columns.target)
+    if teacher or reads == "text":
+        positions = np.maximum(positions, pasted)
     checks = [
         ("a longer target than target_tokens", columns.target > limits.target_tokens),
         ("a longer text than text_tokens", (columns.pasted > limits.text_tokens) & (teacher or reads == "text")),
         ("a longer branch than branch_tokens", (columns.prefilled > limits.branch_tokens) & (reads == "branches")),
         ("more branches than branches", (columns.branches > limits.branches) & (reads == "branches")),
         ("a longer prompt than text_tokens", (columns.prompt > limits.text_tokens) & (reads == "branches")),
+        ("more positions than the model has", positions > (np.inf if window is None else window)),
     ]
     return np.select([check for _, check in checks], [reason for reason, _ in checks], "")
 

@@ -82,6 +82,15 @@ def test_what_is_too_long_is_counted_by_reason() -> None:
     assert set(found.dropped[0]) == {"a longer branch than branch_tokens", "a longer target than target_tokens"}
 
 
+def test_what_passes_the_models_window_is_dropped() -> None:
+    """Branch, prompt and target take positions one after the other; of text, all that is pasted does."""
+    columns = FIRST.lengths.T
+    for reads, used in (("branches", columns[5] + columns[0] + columns[2]), ("text", columns[1] + columns[2])):
+        window = int(np.median(used))
+        found = Plan([FIRST], [ONE], LIMITS, reads=reads, window=window)
+        assert found.dropped == [{"more positions than the model has": int((used > window).sum())}]
+
+
 def test_nothing_left_is_an_error_that_says_why() -> None:
     with pytest.raises(DataError, match="55 have a longer target than target_tokens"):
         plan(Batches(target_tokens=1))
