@@ -17,7 +17,7 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -211,7 +211,7 @@ def _too_long(lengths: HostArray, limits: Batches, reads: str, window: int | Non
         positions = np.maximum(columns.prefilled, columns.kept + columns.prompt + columns.target)
     if teacher or reads == "text":
         positions = np.maximum(positions, pasted)
-    checks: list[tuple[str, HostArray]] = [
+    checks: list[tuple[str, Any]] = [
         ("a longer target than target_tokens", columns.target > limits.target_tokens),
         ("a longer text than text_tokens", (columns.pasted > limits.text_tokens) & (teacher or reads == "text")),
         ("a longer branch than branch_tokens", (columns.prefilled > limits.branch_tokens) & (reads == "branches")),
