@@ -24,6 +24,8 @@ from psynth_jax.training.step import Parameters, StepOptions, gradients, paramet
 from tests.tiny import random_lora, random_mapper, tiny_model
 from tests.training.examples import ids, random_examples
 
+pytestmark = pytest.mark.exhaustive
+
 SHAPE = {"layers": 2, "heads": 4, "mlp_width": 32, "width": 24}
 OPTIONS = StepOptions(lora_scale=2.0, tasks=1, loss_rows=8)
 
@@ -121,7 +123,6 @@ class TestLoss:
 
 
 class TestGradients:
-    @pytest.mark.exhaustive
     @pytest.mark.parametrize("mesh", ["data=4,fsdp=2", "fsdp=2,branch=2,tensor=2"])
     def test_on_a_mesh(self, model: ps.Model, parameters: Parameters, mesh: str) -> None:
         """Sums are taken in another order; this model's weights are large, and float32 shows it."""

@@ -88,6 +88,7 @@ class TestResuming:
             start(straight.config, dataclasses.replace(model, decoder=other, name="other"), codes)
 
 
+@pytest.mark.exhaustive
 class TestLearning:
     @pytest.mark.parametrize(
         "trainable", [{}, {"rank": 0}, {"mapper": False}], ids=["both", "mapper alone", "adapter alone"]
@@ -139,6 +140,7 @@ class TestLearning:
             start(config(tmp_path / "other", trainable={**known, "rank": 3}), model, codes)
 
 
+@pytest.mark.exhaustive
 class TestEvaluation:
     def test_best_is_kept_and_known(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
         """A learning rate that destroys what it has learned: the first evaluation is the best."""
