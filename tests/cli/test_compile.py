@@ -23,7 +23,7 @@ class TestRefusals:
             (("--topology", "v5e-8"), "--topology and --model are needed"),
             (("--topology", "v5e-7", "--model", "qwen3-8b"), "must be a power of two"),
             (("--topology", "v5e-8", "--model", "qwen9"), "no model called 'qwen9'"),
-            (("--topology", "v5e-8", "--model", "qwen3-8b", "--program", "train"), "no training step to compile yet"),
+            (("--topology", "v5e-8", "--model", "qwen3-8b", "--program", "serve"), "program"),
             (("--topology", "v5e-8", "--model", "qwen3-8b", "--branches", "0"), "branches"),
             (("--topology", "v5e-8", "--model", "qwen3-8b", "--into", "README.md"), "--into takes the table of a --matrix"),
             (("--matrix", "none.yaml"), "cannot read none.yaml"),
