@@ -3,7 +3,7 @@
 #
 #     launch/tpu_worker.sh mount ADDRESS:/SHARE             at /mnt/shared, unless something is there
 #     launch/tpu_worker.sh install                          what is missing
-#     launch/tpu_worker.sh start CONFIG [key=value ...]     train, also after this session has ended; train.log has the rest
+#     launch/tpu_worker.sh start CONFIG [key=value ...]     train, also when the connection has closed; see train.log
 #     launch/tpu_worker.sh stop                             tell training to save and end, and wait until it has
 #
 # Training holds a lock, train.lock, for as long as it lives, so nothing else has to be known about it.

@@ -140,7 +140,7 @@ class TestWildChat:
 
     def test_filters_are_off_unless_asked_for(self) -> None:
         for row in (self.changed(language="German"), self.changed(redacted=True), self.changed(1, toxic=True)):
-            record("wildchat", row)
+            assert record("wildchat", row).branches == record("wildchat", self.ROW).branches
 
     @pytest.mark.parametrize(
         ("change", "options", "said"),
@@ -159,7 +159,8 @@ class TestWildChat:
         record("wildchat", self.ROW, **options)
 
     def test_languages_of_messages_can_be_left_unchecked(self) -> None:
-        record("wildchat", self.changed(2, language="French"), english_only=True, message_languages=False)
+        found = record("wildchat", self.changed(2, language="French"), english_only=True, message_languages=False)
+        assert found.branches == record("wildchat", self.ROW).branches
 
 
 class TestLMSYS:
