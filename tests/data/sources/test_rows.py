@@ -61,7 +61,7 @@ class TestFiles:
             ("x.jsonl", b'{"a": 1}\n{"a": ' + b"9" * 5000 + b"}", r"x\.jsonl:2: JSON that cannot be read: .*digits"),
             ("x.json", b'[{"a": ' + b"9" * 5000 + b"}]", r"cannot read .*x\.json: .*digits"),
             ("x.json", b'["\xe9"]', r"cannot read .*x\.json: .*utf-8"),
-            ("x.json.gz", gzip.compress(b"[1, 2, 3]" * 99)[:-9], r"cannot read .*x\.json\.gz"),
+            ("x.json.gz", gzip.compress(b"[1, 2, 3]" * 99, mtime=0)[:-9], r"cannot read .*x\.json\.gz"),
             ("x.parquet", b"PAR1 and nothing else", r"cannot read .*x\.parquet after row 0"),
             ("x.tsv", b"q\ta\n1\n", r"x\.tsv:2: 1 fields, not 2 \(q, a\)"),
             ("x.txt", b"", r"x\.txt has none of the endings that can be read: \.jsonl, "),
