@@ -14,8 +14,8 @@ from psynth_jax.bench.timing import timed
 from psynth_jax.convert.load import resolve
 
 
-@functools.cache
-def _load(source: str, dtype: str) -> Any:
+def load_torch(source: str, dtype: str) -> Any:
+    """Return the model in transformers, on a CUDA device if there is one."""
     import torch
     import transformers
 
@@ -28,6 +28,9 @@ def _load(source: str, dtype: str) -> Any:
         **where, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=False
     )
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+_load = functools.cache(load_torch)
 
 
 def prefill(source: str, dtype: str, tokens: list[int]) -> Callable[[], float]:

@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psynth_jax.bench import rates
 from psynth_jax.bench.timing import in_turn, timed
 from psynth_jax.cache import packed_here
 from psynth_jax.errors import InputError
 from psynth_jax.ops.branch_attention import Implementation, branch_attention, check_runs_here, tuned
 from psynth_jax.ops.branch_attention.cases import MODELS, Case, arguments
 
-COPY_BYTES, MATMUL = 1 << 28, 2048
 ORACLE_BYTES = 1 << 28  # of logits, or of gathered keys and values, that the oracle may need
 
 
@@ -37,12 +37,12 @@ def kernel(case: Case, dtype: str, cache_dtype: str, implementation: Implementat
     seconds = in_turn(
         {
             "call": timed(lambda: jax.block_until_ready(call(*operands))),
-            "copy": _copy(),
-            "matmul": _matmul(jnp.dtype(dtype)),
+            "copy": rates.copy(),
+            "matmul": rates.matmul(jnp.dtype(dtype)),
         },
         repeats,
     )
-    bandwidth, rate = 2 * COPY_BYTES / seconds["copy"], 2 * MATMUL**3 / seconds["matmul"]
+    bandwidth, rate = rates.bandwidth(seconds["copy"]), rates.matmul_rate(seconds["matmul"])
     read, flops = case.cache_bytes(jnp.dtype(cache_dtype).itemsize), case.flops()
     floor = max(read / bandwidth, flops / rate)
     found = {
@@ -82,19 +82,6 @@ def attention_call(
         return branch_attention(q, k, v, own, context, layer, spec, implementation)
 
     return call, jax.device_put(drawn[:5])
-
-
-def _copy() -> Callable[[], float]:
-    """Return a measure of reading and writing `COPY_BYTES`."""
-    source = jnp.zeros(COPY_BYTES // 4, jnp.float32)
-    add = jax.jit(lambda x: x + 1)
-    return timed(lambda: add(source).block_until_ready())
-
-
-def _matmul(dtype: Any) -> Callable[[], float]:
-    square = jnp.ones((MATMUL, MATMUL), dtype)
-    multiply = jax.jit(jnp.matmul)
-    return timed(lambda: multiply(square, square).block_until_ready())
 
 
 def _error(case: Case, found: jax.Array) -> dict[str, float]:

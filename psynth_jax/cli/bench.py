@@ -13,6 +13,8 @@ from rich.text import Text
 from psynth_jax.bench.decode import decode as measure_decode
 from psynth_jax.bench.error import error as measure_error
 from psynth_jax.bench.kernel import kernel as measure_kernel
+from psynth_jax.bench.train import Workload
+from psynth_jax.bench.train import train as measure_train
 from psynth_jax.bench.ttft import ttft as measure_ttft
 from psynth_jax.bench.tune import tune as tune_kernel
 from psynth_jax.cache import CACHE_DTYPES
@@ -127,14 +129,38 @@ def error(
     _report("error", model, "float32", random, mesh, found, as_json)
 
 
-def _wants_torch(against: str | None, random: bool) -> bool:
+@bench.command()
+def train(
+    model: ModelName = "smollm2-135m",
+    examples: Annotated[int, typer.Option(help="examples of a batch")] = 4,
+    branches: Annotated[int, typer.Option(help="branches of each")] = 4,
+    branch_tokens: Annotated[int, typer.Option(help="tokens of the longest branch; the shortest has half of them")] = 192,
+    prompt_tokens: Annotated[int, typer.Option(help="of the longest prompt")] = 48,
+    target_tokens: Annotated[int, typer.Option(help="of the longest target")] = 32,
+    remat: Annotated[bool, typer.Option(help="compute layers anew in the backward pass instead of keeping them")] = False,
+    repeats: Repeats = 5,
+    dtype: Dtype = "float32",
+    random: Random = False,
+    against: Against = None,
+    mesh: MeshAxes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Training steps on one batch, and reading of data; against two loops in torch and PEFT."""
+    against_torch = _wants_torch(against, random, "peft")
+    loaded = _model(model, dtype, random, mesh)
+    workload = Workload(examples, branches, branch_tokens, prompt_tokens, target_tokens)
+    found = measure_train(loaded, model, workload, repeats, remat=remat, against_torch=against_torch)
+    _report("train", model, dtype, random, mesh, found, as_json)
+
+
+def _wants_torch(against: str | None, random: bool, *more: str) -> bool:
     if against is None:
         return False
     if against != "torch":
         raise InputError(f"--against is {against!r}; it must be torch")
     if random:
         raise InputError("--against torch needs the model's own weights: leave out --random")
-    missing = [name for name in ("torch", "accelerate") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("torch", "accelerate", *more) if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"--against torch needs {' and '.join(missing)}: pip install {' '.join(missing)}, or leave it out")
     return True

@@ -188,9 +188,8 @@ class Trainer:
         reporter = self._reporter(metrics, store)
         for step in range(self.step + 1, last + 1):
             loaded = next(batches)
-            run, seconds = self._program("train", self.state, loaded)
-            reporter.exclude(seconds)
-            self.state, sums = run(self.state, self.model.decoder, place(loaded.batch, self.model.mesh))
+            sums, compiling = self.do(loaded)
+            reporter.exclude(compiling)
             reporter.add(step, sums, loaded)
             ends = heard.told(step)
             evaluates = self._evaluation is not None and (step % config.train.evaluate_every == 0 or step == last)
@@ -205,6 +204,12 @@ class Trainer:
             if ends and step < last:
                 return False
         return True
+
+    def do(self, loaded: Loaded) -> tuple[dict[str, Any], float]:
+        """Do one step on a batch; return its sums, still being computed, and the seconds that compiling took."""
+        run, seconds = self._program("train", self.state, loaded)
+        self.state, sums = run(self.state, self.model.decoder, place(loaded.batch, self.model.mesh))
+        return sums, seconds
 
     def _evaluated(self, step: int, reporter: Reporter) -> float:
         """Return the mean cross-entropy of the evaluation data."""

@@ -12,8 +12,14 @@ from tests.cli.conftest import Command
 from tests.tiny import tiny_config
 
 TTFT = ("--branches", 2, "--branch-tokens", 6, "--prompt-tokens", 4, "--repeats", 1)
+TRAIN = ("--examples", 3, "--branches", 2, "--branch-tokens", 12, "--prompt-tokens", 6, "--target-tokens", 5, "--repeats", 1)
 DECODE = ("--rows", 2, "--new-tokens", 3, "--prompt-tokens", 4, "--prefill-tokens", 9, "--repeats", 1)
 SAME = {"bench", "model", "weights", "dtype", "device", "jax", "prompt_tokens", "repeats"}
+
+
+def _small_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psynth_jax.bench.rates.COPY_BYTES", 1 << 12)
+    monkeypatch.setattr("psynth_jax.bench.rates.MATMUL", 16)
 
 
 class TestInfo:
@@ -59,8 +65,7 @@ class TestBench:
 
     @pytest.mark.parametrize("cache_dtype", ["float32", "int8"])
     def test_kernel(self, psynth: Command, monkeypatch: pytest.MonkeyPatch, cache_dtype: str) -> None:
-        monkeypatch.setattr("psynth_jax.bench.kernel.COPY_BYTES", 1 << 12)
-        monkeypatch.setattr("psynth_jax.bench.kernel.MATMUL", 16)
+        _small_rates(monkeypatch)
         shape = ("--model", "smollm2-135m", "--tokens", 3, "--branches", 2, "--branch-tokens", 70, "--repeats", 1)
         found = psynth("bench", "kernel", *shape, "--cache-dtype", cache_dtype, "--json").json
         assert found["case"] == "smollm2-135m-t3-2x70"
@@ -71,6 +76,28 @@ class TestBench:
         assert found["times_floor"] == pytest.approx(found["seconds"] / found["floor_s"])
         low, high = {"float32": (0, 1e-5), "int8": (1e-5, 0.1)}[cache_dtype]
         assert low <= found["largest_error"] < high
+
+    def test_train(self, psynth: Command, model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        _small_rates(monkeypatch)
+        found = psynth("bench", "train", "--model", model_directory, *TRAIN, "--json").json
+        sizes = {"examples": 3, "branches": 2, "branch_tokens": 12, "prompt_tokens": 6, "target_tokens": 5}
+        assert sizes.items() < found.items()
+        assert 0 < found["tokens"] <= found["padded_tokens"] + 3, "what is read, and not fed, is a target's last token"
+        assert found["tokens_per_s"] == pytest.approx(found["tokens"] / found["step_s"])
+        assert found["of_matmul_rate"] == pytest.approx(found["flops"] / found["step_s"] / found["matmul_flops_per_s"] / 8)
+        assert found["read_over_trained"] == pytest.approx(found["examples_read_per_s"] * found["step_s"] / 3)
+        assert found["mfu"] is None, "nobody says what a CPU could do"
+
+    @pytest.mark.torch
+    @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+    def test_train_against_torch(self, psynth: Command, model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Both loops must compute what ours does: their first loss is the same."""
+        _small_rates(monkeypatch)
+        found = psynth("bench", "train", "--model", model_directory, *TRAIN, "--against", "torch", "--json").json
+        assert found["torch_loss"] == pytest.approx(found["loss"], rel=1e-5)
+        assert found["torch_published_loss"] == pytest.approx(found["loss"], rel=1e-2), "its second step is another model's"
+        for name in ("torch", "torch_published"):
+            assert found[f"times_{name}"] == pytest.approx(found[f"{name}_s"] / found["step_s"])
 
     @pytest.mark.parametrize("random", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
     def test_error(self, psynth: Command, model_directory: Path, random: bool, monkeypatch: pytest.MonkeyPatch) -> None:

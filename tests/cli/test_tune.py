@@ -26,8 +26,8 @@ HEURISTIC, FASTEST = XlaTiles(1, 256), XlaTiles(1, 64)
 def file(psynth: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Keep tilings in a folder of the test's own, and measure nothing large next to the call."""
     monkeypatch.setenv("PSYNTH_CACHE", str(tmp_path))
-    monkeypatch.setattr("psynth_jax.bench.kernel.COPY_BYTES", 1 << 12)
-    monkeypatch.setattr("psynth_jax.bench.kernel.MATMUL", 16)
+    monkeypatch.setattr("psynth_jax.bench.rates.COPY_BYTES", 1 << 12)
+    monkeypatch.setattr("psynth_jax.bench.rates.MATMUL", 16)
     return table_file(tuned.local_kind())
 
 

@@ -14,6 +14,7 @@ from psynth_jax.data.sources.multihop import HOTPOTQA, TWO_WIKI
 from psynth_jax.data.sources.prepared import BROWSECOMP, RECORDS
 from psynth_jax.data.sources.rows import read_rows
 from psynth_jax.data.sources.source import Dropped, Source, convert_rows
+from psynth_jax.data.sources.squad import SQUAD
 from psynth_jax.data.sources.toucan import TOUCAN_MULTI, TOUCAN_SINGLE
 
 __all__ = ["SOURCES", "Dropped", "Source", "convert_rows", "read_rows"]
@@ -22,7 +23,7 @@ _ALL = (
     *(WILDCHAT, ULTRACHAT, LMSYS_CHAT, SHAREGPT),
     *(TOUCAN_SINGLE, TOUCAN_MULTI, DTA_TOOL),
     *(FLAN, FLAN_COT),
-    *(TWO_WIKI, HOTPOTQA),
+    *(TWO_WIKI, HOTPOTQA, SQUAD),
     *(BROWSECOMP, RECORDS),
 )
 SOURCES: Mapping[str, Source] = MappingProxyType({source.name: source for source in _ALL})

@@ -13,7 +13,15 @@ import pytest
 from psynth_jax.data.record import Record, read_records, write_records
 from psynth_jax.data.sources import SOURCES, Dropped, convert_rows, read_rows
 from psynth_jax.errors import ConfigError, DataError
-from tests.data.sources import test_chats, test_dta_tool, test_flan, test_multihop, test_prepared, test_toucan
+from tests.data.sources import (
+    test_chats,
+    test_dta_tool,
+    test_flan,
+    test_multihop,
+    test_prepared,
+    test_squad,
+    test_toucan,
+)
 from tests.data.sources.converting import convert, record
 
 TALK = [{"from": who, "value": what} for who, what in (("human", "q1"), ("gpt", "a1"), ("human", "q2"), ("gpt", "a2"))]
@@ -30,6 +38,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "flan_cot": test_flan.TestGroups.ROW,
     "2wikimultihopqa": test_multihop.ROW | {"answer_aliases": ["A."]},
     "hotpotqa": test_multihop.ROW | test_multihop.HUB_FORM,
+    "squad": test_squad.ONE_QUESTION,
     "browsecomp": test_prepared.ROW
     | {"agent_extract_contexts": ["found x", "found y"], "query": "Which?", "answer": "this"},
     "records": {"id": "r", "task": "t", "query": "q", "target": "a", "branches": [{"text": "b"}], "meta": {"x": 1}},
@@ -147,6 +156,7 @@ class TestOptions:
         *(("flan_cot", "min_branches", 3), ("flan_cot", "max_contexts", 1), ("flan_cot", "rationale", False)),
         *(("hotpotqa", "style", "published"), ("hotpotqa", "max_contexts", 1), ("hotpotqa", "exact_contexts", 2)),
         ("hotpotqa", "complete_support", True),
+        *(("squad", "contexts", 2), ("squad", "seed", 1)),
         *(("browsecomp", "task", "search"), ("browsecomp", "max_contexts", 1)),
         *((name, field, value) for name, turns in (("wildchat", 4), ("lmsys_chat", 4)) for field, value in (
             ("min_turns", turns), ("min_branches", 3), ("max_contexts", 1), ("english_only", True),
