@@ -2,6 +2,7 @@
 
 Environment:
   JAX_PLATFORMS         cpu if not set
+  JAX_DISABLE_MOST_OPTIMIZATIONS   1: compile small programs fast rather than well, as launch/test.sh does
   PSYNTH_TEST_REQUIRE   names ("torch weights") of what may not be missing: its tests fail the run instead of being skipped
 """
 
@@ -77,6 +78,18 @@ def _forget_compiled_programs() -> Iterator[None]:
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _compile_well_what_is_large_or_looked_at(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Real weights run long in a program that was compiled fast, and what is compiled for TPUs is what users get."""
+    fast = jax.config.read("jax_disable_most_optimizations")
+    if not fast or not any(request.node.get_closest_marker(name) for name in ("weights", "libtpu")):
+        yield
+        return
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @dataclasses.dataclass

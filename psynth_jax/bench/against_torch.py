@@ -1,6 +1,6 @@
 """The same weights in transformers, on torch's CPU or CUDA device: the baseline that a user would otherwise run.
 
-The only module that imports torch, and only when it is asked to.
+It and `torch_train` import torch, and only when they are asked to.
 """
 
 from __future__ import annotations

@@ -17,9 +17,10 @@ DECODE = ("--rows", 2, "--new-tokens", 3, "--prompt-tokens", 4, "--prefill-token
 SAME = {"bench", "model", "weights", "dtype", "device", "jax", "prompt_tokens", "repeats"}
 
 
-def _small_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psynth_jax.bench.rates.COPY_BYTES", 1 << 12)
     monkeypatch.setattr("psynth_jax.bench.rates.MATMUL", 16)
+    monkeypatch.setattr("psynth_jax.bench.train.READ_SECONDS", 0.1)
 
 
 class TestInfo:
@@ -65,7 +66,7 @@ class TestBench:
 
     @pytest.mark.parametrize("cache_dtype", ["float32", "int8"])
     def test_kernel(self, psynth: Command, monkeypatch: pytest.MonkeyPatch, cache_dtype: str) -> None:
-        _small_rates(monkeypatch)
+        _quick(monkeypatch)
         shape = ("--model", "smollm2-135m", "--tokens", 3, "--branches", 2, "--branch-tokens", 70, "--repeats", 1)
         found = psynth("bench", "kernel", *shape, "--cache-dtype", cache_dtype, "--json").json
         assert found["case"] == "smollm2-135m-t3-2x70"
@@ -78,7 +79,7 @@ class TestBench:
         assert low <= found["largest_error"] < high
 
     def test_train(self, psynth: Command, model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        _small_rates(monkeypatch)
+        _quick(monkeypatch)
         found = psynth("bench", "train", "--model", model_directory, *TRAIN, "--json").json
         sizes = {"examples": 3, "branches": 2, "branch_tokens": 12, "prompt_tokens": 6, "target_tokens": 5}
         assert sizes.items() < found.items()
@@ -92,14 +93,15 @@ class TestBench:
     @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
     def test_train_against_torch(self, psynth: Command, model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Both loops must compute what ours does: their first loss is the same."""
-        _small_rates(monkeypatch)
+        _quick(monkeypatch)
         found = psynth("bench", "train", "--model", model_directory, *TRAIN, "--against", "torch", "--json").json
         assert found["torch_loss"] == pytest.approx(found["loss"], rel=1e-5)
         assert found["torch_published_loss"] == pytest.approx(found["loss"], rel=1e-2), "its second step is another model's"
         for name in ("torch", "torch_published"):
             assert found[f"times_{name}"] == pytest.approx(found[f"{name}_s"] / found["step_s"])
 
-    @pytest.mark.parametrize("random", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+    @pytest.mark.exhaustive
+    @pytest.mark.parametrize("random", [False, True])
     def test_error(self, psynth: Command, model_directory: Path, random: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(PRESETS, "miniature", Preset(tiny_config(), "nobody/nothing"))
         model = ("miniature", "--random") if random else (model_directory,)
