@@ -249,7 +249,7 @@ class TestTest:
     CHECKS = (
         "-m ruff check .",
         "-m ruff format --check .",
-        "lint-imports|--config|pyproject.toml|--no-logo|",
+        "lint-imports|--no-logo|",
         "-m mypy",
         "-m pytest --numprocesses auto --dist loadfile",
     )

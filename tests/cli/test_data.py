@@ -59,7 +59,7 @@ class TestPrepare:
             (("synthetic", "--records", "r.jsonl", "--model", "m"), "--records FILE alone"),
             (("synthetic", "--records", "r.jsonl"), "say with --limit how many"),
             (("synthetic", "--records", "r.jsonl", "--limit", 0), "limit: Input should be greater than"),
-            (("squad", "--records", "r.jsonl"), "no source 'squad'; choose from"),
+            (("wiki", "--records", "r.jsonl"), "no source 'wiki'; choose from"),
             (("hotpotqa", "none.jsonl", "--records", "r.jsonl"), "no data at none.jsonl"),
             (("hotpotqa", "a.jsonl", "--records", "r", "--option", "styl=short"), "with a key of: style, max_contexts"),
             (("hotpotqa", "a.jsonl", "--records", "r", "--option", "style=long"), "style: Input should be 'short' or"),
