@@ -30,7 +30,7 @@ def load_torch(source: str, dtype: str) -> Any:
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-_load = functools.cache(load_torch)
+_load = functools.cache(load_torch)  # for what leaves the model as it is
 
 
 def prefill(source: str, dtype: str, tokens: list[int]) -> Callable[[], float]:

@@ -60,14 +60,18 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         config = _config(folder, source, model, workload, remat=remat)
         trainer = Trainer(config, model, [TaskData(config.data[0], _stored(folder, examples))])
-        if len(trainer.plan.batches(0)) != 1:
+        if any(trainer.dropped.values()):
             raise InputError(f"an example needs more positions than {model.name} has: {model.config.max_positions}")
+        if len(trainer.plan.batches(0)) != 1:
+            raise InputError(
+                f"{workload.examples} examples are not the size of a batch: take 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."
+            )
         loaded = trainer.batches[0]
         counts = loaded.counts
         read = _examples_read_per_second(trainer.batches)
 
         def step() -> float:
-            return float(jax.block_until_ready(trainer.do(loaded)[0])["loss"])
+            return float(jax.block_until_ready(trainer.train_batch(loaded)[0])["loss"])
 
         runs: dict[str, Callable[[], float]] = {"psynth": step}
         if against_torch:
@@ -80,7 +84,7 @@ def train(
     shape = loaded.shape
     flops = step_flops(model.config, trainer.state.parameters.lora(1.0), counts)
     matmul, peak = rates.matmul_rate(seconds["matmul"]), peak_flops(jax.devices()[0])
-    rate = flops / seconds["psynth"] / jax.device_count()
+    rate = flops / seconds["psynth"] / (1 if model.mesh is None else model.mesh.size)
     found = dataclasses.asdict(workload) | {
         "remat": remat,
         "tokens": tokens,
@@ -128,17 +132,21 @@ def random_examples(workload: Workload, vocabulary: int) -> list[Example]:
 
 
 def _config(folder: str, source: str, model: Model, workload: Workload, *, remat: bool) -> TrainConfig:
-    sizes = dataclasses.asdict(workload)
-    limits = {name: max(sizes[name], 1) for name in ("examples", "branches")}
     return TrainConfig.parse(
         {
             "workdir": str(Path(folder) / "run"),
             "model": source,
             "dtype": str(model.decoder.dtype),
             "data": ({"path": folder},),
-            "batch": limits
-            | {"tokens": ANY_NUMBER**2, "shapes": 1, "branch_tokens": workload.branch_tokens + PREFIX}
-            | {"text_tokens": workload.prompt_tokens, "target_tokens": workload.target_tokens},
+            "batch": {
+                "tokens": ANY_NUMBER**2,
+                "shapes": 1,
+                "examples": workload.examples,
+                "branches": workload.branches,
+                "branch_tokens": workload.branch_tokens + PREFIX,
+                "text_tokens": workload.prompt_tokens,
+                "target_tokens": workload.target_tokens,
+            },
             "train": {"steps": ANY_NUMBER},
             "logging": {"tensorboard": False},
             "remat": remat,

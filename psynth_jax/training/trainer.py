@@ -188,7 +188,7 @@ class Trainer:
         reporter = self._reporter(metrics, store)
         for step in range(self.step + 1, last + 1):
             loaded = next(batches)
-            sums, compiling = self.do(loaded)
+            sums, compiling = self.train_batch(loaded)
             reporter.exclude(compiling)
             reporter.add(step, sums, loaded)
             ends = heard.told(step)
@@ -205,7 +205,7 @@ class Trainer:
                 return False
         return True
 
-    def do(self, loaded: Loaded) -> tuple[dict[str, Any], float]:
+    def train_batch(self, loaded: Loaded) -> tuple[dict[str, Any], float]:
         """Do one step on a batch; return its sums, still being computed, and the seconds that compiling took."""
         run, seconds = self._program("train", self.state, loaded)
         self.state, sums = run(self.state, self.model.decoder, place(loaded.batch, self.model.mesh))

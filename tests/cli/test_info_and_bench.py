@@ -85,9 +85,15 @@ class TestBench:
         assert sizes.items() < found.items()
         assert 0 < found["tokens"] <= found["padded_tokens"] + 3, "what is read, and not fed, is a target's last token"
         assert found["tokens_per_s"] == pytest.approx(found["tokens"] / found["step_s"])
-        assert found["of_matmul_rate"] == pytest.approx(found["flops"] / found["step_s"] / found["matmul_flops_per_s"] / 8)
+        assert found["of_matmul_rate"] == pytest.approx(found["flops"] / found["step_s"] / found["matmul_flops_per_s"])
         assert found["read_over_trained"] == pytest.approx(found["examples_read_per_s"] * found["step_s"] / 3)
         assert found["mfu"] is None, "nobody says what a CPU could do"
+
+    def test_train_with_sizes_that_do_not_fit(self, psynth: Command, model_directory: Path) -> None:
+        done = psynth("bench", "train", "--model", model_directory, *TRAIN, "--examples", 5)
+        assert done.code == 2 and "5 examples are not the size of a batch: take 1, 2, 3, 4, 6, 8" in done.err
+        done = psynth("bench", "train", "--model", model_directory, *TRAIN, "--branch-tokens", 600)
+        assert done.code == 2 and "more positions than" in done.err
 
     @pytest.mark.torch
     @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
