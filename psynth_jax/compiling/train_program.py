@@ -39,6 +39,7 @@ def batch_shape(work: Workload, mesh: Mesh) -> Shape:
     return Shape(
         examples=examples,
         rows=-(-rows // blocks) * blocks * parts,
+        listed=-(-rows // blocks) * blocks * parts * work.branch_tokens,
         slots=slot_bucket(work.branch_tokens),
         width=bucket(work.branches),
         tokens=padded(work.prompt_tokens + work.new_tokens - 1),
@@ -61,7 +62,7 @@ def lower_train(work: Workload, mesh: Mesh) -> Lowered:
 
     state = jax.eval_shape(begin, parameters)
     cut = state_shardings(state, parameter_shardings_of(parameters, model, mesh), mesh)
-    empty = empty_batch(shape)
+    empty = empty_batch(shape, pieces=shards(mesh, BRANCH_ROW_AXES))
 
     def abstract(tree: Any, where: Any) -> Any:
         return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, where)

@@ -12,6 +12,7 @@ from psynth_jax.config import DecoderConfig
 from psynth_jax.nn import over_mesh
 from psynth_jax.nn.adapter import Lora, lora_delta
 from psynth_jax.nn.layers import rms_norm
+from psynth_jax.nn.packed import PackedRows
 from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention import AttentionSpec, Context, Implementation, OwnCache, branch_attention
 from psynth_jax.ops.cached_heads import Placement
@@ -30,6 +31,7 @@ def attention(
     implementation: Implementation,
     mesh: Mesh | None = None,
     placement: Placement | None = None,
+    rows: PackedRows | None = None,
 ) -> tuple[Hidden, KeysOrValues, KeysOrValues]:
     """Return the attention output for `x [B, T, D]` (already normalised), and the new keys and values to be cached.
 
@@ -39,6 +41,7 @@ def attention(
       own, context: what is read besides the new tokens, all layers stacked; layer is the index into them.
       lora: this layer's factors; gate `[B]` its strength per row.
       mesh, placement: devices, and how the own cache is cut over them; keys and values come with the copies that it holds.
+      rows: x is their list `[X, Z, D]`, and so is the output; keys and values come as rows.
     """
 
     def project(target: str) -> Array:
@@ -50,10 +53,14 @@ def attention(
         q, k = rms_norm(q, weights["q_norm"], config.norm_eps), rms_norm(k, weights["k_norm"], config.norm_eps)
     q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
     spec = AttentionSpec(scale=config.head_width**-0.5)
+    if rows is not None:
+        q, k, v = (rows.to_rows(heads, mesh, placement) for heads in (q, k, v))
     if mesh is None or placement is None:
         read = branch_attention(q, k, v, own, context, layer, spec, implementation)
     else:
         k, v = (jnp.repeat(heads, placement.copies, axis=2) for heads in (k, v))
         read = over_mesh.attend(mesh, placement, q, k, v, own, context, layer, spec, implementation)
+    if rows is not None:
+        read = rows.to_list(read, x.shape[1], mesh, placement)
     out = jnp.einsum("btnh,nhd->btd", read, weights["o"]) + lora_delta(lora, gate, "o", read)
     return out + weights["o_bias"] if config.o_bias else out, k, v

@@ -25,6 +25,7 @@ from psynth_jax.nn import over_mesh
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.attention import attention
 from psynth_jax.nn.layers import gated_mlp, rms_norm, token_angles
+from psynth_jax.nn.packed import PackedRows
 from psynth_jax.ops.branch_attention import Context, Implementation, OwnCache
 from psynth_jax.sharding import FSDP, check_fits, constrain, moved, parameter_shardings, parameter_spec
 
@@ -178,6 +179,7 @@ class Decoder(nnx.Module):
         gate: PerRow | None = None,
         *,
         fresh: bool = False,
+        rows: PackedRows | None = None,
         remat: bool = False,
         implementation: Implementation = "auto",
     ) -> tuple[Hidden, KVCache]:
@@ -194,13 +196,15 @@ class Decoder(nnx.Module):
           lora: adapter, factors stacked over L; None runs the base weights.
           gate: `[B]` strength of the adapter per row; None: 1.
           fresh: promise that `start` is 0 everywhere, so that the own cache need not be read.
+          rows: the tokens are not rows `[B, T]` but the lists `[X, Z]` of these rows of the cache, and so are the hidden
+            states; only with `fresh`, and without context and gate.
           remat: keep only every layer's input for the way back, and compute the layer anew.
 
         Where the cache's rows are cut over fsdp, as in training, each layer's weights are gathered when it is their turn;
         else the activations' D is cut, and nothing of the size of a weight moves.
         """
         config = self.config
-        positions = (offset + start)[:, None] + jnp.arange(tokens.shape[1])
+        positions = (offset + start)[:, None] + jnp.arange(tokens.shape[1]) if rows is None else rows.slot(*tokens.shape)
         angles = token_angles(config.rope, config.head_width, positions)
         own = None if fresh else OwnCache(cache.heads, start)
         mesh, placement = self.mesh, cache.placement
@@ -217,7 +221,7 @@ class Decoder(nnx.Module):
             adapter = None if lora is None else Lora(factors[0], factors[1], lora.scale)
             normed = rms_norm(x, weights["attention_norm"], config.norm_eps)
             read, k, v = attention(
-                normed, weights, config, angles, own, context, index, adapter, gate, implementation, mesh, placement
+                normed, weights, config, angles, own, context, index, adapter, gate, implementation, mesh, placement, rows
             )
             x = cut(x + read)
             normed = rms_norm(x, weights["mlp_norm"], config.norm_eps)

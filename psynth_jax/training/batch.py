@@ -1,19 +1,20 @@
 """A planned batch as arrays: branches of all its examples in rows, and what the synthesizer, and its teacher, are fed.
 
-    branch_tokens  [rows, S]    one branch a row: prefix, then what is kept; rows of a shard dealt over its branch blocks
+    branch_tokens  [X, Z]       all branches of a device one behind the other, each its prefix and then what is kept; they
+                                become rows [rows, S] of a cache, one branch a row, dealt over a shard's branch blocks
     tokens         [B, T]       prompt and target, but for the target's last token
     at             [B, M]       position of `tokens` that predicts target token m
     target         [B, M]       weight 0 where there is none
 
-Every array has a leading axis of micro-batches.  On a mesh B is cut over (data, fsdp), rows over (data, fsdp, branch); each
-process reads only the examples of its own devices, the others stay zeros that nobody sees.  Knows no model.
+Every array has a leading axis of micro-batches.  On a mesh B is cut over (data, fsdp), X and rows over (data, fsdp,
+branch); each process reads only the examples of its own devices, the others stay zeros that nobody sees.  Knows no model.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,14 +24,13 @@ from jax.sharding import PartitionSpec as P
 
 from psynth_jax.axes import Array, HostArray
 from psynth_jax.branches import bucket
-from psynth_jax.data.example import Example, ExampleSource, Lengths
+from psynth_jax.data.example import BranchTokens, Example, ExampleSource, Lengths
 from psynth_jax.sharding import BRANCH, DATA, FSDP, put, shards
 from psynth_jax.training.config import Task
-from psynth_jax.training.plan import PlannedBatch, Reference, Shape
+from psynth_jax.training.plan import PlannedBatch, Reference, Shape, padded
 
 QUESTION_AXES = (DATA, FSDP)
 BRANCH_ROW_AXES = (DATA, FSDP, BRANCH)
-_BRANCHES = Lengths._fields.index("branches")
 
 
 @jax.tree_util.register_dataclass
@@ -46,16 +46,19 @@ class Fed:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BranchRows:
-    """Branches, a row each: tokens `[.., rows, S]`, count `[.., rows]`.
+    """Branches, a row each, as `nn.packed` has them: tokens `[.., X, Z]`; first, count `[.., rows]`.
 
     row, prefix, kept `[.., B, W]`: where each example's branches are, tokens that stand before them, tokens that are kept.
+    slots: S.
     """
 
     tokens: Array
+    first: Array
     count: Array
     row: Array
     prefix: Array
     kept: Array
+    slots: int = dataclasses.field(metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -122,7 +125,7 @@ class BatchBuilder:
         """Count what a batch holds, from lengths alone; branches of an example count as equally long."""
         total = Counts()
         for task, number in (reference for group in planned.groups for reference in group):
-            sizes = Lengths(*(int(x) for x in self._sources[task].lengths[number]))
+            sizes = self._lengths(Reference(task, number))
             reads_branches, pasted = self._reads == "branches", sizes.pasted + sizes.target
             prompt = sizes.prompt if reads_branches else sizes.pasted
             fed, cached = prompt + sizes.target, sizes.all_prefilled if reads_branches else 0
@@ -147,20 +150,31 @@ class BatchBuilder:
         spread = [self._spread(group, planned.shape) for group in planned.groups]
         shape = planned.shape
         if self._shards > 1 or self._branch_shards > 1:
-            most = max(sum(self._branches(x) for x in held) for held in itertools.chain.from_iterable(spread))
+            by_shard = list(itertools.chain.from_iterable(spread))
+            most = max(sum(self._branches(x) for x in held) for held in by_shard)
             rows = bucket(max(most, -(-shape.rows // self._shards))) if shape.rows else 0
             rows = -(-rows // self._branch_shards) * self._branch_shards
+            pieces = self._shards * self._branch_shards
+            longest = max(sum(self._listed(x) for x in held) for held in by_shard)
+            listed = padded(max(longest, -(-shape.listed // pieces))) * pieces if shape.rows else 0
             places = -(-shape.examples // self._shards)
-            shape = shape._replace(examples=places * self._shards, rows=rows * self._shards)
-        batch = empty_batch(shape, self._micro_batches)
+            shape = shape._replace(examples=places * self._shards, rows=rows * self._shards, listed=listed)
+        batch = empty_batch(shape, self._micro_batches, self._shards * self._branch_shards)
         for micro, held_by_shard in enumerate(spread):
             for shard in self._here:
                 self._fill_shard(batch, shape, micro, shard, held_by_shard[shard])
         return batch, shape
 
+    def _lengths(self, reference: Reference) -> Lengths:
+        return Lengths(*(int(x) for x in self._sources[reference.task].lengths[reference.number]))
+
     def _branches(self, reference: Reference) -> int:
-        task, number = reference
-        return int(self._sources[task].lengths[number, _BRANCHES]) if self._reads == "branches" else 0
+        return self._lengths(reference).branches if self._reads == "branches" else 0
+
+    def _listed(self, reference: Reference) -> int:
+        """Return the most tokens of an example that one branch block can get, from lengths alone."""
+        sizes = self._lengths(reference)
+        return min(sizes.all_prefilled, -(-sizes.branches // self._branch_shards) * sizes.prefilled)
 
     def _spread(self, group: Sequence[Reference], shape: Shape) -> list[list[Reference]]:
         """Give every shard its part of a group: equally many examples, branches about equally many."""
@@ -175,15 +189,21 @@ class BatchBuilder:
         return held
 
     def _fill_shard(self, batch: Batch, shape: Shape, micro: int, shard: int, held: Sequence[Reference]) -> None:
-        rows, taken = shape.rows // self._shards, 0
-        for place, (task, number) in enumerate(held):
-            example = self._sources[task][number]
+        rows, by_row = shape.rows // self._shards, dict[int, BranchTokens]()
+        for place, (task, index) in enumerate(held):
+            example = self._sources[task][index]
             at = micro, shard * (shape.examples // self._shards) + place
             self._fill(batch, at, example, task)
-            for branch, tokens in enumerate(example.branches if batch.branches is not None else ()):
+            for number, branch in enumerate(example.branches if batch.branches is not None else ()):
                 assert batch.branches is not None
-                self._fill_branch(batch.branches, at, branch, shard * rows + self._dealt(taken, rows), tokens)
-                taken += 1
+                row = shard * rows + self._dealt(len(by_row), rows)
+                by_row[row] = branch
+                at_branch = (*at, number)
+                batch.branches.row[at_branch] = row
+                batch.branches.prefix[at_branch], batch.branches.kept[at_branch] = len(branch.prefix), len(branch.kept)
+        if batch.branches is not None:
+            for block in range(self._branch_shards):
+                _fill_list(batch.branches, micro, shard * self._branch_shards + block, by_row)
 
     def _dealt(self, number: int, rows: int) -> int:
         """Return the row of a shard that its branch of this number gets: round robin over the shard's branch blocks."""
@@ -201,11 +221,18 @@ class BatchBuilder:
         batch.cross_entropy[at] = self._tasks[task].cross_entropy
         batch.distillation[at] = self._tasks[task].distillation
 
-    def _fill_branch(self, rows: BranchRows, at: tuple[int, int], number: int, row: int, branch: Any) -> None:
-        size, prefix = branch.length, len(branch.prefix)
-        rows.tokens[at[0], row, :prefix], rows.tokens[at[0], row, prefix:size] = branch.prefix, branch.kept
-        rows.count[at[0], row] = size
-        rows.row[at][number], rows.prefix[at][number], rows.kept[at][number] = row, prefix, len(branch.kept)
+
+def _fill_list(branches: BranchRows, micro: int, piece: int, by_row: Mapping[int, BranchTokens]) -> None:
+    """Write one piece's branches one behind the other, in the order of their rows."""
+    rows, place = branches.first.shape[1] // branches.tokens.shape[1], 0
+    for row in range(piece * rows, (piece + 1) * rows):
+        branch = by_row.get(row)
+        branches.first[micro, row] = place
+        if branch is not None:
+            end = place + branch.length
+            branches.tokens[micro, piece, place:end] = np.concatenate([branch.prefix, branch.kept])
+            branches.count[micro, row] = branch.length
+            place = end
 
 
 def _feed(fed: Fed, at: tuple[int, int], before: HostArray, target: HostArray) -> None:
@@ -215,8 +242,8 @@ def _feed(fed: Fed, at: tuple[int, int], before: HostArray, target: HostArray) -
     fed.at[at][: len(target)] = np.arange(len(before) - 1, size)
 
 
-def empty_batch(shape: Shape, micro_batches: int = 1) -> Batch:
-    """Return the arrays of a batch that holds no example yet."""
+def empty_batch(shape: Shape, micro_batches: int = 1, pieces: int = 1) -> Batch:
+    """Return the arrays of a batch that holds no example yet; pieces: X, into which a mesh cuts the branch rows."""
 
     def zeros(*sizes: int, dtype: Any = np.int32) -> HostArray:
         return np.zeros((micro_batches, *sizes), dtype)
@@ -228,8 +255,9 @@ def empty_batch(shape: Shape, micro_batches: int = 1) -> Batch:
 
     branches = None
     if shape.rows:
-        places = [zeros(count, shape.width) for _ in range(3)]
-        branches = BranchRows(zeros(rows, shape.slots), zeros(rows), *places)
+        row, prefix, kept = (zeros(count, shape.width) for _ in range(3))
+        lists = zeros(pieces, shape.listed // pieces)
+        branches = BranchRows(lists, zeros(rows), zeros(rows), row, prefix, kept, shape.slots)
     return Batch(
         student=fed(shape.tokens),
         target=zeros(count, shape.targets),
@@ -257,7 +285,7 @@ def batch_shardings(batch: Batch, mesh: Mesh) -> Batch:
     cut = jax.tree.map(lambda _: questions, batch)
     if cut.branches is None:
         return cut
-    return dataclasses.replace(cut, branches=dataclasses.replace(cut.branches, tokens=rows, count=rows))
+    return dataclasses.replace(cut, branches=dataclasses.replace(cut.branches, tokens=rows, first=rows, count=rows))
 
 
 def place(batch: Batch, mesh: Mesh | None) -> Batch:

@@ -29,17 +29,20 @@ from psynth_jax.errors import DataError
 from psynth_jax.training.config import Batches, Task
 
 SMALLEST = 16  # tokens of the smallest padded prompt or target
+LISTED = 64  # the list of all branch tokens is a multiple of this
+EMPTY_SLOT = 0.15  # what a slot behind a branch's end costs, in tokens: it takes part in attention and in nothing else
 
 
 class Shape(NamedTuple):
     """Padded sizes of one micro-batch, of all devices together.
 
-    examples: B.  rows: branch rows.  slots: S of a row.  width: W.  tokens: T of prompt and target.  targets: of the target.
-    teacher: T of the pasted text and the target, 0 where nobody reads it.
+    examples: B.  rows: branch rows.  listed: tokens of all of them.  slots: S of a row.  width: W.  tokens: T of prompt and
+    target.  targets: of the target.  teacher: T of the pasted text and the target, 0 where nobody reads it.
     """
 
     examples: int
     rows: int
+    listed: int
     slots: int
     width: int
     tokens: int
@@ -109,8 +112,8 @@ class Plan:
             self.dropped.append({str(reason): int(n) for reason, n in sorted(Counter(reasons).items()) if reason})
         if not any(len(kept) for kept in self._kept):
             raise DataError("no example is left to train on: " + (self._why() or "the data is empty"))
-        branches = self._branches_by_key()
-        merged = fewer_keys({key: (len(counts), float(np.mean(counts))) for key, counts in branches.items()}, limits.shapes)
+        sizes = self._branch_sizes_by_key().items()
+        merged = fewer_keys({key: (len(each), float(np.mean([n for n, _ in each]))) for key, each in sizes}, limits.shapes)
         self._keys = [np.array([merged.get(tuple(key), key) for key in keys.tolist()]) for keys in self._keys]
         self._shapes = self._choose_shapes(limits)
 
@@ -127,19 +130,20 @@ class Plan:
         """Return the batches of an epoch, from 0, in the order in which they are fed."""
         random = None if self._seed is None else np.random.default_rng((self._seed, epoch))
         open_groups: dict[tuple[int, ...], list[Reference]] = {}
-        rows: dict[tuple[int, ...], int] = {}
+        held: dict[tuple[int, ...], tuple[int, int]] = {}  # rows and branch tokens of an open group
         closed: dict[tuple[int, ...], list[tuple[Reference, ...]]] = {}
         for reference in self._order(epoch, random):
             key = tuple(int(x) for x in self._keys[reference.task][reference.number])
             shape = self._shapes[key]
-            branches = int(self._sources[reference.task].lengths[reference.number, _column("branches")]) if shape.rows else 0
+            more = self._branch_sizes(reference) if shape.rows else (0, 0)
+            rows, listed = (a + b for a, b in zip(held.get(key, (0, 0)), more, strict=True))
             group = open_groups.setdefault(key, [])
-            if len(group) == shape.examples or rows.get(key, 0) + branches > shape.rows:
+            if len(group) == shape.examples or rows > shape.rows or listed > shape.listed:
                 closed.setdefault(key, []).append(tuple(group))
                 group = open_groups[key] = []
-                rows[key] = 0
+                rows, listed = more
             group.append(reference)
-            rows[key] = rows.get(key, 0) + branches
+            held[key] = rows, listed
         for key, group in open_groups.items():
             closed.setdefault(key, []).append(tuple(group))
         batches = [batch for key, groups in closed.items() for batch in self._batched(self._shapes[key], groups)]
@@ -172,30 +176,34 @@ class Plan:
             self._known_passes[task, number] = order
         return order
 
-    def _branches_by_key(self) -> dict[tuple[int, ...], list[int]]:
-        """Return how many branches each example of a key has."""
-        branches: dict[tuple[int, ...], list[int]] = {}
-        for source, kept, keys in zip(self._sources, self._kept, self._keys, strict=True):
-            counts = source.lengths[:, _column("branches")]
+    def _branch_sizes(self, reference: Reference) -> tuple[int, int]:
+        """Return how many branches an example has, and the tokens of all of them."""
+        sizes = Lengths(*self._sources[reference.task].lengths[reference.number])
+        return int(sizes.branches), int(sizes.all_prefilled)
+
+    def _branch_sizes_by_key(self) -> dict[tuple[int, ...], list[tuple[int, int]]]:
+        """Return the branch sizes of all examples of a key."""
+        found: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for task, (kept, keys) in enumerate(zip(self._kept, self._keys, strict=True)):
             for index in kept:
-                branches.setdefault(tuple(int(x) for x in keys[index]), []).append(int(counts[index]))
-        return branches
+                sizes = self._branch_sizes(Reference(task, int(index)))
+                found.setdefault(tuple(int(x) for x in keys[index]), []).append(sizes)
+        return found
 
     def _choose_shapes(self, limits: Batches) -> dict[tuple[int, ...], Shape]:
         """Give every key its shape: as many examples as the budget allows, and the branches that they have on average."""
         shapes = {}
-        for key, counts_of_key in self._branches_by_key().items():
+        for key, sizes in self._branch_sizes_by_key().items():
             slots, tokens, targets, teacher = key
-            mean, most = (float(np.mean(counts_of_key)), max(counts_of_key)) if slots else (0.0, 0)
-            cost = mean * slots + tokens + teacher
-            examples = _down(int(np.clip(limits.tokens / cost, 1, min(limits.examples, len(counts_of_key)))))
-            rows, width = (bucket(max(most, round(examples * mean))), bucket(most)) if slots else (0, 0)
-            shapes[key] = Shape(examples, rows, slots, width, tokens, targets, teacher)
+            each = np.array(sizes) if slots else np.zeros((len(sizes), 2), np.int64)
+            (branches, listed), (most_branches, most_listed) = each.mean(axis=0), each.max(axis=0)
+            cost = listed + tokens + teacher
+            examples = _down(int(np.clip(limits.tokens / cost, 1, min(limits.examples, len(sizes)))))
+            rows = bucket(max(int(most_branches), round(examples * branches))) if slots else 0
+            list_size = -(-max(int(most_listed), round(examples * listed)) // LISTED) * LISTED
+            width = bucket(int(most_branches)) if slots else 0
+            shapes[key] = Shape(examples, rows, list_size, slots, width, tokens, targets, teacher)
         return shapes
-
-
-def _column(name: str) -> int:
-    return Lengths._fields.index(name)
 
 
 def _down(count: int) -> int:
@@ -254,7 +262,7 @@ def fewer_keys(keys: Mapping[tuple[int, ...], tuple[int, float]], most: int) -> 
 
         def cost(key: tuple[int, ...], count: int, branches: float) -> float:
             slots, tokens, targets, teacher = key
-            return count * (branches * slots + tokens + targets + teacher)
+            return count * (EMPTY_SLOT * branches * slots + tokens + targets + teacher)
 
         return sum(cost(together, *groups[x][:2]) - cost(x, *groups[x][:2]) for x in (a, b)), together
 

@@ -29,6 +29,7 @@ class Reporter:
         on_step: OnStep | None,
         config: DecoderConfig,
         lora: Lora | None,
+        devices: int,
         tasks: Sequence[str],
         learning_rate: optax.Schedule,
         skipped: int,
@@ -39,12 +40,14 @@ class Reporter:
         Args:
           metrics, on_step: where numbers go.
           config, lora: of what is trained; its operations are counted.
+          devices: how many share the work.
           tasks: their names.
           learning_rate: step, from 0 -> what it was done with.
           skipped: examples that no batch has.
           where: (step, batch) -> the message of an error for a loss that is no number.
         """
         self._metrics, self._on_step, self._config, self._lora = metrics, on_step, config, lora
+        self._devices = devices
         self._tasks, self._rate, self._skipped, self._where = tasks, learning_rate, skipped, where
         self._waiting: tuple[int, Any, Loaded] | None = None
         self.pause()
@@ -100,7 +103,7 @@ class Reporter:
             "prompt_tokens_per_s": counts.prompt_tokens / seconds,
             "target_tokens_per_s": counts.target_tokens / seconds,
             "flops_per_s": rate,
-            "mfu": None if peak is None else rate / (peak * jax.device_count()),
+            "mfu": None if peak is None else rate / (peak * self._devices),
             "step_seconds": seconds,
             "memory_bytes": memory.get("peak_bytes_in_use"),
             "skipped": self._skipped,

@@ -1,6 +1,6 @@
 """One training step: encode the branches with the base, read them with the synthesizer, change mapper and adapter.
 
-    branch_tokens [R, S] -> base, no gradient -> cache of R rows, one branch each
+    branch_tokens [X, Z] -> base, no gradient -> cache of R rows, one branch each
     tokens [B, T]        -> base + adapter, over that cache folded with the mapper -> hidden at the targets -> loss
     pasted [B, T']       -> base, no gradient -> hidden at the targets                    (only to distil from it)
 
@@ -19,9 +19,11 @@ from jax.sharding import Mesh
 
 from psynth_jax.axes import Array
 from psynth_jax.branches import BranchView
+from psynth_jax.cache import KVCache
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.decoder import Decoder
+from psynth_jax.nn.packed import PackedRows
 from psynth_jax.ops.branch_attention import ContextPart, Implementation, Segments
 from psynth_jax.sharding import replicated, shards
 from psynth_jax.synthesis.step import Reader, fold
@@ -71,20 +73,28 @@ class StepOptions:
     packed: bool | None = None
 
 
-def _rows_fed(model: Decoder, fed: tuple[Array, Array], row_axes: tuple[str, ...], **options: Any) -> tuple[Array, Any]:
+def _rows_fed(
+    model: Decoder, tokens: Array, count: Array, slots: int, row_axes: tuple[str, ...], **options: Any
+) -> tuple[Array, KVCache]:
     """Run rows from their first token; return hidden states and the cache of their keys and values."""
-    tokens, count = fed
-    rows, slots = tokens.shape
     axes = row_axes if model.mesh is not None else ()
-    cache = model.allocate_cache(rows, slots, row_axes=axes, packed=options.pop("packed"))
+    cache = model.allocate_cache(count.shape[0], slots, row_axes=axes, packed=options.pop("packed"))
     start = jnp.zeros_like(count)
     return model(tokens, cache, start, count, options.pop("offset", start), fresh=True, **options)
 
 
 def _view(model: Decoder, rows: BranchRows, options: StepOptions) -> BranchView:
     """Encode branches with the base and return them as the synthesizer reads them."""
-    fed = rows.tokens, rows.count
-    _, cache = _rows_fed(model, fed, BRANCH_ROW_AXES, implementation=options.implementation, packed=options.packed)
+    _, cache = _rows_fed(
+        model,
+        rows.tokens,
+        rows.count,
+        rows.slots,
+        BRANCH_ROW_AXES,
+        rows=PackedRows(rows.first, rows.count, rows.slots),
+        implementation=options.implementation,
+        packed=options.packed,
+    )
     number = jnp.broadcast_to(jnp.arange(rows.row.shape[-1]), rows.row.shape)
     part = ContextPart(jax.lax.stop_gradient(cache.heads), Segments(rows.row, rows.prefix, rows.kept, number))
     return BranchView((part,), rows.prefix, rows.kept, rows.kept > 0)
@@ -105,7 +115,9 @@ def losses(parameters: Parameters, model: Decoder, batch: Batch, options: StepOp
     offset = jnp.zeros_like(batch.student.count) if kept is None else kept.max(axis=-1)
     hidden, _ = _rows_fed(
         model,
-        (batch.student.tokens, batch.student.count),
+        batch.student.tokens,
+        batch.student.count,
+        batch.student.tokens.shape[1],
         QUESTION_AXES,
         offset=offset,
         context=fold(reader, model.config),
@@ -116,8 +128,15 @@ def losses(parameters: Parameters, model: Decoder, batch: Batch, options: StepOp
     )
     taught = None
     if batch.teacher is not None:
-        fed = batch.teacher.tokens, batch.teacher.count
-        base, _ = _rows_fed(model, fed, QUESTION_AXES, implementation=options.implementation, packed=options.packed)
+        base, _ = _rows_fed(
+            model,
+            batch.teacher.tokens,
+            batch.teacher.count,
+            batch.teacher.tokens.shape[1],
+            QUESTION_AXES,
+            implementation=options.implementation,
+            packed=options.packed,
+        )
         taught = jax.lax.stop_gradient(_at_targets(base, batch.teacher))
     chunk = max(1, options.loss_rows * shards(model.mesh, QUESTION_AXES) // batch.target.shape[0])
     found = target_losses(model.logits, _at_targets(hidden, batch.student), taught, batch.target, batch.weight, chunk)

@@ -255,6 +255,7 @@ class Trainer:
             self._on_step if self._first_process else None,
             self.model.config,
             self.state.parameters.lora(1.0),
+            1 if self.model.mesh is None else self.model.mesh.size,
             self._tasks,
             learning_rate(self.config.optimizer, self.config.train.steps),
             sum(sum(reasons.values()) for reasons in self.plan.dropped),

@@ -46,7 +46,8 @@ def test_every_part_of_every_example_is_there(accumulate: int) -> None:
             for index, branch in enumerate(example.branches):
                 line, prefix = rows.row[at][index], rows.prefix[at][index]
                 whole = [*branch.prefix, *branch.kept]
-                assert rows.tokens[micro, line, : rows.count[micro, line]].tolist() == whole
+                first, count = rows.first[micro, line], rows.count[micro, line]
+                assert rows.tokens[micro, 0, first : first + count].tolist() == whole
                 assert (prefix, rows.kept[at][index]) == (len(branch.prefix), len(branch.kept))
             assert not rows.kept[at][len(example.branches) :].any()
 
@@ -56,7 +57,7 @@ def test_no_two_branches_share_a_row() -> None:
     assert batch.branches is not None
     rows = batch.branches.row[batch.branches.kept > 0].tolist()
     assert len(set(rows)) == len(rows) == sum(len(EXAMPLES[number].branches) for _, number in planned.groups[0])
-    half = batch.branches.tokens.shape[1] // 2
+    half = batch.branches.first.shape[1] // 2
     assert abs(sum(row < half for row in rows) - len(rows) / 2) <= 0.5, "branches are spread over both blocks"
 
 
@@ -74,7 +75,8 @@ def test_a_mesh_holds_each_question_next_to_its_branches(examples: int) -> None:
         assert ((used // rows) == shard).all()
     assert (host.student.count > 0).sum() == len(planned.groups[0]), "no example is left out or doubled"
     assert batch.student.tokens.addressable_shards[0].data.shape[1] == fed
-    assert batch.branches.tokens.addressable_shards[0].data.shape[1] == rows // 2
+    assert batch.branches.first.addressable_shards[0].data.shape[1] == rows // 2
+    assert batch.branches.tokens.addressable_shards[0].data.shape[1] == 1, "every device has the list of its own rows"
     assert all((np.asarray(a) == b).all() for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(host), strict=True))
 
 

@@ -46,7 +46,7 @@ def test_groups_keep_to_their_shape() -> None:
             lengths = np.array([sources[task].lengths[number] for task, number in group])
             assert len(group) <= shape.examples <= LIMITS.examples
             assert lengths[:, 3].sum() <= shape.rows and lengths[:, 3].max() <= shape.width
-            assert lengths[:, 4].max() <= shape.slots
+            assert lengths[:, 4].max() <= shape.slots and lengths[:, 6].sum() <= shape.listed
             assert (lengths[:, 0] + lengths[:, 2] - 1).max() <= shape.tokens
 
 
@@ -100,7 +100,7 @@ def test_the_teacher_and_text_have_their_own_lengths() -> None:
     taught = plan(tasks=(Task(synthetic=1, distillation=1.0), ONE))
     assert {shape.teacher for shape in taught.shapes} > {0}
     text = plan(reads="text")
-    assert all(shape.rows == shape.slots == shape.width == 0 for shape in text.shapes)
+    assert all(shape.rows == shape.listed == shape.slots == shape.width == 0 for shape in text.shapes)
 
 
 def test_fewer_shapes_mean_fewer_programs_and_the_same_examples() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ import psynth_jax as ps
 from psynth_jax.axes import tree_differences
 from psynth_jax.data.example import Example, ExampleList
 from psynth_jax.errors import CheckpointError, ConfigError, TrainingError
+from psynth_jax.training import reporter
 from psynth_jax.training.checkpoint import CheckpointStore
 from psynth_jax.training.config import Checkpoints
 from psynth_jax.training.tasks import TaskData
@@ -142,6 +144,14 @@ class TestLearning:
 
 @pytest.mark.exhaustive
 class TestEvaluation:
+    def test_a_run_without_a_mesh_uses_one_device(
+        self, model: ps.Model, codes: ExampleList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(reporter, "peak_flops", lambda device: 1e12)
+        start(config(tmp_path, train={"steps": 1}), model, codes).run()
+        numbers = json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
+        assert numbers["mfu"] == pytest.approx(numbers["flops_per_s"] / 1e12), "the other devices are not waited for"
+
     def test_best_is_kept_and_known(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
         """A learning rate that destroys what it has learned: the first evaluation is the best."""
         run = config(
