@@ -12,7 +12,7 @@ from psynth_jax.config import DecoderConfig
 from psynth_jax.nn import over_mesh
 from psynth_jax.nn.adapter import Lora, lora_delta
 from psynth_jax.nn.layers import rms_norm
-from psynth_jax.nn.packed import PackedRows
+from psynth_jax.nn.ragged import RaggedRows
 from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention import AttentionSpec, Context, Implementation, OwnCache, branch_attention
 from psynth_jax.ops.cached_heads import Placement
@@ -31,7 +31,7 @@ def attention(
     implementation: Implementation,
     mesh: Mesh | None = None,
     placement: Placement | None = None,
-    rows: PackedRows | None = None,
+    rows: RaggedRows | None = None,
 ) -> tuple[Hidden, KeysOrValues, KeysOrValues]:
     """Return the attention output for `x [B, T, D]` (already normalised), and the new keys and values to be cached.
 

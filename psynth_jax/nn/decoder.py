@@ -25,7 +25,7 @@ from psynth_jax.nn import over_mesh
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.attention import attention
 from psynth_jax.nn.layers import gated_mlp, rms_norm, token_angles
-from psynth_jax.nn.packed import PackedRows
+from psynth_jax.nn.ragged import RaggedRows
 from psynth_jax.ops.branch_attention import Context, Implementation, OwnCache
 from psynth_jax.sharding import FSDP, check_fits, constrain, moved, parameter_shardings, parameter_spec
 
@@ -179,7 +179,7 @@ class Decoder(nnx.Module):
         gate: PerRow | None = None,
         *,
         fresh: bool = False,
-        rows: PackedRows | None = None,
+        rows: RaggedRows | None = None,
         remat: bool = False,
         implementation: Implementation = "auto",
     ) -> tuple[Hidden, KVCache]:
@@ -203,6 +203,7 @@ class Decoder(nnx.Module):
         Where the cache's rows are cut over fsdp, as in training, each layer's weights are gathered when it is their turn;
         else the activations' D is cut, and nothing of the size of a weight moves.
         """
+        assert rows is None or (fresh and context is None and gate is None)
         config = self.config
         positions = (offset + start)[:, None] + jnp.arange(tokens.shape[1]) if rows is None else rows.slot(*tokens.shape)
         angles = token_angles(config.rope, config.head_width, positions)

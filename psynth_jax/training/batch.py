@@ -46,7 +46,7 @@ class Fed:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BranchRows:
-    """Branches, a row each, as `nn.packed` has them: tokens `[.., X, Z]`; first, count `[.., rows]`.
+    """Branches, a row each, as `nn.ragged` has them: tokens `[.., X, Z]`; first, count `[.., rows]`.
 
     row, prefix, kept `[.., B, W]`: where each example's branches are, tokens that stand before them, tokens that are kept.
     slots: S.

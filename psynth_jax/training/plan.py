@@ -30,7 +30,7 @@ from psynth_jax.training.config import Batches, Task
 
 SMALLEST = 16  # tokens of the smallest padded prompt or target
 LISTED = 64  # the list of all branch tokens is a multiple of this
-EMPTY_SLOT = 0.15  # what a slot behind a branch's end costs, in tokens: it takes part in attention and in nothing else
+EMPTY_SLOT = 0.15  # about what a slot behind a branch's end costs, in tokens: it takes part in attention and nothing else
 
 
 class Shape(NamedTuple):

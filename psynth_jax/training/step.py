@@ -23,7 +23,7 @@ from psynth_jax.cache import KVCache
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.decoder import Decoder
-from psynth_jax.nn.packed import PackedRows
+from psynth_jax.nn.ragged import RaggedRows
 from psynth_jax.ops.branch_attention import ContextPart, Implementation, Segments
 from psynth_jax.sharding import replicated, shards
 from psynth_jax.synthesis.step import Reader, fold
@@ -73,34 +73,29 @@ class StepOptions:
     packed: bool | None = None
 
 
-def _rows_fed(
-    model: Decoder, tokens: Array, count: Array, slots: int, row_axes: tuple[str, ...], **options: Any
+def _encode(
+    model: Decoder, tokens: Array, count: Array, slots: int, row_axes: tuple[str, ...], options: StepOptions, **more: Any
 ) -> tuple[Array, KVCache]:
     """Run rows from their first token; return hidden states and the cache of their keys and values."""
     axes = row_axes if model.mesh is not None else ()
-    cache = model.allocate_cache(count.shape[0], slots, row_axes=axes, packed=options.pop("packed"))
+    cache = model.allocate_cache(count.shape[0], slots, row_axes=axes, packed=options.packed)
     start = jnp.zeros_like(count)
-    return model(tokens, cache, start, count, options.pop("offset", start), fresh=True, **options)
+    offset = more.pop("offset", start)
+    return model(tokens, cache, start, count, offset, fresh=True, implementation=options.implementation, **more)
 
 
 def _view(model: Decoder, rows: BranchRows, options: StepOptions) -> BranchView:
     """Encode branches with the base and return them as the synthesizer reads them."""
-    _, cache = _rows_fed(
-        model,
-        rows.tokens,
-        rows.count,
-        rows.slots,
-        BRANCH_ROW_AXES,
-        rows=PackedRows(rows.first, rows.count, rows.slots),
-        implementation=options.implementation,
-        packed=options.packed,
-    )
+    ragged = RaggedRows(rows.first, rows.count, rows.slots)
+    _, cache = _encode(model, rows.tokens, rows.count, rows.slots, BRANCH_ROW_AXES, options, rows=ragged)
     number = jnp.broadcast_to(jnp.arange(rows.row.shape[-1]), rows.row.shape)
     part = ContextPart(jax.lax.stop_gradient(cache.heads), Segments(rows.row, rows.prefix, rows.kept, number))
     return BranchView((part,), rows.prefix, rows.kept, rows.kept > 0)
 
 
-def _at_targets(hidden: Array, fed: Fed) -> Array:
+def _at_targets(model: Decoder, fed: Fed, options: StepOptions, **more: Any) -> Array:
+    """Run what the synthesizer or its teacher is fed; return hidden states where targets are predicted, `[B, M, D]`."""
+    hidden, _ = _encode(model, fed.tokens, fed.count, fed.tokens.shape[1], QUESTION_AXES, options, **more)
     return jnp.take_along_axis(hidden, fed.at[..., None], axis=1)
 
 
@@ -113,33 +108,20 @@ def losses(parameters: Parameters, model: Decoder, batch: Batch, options: StepOp
     reader = Reader(parameters.mapper, None, None, view)
     kept = None if batch.branches is None else batch.branches.kept
     offset = jnp.zeros_like(batch.student.count) if kept is None else kept.max(axis=-1)
-    hidden, _ = _rows_fed(
+    learned = _at_targets(
         model,
-        batch.student.tokens,
-        batch.student.count,
-        batch.student.tokens.shape[1],
-        QUESTION_AXES,
+        batch.student,
+        options,
         offset=offset,
         context=fold(reader, model.config),
         lora=parameters.lora(options.lora_scale),
         remat=options.remat,
-        implementation=options.implementation,
-        packed=options.packed,
     )
     taught = None
     if batch.teacher is not None:
-        base, _ = _rows_fed(
-            model,
-            batch.teacher.tokens,
-            batch.teacher.count,
-            batch.teacher.tokens.shape[1],
-            QUESTION_AXES,
-            implementation=options.implementation,
-            packed=options.packed,
-        )
-        taught = jax.lax.stop_gradient(_at_targets(base, batch.teacher))
+        taught = jax.lax.stop_gradient(_at_targets(model, batch.teacher, options))
     chunk = max(1, options.loss_rows * shards(model.mesh, QUESTION_AXES) // batch.target.shape[0])
-    found = target_losses(model.logits, _at_targets(hidden, batch.student), taught, batch.target, batch.weight, chunk)
+    found = target_losses(model.logits, learned, taught, batch.target, batch.weight, chunk)
     total = batch.cross_entropy[:, None] * found.cross_entropy + batch.distillation[:, None] * found.distillation
     of_task = jax.nn.one_hot(batch.task, options.tasks, dtype=jnp.float32)
     sums = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from psynth_jax.nn.decoder import Decoder
-from psynth_jax.nn.packed import PackedRows
+from psynth_jax.nn.ragged import RaggedRows
 from psynth_jax.sharding import make_mesh
 from tests.tiny import tiny_config, tiny_decoder, token_ids
 
@@ -16,7 +16,7 @@ SLOTS, LISTED = 8, 16
 ROW_AXES = ("data", "fsdp", "branch")
 
 
-def packed_rows(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, PackedRows]:
+def ragged_rows(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, RaggedRows]:
     """Return the same tokens as rows and as lists, and where they are."""
     rows = np.zeros((counts.size, SLOTS), np.int32)
     lists = np.zeros((len(counts), LISTED), np.int32)
@@ -25,14 +25,14 @@ def packed_rows(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, PackedRows]
         rows[row, :count] = token_ids(row, int(count))
         begin, piece = int(first.ravel()[row]), row // counts.shape[1]
         lists[piece, begin : begin + count] = rows[row, :count]
-    return rows, lists, PackedRows(first.ravel().astype(np.int32), counts.ravel(), SLOTS)
+    return rows, lists, RaggedRows(first.ravel().astype(np.int32), counts.ravel(), SLOTS)
 
 
-def encode(decoder: Decoder, tokens: np.ndarray, counts: np.ndarray, rows: PackedRows | None) -> tuple[np.ndarray, ...]:
+def encode(decoder: Decoder, tokens: np.ndarray, counts: np.ndarray, rows: RaggedRows | None) -> tuple[np.ndarray, ...]:
     """Return hidden states, and keys and values of the cache, `[L, R, K, S, H]`."""
 
     @jax.jit
-    def run(decoder: Decoder, tokens: jax.Array, count: jax.Array, rows: PackedRows | None) -> tuple[jax.Array, ...]:
+    def run(decoder: Decoder, tokens: jax.Array, count: jax.Array, rows: RaggedRows | None) -> tuple[jax.Array, ...]:
         axes = ROW_AXES if decoder.mesh is not None else ()
         cache = decoder.allocate_cache(count.shape[0], SLOTS, row_axes=axes, packed=False)
         hidden, cache = decoder(tokens, cache, 0 * count, count, 0 * count, fresh=True, rows=rows)
@@ -45,7 +45,7 @@ def encode(decoder: Decoder, tokens: np.ndarray, counts: np.ndarray, rows: Packe
 @pytest.mark.parametrize("mesh_axes", [None, "data=2", "branch=2,tensor=2", "fsdp=2,tensor=2"])
 def test_a_list_encodes_as_its_rows_do(mesh_axes: str | None) -> None:
     counts = COUNTS if mesh_axes else COUNTS.reshape(1, -1)
-    tokens, lists, rows = packed_rows(counts)
+    tokens, lists, rows = ragged_rows(counts)
     plain = tiny_decoder(tiny_config(mlp_width=32))
     sizes = 1 if mesh_axes is None else np.prod([int(part[-1]) for part in mesh_axes.split(",")])
     mesh = None if mesh_axes is None else make_mesh(mesh_axes, jax.devices()[:sizes])
@@ -62,13 +62,13 @@ def test_a_list_encodes_as_its_rows_do(mesh_axes: str | None) -> None:
 
 def test_a_list_without_tokens_is_no_error() -> None:
     counts = np.zeros((1, 4), np.int32)
-    _, lists, rows = packed_rows(counts)
+    _, lists, rows = ragged_rows(counts)
     hidden, k, _, length = encode(tiny_decoder(tiny_config()), lists, counts, rows)
     assert np.isfinite(hidden).all() and np.isfinite(k).all() and not length.any()
 
 
 def test_every_token_knows_its_slot() -> None:
-    _, _, rows = packed_rows(COUNTS)
+    _, _, rows = ragged_rows(COUNTS)
     slots = np.asarray(rows.slot(2, LISTED))
     assert slots[0, :13].tolist() == [*range(5), *range(7), 0]
     assert slots[1, :3].tolist() == [0, 1, 2]

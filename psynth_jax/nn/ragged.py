@@ -24,7 +24,7 @@ from psynth_jax.ops.cached_heads import Placement
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PackedRows:
+class RaggedRows:
     """Where the tokens of every row are.
 
     first `[R]`: place of a row's first token in the list of its piece, ascending within a piece, also for rows that have
