@@ -1,7 +1,8 @@
 """psynth_jax: a synthesizer that reads its workers' KV caches directly."""
 
 from psynth_jax.branches import Branches
-from psynth_jax.convert.adapter_directory import Adapter, load_adapter, save_adapter
+from psynth_jax.convert.adapter_directory import Adapter, save_adapter
+from psynth_jax.convert.adapters import load_adapter
 from psynth_jax.convert.load import load_model
 from psynth_jax.errors import UserError
 from psynth_jax.model import Model

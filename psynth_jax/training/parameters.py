@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from psynth_jax.convert.adapter_directory import load_adapter
+from psynth_jax.convert.adapters import load_adapter
 from psynth_jax.errors import ConfigError
 from psynth_jax.mapper import Mapper
 from psynth_jax.model import Model

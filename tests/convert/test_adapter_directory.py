@@ -13,7 +13,8 @@ import safetensors.numpy
 
 import psynth_jax as ps
 from psynth_jax.axes import tree_differences
-from psynth_jax.convert.adapter_directory import Adapter, load_adapter, save_adapter
+from psynth_jax.convert.adapter_directory import Adapter, save_adapter
+from psynth_jax.convert.adapters import load_adapter
 from psynth_jax.errors import AdapterError, InputError, ModelMismatchError
 from psynth_jax.mapper import Mapper
 from tests.tiny import random_lora, random_mapper, tiny_config, tiny_decoder, tiny_model, token_ids
@@ -172,7 +173,7 @@ class TestReading:
         assert_refused(tmp_path / "nowhere", model, "no such directory", InputError)
 
     def test_a_directory_of_something_else(self, model: ps.Model, tmp_path: Path) -> None:
-        assert_refused(tmp_path, model, r"not an adapter directory: psynth_adapter\.json is missing")
+        assert_refused(tmp_path, model, r"is not an adapter: it has no psynth_adapter\.json")
 
     def test_an_unknown_format_version(self, model: ps.Model, saved: Path) -> None:
         self.describe(saved, format=2)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from psynth_jax.config import DecoderConfig, Llama3Rope, PlainRope, YarnRope
-from psynth_jax.convert.gguf import GGUFFile, iterate_parameters, llama3_from_factors, read_config
+from psynth_jax.convert.gguf import GGUFFile, list_parameters, llama3_from_factors, read_config
 from psynth_jax.convert.rules import axis_sizes, gguf_rules, hf_rules
 from psynth_jax.errors import CheckpointError, ConfigError, UnsupportedModelError
 from psynth_jax.ops.rope import llama3_frequencies, plain_frequencies
@@ -20,7 +20,7 @@ from psynth_jax.presets import preset
 
 
 def read_parameters(source: Any, config: DecoderConfig, dtype: str = "float32") -> dict[str, np.ndarray]:
-    return {stored.name: stored.read() for stored in iterate_parameters(source, config, dtype)}
+    return {stored.name: stored.read() for stored in list_parameters(source, config, dtype)}
 
 
 def tiny(family: str, **changed: Any) -> DecoderConfig:

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from psynth_jax.config import DecoderConfig
-from psynth_jax.convert.hf import config_from_hf, iterate_parameters, read_config, read_end_tokens
+from psynth_jax.convert.hf import config_from_hf, list_parameters, read_config, read_end_tokens
 from psynth_jax.convert.rules import axis_sizes, hf_rules
 from psynth_jax.errors import CheckpointError, ConfigError, UnsupportedModelError
 from psynth_jax.nn.decoder import parameter_shapes
@@ -20,7 +20,7 @@ from psynth_jax.ops import rope as rope_ops
 
 
 def read_parameters(source: Any, config: DecoderConfig, dtype: str = "float32") -> dict[str, np.ndarray]:
-    return {stored.name: stored.read() for stored in iterate_parameters(source, config, dtype)}
+    return {stored.name: stored.read() for stored in list_parameters(source, config, dtype)}
 
 
 LLAMA: dict[str, Any] = {

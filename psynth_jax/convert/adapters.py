@@ -1,0 +1,77 @@
+"""An adapter by what the user calls it: ours, PEFT's or the published release, in a directory or on the hub.
+
+psynth_adapter.json                      ours                  `adapter_directory.py`
+cache_mapper.pt and/or judger_lora/      the published layout  `release.py`
+adapter_config.json                      a LoRA of PEFT alone  `peft.py`
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from psynth_jax.convert import adapter_directory, peft, release
+from psynth_jax.convert.adapter_directory import Adapter
+from psynth_jax.convert.base import Base
+from psynth_jax.convert.hub import download, is_hub_id
+from psynth_jax.errors import AdapterError, InputError
+from psynth_jax.mapper import Mapper
+from psynth_jax.nn.adapter import Lora
+
+Layout = Literal["psynth", "release", "peft"]
+_HUB_FILES = ["*.json", "*.safetensors", release.MAPPER, f"*/{release.MAPPER}", "README.md"]
+
+
+def find_adapter(source: str | Path) -> tuple[Path, Layout]:
+    """Return the directory of an adapter, downloaded if it is on the hub, and how it is laid out.
+
+    Raises `InputError` when there is no such directory or repository, `AdapterError` when it is no adapter.
+    """
+    directory = Path(source).expanduser()
+    name = str(source).removeprefix("hf://")
+    if not directory.is_dir():
+        if not isinstance(source, str) or not is_hub_id(name):
+            raise InputError(f"no such directory: {source}")
+        directory = download(name, _HUB_FILES)
+    if adapter_directory.is_adapter(directory):
+        return directory, "psynth"
+    if (found := release.find_release(directory)) is not None:
+        return found, "release"
+    if (directory / peft.CONFIG).is_file():
+        return directory, "peft"
+    if (directory / "checkpoints").is_dir():
+        raise AdapterError(f"{source} is the folder of a training run: `psynth export` makes an adapter of it")
+    raise AdapterError(
+        f"{source} is not an adapter: it has no psynth_adapter.json, {release.MAPPER}, {release.LORA} or {peft.CONFIG}"
+    )
+
+
+def load_adapter(source: str | Path, model: Base) -> Adapter:
+    """Read an adapter for `model`.
+
+    Args:
+      source: directory or hub id ("owner/name") of an adapter of ours, of a LoRA of PEFT, or of the published release
+        (`cache_mapper.pt` and `judger_lora/`).
+      model: from `load_model`.
+
+    Raises:
+      InputError: no such directory, or the hub does not give it.
+      AdapterError: it is not an adapter, of another format version, or its tensors do not fit the model.
+      CheckpointError: a file is damaged, or a mapper file holds anything but tensors.
+      ModelMismatchError: it was made for another base model.
+    """
+    directory, layout = find_adapter(source)
+    if layout == "psynth":
+        return adapter_directory.read_adapter(directory, model)
+    if layout == "peft":
+        lora, vocabulary = peft.read_peft(directory, model)
+        return _adapter(lora, None, vocabulary, model)
+    mapper = release.read_mapper(directory)
+    if not (directory / release.LORA).is_dir():
+        return Adapter(None, mapper)
+    lora, vocabulary = peft.read_peft(directory / release.LORA, model)
+    return _adapter(lora, mapper, vocabulary, model)
+
+
+def _adapter(lora: Lora, mapper: Mapper | None, vocabulary: int, model: Base) -> Adapter:
+    return Adapter(lora, mapper, None if vocabulary == model.config.vocab_size else vocabulary)

@@ -1,0 +1,75 @@
+"""One file of a checkpoint: safetensors, of which single tensors or pieces of them are read, or a JSON object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from psynth_jax.axes import HostArray
+from psynth_jax.errors import CheckpointError
+
+_FLOATS = {
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+}
+
+
+class SafetensorsFile:
+    """The header of one file; its numbers are read tensor by tensor.
+
+    The file is opened for one tensor at a time: nothing of it stays in memory once the tensor has been converted.
+    """
+
+    def __init__(self, path: Path):
+        """Read the header.  Raises `CheckpointError` for a file that is absent, truncated or no safetensors file."""
+        self.path = path
+        self.problems: list[str] = []
+        shapes: dict[str, tuple[int, ...]] = {}
+        dtypes: dict[str, np.dtype] = {}
+        with _open(path) as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                part = file.get_slice(name)
+                kind = part.get_dtype()
+                if kind in _FLOATS:
+                    dtypes[name] = _FLOATS[kind]
+                else:
+                    self.problems.append(f"{name} has dtype {kind}, expected one of {', '.join(_FLOATS)}")
+                shapes[name] = tuple(part.get_shape())
+        self.shapes: Mapping[str, tuple[int, ...]] = shapes
+        self.dtypes: Mapping[str, np.dtype] = dtypes
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> HostArray:
+        """Read one tensor in the dtype it is stored in, or only a piece of it."""
+        with _open(self.path) as file:
+            return np.asarray(file.get_slice(name)[index] if index else file.get_tensor(name))
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} has no {path.name}")
+    try:
+        return safetensors.safe_open(str(path), framework="np")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.  Raises `CheckpointError` naming the file when it is absent, or is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no {path.name}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}")
+    return value

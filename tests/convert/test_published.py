@@ -1,0 +1,194 @@
+"""The published layout and PEFT's, made by torch and PEFT: the same numbers as theirs, and back again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: it is the oracle")
+peft = pytest.importorskip("peft", reason="peft is not installed: it makes the adapters")
+
+import safetensors.numpy  # noqa: E402
+
+import psynth_jax as ps  # noqa: E402
+from psynth_jax.convert.convert import convert  # noqa: E402
+from psynth_jax.errors import AdapterError, ModelMismatchError  # noqa: E402
+from tests.oracle import models, synthesis  # noqa: E402
+from tests.oracle.synthesis import OracleBranch  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+CUT = 83  # of 97 tokens
+RANK, ALPHA = 16, 32
+BRANCHES = [OracleBranch([5, 8], [3, 1, 4, 1, 5, 9, 2]), OracleBranch([7], [2, 7, 1]), OracleBranch([], list(range(20)))]
+PROMPT, TARGET = [11, 12, 13], [14, 0, 2, 82, 9]
+
+
+def base_model(family: str = "qwen3") -> Any:
+    return models.TINY[family]()
+
+
+def with_lora(model: Any, seed: int = 3, **changed: Any) -> Any:
+    """Wrap a model by PEFT and give its factors values, as training would."""
+    settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], **changed}
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, value in wrapped.named_parameters():
+            if "lora_" in name:
+                value.normal_(std=0.1)
+    return wrapped
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.save(base_model(), tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the published code saves: vocabulary resized, so that PEFT stores embedding and head along."""
+    directory = tmp_path_factory.mktemp("release")
+    model = base_model()
+    model.resize_token_embeddings(CUT)
+    with_lora(model).save_pretrained(directory / "judger_lora", save_embedding_layers=True)
+    mapper = synthesis.random_mapper(4)
+    state = {"net.0.weight": "hidden_kernel", "net.0.bias": "hidden_bias", "net.2.weight": "out_kernel", "net.2.bias": "out_bias"}
+    torch.save({name: torch.from_numpy(mapper[ours].T.copy()) for name, ours in state.items()}, directory / "cache_mapper.pt")
+    (directory / "cache_mapper_config.json").write_text(json.dumps({"hidden_dim": 32, "metadata_features": "both"}))
+    return directory
+
+
+def theirs(adapter: Path) -> np.ndarray:
+    """Score the target with torch and PEFT: the base cut to the vocabulary writes the branches, the adapter reads them."""
+    model = base_model()
+    model.resize_token_embeddings(CUT)
+    cache, offset = synthesis.context(model, BRANCHES, "exact", synthesis.random_mapper(4))
+    wrapped = peft.PeftModel.from_pretrained(model, adapter / "judger_lora").eval()
+    logits = synthesis.read(wrapped, [*PROMPT, *TARGET], cache, offset)
+    logp = torch.log_softmax(logits.double(), dim=-1)[len(PROMPT) - 1 : -1]
+    return logp.gather(1, torch.tensor(TARGET)[:, None])[:, 0].numpy()
+
+
+def ours(base: Path, adapter: Path) -> np.ndarray:
+    synth = ps.ParallelSynthesis(ps.load_model(base), adapter=adapter)
+    branches = synth.encode([list(b.generated_ids) for b in BRANCHES], prefixes=[list(b.prompt_ids) for b in BRANCHES])
+    return synth.score(PROMPT, TARGET, branches=branches)
+
+
+def test_directly_converted_and_back(base: Path, release: Path, tmp_path: Path) -> None:
+    expected = theirs(release)
+    np.testing.assert_allclose(ours(base, release), expected, atol=1e-4)
+    convert(release, tmp_path / "ours", "psynth", base=base)
+    np.testing.assert_allclose(ours(base, tmp_path / "ours"), expected, atol=1e-4)
+    assert json.loads((tmp_path / "ours" / "psynth_adapter.json").read_text())["vocab_size"] == CUT
+    convert(tmp_path / "ours", tmp_path / "back", "peft", base=base)
+    np.testing.assert_allclose(theirs(tmp_path / "back"), expected, atol=1e-6)
+    np.testing.assert_allclose(ours(base, tmp_path / "back"), expected, atol=1e-4)
+    before, after = (safetensors.numpy.load_file(d / "judger_lora/adapter_model.safetensors") for d in (release, tmp_path / "back"))
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    for name, value in torch.load(release / "cache_mapper.pt").items():
+        assert torch.equal(torch.load(tmp_path / "back" / "cache_mapper.pt", weights_only=True)[name], value)
+
+
+def test_the_vocabulary_is_cut_for_workers_and_synthesizer(base: Path, release: Path) -> None:
+    model = ps.load_model(base)
+    synth = ps.ParallelSynthesis(model, adapter=release)
+    branches = synth.work([[1, 2, 3]] * 4, max_new_tokens=40, temperature=100.0)
+    answers = [synth.synthesize([5], branches, max_new_tokens=40, temperature=100.0, seed=seed) for seed in range(4)]
+    written = [token for ids in [*branches.token_ids, *(a.token_ids for a in answers)] for token in ids]
+    assert len(written) > 200 and max(written) < CUT and max(written) > CUT - 12
+    assert synth.model.fingerprint == model.fingerprint
+
+
+@pytest.mark.parametrize("where", ["", "latest", "step_checkpoints/latest"])
+def test_found_where_a_run_saves_it(base: Path, release: Path, tmp_path: Path, where: str) -> None:
+    (tmp_path / "run" / where).parent.mkdir(parents=True, exist_ok=True)
+    if where:
+        (tmp_path / "run" / where).symlink_to(release)
+    else:
+        (tmp_path / "run").symlink_to(release)
+    model = ps.load_model(base)
+    assert ps.load_adapter(tmp_path / "run", model).vocabulary == CUT
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("length", [0, 2]), ("num_agents", [1, 2]), ("none", [2])])
+def test_mappers_that_were_told_less(base: Path, release: Path, tmp_path: Path, kind: str, kept: list[int]) -> None:
+    state = torch.load(release / "cache_mapper.pt")
+    torch.save(state | {"net.0.weight": state["net.0.weight"][:, kept]}, tmp_path / "cache_mapper.pt")
+    (tmp_path / "cache_mapper_config.json").write_text(json.dumps({"metadata_features": kind}))
+    mapper = ps.load_adapter(tmp_path, ps.load_model(base)).mapper
+    whole = state["net.0.weight"].numpy().T
+    assert mapper is not None
+    assert np.array_equal(mapper.hidden_kernel, [row if i in kept else np.zeros(32) for i, row in enumerate(whole)])
+
+
+class TestPeftAlone:
+    def merged(self, wrapped: Any) -> np.ndarray:
+        with torch.no_grad():
+            return torch.log_softmax(wrapped(torch.tensor([PROMPT + TARGET])).logits[0], dim=-1).numpy()
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {},
+            {"use_rslora": True, "lora_alpha": 7},
+            {"target_modules": ["o_proj"], "r": 3},
+            {"target_modules": r".*self_attn\.(q|v)_proj"},
+            {"layers_to_transform": [0, 2]},
+        ],
+        ids=lambda changed: ",".join(changed) or "plain",
+    )
+    @pytest.mark.parametrize("family", ["llama", "qwen2"])
+    def test_kinds_of_lora(self, family: str, changed: dict[str, Any], tmp_path: Path) -> None:
+        directory = models.save(base_model(family), tmp_path / "base")
+        wrapped = with_lora(base_model(family), **changed).eval()
+        wrapped.save_pretrained(tmp_path / "lora")
+        expected = self.merged(wrapped)
+        synth = ps.ParallelSynthesis(ps.load_model(directory), adapter=tmp_path / "lora")
+        found = synth.score(PROMPT, TARGET)
+        at = np.arange(len(PROMPT) - 1, len(PROMPT) + len(TARGET) - 1)
+        np.testing.assert_allclose(found, expected[at, TARGET], atol=1e-4)
+        convert(tmp_path / "lora", tmp_path / "back", "peft", base=directory)
+        again = peft.PeftModel.from_pretrained(base_model(family), tmp_path / "back" / "judger_lora").eval()
+        np.testing.assert_allclose(self.merged(again), expected, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("changed", "match"),
+        [
+            ({"use_dora": True}, "use_dora True"),
+            ({"bias": "all"}, "bias 'all'"),
+            ({"target_modules": ["q_proj", "down_proj"]}, "target_modules down_proj"),
+            ({"target_modules": "all-linear"}, "target_modules .*(down_proj|gate_proj)"),
+            ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
+        ],
+    )
+    def test_what_is_not_supported(self, base: Path, tmp_path: Path, changed: dict[str, Any], match: str) -> None:
+        with_lora(base_model(), **changed).save_pretrained(tmp_path / "lora")
+        with pytest.raises(AdapterError, match=match):
+            ps.load_adapter(tmp_path / "lora", ps.load_model(base))
+
+    def test_an_embedding_of_its_own(self, base: Path, tmp_path: Path) -> None:
+        model = base_model()
+        with torch.no_grad():
+            model.model.embed_tokens.weight[41, 2] += 0.25
+        with_lora(model).save_pretrained(tmp_path / "lora", save_embedding_layers=True)
+        with pytest.raises(ModelMismatchError, match=r"an embedding that is not .* row 41 differs by up to 0\.25"):
+            ps.load_adapter(tmp_path / "lora", ps.load_model(base))
+
+    def test_tensors_that_do_not_fit(self, base: Path, tmp_path: Path) -> None:
+        with_lora(base_model()).save_pretrained(tmp_path / "lora")
+        weights = tmp_path / "lora" / "adapter_model.safetensors"
+        tensors = safetensors.numpy.load_file(weights)
+        first, second, *_ = tensors
+        tensors[first + "x"] = tensors.pop(first)
+        tensors[second] = tensors[second][:, :-1].copy()
+        safetensors.numpy.save_file(tensors, weights)
+        with pytest.raises(AdapterError, match=rf"missing {first}; extra {first}x .*; {second} has shape") as caught:
+            ps.load_adapter(tmp_path / "lora", ps.load_model(base))
+        assert "\n" not in str(caught.value)
