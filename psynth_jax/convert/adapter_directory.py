@@ -28,7 +28,7 @@ from psynth_jax.mapper import FEATURES, Mapper
 from psynth_jax.nn.adapter import FACTOR_LETTERS, Lora
 
 FORMAT = 1
-_DESCRIPTION, _LORA, _MAPPER = "psynth_adapter.json", "adapter.safetensors", "mapper.safetensors"
+DESCRIPTION, _LORA, _MAPPER = "psynth_adapter.json", "adapter.safetensors", "mapper.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def save_adapter(directory: str | Path, adapter: Adapter, model: Base, training:
         "mapper_features": list(FEATURES),
         "training": dict(training or {}),
     }
-    with replacing(Path(directory), (_DESCRIPTION, _LORA, _MAPPER), "an adapter directory") as fresh:
+    with replacing(Path(directory), (DESCRIPTION, _LORA, _MAPPER), "an adapter directory") as fresh:
         if lora is not None:
             factors = {f"lora.{name}.down": np.asarray(value) for name, value in lora.down.items()}
             factors |= {f"lora.{name}.up": np.asarray(value) for name, value in lora.up.items()}
@@ -73,17 +73,17 @@ def save_adapter(directory: str | Path, adapter: Adapter, model: Base, training:
         if mapper is not None:
             arrays = {field.name: np.asarray(getattr(mapper, field.name)) for field in dataclasses.fields(mapper)}
             safetensors.numpy.save_file(arrays, fresh / _MAPPER)
-        (fresh / _DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
+        (fresh / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
 
 
 def is_adapter(directory: Path) -> bool:
     """Whether a directory is one of ours."""
-    return (directory / _DESCRIPTION).is_file()
+    return (directory / DESCRIPTION).is_file()
 
 
 def describe(directory: Path) -> dict[str, Any]:
     """Return what an adapter says of itself: psynth_adapter.json."""
-    return read_json(directory / _DESCRIPTION)
+    return read_json(directory / DESCRIPTION)
 
 
 def read_adapter(source: Path, model: Base) -> Adapter:
@@ -94,7 +94,7 @@ def read_adapter(source: Path, model: Base) -> Adapter:
       ModelMismatchError: it was made for another base model.
     """
     try:
-        description = json.loads((source / _DESCRIPTION).read_text(encoding="utf-8"))
+        description = json.loads((source / DESCRIPTION).read_text(encoding="utf-8"))
         version = description["format"]
         if version != FORMAT:
             raise AdapterError(f"{source}: adapter format {version}, this version reads format {FORMAT}")

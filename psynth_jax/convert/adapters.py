@@ -8,17 +8,18 @@ adapter_config.json                      a LoRA of PEFT alone  `peft.py`
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from psynth_jax.convert import adapter_directory, peft, release
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.convert.base import Base
-from psynth_jax.convert.hub import download, is_hub_id
+from psynth_jax.convert.hub import download, is_hub_id, list_files
 from psynth_jax.errors import AdapterError, InputError
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn.adapter import Lora
 
 Layout = Literal["psynth", "release", "peft"]
+_MARKS = {adapter_directory.DESCRIPTION, release.MAPPER, release.LORA, peft.CONFIG}
 _HUB_FILES = ["*.json", "*.safetensors", release.MAPPER, f"*/{release.MAPPER}", "README.md"]
 
 
@@ -46,6 +47,34 @@ def find_adapter(source: str | Path) -> tuple[Path, Layout]:
     )
 
 
+def holds_adapter(source: str | Path) -> bool:
+    """Whether a source is an adapter; anything else may be a model.  Asks the hub about "owner/name"."""
+    directory = Path(source).expanduser()
+    if directory.is_dir():
+        names = [path.relative_to(directory).as_posix() for path in directory.glob("*")]
+        return bool(_MARKS & {*names}) or release.find_release(directory) is not None
+    name = str(source).removeprefix("hf://")
+    if directory.exists() or not isinstance(source, str) or not is_hub_id(name):
+        return False
+    return any(file.split("/")[0] in _MARKS or file.endswith(f"/{release.MAPPER}") for file in list_files(name))
+
+
+def trained_from(source: str | Path) -> str | None:
+    """Return the base model that an adapter names; None: it names none."""
+    directory, layout = find_adapter(source)
+    if layout == "psynth":
+        return str(adapter_directory.describe(directory)["base_name"])
+    return peft.named_base(directory / release.LORA if layout == "release" else directory)
+
+
+def training_summary(source: str | Path) -> dict[str, Any]:
+    """Return what an adapter says of its training; empty: nothing."""
+    directory, layout = find_adapter(source)
+    if layout == "psynth":
+        return dict(adapter_directory.describe(directory).get("training") or {})
+    return release.training_summary(directory) if layout == "release" else {}
+
+
 def load_adapter(source: str | Path, model: Base) -> Adapter:
     """Read an adapter for `model`.
 
@@ -66,6 +95,7 @@ def load_adapter(source: str | Path, model: Base) -> Adapter:
     if layout == "peft":
         lora, vocabulary = peft.read_peft(directory, model)
         return _adapter(lora, None, vocabulary, model)
+    release.check_base(directory, model)
     mapper = release.read_mapper(directory)
     if not (directory / release.LORA).is_dir():
         return Adapter(None, mapper)

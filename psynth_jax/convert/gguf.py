@@ -17,6 +17,7 @@ from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
 from psynth_jax.convert.hf import longest_context, yarn_attention_factor
 from psynth_jax.convert.rules import (
+    FLOAT32,
     StoredParameter,
     find_problems,
     gguf_rules,
@@ -69,6 +70,10 @@ class GGUFFile:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return name -> shape of every tensor, outermost axis first."""
         return {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in self._tensors.items()}
+
+    def dtype(self, name: str) -> np.dtype:
+        """Return float32: what a quantised tensor becomes."""
+        return FLOAT32
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> HostArray:
         """Dequantise one tensor to float32, or only the rows of a piece of it, and return the piece.
@@ -235,7 +240,7 @@ def llama3_from_factors(factors: HostArray, theta: float, head_width: int) -> di
 # ----------------------------------------------------------------------------------------------------------- tensors
 
 
-def list_parameters(file: GGUFFile, config: DecoderConfig, dtype: str) -> list[StoredParameter]:
+def list_parameters(file: GGUFFile, config: DecoderConfig, dtype: str | None) -> list[StoredParameter]:
     """Check all tensors of the file, then list the parameters, which are still to be read.
 
     Raises:

@@ -306,7 +306,7 @@ def _tied_head_problem(config: DecoderConfig, source: SafetensorsDirectory) -> l
     return [f"{_HEAD} {list(shapes[_HEAD])} differs from {_EMBEDDING}, though the config says that they are tied"]
 
 
-def list_parameters(directory: str | Path, config: DecoderConfig, dtype: str) -> list[StoredParameter]:
+def list_parameters(directory: str | Path, config: DecoderConfig, dtype: str | None) -> list[StoredParameter]:
     """Check all tensors of a model directory, then list the parameters, which are still to be read.
 
     Raises:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from psynth_jax.errors import InputError
@@ -22,10 +23,25 @@ def download(hub_id: str, wanted: Sequence[str], unwanted: Sequence[str] = ()) -
     Raises `InputError`, with the reason, when the hub does not give them.
     """
     import huggingface_hub
+
+    with _asked(hub_id):
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(wanted), ignore_patterns=list(unwanted)))
+
+
+def list_files(hub_id: str) -> list[str]:
+    """List the files of a repository.  Raises `InputError`, with the reason, when the hub does not give it."""
+    import huggingface_hub
+
+    with _asked(hub_id):
+        return list(huggingface_hub.list_repo_files(hub_id))
+
+
+@contextmanager
+def _asked(hub_id: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(wanted), ignore_patterns=list(unwanted)))
+        yield
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"{hub_id!r} is no directory here, and the Hugging Face hub does not give it: {reason}") from None

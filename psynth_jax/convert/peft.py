@@ -6,7 +6,6 @@ vocabulary was resized.  They are the base's own rows, then, and say how much of
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
 from psynth_jax.convert.base import Base
 from psynth_jax.convert.rules import Form, axis_sizes
-from psynth_jax.convert.safetensors_file import SafetensorsFile, read_json
+from psynth_jax.convert.safetensors_file import SafetensorsFile, read_json, write_json
 from psynth_jax.errors import AdapterError, CheckpointError, ModelMismatchError
 from psynth_jax.nn.adapter import Lora
 
@@ -91,7 +90,7 @@ def _targets(directory: Path, described: Mapping[str, Any], config: DecoderConfi
     modules = sorted({str(name).rsplit(".", 1)[-1] for name in named or ()})
     beyond = [name for name in modules if name not in every[:4]]
     if beyond or not modules:
-        refused.append(f"target_modules {', '.join(beyond) or named!r} (q_proj, k_proj, v_proj and o_proj are supported)")
+        refused.append(f"target_modules {', '.join(beyond) or named} (q_proj, k_proj, v_proj and o_proj are supported)")
     if refused:
         raise AdapterError(f"{directory / CONFIG} uses what is not supported: " + "; ".join(refused))
     return [name[0] for name in every[:4] if name in modules]
@@ -171,7 +170,7 @@ def _vocabulary(directory: Path, file: SafetensorsFile, tables: Mapping[str, str
                 apart = np.abs(stored.astype(np.float32) - rows.astype(np.float32)).max(axis=1)
                 row = first + int(np.argmax(apart > 0))
                 raise ModelMismatchError(
-                    f"{directory / WEIGHTS} stores a {table} that is not the one of {base.name}: row {row} differs "
+                    f"{directory / WEIGHTS} stores another {table} than {base.name} has: row {row} differs "
                     f"by up to {apart[row - first]:.3g}; a synthesizer shares these with its workers"
                 )
     return counts.pop() if counts else base.config.vocab_size
@@ -208,7 +207,7 @@ def write_peft(directory: Path, lora: Lora, base: Base, vocabulary: int, base_na
     }
     directory.mkdir(parents=True, exist_ok=True)
     safetensors.numpy.save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-    (directory / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / CONFIG, described)
 
 
 def _whole(value: float) -> int | float:

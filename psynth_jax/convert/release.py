@@ -3,24 +3,32 @@
 DIR/cache_mapper.pt             the mapper, a file of torch.save: net.0 (3 -> hidden), net.2 (hidden -> 4)
 DIR/cache_mapper_config.json    hidden_dim and metadata_features; may be missing
 DIR/judger_lora/                the synthesizer's LoRA, by PEFT
+DIR/checkpoint_meta.json        how far it was trained; may be missing
 
 A run saves the same under `latest/` or `step_checkpoints/latest/`.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from psynth_jax.axes import HostArray
-from psynth_jax.convert.safetensors_file import read_json
+from psynth_jax.convert import peft
+from psynth_jax.convert.adapter_directory import Adapter
+from psynth_jax.convert.base import Base
+from psynth_jax.convert.hub import is_hub_id
+from psynth_jax.convert.safetensors_file import read_json, write_json
 from psynth_jax.convert.torch_file import read_torch_file, write_torch_file
-from psynth_jax.errors import AdapterError
+from psynth_jax.errors import AdapterError, ModelMismatchError
 from psynth_jax.mapper import FEATURES, Mapper
 
 MAPPER, MAPPER_CONFIG, LORA = "cache_mapper.pt", "cache_mapper_config.json", "judger_lora"
+META, CARD = "checkpoint_meta.json", "README.md"
 _WITHIN = ("", "latest", "step_checkpoints/latest")
 
 # Their tensor -> our array; a linear layer of torch is stored output first.
@@ -88,4 +96,79 @@ def write_mapper(directory: Path, mapper: Mapper) -> None:
     tensors: dict[str, HostArray] = {theirs: np.asarray(getattr(mapper, ours)).T for theirs, ours in _NAMES.items()}
     write_torch_file(directory / MAPPER, tensors)
     described = {"hidden_dim": int(mapper.hidden_bias.size), "metadata_features": "both"}
-    (directory / MAPPER_CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / MAPPER_CONFIG, described)
+
+
+def check_base(directory: Path, base: Base) -> None:
+    """Refuse a base other than the one whose fingerprint was noted; the published code notes none."""
+    noted = _meta(directory).get("base_fingerprint")
+    if noted is not None and noted != base.fingerprint:
+        raise ModelMismatchError(f"{directory} was made for another base model than {base.name}")
+
+
+def training_summary(directory: Path) -> dict[str, Any]:
+    """Return what the checkpoint says of its training; empty: nothing."""
+    meta = _meta(directory)
+    known = meta.get("training", {key: meta[key] for key in ("global_step", "epoch", "metrics") if key in meta})
+    return dict(known) if isinstance(known, dict) else {}
+
+
+def _meta(directory: Path) -> dict[str, Any]:
+    return read_json(directory / META) if (directory / META).is_file() else {}
+
+
+def write_release(directory: Path, adapter: Adapter, base: Base, training: Mapping[str, Any]) -> None:
+    """Write an adapter into an empty directory so that the published code, PEFT and `load_adapter` read it."""
+    if adapter.mapper is not None:
+        write_mapper(directory, adapter.mapper)
+    if adapter.lora is not None:
+        vocabulary = adapter.vocabulary or base.config.vocab_size
+        peft.write_peft(directory / LORA, adapter.lora, base, vocabulary, base.name)
+    steps = training.get("steps", training.get("global_step"))
+    meta = {"global_step": steps, "base_fingerprint": base.fingerprint, "training": dict(training)}
+    write_json(directory / META, {key: value for key, value in meta.items() if value is not None})
+    files = sorted(path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+    sums = {str(path): hashlib.sha256((directory / path).read_bytes()).hexdigest() for path in files}
+    (directory / CARD).write_text(model_card(adapter, base, training, sums), encoding="utf-8")
+
+
+def model_card(adapter: Adapter, base: Base, training: Mapping[str, Any], sums: Mapping[str, str]) -> str:
+    """Return README.md of an adapter: what it is, how it is used, how it was trained, and checksums of its files."""
+    lora, mapper = adapter.lora, adapter.mapper
+    parts = [] if mapper is None else [f"a cache mapper with {mapper.hidden_bias.size} hidden units (`{MAPPER}`)"]
+    if lora is not None:
+        parts.append(f"a LoRA of rank {lora.rank} on {', '.join(sorted(lora.down))} (`{LORA}/`)")
+    if adapter.vocabulary is not None:
+        parts.append(f"trained with the first {adapter.vocabulary:,} of {base.config.vocab_size:,} tokens")
+    config = training.get("config", {})
+    facts = {key: value for key, value in training.items() if not isinstance(value, dict | list)}
+    facts |= {key: config[key] for key in ("seed", "reads") if key in config}
+    rows = [f"| {name} | {value} |" for name, value in facts.items()]
+    return "\n".join(
+        [
+            "---",
+            "library_name: psynth_jax",
+            *([f"base_model: {base.name}"] if is_hub_id(base.name) else []),
+            "---",
+            "",
+            f"# Parallel-Synthesis adapter for {base.name}",
+            "",
+            "The synthesizer of a model whose parallel workers' KV caches are read directly (arXiv 2606.14672): "
+            + "; ".join(parts or ["nothing: the base itself"])
+            + ".",
+            "",
+            "```python",
+            "import psynth_jax as ps",
+            "",
+            f'synth = ps.ParallelSynthesis(ps.load_model("{base.name}"), adapter="PATH OR HUB ID OF THIS DIRECTORY")',
+            "```",
+            "",
+            *(["## Training", "", "| | |", "|---|---|", *rows, ""] if rows else []),
+            "## Checksums",
+            "",
+            "| file | sha256 |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in sums.items()),
+            "",
+        ]
+    )

@@ -29,8 +29,16 @@ DTYPES: dict[str, np.dtype] = {
 }
 
 
-def parameter_dtype(name: str) -> np.dtype:
-    """Return the NumPy dtype of a parameter dtype name.  Raises `ConfigError` for any name but the three of `DTYPES`."""
+FLOAT32 = DTYPES["float32"]
+
+
+def parameter_dtype(name: str | None) -> np.dtype | None:
+    """Return the NumPy dtype of a parameter dtype name; None, as each is stored, stays None.
+
+    Raises `ConfigError` for any name but the three of `DTYPES`.
+    """
+    if name is None:
+        return None
     if name not in DTYPES:
         raise ConfigError(f"dtype {name!r} is not supported; use one of {', '.join(DTYPES)}")
     return DTYPES[name]
@@ -254,6 +262,10 @@ class TensorSource(Protocol):
         """Read one tensor, or a piece of it: float32, bfloat16 or float16."""
         ...
 
+    def dtype(self, name: str) -> np.dtype:
+        """Return the dtype that `read` returns it in."""
+        ...
+
 
 def find_problems(
     rules: Sequence[Rule],
@@ -282,12 +294,15 @@ def refuse_problems(where: object, problems: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class StoredParameter:
-    """One parameter of ours as a checkpoint holds it.  Reads nothing until `read` is called."""
+    """One parameter of ours as a checkpoint holds it.  Reads nothing until `read` is called.
+
+    dtype None: as it is stored.
+    """
 
     rule: Rule
     config: DecoderConfig
     source: TensorSource
-    dtype: np.dtype
+    dtype: np.dtype | None
 
     @property
     def name(self) -> str:
@@ -298,6 +313,10 @@ class StoredParameter:
     def shape(self) -> tuple[int, ...]:
         """Our shape, the layer axis included."""
         return self.rule.our_shape(self.config)
+
+    def dtype_of(self, layer: int) -> np.dtype:
+        """Return the dtype in which a layer of it is read."""
+        return self.dtype or self.source.dtype(self.rule.their_names(self.config)[layer])
 
     def read(self, index: tuple[slice, ...] | None = None) -> HostArray:
         """Read the parameter, or the piece `index` of it and nothing else, one tensor of the checkpoint at a time.
@@ -312,19 +331,20 @@ class StoredParameter:
             shape = tuple(len(range(*part.indices(size))) for part, size in zip(index, self.shape, strict=True))
             tensor_index = rule.form.their_index(inner, sizes)
             sizes = rule.form.piece_sizes(inner, sizes)
-        stack = np.empty(shape, self.dtype)
+        dtype = self.dtype or np.result_type(*{self.source.dtype(name) for name in names})
+        stack = np.empty(shape, dtype)
         for layer, name in enumerate(names):
             target = stack[layer] if rule.per_layer else stack
             tensor = self.source.read(name) if tensor_index is None else self.source.read(name, tensor_index)
             with np.errstate(over="ignore"):  # looked at just below, with the tensor's name
                 target[...] = rule.form.to_ours(tensor, sizes)
-            if self.dtype == np.float16 and not np.isfinite(target).all():
+            if dtype == np.float16 and not np.isfinite(target).all():
                 raise CheckpointError(f"{name} holds values that float16 cannot represent; load as bfloat16 or float32")
         return stack
 
 
 def stored_parameters(
-    rules: Sequence[Rule], config: DecoderConfig, source: TensorSource, dtype: np.dtype
+    rules: Sequence[Rule], config: DecoderConfig, source: TensorSource, dtype: np.dtype | None
 ) -> list[StoredParameter]:
     """List the parameters of a checkpoint whose shapes have been checked with `find_problems`; none is read yet.
 

@@ -73,3 +73,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}")
     return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object as transformers does: two spaces, a newline at the end."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

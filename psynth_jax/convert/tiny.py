@@ -41,6 +41,10 @@ class DrawnParameter:
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    def dtype_of(self, layer: int) -> np.dtype:
+        """Return the dtype in which a layer of it is read."""
+        return self.dtype
+
     def read(self, index: tuple[slice, ...] | None = None) -> HostArray:
         """Draw the parameter, or a piece of it."""
         if self.name.endswith("norm"):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from psynth_jax.axes import Array, PerRow, letters_to_shape
+from psynth_jax.axes import Array, HostArray, PerRow, letters_to_shape
 from psynth_jax.config import DecoderConfig
 from psynth_jax.sharding import parameter_spec, put, replicated
 
@@ -87,6 +87,12 @@ class Lora:
     def rank(self) -> int:
         """A."""
         return next(iter(self.down.values())).shape[-1]
+
+
+def delta_of_weight(lora: Lora, target: str, layer: int) -> HostArray:
+    """Return what an adapter adds to the weight `target` of a layer, in the weight's own axis order, float32."""
+    down, up = (np.asarray(factors[target][layer], np.float32) for factors in (lora.down, lora.up))
+    return np.float32(lora.scale) * np.tensordot(down, up, axes=1)
 
 
 def lora_delta(lora: Lora | None, gate: PerRow | None, target: str, x: Array) -> Array | float:

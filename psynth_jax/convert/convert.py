@@ -1,0 +1,129 @@
+"""Models and adapters from any format into any other in which they make sense.
+
+    model    Hugging Face, GGUF, ours (Orbax)            -> Hugging Face, ours
+    adapter  ours, PEFT, the published release           -> ours, the published release (with PEFT's LoRA in it)
+    adapter and its base                                 -> Hugging Face, merged
+
+A result is written next to its place and moved there when it is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from psynth_jax.axes import HostArray
+from psynth_jax.convert import release
+from psynth_jax.convert.adapter_directory import Adapter, save_adapter
+from psynth_jax.convert.adapters import holds_adapter, load_adapter, trained_from, training_summary
+from psynth_jax.convert.load import open_model
+from psynth_jax.convert.model_directory import write_model_directory
+from psynth_jax.convert.stream import ModelStream
+from psynth_jax.convert.write_hf import write_hf
+from psynth_jax.directories import replacing, writing
+from psynth_jax.errors import InputError
+from psynth_jax.nn.adapter import delta_of_weight
+
+Format = Literal["psynth", "hf", "peft"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """What a conversion made: "model" or "adapter", what it was made from, and what did not come along."""
+
+    kind: Literal["model", "adapter"]
+    source: str
+    base: str | None
+    dropped: tuple[str, ...] = ()
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    to: Format,
+    base: str | Path | None = None,
+    merge: bool = False,
+    dtype: str | None = None,
+) -> Converted:
+    """Convert a model or an adapter.
+
+    Args:
+      source: model directory (Hugging Face or ours), .gguf file, hub id or preset; or an adapter: ours, PEFT's, or the
+        published release.
+      target: directory to be made; it must not be there, or be empty.
+      to: "hf": safetensors that transformers loads.  "psynth": a model as an Orbax checkpoint that loads straight into
+        shards, an adapter as `save_adapter` writes it.  "peft": an adapter in the published layout, whose `judger_lora`
+        PEFT loads.
+      base: the model that an adapter belongs to; None is the one that it names.
+      merge: fold an adapter's LoRA into its base, for plain use; `to` must be "hf".
+      dtype: of a model's parameters: "float32", "bfloat16" or "float16"; None is as they are stored.
+
+    Raises:
+      InputError: a conversion that makes no sense, no base, or a target that is there already.
+      And what `load_model` and `load_adapter` raise.
+    """
+    if to not in get_args(Format):
+        raise InputError(f"to is {to!r}; it must be one of {', '.join(get_args(Format))}")
+    adapter = holds_adapter(source)
+    if merge and (to != "hf" or not adapter):
+        raise InputError("merge folds an adapter into its base model: the source must be an adapter, and to must be hf")
+    if adapter and to == "hf" and not merge:
+        raise InputError(
+            f"{source} is an adapter, and a model of transformers is a base with it: say merge, or convert to peft"
+        )
+    if not adapter and to == "peft":
+        raise InputError(f"{source} is a model, and PEFT has adapters: convert it to hf or psynth")
+    if adapter and not merge and dtype is not None:
+        raise InputError("dtype is for models: an adapter keeps its own")
+    if not adapter and base is not None:
+        raise InputError(f"base is for adapters, and {source} is a model")
+    place = Path(target).expanduser()
+    with writing(place), replacing(place, (), "an empty directory") as fresh:
+        if not adapter:
+            stream = open_model(source, dtype)
+            _write_model(fresh, stream, to)
+            return Converted("model", str(source), None)
+        stream = open_model(_base_of(source, base), dtype)
+        found = load_adapter(source, stream)
+        if merge:
+            return Converted("model", str(source), stream.name, _write_merged(fresh, stream, found))
+        if to == "psynth":
+            save_adapter(fresh, found, stream, training_summary(source))
+        else:
+            release.write_release(fresh, found, stream, training_summary(source))
+        return Converted("adapter", str(source), stream.name)
+
+
+def _base_of(source: str | Path, base: str | Path | None) -> str | Path:
+    named = trained_from(source) if base is None else base
+    if named is None:
+        raise InputError(f"{source} does not say which model it belongs to: give base")
+    return named
+
+
+def _write_model(directory: Path, stream: ModelStream, to: Format) -> None:
+    if to == "hf":
+        write_hf(directory, stream, stream.config)
+    else:
+        write_model_directory(directory, stream)
+
+
+def _write_merged(directory: Path, stream: ModelStream, adapter: Adapter) -> tuple[str, ...]:
+    """Write the base with the LoRA added to its weights; return what a plain model cannot hold."""
+    config = stream.config
+    if adapter.vocabulary is not None:
+        config = config.model_copy(update={"vocab_size": adapter.vocabulary})
+
+    def change(name: str, layer: int, values: HostArray) -> HostArray:
+        if adapter.vocabulary is not None and name in ("embedding", "head"):
+            return values[: adapter.vocabulary]
+        target = name.removeprefix("layers.")
+        if adapter.lora is None or target not in adapter.lora.down:
+            return values
+        return (values.astype(np.float32) + delta_of_weight(adapter.lora, target, layer)).astype(values.dtype)
+
+    write_hf(directory, stream, config, change)
+    return ("the cache mapper",) if adapter.mapper is not None else ()

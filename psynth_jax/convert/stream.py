@@ -1,0 +1,134 @@
+"""A model whose parameters are still on disk: checked, described, and read one piece at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from psynth_jax.axes import HostArray
+from psynth_jax.config import DecoderConfig
+from psynth_jax.convert.rules import Rule, axis_sizes
+from psynth_jax.model import digest, sample_places
+from psynth_jax.tokenizer import Tokenizer
+
+GROUP_BYTES = 512 << 20  # of tensors that are written together; writers hold them twice
+_BLOCK = 4096  # rows of a table or a vector that are read at once
+
+
+class Stored(Protocol):
+    """One parameter of a checkpoint, or of a model that is drawn.  Nothing is read before `read`."""
+
+    @property
+    def name(self) -> str:
+        """Our flat name."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Our shape, the layer axis included."""
+        ...
+
+    def dtype_of(self, layer: int) -> np.dtype:
+        """Return the dtype in which a layer of it is read."""
+        ...
+
+    def read(self, index: tuple[slice, ...] | None = None) -> HostArray:
+        """Read it, or the piece `index` of it."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelStream:
+    """A model whose config, tokenizer and tensor names have been checked, and whose parameters are still to be read.
+
+    parameters are still to be read, so that each can move to its devices before the next.  name is the source as the user
+    gave it; tokenizer is None for a directory without one; stop_ids has every end token of the generation config, and the
+    tokenizer's; files is the directory with config.json and tokenizer, for a source that is one.
+    """
+
+    config: DecoderConfig
+    parameters: Sequence[Stored]
+    tokenizer: Tokenizer | None
+    stop_ids: frozenset[int]
+    name: str
+    files: Path | None = None
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """`Model.fingerprint` of what this will be; every parameter is read once, one layer at a time."""
+        return digest(self.config, {stored.name: _sampled(stored) for stored in self.parameters})
+
+    def rows(self, table: str, first: int, stop: int) -> HostArray:
+        """Return rows `first` to `stop` of "embedding" or "head", `[rows, D]`."""
+        stored = next(stored for stored in self.parameters if stored.name == table)
+        return stored.read((slice(first, stop), slice(0, stored.shape[1])))
+
+
+def _sampled(stored: Stored) -> HostArray:
+    places, shape = sample_places(stored.shape), stored.shape
+    found = []
+    for block in np.unique(places[0]) if len(shape) > 2 else range(0, shape[0], _BLOCK):
+        count = 1 if len(shape) > 2 else min(_BLOCK, shape[0] - block)
+        here = (places[0] >= block) & (places[0] < block + count)
+        if here.any():
+            piece = stored.read((slice(int(block), int(block) + count), *(slice(0, size) for size in shape[1:])))
+            found.append(piece[(places[0][here] - block, *(axis[here] for axis in places[1:]))])
+    return np.concatenate(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor on its way from one format into another: how it will be called there, and what gives it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], HostArray]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+# Given our name of a parameter, the layer and its values there, returns the values to write.
+Change = Callable[[str, int, HostArray], HostArray]
+
+
+def tensors_of(
+    stream: ModelStream, rules: Sequence[Rule], config: DecoderConfig, change: Change | None = None
+) -> list[Tensor]:
+    """List the tensors that a format has for a model; config may differ from the model's in what `change` cuts off."""
+    stored = {parameter.name: parameter for parameter in stream.parameters}
+    sizes, found = axis_sizes(config), []
+    for rule in rules:
+        parameter = stored[rule.ours]
+        shape, layers = rule.form.their_shape(sizes), rule.their_names(config)
+        for layer, name in enumerate(layers):
+            read = functools.partial(_read, parameter, rule, layer, sizes, change)
+            found.append(Tensor(name, shape, parameter.dtype_of(layer), read))
+    return found
+
+
+def _read(parameter: Stored, rule: Rule, layer: int, sizes: Mapping[str, int], change: Change | None) -> HostArray:
+    if rule.per_layer:
+        values = parameter.read((slice(layer, layer + 1), *(slice(0, size) for size in parameter.shape[1:])))[0]
+    else:
+        values = parameter.read()
+    return rule.form.to_theirs(values if change is None else change(rule.ours, layer, values), sizes)
+
+
+def in_groups(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Cut a list into groups of at most `GROUP_BYTES`, or of one tensor, which may be in memory at once."""
+    groups: list[list[Tensor]] = [[]]
+    for tensor in tensors:
+        if groups[-1] and sum(other.size for other in groups[-1]) + tensor.size > GROUP_BYTES:
+            groups.append([])
+        groups[-1].append(tensor)
+    return groups

@@ -1,0 +1,131 @@
+"""A model -> a Hugging Face directory: config.json, safetensors in shards, tokenizer and generation config.
+
+Tensor by tensor: at no time is more in memory than one shard, so a model of any size can be written on a small machine.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from psynth_jax.config import DecoderConfig, Llama3Rope, YarnRope
+from psynth_jax.convert.hf import ARCHITECTURES
+from psynth_jax.convert.rules import hf_rules
+from psynth_jax.convert.safetensors_file import read_json, write_json
+from psynth_jax.convert.stream import Change, ModelStream, Tensor, in_groups, tensors_of
+from psynth_jax.errors import UnsupportedModelError
+
+_CARRIED = (
+    *("generation_config.json", "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("*.jinja", "LICENSE*", "NOTICE*"),
+)
+
+
+def write_hf(directory: Path, stream: ModelStream, config: DecoderConfig, change: Change | None = None) -> None:
+    """Write a model into an empty directory.
+
+    Args:
+      stream: the model; what it is loaded as is what is written.
+      config: its config, perhaps with a smaller vocabulary, to which embedding and head are cut.
+      change: of parameters on their way, such as adding a LoRA.
+    """
+    tensors = tensors_of(stream, hf_rules(config), config, change)
+    write_shards(directory, tensors)
+    write_companions(directory, stream, config, {tensor.dtype for tensor in tensors})
+
+
+def write_shards(directory: Path, tensors: Sequence[Tensor]) -> None:
+    """Write model.safetensors, or several files and their index."""
+    shards = in_groups(tensors)
+    count = len(shards)
+    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)] if count > 1 else ["model.safetensors"]
+    for name, shard in zip(names, shards, strict=True):
+        arrays = {tensor.name: np.ascontiguousarray(tensor.read()) for tensor in shard}
+        safetensors.numpy.save_file(arrays, directory / name, metadata={"format": "pt"})
+    if count > 1:
+        weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        index = {"metadata": {"total_size": sum(tensor.size for tensor in tensors)}, "weight_map": weight_map}
+        write_json(directory / "model.safetensors.index.json", index)
+
+
+def write_companions(directory: Path, stream: ModelStream, config: DecoderConfig, dtypes: set[np.dtype]) -> None:
+    """Write what stands next to the weights: as the source has it, where it is a Hugging Face directory."""
+    source = stream.files
+    if source is None:
+        raw = config_to_hf(config, stream.stop_ids)
+        if stream.tokenizer is not None:
+            stream.tokenizer.backend.save_pretrained(directory)
+        if stream.stop_ids:
+            write_json(directory / "generation_config.json", {"eos_token_id": sorted(stream.stop_ids)})
+    else:
+        raw = read_json(source / "config.json")
+        for pattern in _CARRIED:
+            for path in source.glob(pattern):
+                if path.is_file():
+                    shutil.copyfile(path, directory / path.name)
+    changed = dict(raw)
+    if raw.get("vocab_size") != config.vocab_size:
+        changed["vocab_size"] = config.vocab_size
+    main = max(dtypes, key=lambda dtype: dtype.itemsize).name if len(dtypes) > 1 else next(iter(dtypes)).name
+    key = "dtype" if "dtype" in raw else "torch_dtype"
+    if source is None or (len(dtypes) == 1 and raw.get(key) not in (main, None)):
+        changed[key] = main
+    if source is not None and changed == raw:
+        shutil.copyfile(source / "config.json", directory / "config.json")
+    else:
+        write_json(directory / "config.json", changed)
+
+
+def config_to_hf(config: DecoderConfig, stop_ids: frozenset[int] = frozenset()) -> dict[str, Any]:
+    """Spell a config as config.json does, in keys that transformers 4 and 5 read.
+
+    Raises `UnsupportedModelError` for biases that the family's config cannot express.
+    """
+    biases = (config.qkv_bias, config.o_bias)
+    if biases != (True, False) if config.family == "qwen2" else biases[0] != biases[1]:
+        raise UnsupportedModelError(f"a {config.family} config cannot say: biases of q, k, v {biases[0]}, of o {biases[1]}")
+    raw: dict[str, Any] = {
+        "architectures": [ARCHITECTURES[config.family]],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_width,
+        "intermediate_size": config.mlp_width,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": "silu",
+        "tie_word_embeddings": config.tied_head,
+        "max_position_embeddings": config.max_positions,
+        "rope_theta": config.rope.theta,
+    }
+    if config.family != "qwen2":
+        raw["attention_bias"] = config.qkv_bias
+    if stop_ids:
+        raw["eos_token_id"] = sorted(stop_ids)
+    match config.rope:
+        case Llama3Rope() as rope:
+            raw["rope_scaling"] = {
+                "rope_type": "llama3",
+                "factor": rope.factor,
+                "low_freq_factor": rope.low_freq_factor,
+                "high_freq_factor": rope.high_freq_factor,
+                "original_max_position_embeddings": rope.original_positions,
+            }
+        case YarnRope() as rope:
+            raw["rope_scaling"] = {
+                "rope_type": "yarn",
+                "factor": rope.factor,
+                "original_max_position_embeddings": rope.original_positions,
+                "beta_fast": rope.beta_fast,
+                "beta_slow": rope.beta_slow,
+                "attention_factor": rope.attention_factor,
+                "truncate": rope.truncate,
+            }
+    return raw
