@@ -16,6 +16,7 @@ import typer
 import psynth_jax
 from psynth_jax.cli.bench import bench
 from psynth_jax.cli.compile import compile_
+from psynth_jax.cli.convert import convert, merge
 from psynth_jax.cli.data import data
 from psynth_jax.cli.eval import eval_
 from psynth_jax.cli.info import info
@@ -35,6 +36,8 @@ app.command()(train)
 app.command()(export)
 app.command("eval")(eval_)
 app.command("compile")(compile_)
+app.command()(convert)
+app.command()(merge)
 app.command()(info)
 app.add_typer(bench, name="bench")
 app.add_typer(report, name="report")

@@ -30,6 +30,45 @@ from psynth_jax.nn.adapter import delta_of_weight
 Format = Literal["psynth", "hf", "peft"]
 
 
+# What a source can be, and whether that is an adapter.
+SOURCES = {
+    "model: Hugging Face directory, hub id": False,
+    "model: GGUF file": False,
+    "model: ours (Orbax)": False,
+    "adapter: ours": True,
+    "adapter: LoRA of PEFT": True,
+    "adapter: published release": True,
+}
+RESULTS: dict[tuple[Format, bool], str] = {
+    ("psynth", False): "Orbax checkpoint",
+    ("psynth", True): "adapter directory",
+    ("hf", False): "safetensors, config, tokenizer",
+    ("hf", True): "merged model, with `--merge`",
+    ("peft", True): "`cache_mapper.pt`, `judger_lora/`, card",
+}
+
+
+def table() -> str:
+    """Return as a Markdown table what becomes what."""
+    rows = [["from", *(f"`--to {to}`" for to in get_args(Format))], ["---"] * (1 + len(get_args(Format)))]
+    for source, adapter in SOURCES.items():
+        possible = (_refusal(adapter, to, merge=adapter and to == "hf") is None for to in get_args(Format))
+        cells = (RESULTS[to, adapter] if can else "" for to, can in zip(get_args(Format), possible, strict=True))
+        rows.append([source, *cells])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _refusal(adapter: bool, to: str, merge: bool) -> str | None:
+    """Say why a model or adapter cannot become something; None: it can."""
+    if to not in get_args(Format):
+        return f"cannot become {to!r}; to must be one of {', '.join(get_args(Format))}"
+    if merge and not (adapter and to == "hf"):
+        return "cannot be merged: that folds an adapter into its base, so it must be an adapter, and to must be hf"
+    if adapter and to == "hf" and not merge:
+        return "is an adapter, and a model of transformers is a base with it: merge them, or convert to peft"
+    return "is a model, and PEFT has adapters: convert it to hf or psynth" if not adapter and to == "peft" else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Converted:
     """What a conversion made: "model" or "adapter", what it was made from, and what did not come along."""
@@ -65,17 +104,9 @@ def convert(
       InputError: a conversion that makes no sense, no base, or a target that is there already.
       And what `load_model` and `load_adapter` raise.
     """
-    if to not in get_args(Format):
-        raise InputError(f"to is {to!r}; it must be one of {', '.join(get_args(Format))}")
     adapter = holds_adapter(source)
-    if merge and (to != "hf" or not adapter):
-        raise InputError("merge folds an adapter into its base model: the source must be an adapter, and to must be hf")
-    if adapter and to == "hf" and not merge:
-        raise InputError(
-            f"{source} is an adapter, and a model of transformers is a base with it: say merge, or convert to peft"
-        )
-    if not adapter and to == "peft":
-        raise InputError(f"{source} is a model, and PEFT has adapters: convert it to hf or psynth")
+    if (wrong := _refusal(adapter, to, merge)) is not None:
+        raise InputError(f"{source} {wrong}")
     if adapter and not merge and dtype is not None:
         raise InputError("dtype is for models: an adapter keeps its own")
     if not adapter and base is not None:
@@ -86,7 +117,7 @@ def convert(
             stream = open_model(source, dtype)
             _write_model(fresh, stream, to)
             return Converted("model", str(source), None)
-        stream = open_model(_base_of(source, base), dtype)
+        stream = open_model(base_of(source, base), dtype)
         found = load_adapter(source, stream)
         if merge:
             return Converted("model", str(source), stream.name, _write_merged(fresh, stream, found))
@@ -97,7 +128,8 @@ def convert(
         return Converted("adapter", str(source), stream.name)
 
 
-def _base_of(source: str | Path, base: str | Path | None) -> str | Path:
+def base_of(source: str | Path, base: str | Path | None) -> str | Path:
+    """Return the base of an adapter: `base`, or the one that it names.  Raises `InputError` when there is neither."""
     named = trained_from(source) if base is None else base
     if named is None:
         raise InputError(f"{source} does not say which model it belongs to: give base")

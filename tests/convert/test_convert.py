@@ -189,10 +189,10 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("given", "settings", "match"),
         [
-            ("adapter", {"to": "hf"}, "is an adapter.*say merge"),
+            ("adapter", {"to": "hf"}, "is an adapter.*merge them, or convert to peft"),
             ("tiny-random", {"to": "peft"}, "is a model, and PEFT has adapters"),
-            ("tiny-random", {"to": "gguf"}, "must be one of psynth, hf, peft"),
-            ("tiny-random", {"to": "hf", "merge": True}, "the source must be an adapter"),
+            ("tiny-random", {"to": "gguf"}, "to must be one of psynth, hf, peft"),
+            ("tiny-random", {"to": "hf", "merge": True}, "so it must be an adapter"),
             ("adapter", {"to": "psynth", "merge": True}, "to must be hf"),
             ("adapter", {"to": "peft", "dtype": "bfloat16"}, "dtype is for models"),
             ("tiny-random", {"to": "hf", "base": "x"}, "base is for adapters"),

@@ -1,0 +1,68 @@
+"""`psynth convert` and `psynth merge`: models and adapters from one format into another, and two adapters into one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.status import Status
+
+from psynth_jax.cli.setting import console, write_json
+from psynth_jax.convert import convert as conversion
+from psynth_jax.convert.adapter_directory import save_adapter
+from psynth_jax.convert.adapters import load_adapter, training_summary
+from psynth_jax.convert.load import open_model
+from psynth_jax.convert.merging import merge_adapters
+
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+BaseModel = Annotated[str | None, typer.Option(help="model that the adapter belongs to; default: the one that it names")]
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="model or adapter: directory, .gguf file, preset or hub id")],
+    target: Annotated[Path, typer.Argument(help="directory to be made")],
+    to: Annotated[str, typer.Option(help="psynth, hf or peft")],
+    base: BaseModel = None,
+    merge: Annotated[bool, typer.Option(help="fold the adapter's LoRA into its base; with --to hf")] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a model or an adapter; docs/convert.md has what becomes what."""
+    with Status(f"converting {source}", console=console):
+        made = conversion.convert(source, target, to, base, merge, dtype)  # type: ignore[arg-type]
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    facts: dict[str, Any] = {"kind": made.kind, "source": source, "target": str(target), "to": to, "base": made.base}
+    facts |= {"bytes": size, "dropped": list(made.dropped)}
+    if as_json:
+        write_json(facts)
+        return
+    console.print(f"{made.kind} of {size / 1e6:,.1f} MB in {target}")
+    for part in made.dropped:
+        console.print(f"left out, because a plain model cannot hold it: {part}")
+
+
+def merge(
+    first: Annotated[str, typer.Argument(help="adapter: directory or hub id")],
+    second: Annotated[str, typer.Argument(help="another adapter of the same base")],
+    target: Annotated[Path, typer.Argument(help="adapter directory to be made")],
+    weight: Annotated[float, typer.Option(help="of the first adapter, 0 to 1")] = 0.5,
+    how: Annotated[
+        str, typer.Option(help="deltas: of what they add; factors: each factor by itself, as published")
+    ] = "deltas",
+    rank: Annotated[int | None, typer.Option(help="of the result; default: the larger of the two")] = None,
+    mapper: Annotated[str, typer.Option(help="first, second or average")] = "average",
+    base: BaseModel = None,
+    as_json: AsJson = False,
+) -> None:
+    """Average two adapters."""
+    model = open_model(conversion.base_of(first, base))
+    merged = merge_adapters(load_adapter(first, model), load_adapter(second, model), weight, how, rank, mapper)  # type: ignore[arg-type]
+    facts: dict[str, Any] = {"first": first, "second": second, "weight": weight, "how": how, "mapper": mapper}
+    facts["error"] = merged.error
+    sources = {"first": training_summary(first), "second": training_summary(second)}
+    save_adapter(target, merged.adapter, model, {"merged": facts, "sources": sources})
+    if as_json:
+        write_json(facts | {"target": str(target)})
+    else:
+        console.print(f"adapter in {target}; the cut to its rank lost {merged.error:.2%} of what the average adds")
