@@ -16,7 +16,7 @@ import typer
 import psynth_jax
 from psynth_jax.cli.bench import bench
 from psynth_jax.cli.compile import compile_
-from psynth_jax.cli.convert import convert, merge
+from psynth_jax.cli.convert import convert, merge, pull, push
 from psynth_jax.cli.data import data
 from psynth_jax.cli.eval import eval_
 from psynth_jax.cli.info import info
@@ -38,6 +38,8 @@ app.command("eval")(eval_)
 app.command("compile")(compile_)
 app.command()(convert)
 app.command()(merge)
+app.command()(push)
+app.command()(pull)
 app.command()(info)
 app.add_typer(bench, name="bench")
 app.add_typer(report, name="report")

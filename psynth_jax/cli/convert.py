@@ -1,4 +1,4 @@
-"""`psynth convert` and `psynth merge`: models and adapters from one format into another, and two adapters into one."""
+"""`psynth convert`, `merge`, `push` and `pull`: models and adapters into other formats, into one, to the hub and back."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.status import Status
 
 from psynth_jax.cli.setting import console, write_json
 from psynth_jax.convert import convert as conversion
+from psynth_jax.convert import hub
 from psynth_jax.convert.adapter_directory import save_adapter
 from psynth_jax.convert.adapters import load_adapter, training_summary
 from psynth_jax.convert.load import open_model
@@ -66,3 +67,26 @@ def merge(
         write_json(facts | {"target": str(target)})
     else:
         console.print(f"adapter in {target}; the cut to its rank lost {merged.error:.2%} of what the average adds")
+
+
+def push(
+    directory: Annotated[Path, typer.Argument(help="model or adapter")],
+    repository: Annotated[str, typer.Argument(help="owner/name on the Hugging Face hub; made if it is not there")],
+    private: Annotated[bool, typer.Option(help="make it private, if it is made")] = False,
+    message: Annotated[str | None, typer.Option(help="of the commit")] = None,
+) -> None:
+    """Upload a model or adapter to the hub, as one commit."""
+    with Status(f"uploading {directory}", console=console):
+        address = hub.push(directory, repository, private, message)
+    console.print(f"{directory} is at {address}")
+
+
+def pull(
+    repository: Annotated[str, typer.Argument(help="owner/name on the Hugging Face hub")],
+    target: Annotated[Path, typer.Argument(help="directory to be made")],
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit")] = None,
+) -> None:
+    """Download a model or adapter from the hub, whole or not at all."""
+    with Status(f"downloading {repository}", console=console):
+        hub.pull(repository, target, revision)
+    console.print(f"{repository} is in {target}")
