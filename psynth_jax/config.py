@@ -73,14 +73,14 @@ class DecoderConfig(Config):
     family names the rule table that maps checkpoint tensors to parameters (`convert/rules.py`).
     """
 
-    family: Literal["llama", "qwen2", "qwen3"]
+    family: Literal["llama", "qwen2", "qwen3", "qwen3_moe"]
     vocab_size: Count  # V
     width: Count  # D
     layers: Count  # L
     heads: Count  # N
     kv_heads: Count  # K
     head_width: Annotated[int, pydantic.Field(ge=2, multiple_of=2)]  # H
-    mlp_width: Count  # F
+    mlp_width: Count  # F; of one expert, where there are experts
     norm_eps: Positive
     rope: Rope
     qk_norm: bool = False
@@ -88,6 +88,9 @@ class DecoderConfig(Config):
     o_bias: bool = False
     tied_head: bool = False
     max_positions: Count
+    experts: Annotated[int, pydantic.Field(ge=0)] = 0  # E; 0: one MLP
+    experts_per_token: Annotated[int, pydantic.Field(ge=0)] = 0
+    norm_expert_weights: bool = False
 
     letters: ClassVar[dict[str, str]] = {
         "L": "layers",
@@ -97,15 +100,24 @@ class DecoderConfig(Config):
         "D": "width",
         "F": "mlp_width",
         "V": "vocab_size",
+        "E": "experts",
     }
 
     @pydantic.model_validator(mode="after")
-    def _heads_divide(self) -> Self:
+    def _agrees(self) -> Self:
+        if bool(self.experts) != bool(self.experts_per_token) or self.experts_per_token > self.experts:
+            raise ValueError(f"{self.experts_per_token} of {self.experts} experts cannot be chosen")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         return self
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Letter -> size, for `axes.letters_to_shape`."""
-        return {letter: getattr(self, field) for letter, field in self.letters.items()}
+        """Letter -> size, for `axes.letters_to_shape`; without E where there are no experts."""
+        return {letter: getattr(self, field) for letter, field in self.letters.items() if getattr(self, field)}
+
+    @property
+    def spelled(self) -> str:
+        """What this config computes, as one text that later versions of this class spell alike."""
+        late = set() if self.experts else {"experts", "experts_per_token", "norm_expert_weights"}
+        return self.model_dump_json(exclude=late)

@@ -70,7 +70,7 @@ class Model:
 
 def digest(config: DecoderConfig, samples: Mapping[str, HostArray]) -> str:
     """Return the fingerprint of a model from what `sample_places` picks of every parameter."""
-    summed = hashlib.sha256(config.model_dump_json().encode())
+    summed = hashlib.sha256(config.spelled.encode())
     for name, values in sorted(samples.items()):
         summed.update(name.encode())
         summed.update(values.astype(jnp.bfloat16).tobytes())

@@ -37,6 +37,26 @@ def _qwen3(layers: int, width: int, heads: int, mlp_width: int, tied: bool) -> D
     )
 
 
+def _qwen3_moe(layers: int, width: int, heads: int, expert_width: int) -> DecoderConfig:
+    return DecoderConfig(
+        family="qwen3_moe",
+        vocab_size=151_936,
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=4,
+        head_width=128,
+        mlp_width=expert_width,
+        norm_eps=1e-6,
+        rope=PlainRope(theta=1_000_000.0),
+        qk_norm=True,
+        max_positions=40_960,
+        experts=128,
+        experts_per_token=8,
+        norm_expert_weights=True,
+    )
+
+
 def _qwen25(
     layers: int, width: int, heads: int, kv_heads: int, mlp_width: int, vocab_size: int, tied: bool
 ) -> DecoderConfig:
@@ -101,6 +121,8 @@ PRESETS: dict[str, Preset] = {
     "qwen3-8b": Preset(_qwen3(36, 4096, 32, 12_288, tied=False), "Qwen/Qwen3-8B"),
     "qwen3-14b": Preset(_qwen3(40, 5120, 40, 17_408, tied=False), "Qwen/Qwen3-14B"),
     "qwen3-32b": Preset(_qwen3(64, 5120, 64, 25_600, tied=False), "Qwen/Qwen3-32B"),
+    "qwen3-30b-a3b": Preset(_qwen3_moe(48, 2048, 32, 768), "Qwen/Qwen3-30B-A3B"),
+    "qwen3-235b-a22b": Preset(_qwen3_moe(94, 4096, 64, 1536), "Qwen/Qwen3-235B-A22B"),
     "llama-3.2-1b": Preset(_llama3(16, 2048, 32, 8192, 32.0, tied=True), "meta-llama/Llama-3.2-1B-Instruct"),
     "llama-3.2-3b": Preset(_llama3(28, 3072, 24, 8192, 32.0, tied=True), "meta-llama/Llama-3.2-3B-Instruct"),
     "llama-3.1-8b": Preset(_llama3(32, 4096, 32, 14_336, 8.0, tied=False), "meta-llama/Llama-3.1-8B-Instruct"),

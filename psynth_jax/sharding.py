@@ -4,7 +4,7 @@
     data     questions, and with them their rows                                     B, R
     fsdp     the width of parameters and of activations                              D
     branch   rows of caches that are read: every device holds some branches          R
-    tensor   heads, MLP and vocabulary                                               N, K, F, V
+    tensor   heads, MLP, experts and vocabulary                                      N, K, E, F, V
 
 Every mesh has all four axes, most of size 1.  Axis types are Auto: XLA partitions what is not cut by hand.  Knows no module
 and no cache.
@@ -29,7 +29,14 @@ DATA, FSDP, BRANCH, TENSOR = MESH_AXES = ("data", "fsdp", "branch", "tensor")
 ROW_AXES = (DATA, BRANCH)  # what rows of a cache that is read may be split over, outermost first
 
 # Parameters: letter -> mesh axis, and whether a size that the axis does not divide is replicated instead of refused.
-_PARAMETER_AXES = {"D": (FSDP, False), "N": (TENSOR, False), "F": (TENSOR, False), "K": (TENSOR, True), "V": (TENSOR, True)}
+_PARAMETER_AXES = {
+    "D": (FSDP, False),
+    "N": (TENSOR, False),
+    "F": (TENSOR, False),
+    "K": (TENSOR, True),
+    "V": (TENSOR, True),
+    "E": (TENSOR, True),
+}
 _LETTER_NAMES = {"D": "model width", "N": "heads", "F": "MLP width"}
 
 
@@ -92,20 +99,29 @@ def _are(count: int) -> str:
 def check_fits(mesh: Mesh, sizes: Mapping[str, int]) -> None:
     """Raise `ConfigError` naming every axis of the model that its mesh axis does not divide.
 
-    KV heads and vocabulary are never refused: they are replicated where they do not divide.
+    KV heads and vocabulary are never refused: they are replicated where they do not divide.  Of experts and their width
+    one has to divide.
     """
+    by_expert = sizes.get("E", 1) % mesh.shape[TENSOR] == 0 and "E" in sizes
     wrong = [
         f"{axis}={mesh.shape[axis]} does not divide the {_LETTER_NAMES[letter]} {letter} = {sizes[letter]}"
         for letter, (axis, replicate) in _PARAMETER_AXES.items()
-        if not replicate and letter in sizes and sizes[letter] % mesh.shape[axis]
+        if not replicate and letter in sizes and sizes[letter] % mesh.shape[axis] and not (letter == "F" and by_expert)
     ]
     if wrong:
         raise ConfigError("the mesh does not fit the model: " + "; ".join(wrong))
 
 
 def parameter_spec(letters: str, sizes: Mapping[str, int], mesh: Mesh) -> P:
-    """Return how a parameter is cut: `parameter_spec("L D N H", ...)` is `P(None, "fsdp", "tensor", None)`."""
-    return P(*(_axis_of(letter, sizes, mesh) for letter in letters.split()))
+    """Return how a parameter is cut: `parameter_spec("L D N H", ...)` is `P(None, "fsdp", "tensor", None)`.
+
+    Of two letters that lie on the same axis, E and F, the first one is cut that the axis divides.
+    """
+    cut: list[str | None] = []
+    for letter in letters.split():
+        axis = _axis_of(letter, sizes, mesh)
+        cut.append(None if axis in cut else axis)
+    return P(*cut)
 
 
 def _axis_of(letter: str, sizes: Mapping[str, int], mesh: Mesh) -> str | None:

@@ -17,10 +17,10 @@ from jax.sharding import Mesh
 
 from psynth_jax.compiling.workload import Workload
 from psynth_jax.nn.adapter import Lora
-from psynth_jax.nn.decoder import parameter_letters, parameter_shapes, shardings_of
+from psynth_jax.nn.decoder import numbers_per_token, parameter_letters, parameter_shapes, shardings_of
 from psynth_jax.sharding import BRANCH, DATA, FSDP, TENSOR, kv_copies, shards
 from psynth_jax.training.batch import Counts
-from psynth_jax.training.flops import MATRICES, step_flops
+from psynth_jax.training.flops import step_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,7 @@ def estimate(work: Workload, mesh: Mesh) -> Estimate:
     rows = 1 if reads_branches else work.branches
     tokens = work.prompt_tokens if work.program == "synthesize" else 1
 
-    shapes = parameter_shapes(config)
-    dense = sum(math.prod(shapes[f"layers.{name}"]) for name in MATRICES)
+    dense = numbers_per_token(config)
     adapter = work.rank * config.layers * (4 * config.width + 2 * (config.heads + config.kv_heads) * config.head_width)
     head = config.vocab_size * config.width
     weights_flops = 2 * rows * (tokens * (dense + (adapter if reads_branches else 0)) + head)
@@ -64,7 +63,7 @@ def estimate(work: Workload, mesh: Mesh) -> Estimate:
     # Rows of workers are cut over data and branch; a question is on all of them, its branches are not.
     weight_shards = mesh.shape[TENSOR] * mesh.shape[FSDP] * (1 if reads_branches else row_shards)
     attention_shards = mesh.shape[TENSOR] * row_shards
-    every_call, once = _weight_bytes(work, mesh)
+    every_call, once = _weight_bytes(work, mesh, rows * tokens)
     device_bytes = work.calls * (every_call + _cache_bytes(work, mesh, rows, cached, own)) + once
     device_flops = weights_flops // weight_shards + attention_flops // attention_shards
     chip = work.slice.chip
@@ -94,14 +93,18 @@ def _train_step(work: Workload, mesh: Mesh) -> Estimate:
     return Estimate(flops, device_flops, device_bytes, max(device_bytes / chip.bandwidth, device_flops / chip.flops))
 
 
-def _weight_bytes(work: Workload, mesh: Mesh) -> tuple[int, int]:
+def _weight_bytes(work: Workload, mesh: Mesh, tokens: int) -> tuple[int, int]:
     """Bytes of the weights that one device reads in every call, and in the last one alone: those of the head.
 
-    An embedding is only looked up.
+    An embedding is only looked up, and of experts no more are read than the tokens of a call can choose.
     """
     config = work.config
     cut, shapes = shardings_of(config, mesh), parameter_shapes(config)
     held = {name: math.prod(cut[name].shard_shape(shapes[name])) for name in parameter_letters(config)}
+    for name in ("gate", "up", "down") if config.experts else ():
+        held[f"layers.{name}"] = (
+            held[f"layers.{name}"] * min(config.experts, tokens * config.experts_per_token) // config.experts
+        )
     itemsize, head = jnp.dtype(work.dtype).itemsize, held.get("head", held["embedding"])
     return itemsize * sum(size for name, size in held.items() if name not in ("embedding", "head")), itemsize * head
 

@@ -85,7 +85,7 @@ class Workload(Config):
 
 def default_axes(config: DecoderConfig, devices: int) -> dict[str, int]:
     """Cut heads as far as they go, since that also cuts the weights; what is left of the devices takes branches."""
-    tensor = math.gcd(devices, config.heads, config.kv_heads, config.mlp_width)
+    tensor = math.gcd(devices, config.heads, config.kv_heads, config.experts or config.mlp_width)
     return {BRANCH: devices // tensor, TENSOR: tensor}
 
 

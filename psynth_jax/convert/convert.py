@@ -149,13 +149,13 @@ def _write_merged(directory: Path, stream: ModelStream, adapter: Adapter) -> tup
     if adapter.vocabulary is not None:
         config = config.model_copy(update={"vocab_size": adapter.vocabulary})
 
-    def change(name: str, layer: int, values: HostArray) -> HostArray:
+    def change(name: str, place: tuple[int, ...], values: HostArray) -> HostArray:
         if adapter.vocabulary is not None and name in ("embedding", "head"):
             return values[: adapter.vocabulary]
         target = name.removeprefix("layers.")
         if adapter.lora is None or target not in adapter.lora.down:
             return values
-        return (values.astype(np.float32) + delta_of_weight(adapter.lora, target, layer)).astype(values.dtype)
+        return (values.astype(np.float32) + delta_of_weight(adapter.lora, target, place[0])).astype(values.dtype)
 
     write_hf(directory, stream, config, change)
     return ("the cache mapper",) if adapter.mapper is not None else ()

@@ -27,7 +27,7 @@ from psynth_jax.convert.rules import (
 )
 from psynth_jax.errors import CheckpointError, UnsupportedModelError
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3moe": "qwen3_moe"}  # theirs -> family
 _FREQUENCY_FACTORS = "rope_freqs.weight"
 
 
@@ -116,31 +116,38 @@ def read_config(file: GGUFFile) -> DecoderConfig:
     names = file.shapes()
     if "token_embd.weight" not in names:
         refuse_problems(file.path, ["missing token_embd.weight"])
-    rope = _rope(file, family, head_width)
+    rope, mixture = _rope(file, family, head_width), family == "qwen3moe"
     return DecoderConfig.parse(
         {
-            "family": family,
+            "family": ARCHITECTURES[family],
             "vocab_size": names["token_embd.weight"][0],
             "width": width,
             "layers": file.required(f"{family}.block_count"),
             "heads": heads,
             "kv_heads": file.metadata(f"{family}.attention.head_count_kv", heads),
             "head_width": head_width,
-            "mlp_width": file.required(f"{family}.feed_forward_length"),
+            "mlp_width": file.required(f"{family}.{'expert_' if mixture else ''}feed_forward_length"),
             "norm_eps": file.required(f"{family}.attention.layer_norm_rms_epsilon"),
             "rope": rope,
-            "qk_norm": family == "qwen3",
+            "qk_norm": family in ("qwen3", "qwen3moe"),
             "qkv_bias": family == "qwen2" or "blk.0.attn_q.bias" in names,
             "o_bias": "blk.0.attn_output.bias" in names,
             "tied_head": "output.weight" not in names,
             "max_positions": longest_context(rope, file.required(f"{family}.context_length")),
+            **(_experts(file, family) if mixture else {}),
         }
     )
 
 
+def _experts(file: GGUFFile, family: str) -> dict[str, Any]:
+    """Read a mixture.  llama.cpp always makes the weights of this family's chosen experts sum to 1."""
+    chosen = file.required(f"{family}.expert_used_count")
+    return {"experts": file.required(f"{family}.expert_count"), "experts_per_token": chosen, "norm_expert_weights": True}
+
+
 def _unsupported_features(file: GGUFFile, family: str, head_width: int) -> list[str]:
     found = []
-    if file.metadata(f"{family}.expert_count", 0):
+    if file.metadata(f"{family}.expert_count", 0) and family != "qwen3moe":
         found.append(f"experts ({family}.expert_count)")
     if file.metadata(f"{family}.attention.sliding_window", 0):
         found.append(f"sliding-window attention ({family}.attention.sliding_window)")

@@ -26,7 +26,12 @@ from psynth_jax.convert.rules import (
 from psynth_jax.convert.safetensors_file import SafetensorsFile, read_json
 from psynth_jax.errors import CheckpointError, ConfigError, UnsupportedModelError
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
 
 _DEFAULTS: dict[str, Any] = {
     "hidden_size": 4096,
@@ -49,6 +54,15 @@ _FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048},
     "qwen2": _QWEN_DEFAULTS,
     "qwen3": {**_QWEN_DEFAULTS, "head_dim": 128},
+    "qwen3_moe": {
+        **_QWEN_DEFAULTS,
+        "hidden_size": 2048,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 768,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": False,
+    },
 }
 _DEFAULT_THETA = 10_000.0
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -76,7 +90,7 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
     unsupported = _unsupported_features(fields)
     if unsupported:
         raise UnsupportedModelError("this model uses what is not supported: " + "; ".join(unsupported))
-    rope = _rope(fields)
+    rope, mixture = _rope(fields), family == "qwen3_moe"
     bias = fields["attention_bias"]
     return DecoderConfig.parse(
         {
@@ -87,16 +101,26 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
             "heads": fields["num_attention_heads"],
             "kv_heads": fields["num_key_value_heads"],
             "head_width": fields["head_dim"],
-            "mlp_width": fields["intermediate_size"],
+            "mlp_width": fields["moe_intermediate_size" if mixture else "intermediate_size"],
             "norm_eps": fields["rms_norm_eps"],
             "rope": rope,
-            "qk_norm": family == "qwen3",
+            "qk_norm": family in ("qwen3", "qwen3_moe"),
             "qkv_bias": True if family == "qwen2" else bias,
             "o_bias": False if family == "qwen2" else bias,
             "tied_head": fields["tie_word_embeddings"],
             "max_positions": longest_context(rope, fields["max_position_embeddings"]),
+            **(_experts(fields) if mixture else {}),
         }
     )
+
+
+def _experts(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a mixture; transformers 5 calls the number of experts `num_local_experts`."""
+    return {
+        "experts": fields.get("num_experts", fields.get("num_local_experts", 128)),
+        "experts_per_token": fields["num_experts_per_tok"],
+        "norm_expert_weights": fields["norm_topk_prob"],
+    }
 
 
 def _with_defaults(family: str, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,6 +148,8 @@ def _unsupported_features(fields: Mapping[str, Any]) -> list[str]:
         found.append(f"quantised weights (quantization_config: {method})")
     if fields["hidden_act"] not in ("silu", "swish"):
         found.append(f"hidden_act {fields['hidden_act']!r} (silu is supported)")
+    if fields.get("decoder_sparse_step", 1) != 1 or fields.get("mlp_only_layers"):
+        found.append("layers without experts among layers with them (decoder_sparse_step, mlp_only_layers)")
     if fields.get("mlp_bias"):
         found.append("biases in the MLP (mlp_bias)")
     if _slides(fields):

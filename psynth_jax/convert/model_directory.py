@@ -24,7 +24,6 @@ from psynth_jax.convert.rules import (
     Rule,
     StoredParameter,
     find_problems,
-    hf_rules,
     parameter_dtype,
     refuse_problems,
     stored_parameters,
@@ -33,6 +32,7 @@ from psynth_jax.convert.safetensors_file import read_json, write_json
 from psynth_jax.convert.stream import ModelStream, in_groups, tensors_of
 from psynth_jax.convert.write_hf import write_companions
 from psynth_jax.errors import CheckpointError
+from psynth_jax.nn.decoder import parameter_letters
 
 FORMAT = 1
 _DESCRIPTION, _PARAMETERS, _STATE = "psynth_model.json", "parameters", "state"
@@ -47,8 +47,8 @@ def is_model(directory: Path) -> bool:
 def _rules(config: DecoderConfig) -> list[Rule]:
     """Return the rule table of our own names, a tensor for each layer, and our own axis order."""
     return [
-        Rule(rule.ours, rule.ours.replace("layers.", "layers.{l}."), Form(rule.form.ours, rule.form.ours), rule.when)
-        for rule in hf_rules(config)
+        Rule(name, name.replace("layers.", "layers.{l}."), Form(letters.removeprefix("L "), letters.removeprefix("L ")))
+        for name, letters in parameter_letters(config).items()
     ]
 
 

@@ -132,19 +132,21 @@ class Rule:
         field = self.when.removeprefix("not ")
         return bool(getattr(config, field)) != self.when.startswith("not ")
 
-    @property
-    def per_layer(self) -> bool:
-        """Whether the checkpoint stores one tensor per layer."""
-        return "{l}" in self.theirs
+    def stacked(self, config: DecoderConfig) -> tuple[int, ...]:
+        """Return the sizes of our leading axes that are separate tensors in the checkpoint: layers, and experts."""
+        both = (("{l}", config.layers), ("{e}", config.experts))
+        return tuple(size for mark, size in both if mark in self.theirs)
 
-    def their_names(self, config: DecoderConfig) -> list[str]:
-        """List the tensor names of all layers, or the one name."""
-        return [self.theirs.format(l=layer) for layer in range(config.layers)] if self.per_layer else [self.theirs]
+    def their_names(self, config: DecoderConfig) -> dict[tuple[int, ...], str]:
+        """Return the place in our stack -> the name, of every tensor; the one place is () where nothing is stacked."""
+        return {
+            place: self.theirs.format(l=place[0] if place else 0, e=place[-1] if place else 0)
+            for place in np.ndindex(*self.stacked(config))
+        }
 
     def our_shape(self, config: DecoderConfig) -> tuple[int, ...]:
-        """Return the shape of the whole parameter, the layer axis included."""
-        shape = self.form.our_shape(axis_sizes(config))
-        return (config.layers, *shape) if self.per_layer else shape
+        """Return the shape of the whole parameter, the stacked axes included."""
+        return (*self.stacked(config), *self.form.our_shape(axis_sizes(config)))
 
 
 _VECTOR = Form("D", "D")
@@ -154,8 +156,19 @@ _O_WEIGHT, _O_BIAS = Form("D (N H)", "N H D"), Form("D", "D")
 _IN_WEIGHT, _OUT_WEIGHT = Form("F D", "D F"), Form("D F", "F D")
 
 
-def _table(names: Mapping[str, str], q: Form, k: Form, q_bias: Form, k_bias: Form) -> tuple[Rule, ...]:
-    """Build a rule for every parameter that `names` (ours -> theirs) has; q and k may be stored permuted."""
+def _table(
+    names: Mapping[str, str],
+    q: Form,
+    k: Form,
+    q_bias: Form,
+    k_bias: Form,
+    experts: Form | None = None,
+    experts_out: Form | None = None,
+) -> tuple[Rule, ...]:
+    """Build a rule for every parameter that `names` (ours -> theirs) has.
+
+    q and k may be stored permuted, and all experts of a layer as one tensor.
+    """
     every = (
         ("embedding", _TABLE, ""),
         ("layers.attention_norm", _VECTOR, ""),
@@ -170,9 +183,10 @@ def _table(names: Mapping[str, str], q: Form, k: Form, q_bias: Form, k_bias: For
         ("layers.q_norm", _HEAD_VECTOR, "qk_norm"),
         ("layers.k_norm", _HEAD_VECTOR, "qk_norm"),
         ("layers.mlp_norm", _VECTOR, ""),
-        ("layers.gate", _IN_WEIGHT, ""),
-        ("layers.up", _IN_WEIGHT, ""),
-        ("layers.down", _OUT_WEIGHT, ""),
+        ("layers.router", Form("E D", "D E"), ""),
+        ("layers.gate", experts or _IN_WEIGHT, ""),
+        ("layers.up", experts or _IN_WEIGHT, ""),
+        ("layers.down", experts_out or _OUT_WEIGHT, ""),
         ("final_norm", _VECTOR, ""),
         ("head", _TABLE, "not tied_head"),
     )
@@ -211,6 +225,11 @@ _HF_QKV_BIAS = {f"layers.{x}_bias": f"model.layers.{{l}}.self_attn.{x}_proj.bias
 _HF_O_BIAS = {"layers.o_bias": "model.layers.{l}.self_attn.o_proj.bias"}
 _HF_QK_NORM = {f"layers.{x}_norm": f"model.layers.{{l}}.self_attn.{x}_norm.weight" for x in "qk"}
 
+_HF_EXPERTS = {
+    "layers.router": "model.layers.{l}.mlp.gate.weight",
+    **{f"layers.{name}": f"model.layers.{{l}}.mlp.experts.{{e}}.{name}_proj.weight" for name in ("gate", "up", "down")},
+}
+
 _GGUF = {
     "embedding": "token_embd.weight",
     "layers.attention_norm": "blk.{l}.attn_norm.weight",
@@ -229,15 +248,23 @@ _GGUF_QKV_BIAS = {f"layers.{x}_bias": f"blk.{{l}}.attn_{x}.bias" for x in "qkv"}
 _GGUF_O_BIAS = {"layers.o_bias": "blk.{l}.attn_output.bias"}
 _GGUF_QK_NORM = {f"layers.{x}_norm": f"blk.{{l}}.attn_{x}_norm.weight" for x in "qk"}
 
+_GGUF_EXPERTS = {
+    "layers.router": "blk.{l}.ffn_gate_inp.weight",
+    **{f"layers.{name}": f"blk.{{l}}.ffn_{name}_exps.weight" for name in ("gate", "up", "down")},
+}
+_STACKED_EXPERTS = {"experts": Form("E F D", "E D F"), "experts_out": Form("E D F", "E F D")}
+
 HF_RULES: dict[str, tuple[Rule, ...]] = {
     "llama": _table({**_HF, **_HF_QKV_BIAS, **_HF_O_BIAS}, **_STRAIGHT),
     "qwen2": _table({**_HF, **_HF_QKV_BIAS}, **_STRAIGHT),
     "qwen3": _table({**_HF, **_HF_QKV_BIAS, **_HF_O_BIAS, **_HF_QK_NORM}, **_STRAIGHT),
+    "qwen3_moe": _table({**_HF, **_HF_QKV_BIAS, **_HF_O_BIAS, **_HF_QK_NORM, **_HF_EXPERTS}, **_STRAIGHT),
 }
 GGUF_RULES: dict[str, tuple[Rule, ...]] = {
     "llama": _table({**_GGUF, **_GGUF_QKV_BIAS, **_GGUF_O_BIAS}, **_INTERLEAVED),
     "qwen2": _table({**_GGUF, **_GGUF_QKV_BIAS}, **_STRAIGHT),
     "qwen3": _table({**_GGUF, **_GGUF_QKV_BIAS, **_GGUF_O_BIAS, **_GGUF_QK_NORM}, **_STRAIGHT),
+    "qwen3_moe": _table({**_GGUF, **_GGUF_QK_NORM, **_GGUF_EXPERTS}, **_STRAIGHT, **_STACKED_EXPERTS),
 }
 
 
@@ -274,7 +301,9 @@ def find_problems(
     ignored: frozenset[str] = frozenset(),
 ) -> list[str]:
     """List every missing, misshaped and extra tensor, in that order; tensors named in `ignored` may be there or not."""
-    expected = {name: rule.form.their_shape(axis_sizes(config)) for rule in rules for name in rule.their_names(config)}
+    expected = {
+        name: rule.form.their_shape(axis_sizes(config)) for rule in rules for name in rule.their_names(config).values()
+    }
     missing = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in shapes]
     misshaped = [
         f"{name} has shape {list(shapes[name])}, expected {list(shape)}"
@@ -314,9 +343,10 @@ class StoredParameter:
         """Our shape, the layer axis included."""
         return self.rule.our_shape(self.config)
 
-    def dtype_of(self, layer: int) -> np.dtype:
-        """Return the dtype in which a layer of it is read."""
-        return self.dtype or self.source.dtype(self.rule.their_names(self.config)[layer])
+    def dtype_of(self, place: tuple[int, ...]) -> np.dtype:
+        """Return the dtype in which a place of its stack is read."""
+        names, depth = self.rule.their_names(self.config), len(self.rule.stacked(self.config))
+        return self.dtype or self.source.dtype(names[(*place, 0)[:depth]])
 
     def read(self, index: tuple[slice, ...] | None = None) -> HostArray:
         """Read the parameter, or the piece `index` of it and nothing else, one tensor of the checkpoint at a time.
@@ -324,17 +354,19 @@ class StoredParameter:
         Raises `CheckpointError` for values that float16 cannot hold.
         """
         rule, sizes = self.rule, axis_sizes(self.config)
-        names = rule.their_names(self.config)
-        shape, tensor_index = self.shape, None
-        if index is not None:
-            names, inner = (names[index[0]], index[1:]) if rule.per_layer else (names, index)
-            shape = tuple(len(range(*part.indices(size))) for part, size in zip(index, self.shape, strict=True))
-            tensor_index = rule.form.their_index(inner, sizes)
-            sizes = rule.form.piece_sizes(inner, sizes)
-        dtype = self.dtype or np.result_type(*{self.source.dtype(name) for name in names})
-        stack = np.empty(shape, dtype)
-        for layer, name in enumerate(names):
-            target = stack[layer] if rule.per_layer else stack
+        depth = len(rule.stacked(self.config))
+        parts = index or tuple(slice(None) for _ in self.shape)
+        ranges = [range(*part.indices(size)) for part, size in zip(parts, self.shape, strict=True)]
+        tensor_index = None if index is None else rule.form.their_index(parts[depth:], sizes)
+        sizes = rule.form.piece_sizes(parts[depth:], sizes)
+        every = rule.their_names(self.config)
+        names = {
+            at: every[tuple(r[i] for r, i in zip(ranges, at, strict=False))] for at in np.ndindex(*map(len, ranges[:depth]))
+        }
+        dtype = self.dtype or np.result_type(*{self.source.dtype(name) for name in names.values()})
+        stack = np.empty([len(r) for r in ranges], dtype)
+        for at, name in names.items():
+            target = stack[at]
             tensor = self.source.read(name) if tensor_index is None else self.source.read(name, tensor_index)
             with np.errstate(over="ignore"):  # looked at just below, with the tensor's name
                 target[...] = rule.form.to_ours(tensor, sizes)

@@ -34,8 +34,8 @@ class Stored(Protocol):
         """Our shape, the layer axis included."""
         ...
 
-    def dtype_of(self, layer: int) -> np.dtype:
-        """Return the dtype in which a layer of it is read."""
+    def dtype_of(self, place: tuple[int, ...]) -> np.dtype:
+        """Return the dtype in which a place of its stack (layer, or layer and expert) is read."""
         ...
 
     def read(self, index: tuple[slice, ...] | None = None) -> HostArray:
@@ -97,8 +97,8 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-# Given our name of a parameter, the layer and its values there, returns the values to write.
-Change = Callable[[str, int, HostArray], HostArray]
+# Given our name of a parameter, a place of its stack and its values there, returns the values to write.
+Change = Callable[[str, tuple[int, ...], HostArray], HostArray]
 
 
 def tensors_of(
@@ -109,19 +109,20 @@ def tensors_of(
     sizes, found = axis_sizes(config), []
     for rule in rules:
         parameter = stored[rule.ours]
-        shape, layers = rule.form.their_shape(sizes), rule.their_names(config)
-        for layer, name in enumerate(layers):
-            read = functools.partial(_read, parameter, rule, layer, sizes, change)
-            found.append(Tensor(name, shape, parameter.dtype_of(layer), read))
+        shape = rule.form.their_shape(sizes)
+        for place, name in rule.their_names(config).items():
+            read = functools.partial(_read, parameter, rule, place, sizes, change)
+            found.append(Tensor(name, shape, parameter.dtype_of(place), read))
     return found
 
 
-def _read(parameter: Stored, rule: Rule, layer: int, sizes: Mapping[str, int], change: Change | None) -> HostArray:
-    if rule.per_layer:
-        values = parameter.read((slice(layer, layer + 1), *(slice(0, size) for size in parameter.shape[1:])))[0]
-    else:
-        values = parameter.read()
-    return rule.form.to_theirs(values if change is None else change(rule.ours, layer, values), sizes)
+def _read(
+    parameter: Stored, rule: Rule, place: tuple[int, ...], sizes: Mapping[str, int], change: Change | None
+) -> HostArray:
+    rest = parameter.shape[len(place) :]
+    index = (*(slice(at, at + 1) for at in place), *(slice(0, size) for size in rest))
+    values = parameter.read(index).reshape(rest)
+    return rule.form.to_theirs(values if change is None else change(rule.ours, place, values), sizes)
 
 
 def in_groups(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -41,8 +41,8 @@ class DrawnParameter:
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    def dtype_of(self, layer: int) -> np.dtype:
-        """Return the dtype in which a layer of it is read."""
+    def dtype_of(self, place: tuple[int, ...]) -> np.dtype:
+        """Return the dtype in which a place of its stack is read."""
         return self.dtype
 
     def read(self, index: tuple[slice, ...] | None = None) -> HostArray:

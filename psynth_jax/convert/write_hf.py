@@ -98,7 +98,7 @@ def config_to_hf(config: DecoderConfig, stop_ids: frozenset[int] = frozenset()) 
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_width,
-        "intermediate_size": config.mlp_width,
+        ("moe_intermediate_size" if config.experts else "intermediate_size"): config.mlp_width,
         "rms_norm_eps": config.norm_eps,
         "hidden_act": "silu",
         "tie_word_embeddings": config.tied_head,
@@ -107,6 +107,12 @@ def config_to_hf(config: DecoderConfig, stop_ids: frozenset[int] = frozenset()) 
     }
     if config.family != "qwen2":
         raw["attention_bias"] = config.qkv_bias
+    if config.experts:
+        raw |= {
+            "num_experts": config.experts,
+            "num_experts_per_tok": config.experts_per_token,
+            "norm_topk_prob": config.norm_expert_weights,
+        }
     if stop_ids:
         raw["eos_token_id"] = sorted(stop_ids)
     match config.rope:

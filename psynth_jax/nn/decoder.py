@@ -1,4 +1,4 @@
-"""The decoder: Llama 3.x, SmolLM2, Qwen2/2.5 and Qwen3 (dense) in one module, layers stacked along L and scanned.
+"""The decoder: Llama 3.x, SmolLM2, Qwen2/2.5, Qwen3 and Qwen3-MoE in one module, layers stacked along L and scanned.
 
     tokens [B, T] -> embedding -> L x (norm, attention, norm, MLP) -> norm -> hidden [B, T, D] -> logits [.., V]
 
@@ -9,6 +9,7 @@ XLA has no reason to copy one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,8 @@ from psynth_jax.errors import CheckpointError
 from psynth_jax.nn import over_mesh
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.attention import attention
-from psynth_jax.nn.layers import gated_mlp, rms_norm, token_angles
+from psynth_jax.nn.experts import feed_forward
+from psynth_jax.nn.layers import rms_norm, token_angles
 from psynth_jax.nn.ragged import RaggedRows
 from psynth_jax.ops.branch_attention import Context, Implementation, OwnCache
 from psynth_jax.sharding import FSDP, check_fits, constrain, moved, parameter_shardings, parameter_spec
@@ -44,10 +46,11 @@ def parameter_letters(config: DecoderConfig) -> dict[str, str]:
         "v": "L D K H",
         "o": "L N H D",
         "mlp_norm": "L D",
-        "gate": "L D F",
-        "up": "L D F",
-        "down": "L F D",
     }
+    if config.experts:
+        layer |= {"router": "L D E", "gate": "L E D F", "up": "L E D F", "down": "L E F D"}
+    else:
+        layer |= {"gate": "L D F", "up": "L D F", "down": "L F D"}
     if config.qkv_bias:
         layer |= {"q_bias": "L N H", "k_bias": "L K H", "v_bias": "L K H"}
     if config.o_bias:
@@ -61,6 +64,17 @@ def parameter_letters(config: DecoderConfig) -> dict[str, str]:
 def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every parameter."""
     return {name: letters_to_shape(letters, config.sizes) for name, letters in parameter_letters(config).items()}
+
+
+def numbers_per_token(config: DecoderConfig) -> int:
+    """Count the numbers of all layers' matrices that a token is multiplied with; of experts, those that are chosen."""
+    shapes = parameter_shapes(config)
+    every = {name: math.prod(shapes[f"layers.{name}"]) for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    if not config.experts:
+        return sum(every.values())
+    mixture = sum(every[name] for name in ("gate", "up", "down"))
+    router = math.prod(shapes["layers.router"])
+    return sum(every.values()) - mixture + mixture // config.experts * config.experts_per_token + router
 
 
 def shardings_of(config: DecoderConfig, mesh: Mesh) -> dict[str, NamedSharding]:
@@ -244,7 +258,7 @@ class Decoder(nnx.Module):
             )
             x = cut(x + read)
             normed = rms_norm(x, weights["mlp_norm"], config.norm_eps)
-            return cut(x + gated_mlp(normed, weights["gate"], weights["up"], weights["down"])), (k, v)
+            return cut(x + feed_forward(normed, weights, config, mesh, row_axes, gathers)), (k, v)
 
         stacked = {name: value[...] for name, value in self.layers.items()}
         factors = None if lora is None else (lora.down, lora.up)

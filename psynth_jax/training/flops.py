@@ -11,17 +11,14 @@ What is computed anew to save memory, and padding, is not counted: it is no use 
 
 from __future__ import annotations
 
-import math
-
 import jax
 
 from psynth_jax.config import DecoderConfig
 from psynth_jax.nn.adapter import Lora
-from psynth_jax.nn.decoder import parameter_shapes
+from psynth_jax.nn.decoder import numbers_per_token
 from psynth_jax.topology import CHIPS
 from psynth_jax.training.batch import Counts
 
-MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 # Dense bfloat16 FLOP/s by a part of what JAX calls the device; of vendors' data sheets.
 PEAKS = {
     "TPU v5 lite": CHIPS["v5e"].flops,
@@ -38,8 +35,7 @@ PEAKS = {
 
 def step_flops(config: DecoderConfig, lora: Lora | None, counts: Counts) -> int:
     """Return the floating-point operations of a step that holds these tokens."""
-    shapes = parameter_shapes(config)
-    dense = sum(math.prod(shapes[f"layers.{name}"]) for name in MATRICES)
+    dense = numbers_per_token(config)
     adapter = 0 if lora is None else sum(x.size for x in (*lora.down.values(), *lora.up.values()))
     pair = 4 * config.layers * config.heads * config.head_width
     head = 2 * config.vocab_size * config.width

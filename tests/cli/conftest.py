@@ -45,7 +45,7 @@ def _tensors() -> dict[str, np.ndarray]:
     tensors = {
         name: (0.5 * rng.standard_normal(rule.form.their_shape(axis_sizes(config)))).astype(np.float32)
         for rule in hf_rules(config)
-        for name in rule.their_names(config)
+        for name in rule.their_names(config).values()
     }
     letters = [byte_tokenizer().encode(letter)[0] for letter in string.ascii_lowercase + " "]
     silent = np.setdiff1d(np.arange(BYTES_VOCABULARY), letters)

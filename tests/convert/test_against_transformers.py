@@ -26,7 +26,8 @@ IDS = [5, 1, 80, 3, 44, 2]
 def logits(source: Any, ids: list[int] = IDS) -> np.ndarray:
     model = source
     if isinstance(source, Path):
-        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
+        plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
+        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **plain)
     with torch.no_grad():
         return np.asarray(model.eval()(torch.tensor([ids])).logits[0])
 

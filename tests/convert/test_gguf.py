@@ -47,7 +47,7 @@ def random_tensors(config: DecoderConfig) -> dict[str, np.ndarray]:
     return {
         name: rng.standard_normal(rule.form.their_shape(axis_sizes(config))).astype(np.float32)
         for rule in gguf_rules(config)
-        for name in rule.their_names(config)
+        for name in rule.their_names(config).values()
     }
 
 
@@ -110,12 +110,12 @@ class TestFile:
         for theirs, ours in zip(gguf_rules(config), hf_rules(config), strict=True):
             assert theirs.ours == ours.ours
             per_layer = []
-            for name in theirs.their_names(config):
+            for name in theirs.their_names(config).values():
                 tensor = rng.standard_normal(ours.form.their_shape(sizes)).astype(np.float32)
                 per_layer.append(ours.form.to_ours(tensor, sizes))
                 permuted = config.family == "llama" and (".attn_q." in name or ".attn_k." in name)
                 stored[name] = interleave(tensor, config.heads if "_q" in name else config.kv_heads) if permuted else tensor
-            expected[ours.ours] = np.stack(per_layer) if ours.per_layer else per_layer[0]
+            expected[ours.ours] = np.reshape(per_layer, ours.our_shape(config))
         file = GGUFFile(write(tmp_path / "model.gguf", config, stored))
         assert read_config(file) == config
         parameters = read_parameters(file, config)
@@ -306,7 +306,5 @@ class TestSmolLM2:
         model = AutoModelForCausalLM.from_pretrained(str(smollm2_path.parent), gguf_file=smollm2_path.name)
         states = {name: value.numpy() for name, value in model.state_dict().items()}
         for rule in hf_rules(config):
-            theirs = [rule.form.to_ours(states[name], axis_sizes(config)) for name in rule.their_names(config)]
-            np.testing.assert_array_equal(
-                ours[rule.ours], np.stack(theirs) if rule.per_layer else theirs[0], err_msg=rule.ours
-            )
+            theirs = [rule.form.to_ours(states[name], axis_sizes(config)) for name in rule.their_names(config).values()]
+            np.testing.assert_array_equal(ours[rule.ours], np.reshape(theirs, rule.our_shape(config)), err_msg=rule.ours)

@@ -47,7 +47,7 @@ def random_tensors(raw: dict[str, Any], dtype: Any = np.float32) -> dict[str, np
     return {
         name: rng.standard_normal(rule.form.their_shape(axis_sizes(config))).astype(dtype)
         for rule in hf_rules(config)
-        for name in rule.their_names(config)
+        for name in rule.their_names(config).values()
     }
 
 
@@ -224,8 +224,8 @@ class TestParameters:
         assert {name: value.shape for name, value in parameters.items()} == parameter_shapes(config)
         assert {value.dtype for value in parameters.values()} == {np.dtype(np.float32)}
         for rule in hf_rules(config):
-            for layer, name in enumerate(rule.their_names(config)):
-                ours = parameters[rule.ours][layer] if rule.per_layer else parameters[rule.ours]
+            for place, name in rule.their_names(config).items():
+                ours = parameters[rule.ours][place]
                 np.testing.assert_array_equal(rule.form.to_theirs(ours, axis_sizes(config)), tensors[name], err_msg=name)
 
     @pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -306,8 +306,8 @@ class TestParameters:
         parameters = read_parameters(tmp_path, config)
         states = {key: value.numpy() for key, value in model.state_dict().items()}
         for rule in hf_rules(config):
-            stacked = [rule.form.to_ours(states.pop(key), axis_sizes(config)) for key in rule.their_names(config)]
-            np.testing.assert_array_equal(parameters[rule.ours], np.stack(stacked) if rule.per_layer else stacked[0])
+            stacked = [rule.form.to_ours(states.pop(key), axis_sizes(config)) for key in rule.their_names(config).values()]
+            np.testing.assert_array_equal(parameters[rule.ours], np.reshape(stacked, rule.our_shape(config)))
         assert set(states) <= {"lm_head.weight"}
         assert config.rope.kind == {"llama_llama3_rope": "llama3", "qwen3_yarn": "yarn"}.get(name, "plain")
 

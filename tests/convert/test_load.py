@@ -41,7 +41,7 @@ def directory(tmp_path: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(RAW))
     config = config_from_hf(RAW)
     sizes = axis_sizes(config)
-    shapes = {name: rule.form.their_shape(sizes) for rule in hf_rules(config) for name in rule.their_names(config)}
+    shapes = {name: rule.form.their_shape(sizes) for rule in hf_rules(config) for name in rule.their_names(config).values()}
     save_file({name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}, folder / "model.safetensors")
     return folder
 

@@ -65,7 +65,7 @@ class TestTables:
             np.testing.assert_array_equal(rule.form.to_theirs(ours, sizes), theirs, err_msg=rule.ours)
 
     def test_tensor_names_are_distinct(self, config, rules_of) -> None:
-        names = [name for rule in rules_of(config) for name in rule.their_names(config)]
+        names = [name for rule in rules_of(config) for name in rule.their_names(config).values()]
         assert len(set(names)) == len(names)
 
 
@@ -132,7 +132,7 @@ def test_a_form_merges_axes_on_either_side() -> None:
 def test_problems_name_every_tensor_and_both_shapes() -> None:
     config = tiny("llama")
     rules = hf_rules(config)
-    shapes = {n: r.form.their_shape(axis_sizes(config)) for r in rules for n in r.their_names(config)}
+    shapes = {n: r.form.their_shape(axis_sizes(config)) for r in rules for n in r.their_names(config).values()}
     assert find_problems(rules, config, shapes) == []
     del shapes["model.norm.weight"], shapes["model.layers.2.self_attn.q_proj.weight"]
     shapes["model.layers.1.mlp.up_proj.weight"] = (11, 13)

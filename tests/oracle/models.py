@@ -20,6 +20,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 VOCAB_SIZE = 97
@@ -90,6 +92,14 @@ def _qwen3(seed: int, rope: dict[str, Any], **changed: Any) -> PreTrainedModel:
     return _randomised(Qwen3ForCausalLM, Qwen3Config(**fields), seed)
 
 
+def _qwen3_moe(seed: int, **changed: Any) -> PreTrainedModel:
+    """Five experts of width 11, two of them for each token; N = 6, K = 2, H = 14, D = 26."""
+    sizes = _sizes(hidden_size=26, num_attention_heads=6, num_key_value_heads=2, head_dim=14, rms_norm_eps=1e-6)
+    experts = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 11, "experts_implementation": "eager"}
+    fields = {**sizes, "rope_parameters": _plain_rope(1_000_000.0), "use_sliding_window": False, **experts, **changed}
+    return _randomised(Qwen3MoeForCausalLM, Qwen3MoeConfig(**fields), seed)
+
+
 def _randomised(kind: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     """Build the model and replace every parameter, norms and biases too, by seeded noise of a useful size.
 
@@ -116,6 +126,8 @@ TINY: dict[str, Callable[[], PreTrainedModel]] = {
     "llama_attention_bias": lambda: _llama(14, attention_bias=True),
     "qwen2": _qwen2,
     "qwen3": lambda: _qwen3(16, _plain_rope(1_000_000.0)),
+    "qwen3_moe": lambda: _qwen3_moe(18, norm_topk_prob=True),
+    "qwen3_moe_plain_weights": lambda: _qwen3_moe(19, norm_topk_prob=False),
     "qwen3_yarn": lambda: _qwen3(17, dict(YARN_SCALING)),
 }
 
