@@ -14,6 +14,7 @@ from psynth_jax.branches import Branches, PositionMode
 from psynth_jax.cache import CACHE_DTYPES
 from psynth_jax.cli import view
 from psynth_jax.cli.setting import console, load, text_or_file, write_json
+from psynth_jax.convert.adapters import shipped_adapter
 from psynth_jax.errors import ContextLengthError, InputError
 from psynth_jax.prompts import Role, load_roles, synthesis_messages, worker_prompts
 from psynth_jax.synthesis import inputs
@@ -31,7 +32,10 @@ def run(
         list[str] | None, typer.Option(help="a branch given as TEXT or @FILE, instead of a worker; repeat it")
     ] = None,
     model: Annotated[str, typer.Option(help="preset, model directory, .gguf file, or hub id")] = "smollm2-135m",
-    adapter: Annotated[str | None, typer.Option(help="adapter directory for the synthesizer")] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="for the synthesizer: directory or hub id, or none; default: the one that comes with psynth_jax"),
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="answer from the texts, and from the question alone, too")
     ] = False,
@@ -57,7 +61,9 @@ def run(
     _check(asked, given, workers, worker_tokens, positions, cache_dtype)
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     SamplingOptions(max_new_tokens, temperature, top_p, top_k)  # what is wrong here must not wait for a model
-    synth = ParallelSynthesis(load(model, dtype, mesh), adapter, positions, cache_dtype=cache_dtype)  # type: ignore[arg-type]
+    loaded = load(model, dtype, mesh)
+    adapter = shipped_adapter(loaded) if adapter is None else None if adapter == "none" else adapter
+    synth = ParallelSynthesis(loaded, adapter, positions, cache_dtype=cache_dtype)  # type: ignore[arg-type]
     _check_window(synth, asked, 0, max_new_tokens)
     if given:
         names = [f"branch {number}" for number in range(1, len(given) + 1)]
@@ -72,7 +78,7 @@ def run(
     read = _written(branches)
     results = _answers(synth, asked, read, max_new_tokens, sampling, WAYS if compare else WAYS[:1], quiet=as_json)
     if as_json:
-        write_json(_described(asked, names, branches, results))
+        write_json(_described(asked, names, branches, results) | {"adapter": adapter})
         return
     if compare:
         console.print(view.answers(console, results))

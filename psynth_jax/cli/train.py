@@ -58,12 +58,13 @@ def export(
     workdir: Annotated[Path, typer.Argument(help="of a run", show_default=False)],
     into: Annotated[Path, typer.Option(help="directory of the adapter", show_default=False)],
     step: Annotated[str, typer.Option(help="latest, best (by evaluation loss), or a number")] = "latest",
+    dtype: Annotated[str | None, typer.Option(help="of the LoRA: float32 or bfloat16; default: float32")] = None,
 ) -> None:
     """Write the adapter of a checkpoint."""
     settings = read_config(workdir / "config.json", (f"workdir={workdir}",))
     trainer = _prepared(settings, None)
     reached = trainer.take(step)
-    console.print(f"the adapter of step {reached} is in {trainer.export(into)}")
+    console.print(f"the adapter of step {reached} is in {trainer.export(into, dtype)}")
 
 
 def _prepared(settings: TrainConfig, on_step: OnStep | None) -> Trainer:

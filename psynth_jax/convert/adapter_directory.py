@@ -21,6 +21,7 @@ import safetensors.numpy
 
 from psynth_jax.axes import HostArray, letters_to_shape
 from psynth_jax.convert.base import Base
+from psynth_jax.convert.rules import parameter_dtype
 from psynth_jax.convert.safetensors_file import read_json
 from psynth_jax.directories import replacing
 from psynth_jax.errors import AdapterError, ModelMismatchError
@@ -43,16 +44,24 @@ class Adapter:
     vocabulary: int | None = None
 
 
-def save_adapter(directory: str | Path, adapter: Adapter, model: Base, training: Mapping[str, Any] | None = None) -> None:
+def save_adapter(
+    directory: str | Path,
+    adapter: Adapter,
+    model: Base,
+    training: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+) -> None:
     """Write an adapter of `model` to a directory, whole or not at all; an adapter that is there already is replaced.
 
     Args:
       training: a summary (JSON values) to keep with it.
+      dtype: of the LoRA's factors: "float32", "bfloat16" or "float16"; None is as they are.
 
     Raises:
       InputError: the directory exists and holds something else.
+      ConfigError: unknown dtype.
     """
-    lora, mapper = adapter.lora, adapter.mapper
+    lora, mapper, numbers = adapter.lora, adapter.mapper, parameter_dtype(dtype)
     description = {
         "format": FORMAT,
         "base_fingerprint": model.fingerprint,
@@ -67,8 +76,8 @@ def save_adapter(directory: str | Path, adapter: Adapter, model: Base, training:
     }
     with replacing(Path(directory), (DESCRIPTION, _LORA, _MAPPER), "an adapter directory") as fresh:
         if lora is not None:
-            factors = {f"lora.{name}.down": np.asarray(value) for name, value in lora.down.items()}
-            factors |= {f"lora.{name}.up": np.asarray(value) for name, value in lora.up.items()}
+            factors = {f"lora.{name}.down": np.asarray(value, numbers) for name, value in lora.down.items()}
+            factors |= {f"lora.{name}.up": np.asarray(value, numbers) for name, value in lora.up.items()}
             safetensors.numpy.save_file(factors, fresh / _LORA)
         if mapper is not None:
             arrays = {field.name: np.asarray(getattr(mapper, field.name)) for field in dataclasses.fields(mapper)}

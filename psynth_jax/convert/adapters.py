@@ -19,8 +19,17 @@ from psynth_jax.mapper import Mapper
 from psynth_jax.nn.adapter import Lora
 
 Layout = Literal["psynth", "release", "peft"]
+_SHIPPED = Path(__file__).parents[1] / "adapters"
 _MARKS = {adapter_directory.DESCRIPTION, release.MAPPER, release.LORA, peft.CONFIG}
 _HUB_FILES = ["*.json", "*.safetensors", release.MAPPER, f"*/{release.MAPPER}", "README.md"]
+
+
+def shipped_adapter(model: Base) -> str | None:
+    """Return the name of the adapter that comes with this package for a model; None: there is none."""
+    for place in sorted(_SHIPPED.glob(f"*/{adapter_directory.DESCRIPTION}")):
+        if adapter_directory.describe(place.parent)["base_fingerprint"] == model.fingerprint:
+            return place.parent.name
+    return None
 
 
 def find_adapter(source: str | Path) -> tuple[Path, Layout]:
@@ -30,7 +39,9 @@ def find_adapter(source: str | Path) -> tuple[Path, Layout]:
     """
     directory = Path(source).expanduser()
     name = str(source).removeprefix("hf://")
-    if not directory.is_dir():
+    if not directory.is_dir() and Path(name).name == name and adapter_directory.is_adapter(_SHIPPED / name):
+        directory = _SHIPPED / name
+    elif not directory.is_dir():
         if not isinstance(source, str) or not is_hub_id(name):
             raise InputError(f"no such directory: {source}")
         directory = download(name, _HUB_FILES)
@@ -80,7 +91,7 @@ def load_adapter(source: str | Path, model: Base) -> Adapter:
 
     Args:
       source: directory or hub id ("owner/name") of an adapter of ours, of a LoRA of PEFT, or of the published release
-        (`cache_mapper.pt` and `judger_lora/`).
+        (`cache_mapper.pt` and `judger_lora/`); or "smollm2-135m", the adapter that comes with this package.
       model: from `load_model`.
 
     Raises:

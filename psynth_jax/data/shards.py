@@ -34,7 +34,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from psynth_jax.axes import HostArray
-from psynth_jax.data.example import BranchTokens, Example, Lengths, lengths_of
+from psynth_jax.data.example import BranchTokens, Example, ExampleSource, Lengths, lengths_of
 from psynth_jax.directories import made, replacing, writing
 from psynth_jax.errors import DataError
 from psynth_jax.prompts import baseline_messages, synthesis_messages
@@ -54,6 +54,14 @@ def to_bytes(example: Example) -> bytes:
     lengths = list(map(len, parts))
     header = [len(name), *lengths[:3], len(example.branches), *lengths[3:]]
     return b"".join([np.asarray(header, _INT).tobytes(), *(np.asarray(part, _INT).tobytes() for part in parts), name])
+
+
+def digest(examples: ExampleSource) -> str:
+    """Return a hash of all examples of a task, in their order."""
+    summed = hashlib.sha256()
+    for number in range(len(examples)):
+        summed.update(to_bytes(examples[number]))
+    return summed.hexdigest()
 
 
 def from_bytes(stored: bytes, task: str) -> Example:

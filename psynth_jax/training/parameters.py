@@ -32,4 +32,4 @@ def initial_parameters(config: Trainable, model: Model, seed: int) -> Parameters
         raise ConfigError(f"{config.start} has another rank, targets or mapper than the config's `trainable` says")
     if found.lora is not None and lora is not None and float(found.lora.scale) != float(lora.scale):
         raise ConfigError(f"{config.start} has alpha / rank = {float(found.lora.scale)}, the config {float(lora.scale)}")
-    return jax.tree.map(np.asarray, known)
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), known)  # an adapter may be kept in bfloat16

@@ -19,6 +19,7 @@ import numpy as np
 
 import psynth_jax
 from psynth_jax.convert.adapter_directory import Adapter, save_adapter
+from psynth_jax.data.shards import digest
 from psynth_jax.errors import ConfigError, InputError
 from psynth_jax.model import Model
 from psynth_jax.sharding import put, replicated
@@ -87,7 +88,8 @@ class Trainer:
         self._first_process = jax.process_index() == 0
         if self._first_process:
             self.workdir.mkdir(parents=True, exist_ok=True)
-        self._tasks = [source.task for _, source in data]
+        self._sources = [source for _, source in data]
+        self._tasks = [source.task for source in self._sources]
         self.plan, builder = self._batches(data, config.seed)
         self.batches = BatchSource(self.plan, builder, config.train.steps)
         self._evaluation: BatchSource | None = None
@@ -280,13 +282,15 @@ class Trainer:
             "psynth_jax": psynth_jax.__version__,
         }
 
-    def export(self, directory: str | Path) -> Path:
-        """Write mapper and adapter, averaged if the config says so, with a summary of the run."""
+    def export(self, directory: str | Path, dtype: str | None = None) -> Path:
+        """Write mapper and adapter, averaged if the config says so, with a summary of the run; dtype: of the adapter."""
         parameters = self.state.average or self.state.parameters
         if self.model.mesh is not None:
             parameters = jax.jit(lambda x: x, out_shardings=replicated(self.model.mesh))(parameters)
         if self._first_process:
             held: Parameters = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), parameters)
             adapter = Adapter(held.lora(self._options.lora_scale), held.mapper)
-            save_adapter(directory, adapter, self.model, {"steps": self.step, "jax": jax.__version__} | self._about())
+            learned = [{"task": s.task, "examples": len(s), "sha256": digest(s)} for s in self._sources]
+            summary = {"steps": self.step, "jax": jax.__version__, "data": learned} | self._about()
+            save_adapter(directory, adapter, self.model, summary, dtype)
         return Path(directory)

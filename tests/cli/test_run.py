@@ -30,7 +30,8 @@ def run(psynth: Command, model_directory: Path) -> Command:
 class TestJson:
     def test_workers(self, run: Command) -> None:
         found = run("--workers", 2, "--json").json
-        assert set(found) == {"question", "workers"} | RESULT
+        assert set(found) == {"question", "workers", "adapter"} | RESULT
+        assert found["adapter"] is None
         assert found["question"] == QUESTION
         assert [set(worker) for worker in found["workers"]] == [{"role", "text", "tokens", "finish_reason"}] * 2
         assert [worker["role"] for worker in found["workers"]] == [role.name for role in ps.load_roles()[:2]]
@@ -51,7 +52,7 @@ class TestJson:
 
     def test_compare(self, run: Command) -> None:
         found = run("--workers", 2, "--json", "--compare").json
-        assert set(found) == {"question", "workers", "text", "question_alone"} | RESULT
+        assert set(found) == {"question", "workers", "adapter", "text", "question_alone"} | RESULT
         assert set(found["text"]) == set(found["question_alone"]) == RESULT
         assert found["text"]["cached_tokens"] == found["question_alone"]["cached_tokens"] == 0
         assert found["text"]["prompt_tokens"] > found["prompt_tokens"] + 10  # the texts are prefilled too
@@ -208,7 +209,10 @@ class TestInterrupted:
 def test_real_weights_give_the_same_text_twice(psynth: Command, smollm2_path: Path) -> None:
     arguments = ("run", QUESTION, "--model", smollm2_path, "--workers", 2, "--worker-tokens", 8, "--max-new-tokens", 8)
     first, second = psynth(*arguments, "--json").json, psynth(*arguments, "--json").json
-    assert set(first) == {"question", "workers"} | RESULT
+    assert set(first) == {"question", "workers", "adapter"} | RESULT
+    assert first["adapter"] == "smollm2-135m", "the adapter that comes with the package is found by the weights"
+    base = psynth(*arguments, "--adapter", "none", "--json").json
+    assert base["adapter"] is None and base["workers"] == first["workers"]
     assert first["workers"] == second["workers"]
     assert first["answer"] == second["answer"]
     assert first["answer"].isascii() and " " in first["answer"]

@@ -32,7 +32,8 @@ def tiny(family: str, **changed) -> DecoderConfig:
         "mlp_width": 13,
         "norm_eps": 1e-5,
         "rope": PlainRope(theta=10_000.0),
-        "qk_norm": family == "qwen3",
+        "qk_norm": family in ("qwen3", "qwen3_moe"),
+        **({"experts": 5, "experts_per_token": 2} if family == "qwen3_moe" else {}),
         "qkv_bias": family == "qwen2",
         "max_positions": 64,
     }
@@ -46,6 +47,7 @@ CONFIGS = {
     "qwen2": tiny("qwen2"),
     "qwen3": tiny("qwen3"),
     "qwen3 tied, with biases": tiny("qwen3", tied_head=True, qkv_bias=True, o_bias=True),
+    "qwen3_moe": tiny("qwen3_moe"),
 }
 
 

@@ -15,7 +15,7 @@ from psynth_jax.errors import ConfigError
 from psynth_jax.nn.decoder import numbers_per_token, parameter_shapes, shardings_of
 from psynth_jax.nn.experts import expert_mlp
 from psynth_jax.sharding import check_fits
-from tests.tiny import tiny_config
+from tests.tiny import random_lora, random_mapper, tiny_config, tiny_model, token_ids
 
 
 def moe_config(experts: int = 6, per_token: int = 2, normalised: bool = True, **changed: Any) -> DecoderConfig:
@@ -100,6 +100,24 @@ def test_how_it_lies_on_a_mesh() -> None:
     assert tuple(by_width["layers.gate"].spec) == (None, None, "fsdp", "tensor")
     with pytest.raises(ConfigError, match="tensor=2 does not divide the MLP width F = 31"):
         check_fits(mesh, moe_config(5).sizes)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("axes", ["data=2,branch=2,tensor=2", "fsdp=2,branch=4"])
+def test_a_synthesizer_over_a_mesh(axes: str) -> None:
+    shape = {"layers": 2, "heads": 4, "mlp_width": 32, "width": 24}
+    mixture = {"family": "qwen3_moe", "qk_norm": True, "experts": 6, "experts_per_token": 2, "norm_expert_weights": True}
+    model = tiny_model(**shape, **mixture)
+    texts = [token_ids(i, 5 + 4 * i) for i in range(4)]
+    found = []
+    for mesh in (None, ps.make_mesh(axes)):
+        synth = ps.ParallelSynthesis(model, adapter=random_lora(model.config, 1), mesh=mesh)
+        synth.set_mapper(random_mapper(1))
+        branches = synth.encode(texts)
+        answer = synth.synthesize(token_ids(9, 7), branches, max_new_tokens=5)
+        found.append((synth.score(token_ids(9, 7), token_ids(8, 6), branches), answer.token_ids))
+    np.testing.assert_allclose(found[1][0], found[0][0], atol=2e-5)
+    assert found[1][1] == found[0][1]
 
 
 def test_counts_only_the_chosen() -> None:

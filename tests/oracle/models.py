@@ -127,7 +127,6 @@ TINY: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen2": _qwen2,
     "qwen3": lambda: _qwen3(16, _plain_rope(1_000_000.0)),
     "qwen3_moe": lambda: _qwen3_moe(18, norm_topk_prob=True),
-    "qwen3_moe_plain_weights": lambda: _qwen3_moe(19, norm_topk_prob=False),
     "qwen3_yarn": lambda: _qwen3(17, dict(YARN_SCALING)),
 }
 
