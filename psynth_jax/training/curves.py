@@ -101,6 +101,18 @@ def read_curves(path: Path) -> Curves:
     return {name: (np.array([step for step, _ in own]), np.array([v for _, v in own])) for name, own in points.items()}
 
 
+def until(curves: Curves, step: int) -> Curves:
+    """Return the curves as they were after a step."""
+    kept = {name: (steps[steps <= step], values[steps <= step]) for name, (steps, values) in curves.items()}
+    return {name: points for name, points in kept.items() if len(points[0])}
+
+
+def coarse(points: tuple[HostArray, HostArray], count: int = 50) -> list[list[float]]:
+    """Return a curve as at most `count` pairs: last step and mean of so many stretches of the same length."""
+    stretches = np.array_split(np.arange(len(points[0])), min(count, len(points[0])))
+    return [[int(points[0][at[-1]]), round(float(points[1][at].mean()), 4)] for at in stretches]
+
+
 def _numbers(line: str, where: str) -> tuple[int, dict[str, float]]:
     """Return the step of a line, and its finite numbers."""
     try:

@@ -26,12 +26,14 @@ from psynth_jax.sharding import put, replicated
 from psynth_jax.training.batch import BatchBuilder, place
 from psynth_jax.training.checkpoint import CheckpointStore
 from psynth_jax.training.config import TrainConfig, differences
-from psynth_jax.training.metrics import Metrics
+from psynth_jax.training.curves import coarse, read_curves, until
+from psynth_jax.training.metrics import FILE, Metrics
 from psynth_jax.training.optimizer import learning_rate, make_optimizer
 from psynth_jax.training.parameters import initial_parameters
 from psynth_jax.training.pipeline import BatchIterator, BatchSource, Loaded
 from psynth_jax.training.plan import Plan
 from psynth_jax.training.preemption import Preemption, preemption
+from psynth_jax.training.report import summarise
 from psynth_jax.training.reporter import OnStep, Reporter
 from psynth_jax.training.step import (
     Parameters,
@@ -282,6 +284,12 @@ class Trainer:
             "psynth_jax": psynth_jax.__version__,
         }
 
+    def _course(self) -> dict[str, Any]:
+        """Return how the run went up to here, in numbers and as a coarse curve; nothing before its first step."""
+        file = self.workdir / FILE
+        curves = until(read_curves(file), self.step) if self.step and file.is_file() else {}
+        return {"course": summarise(curves), "loss": coarse(curves["loss"])} if "loss" in curves else {}
+
     def export(self, directory: str | Path, dtype: str | None = None) -> Path:
         """Write mapper and adapter, averaged if the config says so, with a summary of the run; dtype: of the adapter."""
         parameters = self.state.average or self.state.parameters
@@ -291,6 +299,6 @@ class Trainer:
             held: Parameters = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), parameters)
             adapter = Adapter(held.lora(self._options.lora_scale), held.mapper)
             learned = [{"task": s.task, "examples": len(s), "sha256": digest(s)} for s in self._sources]
-            summary = {"steps": self.step, "jax": jax.__version__, "data": learned} | self._about()
+            summary = {"steps": self.step, "jax": jax.__version__, "data": learned} | self._about() | self._course()
             save_adapter(directory, adapter, self.model, summary, dtype)
         return Path(directory)

@@ -18,6 +18,7 @@ import pytest
 import psynth_jax as ps
 from psynth_jax.axes import tree_differences
 from psynth_jax.data.example import Example, ExampleList
+from psynth_jax.data.shards import digest
 from psynth_jax.errors import CheckpointError, ConfigError, TrainingError
 from psynth_jax.training import reporter
 from psynth_jax.training.checkpoint import CheckpointStore
@@ -45,6 +46,29 @@ def straight(model: ps.Model, codes: ExampleList, tmp_path_factory: pytest.TempP
     trainer = start(config(tmp_path_factory.mktemp("straight")), model, codes)
     assert trainer.run().reason == "done"
     return trainer
+
+
+class TestExport:
+    def test_says_what_was_learned_and_how_it_went(self, codes: ExampleList, straight: Trainer, tmp_path: Path) -> None:
+        summary = json.loads((straight.export(tmp_path / "now") / "psynth_adapter.json").read_text())["training"]
+        assert summary["loss"] == [[step, round(loss, 4)] for step, loss in losses(straight.workdir).items()]
+        assert summary["course"]["steps"] == summary["steps"] == 6 and summary["config"]["seed"] == straight.config.seed
+        assert summary["data"] == [{"task": codes.task, "examples": len(codes), "sha256": digest(codes)}]
+        other = ExampleList(codes.task, [codes[number] for number in reversed(range(len(codes)))])
+        assert digest(other) != digest(codes)
+
+    @pytest.mark.parametrize("dtype", [None, "bfloat16"])
+    def test_what_a_run_can_begin_from(
+        self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path, dtype: str | None
+    ) -> None:
+        begin = str(straight.export(tmp_path / "begin", dtype))
+        trainable = straight.config.trainable.model_dump() | {"start": begin}
+        again = start(config(tmp_path / "again", trainable=trainable), model, codes)
+        for one, other in zip(
+            jax.tree.leaves(again.state.parameters), jax.tree.leaves(straight.state.parameters), strict=True
+        ):
+            assert one.dtype == np.float32
+            np.testing.assert_allclose(one, other, rtol=0 if dtype is None else 2**-8, atol=1e-12)
 
 
 class TestResuming:
