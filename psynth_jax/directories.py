@@ -21,6 +21,7 @@ def replacing(target: Path, names: Collection[str], what: str) -> Iterator[Path]
 
     Raises `InputError` when `target` holds anything but files of these names: it is not `what`, and would be lost.
     """
+    target = target.absolute()  # a temporary directory next to a relative path would be relative, too
     if target.exists():
         strange = [target.name] if not target.is_dir() else [p.name for p in target.iterdir() if p.name not in names]
         if strange:

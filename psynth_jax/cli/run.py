@@ -62,8 +62,8 @@ def run(
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     SamplingOptions(max_new_tokens, temperature, top_p, top_k)  # what is wrong here must not wait for a model
     loaded = load(model, dtype, mesh)
-    adapter = shipped_adapter(loaded) if adapter is None else None if adapter == "none" else adapter
-    synth = ParallelSynthesis(loaded, adapter, positions, cache_dtype=cache_dtype)  # type: ignore[arg-type]
+    chosen_adapter = shipped_adapter(loaded) if adapter is None else None if adapter == "none" else adapter
+    synth = ParallelSynthesis(loaded, chosen_adapter, positions, cache_dtype=cache_dtype)  # type: ignore[arg-type]
     _check_window(synth, asked, 0, max_new_tokens)
     if given:
         names = [f"branch {number}" for number in range(1, len(given) + 1)]
@@ -78,7 +78,10 @@ def run(
     read = _written(branches)
     results = _answers(synth, asked, read, max_new_tokens, sampling, WAYS if compare else WAYS[:1], quiet=as_json)
     if as_json:
-        write_json(_described(asked, names, branches, results) | {"adapter": adapter})
+        write_json(
+            _described(asked, names, branches, results)
+            | {"adapter": None if chosen_adapter is None else str(chosen_adapter)}
+        )
         return
     if compare:
         console.print(view.answers(console, results))

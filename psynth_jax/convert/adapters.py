@@ -24,11 +24,11 @@ _MARKS = {adapter_directory.DESCRIPTION, release.MAPPER, release.LORA, peft.CONF
 _HUB_FILES = ["*.json", "*.safetensors", release.MAPPER, f"*/{release.MAPPER}", "README.md"]
 
 
-def shipped_adapter(model: Base) -> str | None:
-    """Return the name of the adapter that comes with this package for a model; None: there is none."""
+def shipped_adapter(model: Base) -> Path | None:
+    """Return the directory of the adapter that comes with this package for a model; None: there is none."""
     for place in sorted(_SHIPPED.glob(f"*/{adapter_directory.DESCRIPTION}")):
         if adapter_directory.describe(place.parent)["base_fingerprint"] == model.fingerprint:
-            return place.parent.name
+            return place.parent
     return None
 
 
@@ -109,10 +109,10 @@ def load_adapter(source: str | Path, model: Base) -> Adapter:
     release.check_base(directory, model)
     mapper = release.read_mapper(directory)
     if not (directory / release.LORA).is_dir():
-        return Adapter(None, mapper)
+        return _adapter(None, mapper, release.noted_vocabulary(directory) or model.config.vocab_size, model)
     lora, vocabulary = peft.read_peft(directory / release.LORA, model)
     return _adapter(lora, mapper, vocabulary, model)
 
 
-def _adapter(lora: Lora, mapper: Mapper | None, vocabulary: int, model: Base) -> Adapter:
+def _adapter(lora: Lora | None, mapper: Mapper | None, vocabulary: int, model: Base) -> Adapter:
     return Adapter(lora, mapper, None if vocabulary == model.config.vocab_size else vocabulary)

@@ -147,6 +147,11 @@ def _write_merged(directory: Path, stream: ModelStream, adapter: Adapter) -> tup
     """Write the base with the LoRA added to its weights; return what a plain model cannot hold."""
     config = stream.config
     if adapter.vocabulary is not None:
+        beyond = sorted(token for token in stream.stop_ids if token >= adapter.vocabulary)
+        if beyond:
+            raise InputError(
+                f"the adapter writes only {adapter.vocabulary} tokens, the model ends with {beyond}: not merged"
+            )
         config = config.model_copy(update={"vocab_size": adapter.vocabulary})
 
     def change(name: str, place: tuple[int, ...], values: HostArray) -> HostArray:

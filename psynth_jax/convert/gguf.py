@@ -81,7 +81,7 @@ class GGUFFile:
         Raises `CheckpointError` for a quantisation that cannot be read.
         """
         tensor = self._tensors[name]
-        rows = index[:1] if len(index) == 2 else ()  # what is quantised together lies within a row
+        rows = index[:1] if len(index) > 1 else ()  # what is quantised together lies within a row
         try:
             values = gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type)
         except NotImplementedError:  # how the gguf package says that it does not know a quantisation

@@ -12,7 +12,11 @@ from psynth_jax.directories import replacing
 from psynth_jax.errors import InputError
 
 _WORTH_PUSHING = ("psynth_adapter.json", "adapter_config.json", "cache_mapper.pt", "config.json")
-_NEVER = ["*.bin", "*.pth", "*.pkl", "*.pickle", "training_state.pt", "optimizer.pt", "*.ckpt"]
+# What a model or an adapter is made of; `*` goes through folders.  No pickle but the published mapper's, and no code.
+_PULLED = [
+    *("*.json", "*.safetensors", "*.jinja", "*.md", "*.txt", "*.model", "*.gguf", "LICENSE*", "NOTICE*"),
+    *("cache_mapper.pt", "*/cache_mapper.pt", "parameters/*"),
+]
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -36,8 +40,17 @@ def list_files(hub_id: str) -> list[str]:
     """List the files of a repository.  Raises `InputError`, with the reason, when the hub does not give it."""
     import huggingface_hub
 
-    with _asked(hub_id):
-        return list(huggingface_hub.list_repo_files(hub_id))
+    try:
+        with _asked(hub_id):
+            return list(huggingface_hub.list_repo_files(hub_id))
+    except InputError:  # without a network, what has been downloaded before
+        try:
+            known = Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
+        except (OSError, ValueError):
+            known = None
+        if known is None:
+            raise
+        return [path.relative_to(known).as_posix() for path in known.rglob("*") if path.is_file()]
 
 
 def push(directory: str | Path, hub_id: str, private: bool = False, message: str | None = None) -> str:
@@ -75,7 +88,7 @@ def pull(hub_id: str, target: str | Path, revision: str | None = None) -> None:
     place = Path(target).expanduser()
     with replacing(place, (), "an empty directory") as fresh:
         with _asked(hub_id):
-            huggingface_hub.snapshot_download(hub_id, revision=revision, local_dir=fresh, ignore_patterns=_NEVER)
+            huggingface_hub.snapshot_download(hub_id, revision=revision, local_dir=fresh, allow_patterns=_PULLED)
         shutil.rmtree(fresh / ".cache", ignore_errors=True)  # the client's notes on what it has downloaded
         if not any(fresh.iterdir()):
             raise InputError(f"{hub_id!r} has no files that are read here")
@@ -87,7 +100,10 @@ def _asked(hub_id: str, verb: str = "does not give") -> Iterator[None]:
 
     try:
         yield
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:
+        # A connection that fails comes as an error of the HTTP library, whose name has changed between versions.
+        if not isinstance(error, HfHubHTTPError | OSError | ValueError) and not type(error).__module__.startswith("httpx"):
+            raise
         reason = str(error).strip().split("\n")[0]
         here = " is no directory here, and" if verb == "does not give" else ":"
         raise InputError(f"{hub_id!r}{here} the Hugging Face hub {verb} it: {reason}") from None

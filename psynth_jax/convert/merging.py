@@ -112,7 +112,7 @@ def _of_deltas(first: Lora, second: Lora, weight: float, rank: int) -> tuple[Lor
         p, s = np.linalg.qr(right.swapaxes(1, 2))
         u, values, v = np.linalg.svd(r @ s.swapaxes(1, 2))
         kept = min(rank, values.shape[1])
-        root = np.sqrt(values[:, :kept] / float(first.scale))
+        root = np.sqrt(values[:, :kept])
         made = ((q @ u[..., :kept]) * root[:, None, :], root[:, :, None] * (v[:, :kept] @ p.swapaxes(1, 2)))
         missing = rank - kept
         made = (np.pad(made[0], ((0, 0), (0, 0), (0, missing))), np.pad(made[1], ((0, 0), (0, missing), (0, 0))))
@@ -120,7 +120,7 @@ def _of_deltas(first: Lora, second: Lora, weight: float, rank: int) -> tuple[Lor
         up[target] = _shaped(made[1], (len(made[1]), rank, *np.shape(first.up[target])[2:]))
         lost += float((values[:, kept:] ** 2).sum())
         total += float((values**2).sum())
-    return Lora(down, up, first.scale), (lost / total) ** 0.5 if total else 0.0
+    return Lora(down, up, jnp.float32(1)), (lost / total) ** 0.5 if total else 0.0
 
 
 def _flat(lora: Lora, half: str, target: str) -> HostArray:

@@ -78,8 +78,8 @@ class OrbaxTensors:
         try:
             names = [item["key_metadata"][0]["key"] for item in described["tree_metadata"].values()]
             driver = "zarr3" if described["use_zarr3"] else "zarr"
-            store = {"driver": "ocdbt", "base": f"file://{state.absolute()}/"}
-        except (KeyError, TypeError, IndexError):
+            store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{state.absolute()}/"}}
+        except (KeyError, TypeError, IndexError, AttributeError):
             raise CheckpointError(f"{state / '_METADATA'} does not describe an Orbax checkpoint of arrays") from None
         self._directory = directory
         self._arrays: dict[str, Any] = {}

@@ -28,6 +28,20 @@ FILES = (CONFIG, WEIGHTS)
 _PREFIX = "base_model.model."
 _FACTOR = _PREFIX + "model.layers.{l}.self_attn.{target}_proj.lora_{half}.weight"
 _TABLES = {_PREFIX + "model.embed_tokens.weight": "embedding", _PREFIX + "lm_head.weight": "head"}
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_REFUSED = (
+    *("use_dora", "fan_in_fan_out", "lora_bias", "rank_pattern", "alpha_pattern", "layer_replication", "exclude_modules"),
+    *(
+        "alora_invocation_tokens",
+        "loftq_config",
+        "use_qalora",
+        "use_bdlora",
+        "kasa_config",
+        "velora_config",
+        "monteclora_config",
+    ),
+    *("target_parameters", "megatron_config"),
+)
 _ROWS = 4096  # of a table, compared at once
 
 # Target -> forms of the factors A (down) and B (up); the letter A is the rank.
@@ -49,8 +63,10 @@ def read_peft(directory: Path, base: Base) -> tuple[Lora, int]:
       ModelMismatchError: it stores an embedding or a head that is not the base's.
     """
     described = read_json(directory / CONFIG)
-    targets, scale = _targets(directory, described, base.config), _scale(directory, described)
     file = SafetensorsFile(directory / WEIGHTS)
+    if file.problems:
+        raise AdapterError(f"{file.path}: " + "; ".join(file.problems[:8]))
+    targets, scale = _targets(directory, described, file.shapes), _scale(directory, described)
     tables = {name: table for name, table in _TABLES.items() if name in file.shapes}
     layers = _adapted_layers(directory, described, base.config)
     names = _factor_names(targets, layers)
@@ -69,43 +85,31 @@ def read_peft(directory: Path, base: Base) -> tuple[Lora, int]:
     return Lora(factors["down"], factors["up"], jnp.float32(scale)), vocabulary
 
 
-def _targets(directory: Path, described: Mapping[str, Any], config: DecoderConfig) -> list[str]:
-    """Return the projections that it changes, after refusing what would be read wrongly."""
-    refused = [f"{key} {described[key]!r}" for key in ("use_dora", "fan_in_fan_out", "lora_bias") if described.get(key)]
-    refused += [
-        key for key in ("rank_pattern", "alpha_pattern", "layer_replication", "exclude_modules") if described.get(key)
-    ]
+def _targets(directory: Path, described: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Return the projections that it changes, by the names of its tensors, after refusing what would be read wrongly."""
+    refused = [f"{key} {described[key]!r}" for key in _REFUSED if described.get(key)]
     if described.get("peft_type") != "LORA":
         refused.append(f"peft_type {described.get('peft_type')!r} (LORA is supported)")
     if described.get("bias", "none") != "none":
         refused.append(f"bias {described['bias']!r}")
-    if set(described.get("modules_to_save") or ()) - {"embed_tokens", "lm_head"}:
-        refused.append(f"modules_to_save {described['modules_to_save']}")
-    named = described.get("target_modules")
-    every = [f"{x}_proj" for x in ("q", "k", "v", "o", "gate", "up", "down")]
-    if isinstance(named, str):
-        full = {f"model.layers.0.{'self_attn' if name[0] in 'qkvo' else 'mlp'}.{name}": name for name in every}
-        full["model.layers.0.mlp.up_proj"] = "up_proj"
-        named = every if named == "all-linear" else [short for long, short in full.items() if _matches(named, long)]
-    modules = sorted({str(name).rsplit(".", 1)[-1] for name in named or ()})
-    beyond = [name for name in modules if name not in every[:4]]
-    if beyond or not modules:
-        refused.append(f"target_modules {', '.join(beyond) or named} (q_proj, k_proj, v_proj and o_proj are supported)")
+    if described.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal", "eva"):
+        refused.append(f"init_lora_weights {described['init_lora_weights']!r}, which changes the base")
+    saved = described.get("modules_to_save") or []
+    if not isinstance(saved, list) or {str(name) for name in saved} - {"embed_tokens", "lm_head"}:
+        refused.append(f"modules_to_save {saved}")
+    changed = {found[1] for name in names if (found := re.search(r"\.(\w+)\.lora_[AB]\.weight$", name))}
+    known = [name for name in _PROJECTIONS if name in changed]
+    beyond = sorted(changed - {*_PROJECTIONS})
+    if beyond or not known:
+        refused.append(f"target_modules {', '.join(beyond) or 'none'} ({', '.join(_PROJECTIONS)} are supported)")
     if refused:
         raise AdapterError(f"{directory / CONFIG} uses what is not supported: " + "; ".join(refused))
-    return [name[0] for name in every[:4] if name in modules]
-
-
-def _matches(pattern: str, name: str) -> bool:
-    try:
-        return re.fullmatch(pattern, name) is not None
-    except re.error as error:
-        raise AdapterError(f"target_modules {pattern!r} is no regular expression: {error}") from None
+    return [name[0] for name in known]
 
 
 def _scale(directory: Path, described: Mapping[str, Any]) -> float:
     rank, alpha = described.get("r"), described.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float) or isinstance(alpha, bool):
+    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float) or not 0 < alpha < 1e9:
         raise AdapterError(f"{directory / CONFIG} has r {rank!r} and lora_alpha {alpha!r}; both must be positive numbers")
     return float(alpha) / (rank**0.5 if described.get("use_rslora") else rank)
 
@@ -114,7 +118,7 @@ def _adapted_layers(directory: Path, described: Mapping[str, Any], config: Decod
     chosen = described.get("layers_to_transform")
     if chosen is None:
         return list(range(config.layers))
-    layers = [chosen] if isinstance(chosen, int) else list(chosen)
+    layers = chosen if isinstance(chosen, list) else [chosen]
     if not layers or not all(type(x) is int and 0 <= x < config.layers for x in layers):
         raise AdapterError(
             f"{directory / CONFIG}: layers_to_transform is {chosen}, the model has layers 0 to {config.layers - 1}"

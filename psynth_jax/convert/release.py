@@ -47,6 +47,8 @@ _INPUTS: dict[str, tuple[str, ...]] = {
     "none": (FEATURES[2],),
 }
 
+_RESIZE = "For PEFT, cut the base first: `model.resize_token_embeddings({})`."
+
 
 def find_release(directory: Path) -> Path | None:
     """Return where inside a directory the mapper or the LoRA lies; None: nowhere."""
@@ -69,7 +71,7 @@ def read_mapper(directory: Path) -> Mapper | None:
     arrays = {ours: np.asarray(tensors[theirs], np.float32).T for theirs, ours in _NAMES.items()}
     described = read_json(directory / MAPPER_CONFIG) if (directory / MAPPER_CONFIG).is_file() else {}
     kind = described.get("metadata_features", "both")
-    if kind not in _INPUTS:
+    if not isinstance(kind, str) or kind not in _INPUTS:
         raise AdapterError(
             f"{directory / MAPPER_CONFIG}: metadata_features is {kind!r}, expected one of {', '.join(_INPUTS)}"
         )
@@ -106,6 +108,12 @@ def check_base(directory: Path, base: Base) -> None:
         raise ModelMismatchError(f"{directory} was made for another base model than {base.name}")
 
 
+def noted_vocabulary(directory: Path) -> int | None:
+    """Return the cut vocabulary that was noted, which a mapper alone has no rows to tell."""
+    noted = _meta(directory).get("vocab_size")
+    return noted if type(noted) is int and noted > 0 else None
+
+
 def training_summary(directory: Path) -> dict[str, Any]:
     """Return what the checkpoint says of its training; empty: nothing."""
     meta = _meta(directory)
@@ -126,6 +134,7 @@ def write_release(directory: Path, adapter: Adapter, base: Base, training: Mappi
         peft.write_peft(directory / LORA, adapter.lora, base, vocabulary, base.name)
     steps = training.get("steps", training.get("global_step"))
     meta = {"global_step": steps, "base_fingerprint": base.fingerprint, "training": dict(training)}
+    meta["vocab_size"] = adapter.vocabulary
     write_json(directory / META, {key: value for key, value in meta.items() if value is not None})
     files = sorted(path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
     sums = {str(path): hashlib.sha256((directory / path).read_bytes()).hexdigest() for path in files}
@@ -157,6 +166,7 @@ def model_card(adapter: Adapter, base: Base, training: Mapping[str, Any], sums: 
             + "; ".join(parts or ["nothing: the base itself"])
             + ".",
             "",
+            *([_RESIZE.format(adapter.vocabulary), ""] if adapter.vocabulary is not None else []),
             "```python",
             "import psynth_jax as ps",
             "",

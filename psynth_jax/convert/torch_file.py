@@ -13,10 +13,9 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -30,13 +29,20 @@ _DAMAGE = (
     *(ArithmeticError, MemoryError, RuntimeError, OSError),
 )
 MOST_BYTES = 64 << 20  # of all members together: such files hold small things, large ones are safetensors
-_MOST_PICKLE = 1 << 20
+_MOST_PICKLE = 1 << 16
 _STORAGES = {
     "DoubleStorage": np.dtype(np.float64),
     "FloatStorage": np.dtype(np.float32),
     "HalfStorage": np.dtype(np.float16),
     "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
 }
+
+
+_OPCODES = (
+    *("PROTO", "FRAME", "STOP", "GLOBAL", "STACK_GLOBAL", "REDUCE", "MARK", "EMPTY_DICT", "EMPTY_TUPLE", "BINPERSID"),
+    *("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "BINUNICODE", "SHORT_BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1"),
+    *("NONE", "NEWTRUE", "NEWFALSE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "MEMOIZE"),
+)
 
 
 class _StandIn:
@@ -86,16 +92,28 @@ class _Storage(_StandIn):
 class _EmptyDict(_StandIn):
     __slots__ = ()
 
-    def __call__(self, *arguments: Any) -> OrderedDict[Any, Any]:
+    def __call__(self, *arguments: Any) -> dict[str, Any]:
         if arguments:
             raise pickle.UnpicklingError("an OrderedDict is made from something")
-        return OrderedDict()
+        return {}  # which keeps its order, too
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """Python's own unpickler, whose table of opcodes is cut to those that a dict of tensors needs.
+
+    (The one in C cannot be cut, and allots its memo by the largest number that a pickle names.)
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()
+        if bytes([code]) in {getattr(pickle, name) for name in _OPCODES}
+    }
+
     def __init__(self, archive: zipfile.ZipFile, folder: str):
         super().__init__(io.BytesIO(archive.read(f"{folder}/data.pkl")))
         self._archive, self._folder = archive, folder
+        self._storages: dict[str, HostArray] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         """Give the stand-in of a name that a dict of tensors needs."""
@@ -110,14 +128,39 @@ class _Unpickler(pickle.Unpickler):
         return known[module, name]
 
     def persistent_load(self, pid: Any) -> HostArray:
-        """Read a storage."""
+        """Read a storage, once."""
         match pid:
             case ("storage", _Storage() as kind, str() as key, _, int() as count) if key.isalnum():
-                numbers = np.frombuffer(self._archive.read(f"{self._folder}/data/{key}"), kind.dtype)
-                if numbers.size < count:
+                if key not in self._storages:
+                    self._storages[key] = np.frombuffer(self._archive.read(f"{self._folder}/data/{key}"), kind.dtype)
+                numbers = self._storages[key]
+                if numbers.size < count or numbers.dtype != kind.dtype:
                     raise pickle.UnpicklingError(f"storage {key} has {numbers.size} numbers, {count} are declared")
                 return numbers[:count]
         raise pickle.UnpicklingError("a storage is described wrongly")
+
+    def load_setitems(self) -> None:
+        """Put items into a dict, under texts only: hashing what a pickle nests can take forever."""
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        self._put(items[::2], items[1::2])
+
+    def load_setitem(self) -> None:
+        """Put one item into a dict."""
+        value, key = self.stack.pop(), self.stack.pop()  # type: ignore[attr-defined]
+        self._put([key], [value])
+
+    def _put(self, keys: list[Any], values: list[Any]) -> None:
+        target = self.stack[-1]  # type: ignore[attr-defined]
+        if type(target) is not dict or any(type(key) is not str for key in keys):
+            raise pickle.UnpicklingError("a dict has keys that are no texts")
+        for key, value in zip(keys, values, strict=True):
+            target[key] = value
+
+    def load_build(self) -> None:
+        """Forget what state an object is to get: torch notes versions there."""
+        self.stack.pop()  # type: ignore[attr-defined]
+
+    dispatch |= {pickle.SETITEMS[0]: load_setitems, pickle.SETITEM[0]: load_setitem, pickle.BUILD[0]: load_build}
 
 
 def read_torch_file(path: Path) -> dict[str, HostArray]:
@@ -144,16 +187,19 @@ def _read(archive: zipfile.ZipFile) -> dict[str, HostArray]:
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1 or len(members) != len(archive.infolist()):
         raise ValueError("it is not laid out as torch.save does it")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
+        raise ValueError("it is compressed, which torch.save does not do")
     if sum(member.file_size for member in members.values()) > MOST_BYTES or members[pickles[0]].file_size > _MOST_PICKLE:
         raise ValueError(f"it is larger than {MOST_BYTES >> 20} MiB; large tensors belong into safetensors")
     folder = pickles[0].removesuffix("/data.pkl")
     if f"{folder}/byteorder" in members and archive.read(f"{folder}/byteorder") != b"little":
         raise ValueError("its numbers are big-endian")
     found = _Unpickler(archive, folder).load()
-    wrong = not isinstance(found, dict) or any(type(k) is not str or type(v) is not np.ndarray for k, v in found.items())
-    if wrong:
+    if type(found) is not dict or any(type(value) is not np.ndarray for value in found.values()):
         raise ValueError("it holds something else than a dict of tensors")
-    return dict(found)
+    if sum(value.nbytes for value in found.values()) > MOST_BYTES:
+        raise ValueError("its tensors are views of each other, and together larger than the file may be")
+    return found
 
 
 def write_torch_file(path: Path, tensors: Mapping[str, HostArray]) -> None:

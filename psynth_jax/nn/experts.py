@@ -98,14 +98,14 @@ def _run(
     number = jnp.where(mine, chosen.reshape(-1) - first, held)  # tokens of others' experts come last, and belong to no group
     order = jnp.argsort(number)
     sizes = jnp.bincount(number, length=held + 1)[:held].astype(jnp.int32)
+    grouped = (jnp.arange(len(order)) < sizes.sum())[:, None]
+
+    def product(rows: Array, matrices: Array) -> Array:
+        # Rows behind the last group are whatever the device left there, forwards and backwards: replaced, not times 0.
+        return jnp.where(grouped, jax.lax.ragged_dot(jnp.where(grouped, rows, 0), matrices, sizes), 0)
+
     sorted_rows = flat[order // per_token]
-    hidden = jax.nn.silu(whole(_grouped(sorted_rows, gate, sizes))) * whole(_grouped(sorted_rows, up, sizes))
-    given = _grouped(hidden, down, sizes)
+    hidden = jax.nn.silu(whole(product(sorted_rows, gate))) * whole(product(sorted_rows, up))
     share = jnp.where(mine, weights.reshape(-1), 0.0).astype(x.dtype)[:, None]
-    # Rows behind the last group hold what the device left there: they are not multiplied by 0 but replaced.
-    back = jnp.where(mine[:, None], given[jnp.argsort(order)], 0) * share
+    back = product(hidden, down)[jnp.argsort(order)] * share
     return back.reshape(count, per_token, -1).sum(axis=1).reshape(x.shape)
-
-
-def _grouped(rows: Array, matrices: Array, sizes: Array) -> Array:
-    return jax.lax.ragged_dot(rows, matrices, sizes)

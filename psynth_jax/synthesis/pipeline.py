@@ -100,7 +100,8 @@ class ParallelSynthesis:
             raise AdapterError(f"the adapter does not fit {model.name}: " + "; ".join(wrong))
         self._vocabulary = adapter.vocabulary if adapter is not None else None
         placed = model if mesh is None else model.on(mesh)
-        self.model = placed if self._vocabulary is None else placed.writes(self._vocabulary)
+        writes = self._vocabulary or model.config.vocab_size
+        self.model = placed if placed.decoder.vocabulary == writes else placed.writes(writes)
         self.positions: PositionMode = positions
         self.engine = Engine(self.model.decoder, implementation, cache_dtype)
         self._placed = PlacedCaches(self.model.mesh, model.config.kv_heads)

@@ -26,6 +26,10 @@ def initial_parameters(config: Trainable, model: Model, seed: int) -> Parameters
     if config.start is None:
         return jax.tree.map(np.asarray, fresh)
     found = load_adapter(config.start, model)
+    if found.vocabulary is not None:
+        raise ConfigError(
+            f"{config.start} writes only {found.vocabulary} tokens: training on from a cut vocabulary is not supported"
+        )
     known = Parameters(found.mapper, found.lora.down if found.lora else {}, found.lora.up if found.lora else {})
     shapes, expected = ([(str(path), np.shape(x)) for path, x in jax.tree.leaves_with_path(tree)] for tree in (known, fresh))
     if shapes != expected:

@@ -85,5 +85,6 @@ def test_refused(refused: Refused, adapters: list[Path], tmp_path: Path) -> None
     assert "Missing option '--to'" in refused("convert", adapters[0], tmp_path / "out")
     assert "merge them, or convert to peft" in refused("convert", adapters[0], tmp_path / "out", "--to", "hf")
     assert "must be from 0 to 1" in refused("merge", *adapters, tmp_path / "out", "--weight", 2)
+    assert "is not an empty directory" in refused("merge", *adapters, adapters[1])
     assert "no such directory" in refused("merge", adapters[0], tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()

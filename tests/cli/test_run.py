@@ -210,7 +210,9 @@ def test_real_weights_give_the_same_text_twice(psynth: Command, smollm2_path: Pa
     arguments = ("run", QUESTION, "--model", smollm2_path, "--workers", 2, "--worker-tokens", 8, "--max-new-tokens", 8)
     first, second = psynth(*arguments, "--json").json, psynth(*arguments, "--json").json
     assert set(first) == {"question", "workers", "adapter"} | RESULT
-    assert first["adapter"] == "smollm2-135m", "the adapter that comes with the package is found by the weights"
+    assert first["adapter"].endswith("adapters/smollm2-135m"), (
+        "the adapter that comes with the package is found by the weights"
+    )
     base = psynth(*arguments, "--adapter", "none", "--json").json
     assert base["adapter"] is None and base["workers"] == first["workers"]
     assert first["workers"] == second["workers"]

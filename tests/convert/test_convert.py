@@ -120,6 +120,14 @@ def test_a_model_of_two_dtypes_keeps_both(tmp_path: Path) -> None:
     assert (tmp_path / "back" / "config.json").read_bytes() == (tmp_path / "source" / "config.json").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["plain", "with # and ? and %20"])
+def test_a_target_in_the_working_directory(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    convert("tiny-random", name, "psynth")
+    assert ps.load_model(tmp_path / name).fingerprint == ps.load_model("tiny-random").fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 ROPES = {
     "llama3": Llama3Rope(theta=1e4, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_positions=64),
     "yarn": YarnRope(theta=1e6, factor=4.0, original_positions=128, attention_factor=1.25, truncate=False),
@@ -169,14 +177,34 @@ class TestMerging:
 
     def test_a_cut_vocabulary_is_cut_off(self, tmp_path: Path) -> None:
         model = ps.load_model("tiny-random")
-        adapter = ps.Adapter(random_lora(model.config, 5), ps.ParallelSynthesis(model).adapter.mapper, vocabulary=200)
-        ps.save_adapter(tmp_path / "adapter", adapter, model)
-        convert(tmp_path / "adapter", tmp_path / "merged", "hf", merge=True)
+        convert(model.name, tmp_path / "base", "hf")
+        for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+            (tmp_path / "base" / name).unlink()
+        raw = json.loads((tmp_path / "base" / "config.json").read_text())
+        (tmp_path / "base" / "config.json").write_text(
+            json.dumps({key: x for key, x in raw.items() if key != "eos_token_id"})
+        )
+        ps.save_adapter(tmp_path / "adapter", ps.Adapter(random_lora(model.config, 5), None, vocabulary=200), model)
+        convert(tmp_path / "adapter", tmp_path / "merged", "hf", merge=True, base=tmp_path / "base")
         merged = ps.load_model(tmp_path / "merged")
         assert merged.config == model.config.model_copy(update={"vocab_size": 200})
         found = ps.ParallelSynthesis(merged).score([1, 2, 3], [7, 150, 31, 9])
         expected = ps.ParallelSynthesis(model, adapter=tmp_path / "adapter").score([1, 2, 3], [7, 150, 31, 9])
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+class TestCutVocabularies:
+    def test_not_below_the_end_of_a_text(self, tmp_path: Path) -> None:
+        model = ps.load_model("tiny-random")
+        ps.save_adapter(tmp_path / "adapter", ps.Adapter(random_lora(model.config, 5), None, vocabulary=200), model)
+        with pytest.raises(InputError, match=r"writes only 200 tokens, the model ends with \[257\]"):
+            convert(tmp_path / "adapter", tmp_path / "merged", "hf", merge=True)
+
+    def test_a_model_is_whole_again_without_the_adapter(self) -> None:
+        model = ps.load_model("tiny-random")
+        cut = ps.ParallelSynthesis(model, adapter=ps.Adapter(None, None, vocabulary=200))
+        assert cut.model.decoder.vocabulary == 200 and cut.adapter.vocabulary == 200
+        assert ps.ParallelSynthesis(cut.model).model.decoder.vocabulary == 258
 
 
 class TestRefused:

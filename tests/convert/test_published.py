@@ -16,7 +16,7 @@ import safetensors.numpy  # noqa: E402
 
 import psynth_jax as ps  # noqa: E402
 from psynth_jax.convert.convert import convert  # noqa: E402
-from psynth_jax.errors import AdapterError, ModelMismatchError  # noqa: E402
+from psynth_jax.errors import AdapterError, ModelMismatchError, UserError  # noqa: E402
 from tests.oracle import models, synthesis  # noqa: E402
 from tests.oracle.synthesis import OracleBranch  # noqa: E402
 
@@ -108,6 +108,13 @@ def test_the_vocabulary_is_cut_for_workers_and_synthesizer(base: Path, release: 
     assert synth.model.fingerprint == model.fingerprint
 
 
+def test_a_mapper_alone_keeps_the_cut(base: Path, release: Path, tmp_path: Path) -> None:
+    model = ps.load_model(base)
+    ps.save_adapter(tmp_path / "ours", ps.Adapter(None, ps.load_adapter(release, model).mapper, CUT), model)
+    convert(tmp_path / "ours", tmp_path / "back", "peft", base=base)
+    assert ps.load_adapter(tmp_path / "back", model).vocabulary == CUT
+
+
 @pytest.mark.parametrize("where", ["", "latest", "step_checkpoints/latest"])
 def test_found_where_a_run_saves_it(base: Path, release: Path, tmp_path: Path, where: str) -> None:
     (tmp_path / "run" / where).parent.mkdir(parents=True, exist_ok=True)
@@ -168,11 +175,28 @@ class TestPeftAlone:
             ({"target_modules": ["q_proj", "down_proj"]}, "target_modules down_proj"),
             ({"target_modules": "all-linear"}, "target_modules .*(down_proj|gate_proj)"),
             ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
+            ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa', which changes the base"),
         ],
     )
     def test_what_is_not_supported(self, base: Path, tmp_path: Path, changed: dict[str, Any], match: str) -> None:
         with_lora(base_model(), **changed).save_pretrained(tmp_path / "lora")
         with pytest.raises(AdapterError, match=match):
+            ps.load_adapter(tmp_path / "lora", ps.load_model(base))
+
+    @pytest.mark.parametrize("alpha", [0, -4, float("nan"), "16", None, 10**400])
+    def test_a_scale_that_is_none(self, base: Path, tmp_path: Path, alpha: Any) -> None:
+        with_lora(base_model()).save_pretrained(tmp_path / "lora")
+        config = tmp_path / "lora" / "adapter_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": alpha}))
+        with pytest.raises(UserError, match="lora_alpha"):
+            ps.load_adapter(tmp_path / "lora", ps.load_model(base))
+
+    def test_numbers_that_are_no_floats(self, base: Path, tmp_path: Path) -> None:
+        with_lora(base_model()).save_pretrained(tmp_path / "lora")
+        weights = tmp_path / "lora" / "adapter_model.safetensors"
+        tensors = {name: x.astype(np.int64) for name, x in safetensors.numpy.load_file(weights).items()}
+        safetensors.numpy.save_file(tensors, weights)
+        with pytest.raises(AdapterError, match="has dtype I64"):
             ps.load_adapter(tmp_path / "lora", ps.load_model(base))
 
     def test_an_embedding_of_its_own(self, base: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def model(smollm2_path: Path) -> ps.Model:
 @pytest.mark.weights
 class TestRealWeights:
     def test_is_found_by_the_weights(self, model: ps.Model) -> None:
-        assert shipped_adapter(model) == NAME
+        assert shipped_adapter(model) == HOME
         adapter = ps.load_adapter(NAME, model)
         assert adapter.lora is not None and adapter.mapper is not None
         assert {np.asarray(x).dtype.name for x in adapter.lora.down.values()} == {"bfloat16"}

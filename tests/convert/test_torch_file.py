@@ -127,6 +127,11 @@ OPCODES = {
     "a storage of nothing": b"K\x01Q.",
     "a number": b"K\x01.",
     "an extension": b"\x82\x01.",
+    "a memo of billions of entries behind a value": b"}X\x01\x00\x00\x00ar\xff\xff\xff\x07K\x01s.",
+    "a key whose hash takes forever": b"})" + b"0".join([b"2\x86"] * 60).replace(b"0", b"") + b"K\x01s.",
+    "a set": b"\x8f.",
+    "a list": b"].",
+    "a value that is no tensor": b"}X\x01\x00\x00\x00aX\x01\x00\x00\x00bs.",
     "nothing": b"",
 }
 
@@ -175,10 +180,34 @@ def test_a_truncated_file_and_none(written: Path) -> None:
     refused(written, "has no cache_mapper.pt")
 
 
+def test_a_memo_takes_no_more_than_it_holds(written: Path) -> None:
+    """The unpickler in C allots room up to the largest number that is named: gigabytes, for these nine bytes."""
+    assert read_torch_file(rewrite(written, data_pkl=b"}r\xff\xff\xff\x07.")) == {}
+
+
+def test_state_cannot_hide_what_a_dict_holds(written: Path) -> None:
+    """An OrderedDict can be given attributes, such as another `values`; here they are forgotten."""
+    empty = b"ccollections\nOrderedDict\n)R"
+    item, state = b"X\x01\x00\x00\x00aX\x01\x00\x00\x00bs", b"}X\x05\x00\x00\x00itemsccollections\nOrderedDict\ns"
+    refused(rewrite(written, data_pkl=empty + item + state + b"b."), "something else than a dict of tensors")
+
+
+def test_views_that_are_larger_than_the_file(written: Path) -> None:
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ\x00\x00\x10\x00tQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00" + numbers(1 << 20) + numbers(1) + b"\x89}tR"
+    items = b"".join(b"X\x02\x00\x00\x00%02d" % n + tensor for n in range(20))
+    large = rewrite(written, data_pkl=b"}(" + items + b"u.", **{"0": bytes(4 << 20)})
+    refused(large, "views of each other")
+
+
 def test_an_archive_that_unpacks_to_too_much(written: Path) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", members(written)["archive/data.pkl"])
         archive.writestr("archive/data/0", bytes(MOST_BYTES + 1))
     written.write_bytes(packed.getvalue())
-    refused(written, "larger than 64 MiB")
+    refused(written, "it is compressed")
+
+
+def test_a_file_that_is_too_large(written: Path) -> None:
+    refused(rewrite(written, **{"1": bytes(MOST_BYTES + 1)}), "larger than 64 MiB")
