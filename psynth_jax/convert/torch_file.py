@@ -1,7 +1,7 @@
 """A file of `torch.save` that holds a dict of tensors, read and written without torch and without running anything.
 
 Such a file is a zip archive: `data.pkl`, a pickle in which every tensor is a call of `_rebuild_tensor_v2` on a storage, and
-one member `data/<key>` of raw numbers per storage.  A pickle can name any function and call it, so this reader knows five
+one member `data/<key>` of raw numbers per storage.  A pickle can name any function and call it, so this reader knows seven
 names, all of them stand-ins of its own, and refuses every other.  What it returns are NumPy arrays.
 """
 
