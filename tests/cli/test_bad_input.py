@@ -154,7 +154,7 @@ class TestAdapter:
 
     def test_no_adapter(self, refused: Refused, model_directory: Path, tmp_path: Path) -> None:
         said = refused("run", "Why?", "--model", model_directory, "--adapter", tmp_path)
-        assert "not an adapter directory: psynth_adapter.json is missing" in said
+        assert "is not an adapter: it has no psynth_adapter.json" in said
 
     def test_unknown_version(self, refused: Refused, model_directory: Path, adapter: Path) -> None:
         self.change(adapter, format=99)

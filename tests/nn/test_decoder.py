@@ -248,6 +248,10 @@ FLIPPED_ROPE: dict[type[Config], tuple[Config, dict[str, Any]]] = {
 }
 
 
+MIXTURE: dict[str, Any] = {"experts": 4, "experts_per_token": 2}
+FLIPPED_MIXTURE: dict[str, Any] = {"experts": 5, "experts_per_token": 3, "norm_expert_weights": True}
+
+
 @functools.cache
 def logits_of(config: DecoderConfig) -> np.ndarray:
     """The reference form, because it compiles fastest.  Parameters of the same name are the same for every config."""
@@ -261,7 +265,8 @@ def assert_different(config: DecoderConfig, other: DecoderConfig) -> None:
 
 @pytest.mark.parametrize("field", sorted(set(DecoderConfig.model_fields) - OF_NO_DECODER))
 def test_every_field_of_the_config_changes_the_output(field: str) -> None:
-    assert_different(tiny_config(**EVERYTHING), tiny_config(**{**EVERYTHING, field: FLIPPED[field]}))
+    base = EVERYTHING | (MIXTURE if field in FLIPPED_MIXTURE else {})
+    assert_different(tiny_config(**base), tiny_config(**{**base, field: (FLIPPED | FLIPPED_MIXTURE)[field]}))
 
 
 @pytest.mark.parametrize(

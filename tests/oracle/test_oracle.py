@@ -184,6 +184,7 @@ def test_saved_models_load_again(tmp_path, model, case):
     _, prompt, target = case
     models.save(model, tmp_path)
     assert sorted(path.suffix for path in tmp_path.iterdir() if path.suffix != ".json") == [".safetensors"]
-    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
+    plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **plain).eval()
     expected = synthesis.text_logprobs(model, prompt, target)
     assert distance(synthesis.text_logprobs(again, prompt, target), expected) == 0.0
