@@ -60,6 +60,7 @@ def write_model_directory(directory: Path, stream: ModelStream) -> None:
     place, tensors = directory / _PARAMETERS, tensors_of(stream, _rules(stream.config), stream.config)
     context = ocp.Context()
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+    context.memory.deepcopy_host_arrays = False  # nobody changes them while they are written
     with context:
         for group in in_groups(tensors):
             ocp.partial.save(place, {tensor.name: tensor.read() for tensor in group})
