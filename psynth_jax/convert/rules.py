@@ -357,17 +357,19 @@ class StoredParameter:
         depth = len(rule.stacked(self.config))
         parts = index or tuple(slice(None) for _ in self.shape)
         ranges = [range(*part.indices(size)) for part, size in zip(parts, self.shape, strict=True)]
-        tensor_index = None if index is None else rule.form.their_index(parts[depth:], sizes)
+        tensor_index = () if index is None else rule.form.their_index(parts[depth:], sizes)
         sizes = rule.form.piece_sizes(parts[depth:], sizes)
         every = rule.their_names(self.config)
         names = {
             at: every[tuple(r[i] for r, i in zip(ranges, at, strict=False))] for at in np.ndindex(*map(len, ranges[:depth]))
         }
         dtype = self.dtype or np.result_type(*{self.source.dtype(name) for name in names.values()})
+        if not depth and self.source.dtype(every[()]) == dtype:  # the largest tensors, tables, need not be held twice
+            return rule.form.to_ours(self.source.read(every[()], tensor_index), sizes)
         stack = np.empty([len(r) for r in ranges], dtype)
         for at, name in names.items():
             target = stack[at]
-            tensor = self.source.read(name) if tensor_index is None else self.source.read(name, tensor_index)
+            tensor = self.source.read(name, tensor_index)
             with np.errstate(over="ignore"):  # looked at just below, with the tensor's name
                 target[...] = rule.form.to_ours(tensor, sizes)
             if dtype == np.float16 and not np.isfinite(target).all():
