@@ -46,7 +46,7 @@ def rewrite(path: Path, **changed: bytes | None) -> Path:
     return path
 
 
-def refused(path: Path, match: str) -> None:
+def assert_refused(path: Path, match: str) -> None:
     with pytest.raises(CheckpointError, match=match) as caught:
         read_torch_file(path)
     assert "cache_mapper.pt" in str(caught.value) and "\n" not in str(caught.value)
@@ -89,7 +89,7 @@ class TestWithTorch:
 
     def test_the_old_format_is_named(self, torch: Any, tmp_path: Path) -> None:
         torch.save({}, tmp_path / "cache_mapper.pt", _use_new_zipfile_serialization=False)
-        refused(tmp_path / "cache_mapper.pt", "not a whole file of torch.save")
+        assert_refused(tmp_path / "cache_mapper.pt", "not a whole file of torch.save")
 
 
 class Runs:
@@ -113,7 +113,7 @@ def test_a_pickle_that_runs_something_is_refused_and_runs_nothing(written: Path,
         {"fine": Runs(flag.touch)},
     ]
     for thing in harmful:
-        refused(rewrite(written, data_pkl=pickle.dumps(thing, protocol)), "nothing of it was run")
+        assert_refused(rewrite(written, data_pkl=pickle.dumps(thing, protocol)), "nothing of it was run")
     assert not flag.exists()
 
 
@@ -138,7 +138,7 @@ OPCODES = {
 
 @pytest.mark.parametrize("spelled", OPCODES.values(), ids=list(OPCODES))
 def test_pickles_that_no_pickler_writes(written: Path, spelled: bytes) -> None:
-    refused(rewrite(written, data_pkl=spelled), "nothing of it was run")
+    assert_refused(rewrite(written, data_pkl=spelled), "nothing of it was run")
 
 
 def numbers(*values: int) -> bytes:
@@ -160,24 +160,24 @@ def test_a_tensor_beyond_its_storage(written: Path, offset: int, size: Any, stri
     storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x0ctQ"
     described = b"(" + storage + b"J" + offset.to_bytes(4, "little", signed=True) + numbers(*size) + numbers(*stride)
     spelled = b"\x80\x02}(X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n" + described + b"\x89}tRu."
-    refused(rewrite(written, data_pkl=spelled), "a tensor (is described wrongly|reaches beyond its storage)")
+    assert_refused(rewrite(written, data_pkl=spelled), "a tensor (is described wrongly|reaches beyond its storage)")
 
 
 def test_a_storage_that_is_cut_off_or_missing(written: Path) -> None:
     whole = members(written)["archive/data/0"]
-    refused(rewrite(written, **{"0": whole[:-4]}), "storage 0 has 11 numbers, 12 are declared")
-    refused(rewrite(written, **{"0": None}), "data/0")
+    assert_refused(rewrite(written, **{"0": whole[:-4]}), "storage 0 has 11 numbers, 12 are declared")
+    assert_refused(rewrite(written, **{"0": None}), "data/0")
 
 
 def test_big_endian_numbers(written: Path) -> None:
-    refused(rewrite(written, byteorder=b"big"), "big-endian")
+    assert_refused(rewrite(written, byteorder=b"big"), "big-endian")
 
 
 def test_a_truncated_file_and_none(written: Path) -> None:
     written.write_bytes(written.read_bytes()[:-30])
-    refused(written, "not a whole file of torch.save")
+    assert_refused(written, "not a whole file of torch.save")
     written.unlink()
-    refused(written, "has no cache_mapper.pt")
+    assert_refused(written, "has no cache_mapper.pt")
 
 
 def test_a_memo_takes_no_more_than_it_holds(written: Path) -> None:
@@ -189,7 +189,7 @@ def test_state_cannot_hide_what_a_dict_holds(written: Path) -> None:
     """An OrderedDict can be given attributes, such as another `values`; here they are forgotten."""
     empty = b"ccollections\nOrderedDict\n)R"
     item, state = b"X\x01\x00\x00\x00aX\x01\x00\x00\x00bs", b"}X\x05\x00\x00\x00itemsccollections\nOrderedDict\ns"
-    refused(rewrite(written, data_pkl=empty + item + state + b"b."), "something else than a dict of tensors")
+    assert_refused(rewrite(written, data_pkl=empty + item + state + b"b."), "something else than a dict of tensors")
 
 
 def test_views_that_are_larger_than_the_file(written: Path) -> None:
@@ -197,7 +197,7 @@ def test_views_that_are_larger_than_the_file(written: Path) -> None:
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00" + numbers(1 << 20) + numbers(1) + b"\x89}tR"
     items = b"".join(b"X\x02\x00\x00\x00%02d" % n + tensor for n in range(20))
     large = rewrite(written, data_pkl=b"}(" + items + b"u.", **{"0": bytes(4 << 20)})
-    refused(large, "views of each other")
+    assert_refused(large, "views of each other")
 
 
 def test_an_archive_that_unpacks_to_too_much(written: Path) -> None:
@@ -206,8 +206,8 @@ def test_an_archive_that_unpacks_to_too_much(written: Path) -> None:
         archive.writestr("archive/data.pkl", members(written)["archive/data.pkl"])
         archive.writestr("archive/data/0", bytes(MOST_BYTES + 1))
     written.write_bytes(packed.getvalue())
-    refused(written, "it is compressed")
+    assert_refused(written, "it is compressed")
 
 
 def test_a_file_that_is_too_large(written: Path) -> None:
-    refused(rewrite(written, **{"1": bytes(MOST_BYTES + 1)}), "larger than 64 MiB")
+    assert_refused(rewrite(written, **{"1": bytes(MOST_BYTES + 1)}), "larger than 64 MiB")
