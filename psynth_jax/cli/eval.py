@@ -25,9 +25,10 @@ def eval_(
     into: Annotated[str, typer.Option(help="folder for rows and summary; rows that are there are not run again")],
     methods: Annotated[str, typer.Option(help=f"some of {', '.join(METHODS)}, with commas between")] = "text,branches",
     model: Annotated[str, typer.Option(help="preset, model directory, .gguf file, or hub id")] = "smollm2-135m",
-    adapter: Annotated[str | None, typer.Option(help="adapter directory, for what reads branches")] = None,
+    adapter: Annotated[str | None, typer.Option(help="adapter (directory or hub id), for what reads branches")] = None,
     text_adapter: Annotated[
-        str | None, typer.Option(help="adapter directory of a LoRA that was trained on pasted texts, for text-lora")
+        str | None,
+        typer.Option(help="adapter (directory or hub id): a LoRA that was trained on pasted texts, for text-lora"),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="ask the first so many questions only")] = None,
     batch: Annotated[int, typer.Option(help="questions that are answered at once; 1 for the TTFT of a question alone")] = 8,

@@ -47,9 +47,9 @@ class Stored(Protocol):
 class ModelStream:
     """A model whose config, tokenizer and tensor names have been checked, and whose parameters are still to be read.
 
-    parameters are still to be read, so that each can move to its devices before the next.  name is the source as the user
-    gave it; tokenizer is None for a directory without one; stop_ids has every end token of the generation config, and the
-    tokenizer's; files is the directory with config.json and tokenizer, for a source that is one.
+    Each parameter can move to its devices before the next is read.  name is the source as the user gave it; tokenizer is
+    None for a directory without one; stop_ids has every end token of the generation config, and the tokenizer's; files is
+    the directory with config.json and tokenizer, for a source that is one.
     """
 
     config: DecoderConfig

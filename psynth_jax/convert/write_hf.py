@@ -1,6 +1,6 @@
 """A model -> a Hugging Face directory: config.json, safetensors in shards, tokenizer and generation config.
 
-Tensor by tensor: at no time is more in memory than one shard, so a model of any size can be written on a small machine.
+Shard by shard, each small: a model of any size can be written on a machine with little memory.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def write_companions(directory: Path, stream: ModelStream, config: DecoderConfig
                 if path.is_file():
                     shutil.copyfile(path, directory / path.name)
     changed = dict(raw)
-    if raw.get("vocab_size") != config.vocab_size:
+    if stream.config.vocab_size != config.vocab_size:
         changed["vocab_size"] = config.vocab_size
-    main = max(dtypes, key=lambda dtype: dtype.itemsize).name if len(dtypes) > 1 else next(iter(dtypes)).name
+    main = max(dtypes, key=lambda dtype: dtype.itemsize).name
     key = "dtype" if "dtype" in raw else "torch_dtype"
     if source is None or (len(dtypes) == 1 and raw.get(key) not in (main, None)):
         changed[key] = main
