@@ -40,6 +40,14 @@ class PlainRope(Config):
     theta: Positive
 
 
+class LinearRope(Config):
+    """Every frequency divided by `factor`."""
+
+    kind: Literal["linear"] = "linear"
+    theta: Positive
+    factor: Positive
+
+
 class Llama3Rope(Config):
     """Llama 3.1's scaling: long wavelengths are slowed by `factor`, short ones kept, a linear ramp between."""
 
@@ -64,7 +72,18 @@ class YarnRope(Config):
     truncate: bool = True
 
 
-Rope = Annotated[PlainRope | Llama3Rope | YarnRope, pydantic.Field(discriminator="kind")]
+Rope = Annotated[PlainRope | LinearRope | Llama3Rope | YarnRope, pydantic.Field(discriminator="kind")]
+
+
+class LocalLayers(Config):
+    """Layers that see a window: all but every `global_every`-th.
+
+    A token sees `window` positions, its own among them.  rope: of these layers; the others have the model's.
+    """
+
+    window: Count
+    global_every: Annotated[int, pydantic.Field(ge=2)]
+    rope: Rope
 
 
 class DecoderConfig(Config):
@@ -73,7 +92,7 @@ class DecoderConfig(Config):
     family names the rule table that maps checkpoint tensors to parameters (`convert/rules.py`).
     """
 
-    family: Literal["llama", "qwen2", "qwen3", "qwen3_moe"]
+    family: Literal["llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text"]
     vocab_size: Count  # V
     width: Count  # D
     layers: Count  # L
@@ -91,6 +110,12 @@ class DecoderConfig(Config):
     experts: Annotated[int, pydantic.Field(ge=0)] = 0  # E; 0: one MLP
     experts_per_token: Annotated[int, pydantic.Field(ge=0)] = 0
     norm_expert_weights: bool = False
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    query_scale: Positive | None = None  # of logits; None: H ** -0.5
+    scaled_embedding: bool = False  # times D ** 0.5
+    norms_from_one: bool = False  # weights of norms are stored as their difference from 1
+    norms_after: bool = False  # attention and MLP have a norm behind them too
+    local: LocalLayers | None = None
 
     letters: ClassVar[dict[str, str]] = {
         "L": "layers",
@@ -117,7 +142,14 @@ class DecoderConfig(Config):
         return {letter: getattr(self, field) for letter, field in self.letters.items() if getattr(self, field)}
 
     @property
+    def context_positions(self) -> int:
+        """Positions that a row may use which reads branches: local layers must see all of them."""
+        return self.max_positions if self.local is None else min(self.max_positions, self.local.window)
+
+    @property
     def spelled(self) -> str:
         """What this config computes, as one text that later versions of this class spell alike."""
         late = set() if self.experts else {"experts", "experts_per_token", "norm_expert_weights"}
+        gemma = {"activation", "query_scale", "scaled_embedding", "norms_from_one", "norms_after", "local"}
+        late |= set() if self.family == "gemma3_text" else gemma
         return self.model_dump_json(exclude=late)

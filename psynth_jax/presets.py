@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from psynth_jax.config import DecoderConfig, Llama3Rope, PlainRope
+from psynth_jax.config import DecoderConfig, Llama3Rope, LocalLayers, PlainRope
 from psynth_jax.errors import UserError
 
 
@@ -114,6 +114,30 @@ def _smollm2(layers: int, width: int, heads: int, kv_heads: int, mlp_width: int,
     )
 
 
+def _gemma3(layers: int, width: int, mlp_width: int) -> DecoderConfig:
+    return DecoderConfig(
+        family="gemma3_text",
+        vocab_size=262_144,
+        width=width,
+        layers=layers,
+        heads=4,
+        kv_heads=1,
+        head_width=256,
+        mlp_width=mlp_width,
+        norm_eps=1e-6,
+        rope=PlainRope(theta=1_000_000.0),
+        qk_norm=True,
+        tied_head=True,
+        max_positions=32_768,
+        activation="gelu_tanh",
+        query_scale=256**-0.5,
+        scaled_embedding=True,
+        norms_from_one=True,
+        norms_after=True,
+        local=LocalLayers(window=512, global_every=6, rope=PlainRope(theta=10_000.0)),
+    )
+
+
 PRESETS: dict[str, Preset] = {
     "qwen3-0.6b": Preset(_qwen3(28, 1024, 16, 3072, tied=True), "Qwen/Qwen3-0.6B"),
     "qwen3-1.7b": Preset(_qwen3(28, 2048, 16, 6144, tied=True), "Qwen/Qwen3-1.7B"),
@@ -130,6 +154,8 @@ PRESETS: dict[str, Preset] = {
     "qwen2.5-1.5b": Preset(_qwen25(28, 1536, 12, 2, 8960, 151_936, tied=True), "Qwen/Qwen2.5-1.5B-Instruct"),
     "qwen2.5-3b": Preset(_qwen25(36, 2048, 16, 2, 11_008, 151_936, tied=True), "Qwen/Qwen2.5-3B-Instruct"),
     "qwen2.5-7b": Preset(_qwen25(28, 3584, 28, 4, 18_944, 152_064, tied=False), "Qwen/Qwen2.5-7B-Instruct"),
+    "gemma-3-270m": Preset(_gemma3(18, 640, 2048), "google/gemma-3-270m-it"),
+    "gemma-3-1b": Preset(_gemma3(26, 1152, 6912), "google/gemma-3-1b-it"),
     "smollm2-135m": Preset(_smollm2(30, 576, 9, 3, 1536, 100_000.0), "HuggingFaceTB/SmolLM2-135M-Instruct"),
     "smollm2-360m": Preset(_smollm2(32, 960, 15, 5, 2560, 100_000.0), "HuggingFaceTB/SmolLM2-360M-Instruct"),
     "smollm2-1.7b": Preset(_smollm2(24, 2048, 32, 32, 8192, 130_000.0), "HuggingFaceTB/SmolLM2-1.7B-Instruct"),

@@ -104,13 +104,20 @@ class TorchTrainer:
         with torch.no_grad(), self._peft.disable_adapter():
             cache = self._decoder(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
             shift = torch.tensor([float(len(branch.prefix)) for branch in branches], device=self._device)
-            angle = shift[:, None, None, None] * self._decoder.rotary_emb.inv_freq
-            cos, sin = torch.cos(angle), torch.sin(angle)
             found = []
-            for layer in cache.layers:
+            for index, layer in enumerate(cache.layers):
+                angle = shift[:, None, None, None] * self._frequencies(index)
+                cos, sin = torch.cos(angle), torch.sin(angle)
                 a, b = layer.keys.chunk(2, dim=-1)
                 found.append((torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1).to(a.dtype), layer.values))
         return found
+
+    def _frequencies(self, layer: int) -> Any:
+        """Return the rotary frequencies of a layer, `[H/2]`; models with local layers have two sets."""
+        rotary = self._decoder.rotary_emb
+        if hasattr(rotary, "inv_freq"):
+            return rotary.inv_freq
+        return getattr(rotary, f"{self._causal.config.layer_types[layer]}_inv_freq")
 
     def _context(
         self,

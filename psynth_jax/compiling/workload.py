@@ -71,10 +71,11 @@ class Workload(Config):
     def check_window(self) -> None:
         """Raise `InputError` when the model has no positions for that much."""
         needed = self.branch_tokens + self.prompt_tokens + (self.new_tokens if self.program != "workers" else 0)
-        if needed > self.config.max_positions:
+        positions = self.config.context_positions
+        if needed > positions:
             raise InputError(
-                f"{self.model} has {self.config.max_positions:,} positions, and this takes {needed:,}: branch, prompt "
-                "and answer; lower branch_tokens or prompt_tokens"
+                f"{self.model} has {positions:,} positions for what reads branches, and this takes {needed:,}: branch, "
+                "prompt and answer; lower branch_tokens or prompt_tokens"
             )
 
     @property

@@ -31,6 +31,7 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
 }
 
 _DEFAULTS: dict[str, Any] = {
@@ -63,7 +64,24 @@ _FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 8,
         "norm_topk_prob": False,
     },
+    "gemma3_text": {
+        "vocab_size": 262_208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131_072,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 6,
+        "rope_local_base_freq": 10_000.0,
+        "rope_theta": 1_000_000.0,
+    },
 }
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _DEFAULT_THETA = 10_000.0
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -90,7 +108,7 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
     unsupported = _unsupported_features(fields)
     if unsupported:
         raise UnsupportedModelError("this model uses what is not supported: " + "; ".join(unsupported))
-    rope, mixture = _rope(fields), family == "qwen3_moe"
+    rope, mixture, gemma = _rope(fields), family == "qwen3_moe", family == "gemma3_text"
     bias = fields["attention_bias"]
     return DecoderConfig.parse(
         {
@@ -104,12 +122,13 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
             "mlp_width": fields["moe_intermediate_size" if mixture else "intermediate_size"],
             "norm_eps": fields["rms_norm_eps"],
             "rope": rope,
-            "qk_norm": family in ("qwen3", "qwen3_moe"),
+            "qk_norm": family in ("qwen3", "qwen3_moe", "gemma3_text"),
             "qkv_bias": True if family == "qwen2" else bias,
             "o_bias": False if family == "qwen2" else bias,
             "tied_head": fields["tie_word_embeddings"],
             "max_positions": longest_context(rope, fields["max_position_embeddings"]),
             **(_experts(fields) if mixture else {}),
+            **(_gemma(fields) if gemma else {}),
         }
     )
 
@@ -123,10 +142,43 @@ def _experts(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _gemma(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what only Gemma 3 has."""
+    layers, every = fields["num_hidden_layers"], _global_every(fields)
+    parameters = _rope_parameters(fields, "sliding_attention")
+    theta = parameters.get("rope_theta") or fields["rope_local_base_freq"]
+    local = {"window": fields["sliding_window"], "global_every": every, "rope": {"kind": "plain", "theta": theta}}
+    return {
+        "activation": _ACTIVATIONS[_activation(fields)],
+        "query_scale": fields["query_pre_attn_scalar"] ** -0.5,
+        "scaled_embedding": True,
+        "norms_from_one": True,
+        "norms_after": True,
+        "local": local if layers and every > 1 else None,
+    }
+
+
+def _global_every(fields: Mapping[str, Any]) -> int:
+    """Return n where every n-th layer sees everything and the others a window; 1: there is no window; 0: no such pattern."""
+    kinds = fields.get("layer_types")
+    if not kinds:
+        return int(fields["sliding_window_pattern"])
+    if set(kinds) == {"full_attention"}:
+        return 1
+    every = kinds.index("full_attention") + 1 if "full_attention" in kinds else len(kinds) + 1
+    expected = ["sliding_attention" if (layer + 1) % every else "full_attention" for layer in range(len(kinds))]
+    return every if list(kinds) == expected and len(kinds) == fields["num_hidden_layers"] else 0
+
+
+def _activation(fields: Mapping[str, Any]) -> Any:
+    gemma = fields["model_type"] == "gemma3_text"
+    return fields.get("hidden_activation", "gelu_pytorch_tanh") if gemma else fields["hidden_act"]
+
+
 def _with_defaults(family: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what config.json leaves out.  A null counts as left out, except that null key/value heads mean N."""
     given = {key: value for key, value in raw.items() if value is not None}
-    fields = {**_DEFAULTS, **_FAMILY_DEFAULTS[family], **given}
+    fields = {**_DEFAULTS, **_FAMILY_DEFAULTS[family], **given, "model_type": family}
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
         if type(fields[key]) is not int or fields[key] < 1:
             raise ConfigError(f"{key} must be a positive whole number, not {fields[key]!r}")
@@ -146,13 +198,17 @@ def _unsupported_features(fields: Mapping[str, Any]) -> list[str]:
         described = fields["quantization_config"]
         method = described.get("quant_method", "unknown method") if isinstance(described, Mapping) else described
         found.append(f"quantised weights (quantization_config: {method})")
-    if fields["hidden_act"] not in ("silu", "swish"):
-        found.append(f"hidden_act {fields['hidden_act']!r} (silu is supported)")
+    gemma = fields["model_type"] == "gemma3_text"
+    wanted = ("gelu_pytorch_tanh",) if gemma else ("silu", "swish")
+    if _activation(fields) not in wanted:
+        found.append(f"{'hidden_activation' if gemma else 'hidden_act'} {_activation(fields)!r} ({wanted[0]} is supported)")
     if fields.get("decoder_sparse_step", 1) != 1 or fields.get("mlp_only_layers"):
         found.append("layers without experts among layers with them (decoder_sparse_step, mlp_only_layers)")
     if fields.get("mlp_bias"):
         found.append("biases in the MLP (mlp_bias)")
-    if _slides(fields):
+    if gemma:
+        found += _unsupported_in_gemma(fields)
+    elif _slides(fields):
         found.append("sliding-window attention (use_sliding_window, layer_types)")
     elif set(fields.get("layer_types") or ()) - {"full_attention"}:
         others = sorted(set(fields["layer_types"]) - {"full_attention"})
@@ -168,11 +224,23 @@ def _unsupported_features(fields: Mapping[str, Any]) -> list[str]:
         found.append("multimodal rotary embedding (use_mrope)")
     rope = _rope_parameters(fields)
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in ("default", "llama3", "yarn"):
-        found.append(f"rope type {kind!r} (default, llama3 and yarn are supported)")
+    if kind not in ("default", "linear", "llama3", "yarn"):
+        found.append(f"rope type {kind!r} (default, linear, llama3 and yarn are supported)")
     partial = rope.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
     if partial not in (None, 1.0):
         found.append(f"partial rotary embedding (partial_rotary_factor {partial})")
+    return found
+
+
+def _unsupported_in_gemma(fields: Mapping[str, Any]) -> list[str]:
+    found = [f"a soft cap ({name})" for name in ("attn_logit_softcapping", "final_logit_softcapping") if fields.get(name)]
+    if fields.get("use_bidirectional_attention"):
+        found.append("attention to later tokens (use_bidirectional_attention)")
+    if not _global_every(fields):
+        found.append("local and global layers that do not alternate evenly (layer_types)")
+    kind = _rope_parameters(fields, "sliding_attention").get("rope_type", "default")
+    if kind != "default":
+        found.append(f"rope type {kind!r} in local layers")
     return found
 
 
@@ -184,13 +252,18 @@ def _slides(fields: Mapping[str, Any]) -> bool:
     return bool(windowed) and fields["num_hidden_layers"] > fields.get("max_window_layers", 0)
 
 
-def _rope_parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the one dict that describes the rotary embedding, in either transformers' spelling."""
+def _rope_parameters(fields: Mapping[str, Any], layers: str = "full_attention") -> dict[str, Any]:
+    """Return the one dict that describes the rotary embedding of a kind of layers, in either transformers' spelling.
+
+    The older spelling has none for local layers.
+    """
     parameters = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
     if not isinstance(parameters, Mapping):
         raise ConfigError(f"rope_scaling or rope_parameters must be an object, not {parameters!r}")
-    if isinstance(parameters.get("full_attention"), Mapping):
-        parameters = parameters["full_attention"]
+    if any(isinstance(parameters.get(kind), Mapping) for kind in ("full_attention", "sliding_attention")):
+        parameters = parameters.get(layers) or {}
+    elif layers != "full_attention":
+        parameters = {}
     return {key: value for key, value in parameters.items() if value is not None}
 
 
@@ -201,6 +274,11 @@ def _rope(fields: Mapping[str, Any]) -> dict[str, Any]:
     theta = parameters.get("rope_theta") or fields.get("rope_theta") or _DEFAULT_THETA
     if kind == "default":
         return {"kind": "plain", "theta": theta}
+    if kind == "linear":
+        factor = parameters.get("factor")
+        if not isinstance(factor, int | float) or factor < 1:
+            raise ConfigError(f"the factor of linear rope parameters must be a number of at least 1, not {factor!r}")
+        return {"kind": "linear", "theta": theta, "factor": factor}
     declared = fields["max_position_embeddings"]
     # A value beside the rope parameters wins over one inside them; that is what transformers does.
     original = fields.get("original_max_position_embeddings") or parameters.get("original_max_position_embeddings", declared)

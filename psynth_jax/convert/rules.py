@@ -183,6 +183,8 @@ def _table(
         ("layers.q_norm", _HEAD_VECTOR, "qk_norm"),
         ("layers.k_norm", _HEAD_VECTOR, "qk_norm"),
         ("layers.mlp_norm", _VECTOR, ""),
+        ("layers.after_attention_norm", _VECTOR, ""),
+        ("layers.after_mlp_norm", _VECTOR, ""),
         ("layers.router", Form("E D", "D E"), ""),
         ("layers.gate", experts or _IN_WEIGHT, ""),
         ("layers.up", experts or _IN_WEIGHT, ""),
@@ -230,6 +232,12 @@ _HF_EXPERTS = {
     **{f"layers.{name}": f"model.layers.{{l}}.mlp.experts.{{e}}.{name}_proj.weight" for name in ("gate", "up", "down")},
 }
 
+_HF_GEMMA_NORMS = {
+    "layers.after_attention_norm": "model.layers.{l}.post_attention_layernorm.weight",
+    "layers.mlp_norm": "model.layers.{l}.pre_feedforward_layernorm.weight",
+    "layers.after_mlp_norm": "model.layers.{l}.post_feedforward_layernorm.weight",
+}
+
 _GGUF = {
     "embedding": "token_embd.weight",
     "layers.attention_norm": "blk.{l}.attn_norm.weight",
@@ -259,6 +267,7 @@ HF_RULES: dict[str, tuple[Rule, ...]] = {
     "qwen2": _table({**_HF, **_HF_QKV_BIAS}, **_STRAIGHT),
     "qwen3": _table({**_HF, **_HF_QKV_BIAS, **_HF_O_BIAS, **_HF_QK_NORM}, **_STRAIGHT),
     "qwen3_moe": _table({**_HF, **_HF_QKV_BIAS, **_HF_O_BIAS, **_HF_QK_NORM, **_HF_EXPERTS}, **_STRAIGHT),
+    "gemma3_text": _table({**_HF, **_HF_QKV_BIAS, **_HF_O_BIAS, **_HF_QK_NORM, **_HF_GEMMA_NORMS}, **_STRAIGHT),
 }
 GGUF_RULES: dict[str, tuple[Rule, ...]] = {
     "llama": _table({**_GGUF, **_GGUF_QKV_BIAS, **_GGUF_O_BIAS}, **_INTERLEAVED),

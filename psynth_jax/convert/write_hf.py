@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from psynth_jax.config import DecoderConfig, Llama3Rope, YarnRope
+from psynth_jax.config import DecoderConfig, LinearRope, Llama3Rope, YarnRope
 from psynth_jax.convert.hf import ARCHITECTURES
 from psynth_jax.convert.rules import hf_rules
 from psynth_jax.convert.safetensors_file import read_json, write_json
@@ -113,9 +113,13 @@ def config_to_hf(config: DecoderConfig, stop_ids: frozenset[int] = frozenset()) 
             "num_experts_per_tok": config.experts_per_token,
             "norm_topk_prob": config.norm_expert_weights,
         }
+    if config.family == "gemma3_text":
+        raw |= _gemma_to_hf(config)
     if stop_ids:
         raw["eos_token_id"] = sorted(stop_ids)
     match config.rope:
+        case LinearRope() as rope:
+            raw["rope_scaling"] = {"rope_type": "linear", "factor": rope.factor}
         case Llama3Rope() as rope:
             raw["rope_scaling"] = {
                 "rope_type": "llama3",
@@ -134,4 +138,18 @@ def config_to_hf(config: DecoderConfig, stop_ids: frozenset[int] = frozenset()) 
                 "attention_factor": rope.attention_factor,
                 "truncate": rope.truncate,
             }
+    return raw
+
+
+def _gemma_to_hf(config: DecoderConfig) -> dict[str, Any]:
+    """Spell what only Gemma 3 has."""
+    local, layers = config.local, range(1, config.layers + 1)
+    sees_all = [local is None or layer % local.global_every == 0 for layer in layers]
+    raw: dict[str, Any] = {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": round((config.query_scale or config.head_width**-0.5) ** -2),
+        "layer_types": ["full_attention" if every else "sliding_attention" for every in sees_all],
+    }
+    if local is not None:
+        raw |= {"sliding_window": local.window, "rope_local_base_freq": local.rope.theta}
     return raw

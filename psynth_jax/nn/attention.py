@@ -32,6 +32,7 @@ def attention(
     mesh: Mesh | None = None,
     placement: Placement | None = None,
     rows: RaggedRows | None = None,
+    window: Array | None = None,
 ) -> tuple[Hidden, KeysOrValues, KeysOrValues]:
     """Return the attention output for `x [B, T, D]` (already normalised), and the new keys and values to be cached.
 
@@ -42,6 +43,7 @@ def attention(
       lora: this layer's factors; gate `[B]` its strength per row.
       mesh, placement: devices, and how the own cache is cut over them; keys and values come with the copies that it holds.
       rows: x is their list `[X, Z, D]`, and so is the output; keys and values come as rows.
+      window: see `branch_attention`.
     """
 
     def project(target: str) -> Array:
@@ -50,16 +52,16 @@ def attention(
 
     q, k, v = project("q"), project("k"), project("v")
     if config.qk_norm:
-        q, k = rms_norm(q, weights["q_norm"], config.norm_eps), rms_norm(k, weights["k_norm"], config.norm_eps)
+        q, k = rms_norm(q, weights["q_norm"], config), rms_norm(k, weights["k_norm"], config)
     q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
-    spec = AttentionSpec(scale=config.head_width**-0.5)
+    spec = AttentionSpec(scale=config.query_scale or config.head_width**-0.5)
     if rows is not None:
         q, k, v = (rows.to_rows(heads, mesh, placement) for heads in (q, k, v))
     if mesh is None or placement is None:
-        read = branch_attention(q, k, v, own, context, layer, spec, implementation)
+        read = branch_attention(q, k, v, own, context, layer, spec, implementation, window)
     else:
         k, v = (jnp.repeat(heads, placement.copies, axis=2) for heads in (k, v))
-        read = over_mesh.attend(mesh, placement, q, k, v, own, context, layer, spec, implementation)
+        read = over_mesh.attend(mesh, placement, q, k, v, own, context, layer, spec, implementation, window)
     if rows is not None:
         read = rows.to_list(read, x.shape[1], mesh, placement)
     out = jnp.einsum("btnh,nhd->btd", read, weights["o"]) + lora_delta(lora, gate, "o", read)

@@ -1,4 +1,4 @@
-"""The decoder: Llama 3.x, SmolLM2, Qwen2/2.5, Qwen3 and Qwen3-MoE in one module, layers stacked along L and scanned.
+"""The decoder: Llama 3.x, SmolLM2, Qwen2/2.5, Qwen3, Qwen3-MoE, Gemma 3 in one module, layers stacked along L and scanned.
 
     tokens [B, T] -> embedding -> L x (norm, attention, norm, MLP) -> norm -> hidden [B, T, D] -> logits [.., V]
 
@@ -9,6 +9,7 @@ XLA has no reason to copy one.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +28,7 @@ from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.attention import attention
 from psynth_jax.nn.experts import feed_forward
 from psynth_jax.nn.layers import rms_norm, token_angles
+from psynth_jax.nn.local import by_kind, of_layer, window_of
 from psynth_jax.nn.ragged import RaggedRows
 from psynth_jax.ops.branch_attention import Context, Implementation, OwnCache
 from psynth_jax.sharding import FSDP, check_fits, constrain, moved, parameter_shardings, parameter_spec
@@ -51,6 +53,8 @@ def parameter_letters(config: DecoderConfig) -> dict[str, str]:
         layer |= {"router": "L D E", "gate": "L E D F", "up": "L E D F", "down": "L E F D"}
     else:
         layer |= {"gate": "L D F", "up": "L D F", "down": "L F D"}
+    if config.norms_after:
+        layer |= {"after_attention_norm": "L D", "after_mlp_norm": "L D"}
     if config.qkv_bias:
         layer |= {"q_bias": "L N H", "k_bias": "L K H", "v_bias": "L K H"}
     if config.o_bias:
@@ -133,7 +137,7 @@ class Decoder(nnx.Module):
 
         def draw(key: Array, name: str) -> Array:
             noise = 0.02 * jax.random.normal(key, parameter_shapes(config)[name], jnp.float32)
-            return (1 + noise if name.endswith("norm") else noise).astype(dtype)
+            return (1 + noise if name.endswith("norm") and not config.norms_from_one else noise).astype(dtype)
 
         names = list(parameter_letters(config))
         keys = dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
@@ -224,7 +228,7 @@ class Decoder(nnx.Module):
           start: `[B]` slots already filled.
           count: `[B]` how many of the T tokens are real, the others pad.
           offset: `[B]` position of slot 0.
-          context: what else every row reads.
+          context: what else every row reads; cos and sin as `nn.local.by_kind` has them.
           lora: adapter, factors stacked over L; None runs the base weights.
           gate: `[B]` strength of the adapter per row; None: 1.
           fresh: promise that `start` is 0 everywhere, so that the own cache need not be read.
@@ -238,7 +242,7 @@ class Decoder(nnx.Module):
         assert rows is None or (fresh and context is None and gate is None)
         config = self.config
         positions = (offset + start)[:, None] + jnp.arange(tokens.shape[1]) if rows is None else rows.slot(*tokens.shape)
-        angles = token_angles(config.rope, config.head_width, positions)
+        angles = by_kind(config, lambda rope: token_angles(rope, config.head_width, positions))
         own = None if fresh else OwnCache(cache.heads, start)
         mesh, placement = self.mesh, cache.placement
         row_axes = () if placement is None else placement.row_axes
@@ -247,18 +251,28 @@ class Decoder(nnx.Module):
         def cut(x: Hidden) -> Hidden:
             return constrain(x, mesh, row_axes or None, None, None if gathers else FSDP)
 
+        def after(x: Hidden, norm: str, weights: Mapping[str, Array]) -> Hidden:
+            return rms_norm(x, weights[norm], config) if config.norms_after else x
+
         def layer_step(x: Hidden, layer: tuple[Any, ...]) -> tuple[Hidden, tuple[Array, Array]]:
             index, weights, factors = layer
             if gathers:
                 weights = self._gathered(weights, "layers.")
             adapter = None if lora is None else Lora(factors[0], factors[1], lora.scale)
-            normed = rms_norm(x, weights["attention_norm"], config.norm_eps)
+            turned, window = of_layer(config, angles, index), window_of(config, cache.slots, index)
+            read_here = context
+            if context is not None:
+                cos, sin = of_layer(config, (context.cos, context.sin), index)
+                read_here = dataclasses.replace(context, cos=cos, sin=sin)
+            normed = rms_norm(x, weights["attention_norm"], config)
             read, k, v = attention(
-                normed, weights, config, angles, own, context, index, adapter, gate, implementation, mesh, placement, rows
-            )
-            x = cut(x + read)
-            normed = rms_norm(x, weights["mlp_norm"], config.norm_eps)
-            return cut(x + feed_forward(normed, weights, config, mesh, row_axes, gathers)), (k, v)
+                normed, weights, config, turned, own, read_here, index, adapter, gate, implementation, mesh, placement, rows,
+                window,
+            )  # fmt: skip
+            x = cut(x + after(read, "after_attention_norm", weights))
+            normed = rms_norm(x, weights["mlp_norm"], config)
+            fed = feed_forward(normed, weights, config, mesh, row_axes, gathers)
+            return cut(x + after(fed, "after_mlp_norm", weights)), (k, v)
 
         stacked = {name: value[...] for name, value in self.layers.items()}
         factors = None if lora is None else (lora.down, lora.up)
@@ -266,8 +280,11 @@ class Decoder(nnx.Module):
         if gathers:
             embedding = self._gathered({"embedding": embedding})["embedding"]
         step = jax.checkpoint(layer_step, prevent_cse=False) if remat else layer_step
-        x, (k, v) = jax.lax.scan(step, cut(embedding[tokens]), (jnp.arange(config.layers), stacked, factors))
-        hidden = rms_norm(x, self.final_norm[...], config.norm_eps)
+        x = embedding[tokens]
+        if config.scaled_embedding:
+            x *= jnp.asarray(config.width**0.5, x.dtype)
+        x, (k, v) = jax.lax.scan(step, cut(x), (jnp.arange(config.layers), stacked, factors))
+        hidden = rms_norm(x, self.final_norm[...], config)
         if mesh is None:
             return hidden, cache.append(k, v, start, count)
         return hidden, over_mesh.append(mesh, cache, k, v, start, count)

@@ -42,7 +42,7 @@ def feed_forward(
     """Run a layer's MLP or its mixture; arguments as for `expert_mlp`."""
     if config.experts:
         return expert_mlp(x, layer, config, mesh, row_axes, gathered)
-    return gated_mlp(x, layer["gate"], layer["up"], layer["down"])
+    return gated_mlp(x, layer["gate"], layer["up"], layer["down"], config)
 
 
 def expert_mlp(

@@ -6,25 +6,31 @@ import jax
 import jax.numpy as jnp
 
 from psynth_jax.axes import Array, Hidden, HostArray
-from psynth_jax.config import Llama3Rope, Rope, YarnRope
+from psynth_jax.config import DecoderConfig, LinearRope, Llama3Rope, Rope, YarnRope
 from psynth_jax.ops import rope as rope_op
 
 
-def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+def rms_norm(x: Array, weight: Array, config: DecoderConfig) -> Array:
     """Normalise the last axis by its root mean square, in float32, then scale by `weight`."""
     wide = x.astype(jnp.float32)
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_eps)
+    if config.norms_from_one:  # Gemma rounds after scaling, the others before
+        return (normed * (1 + weight.astype(jnp.float32))).astype(x.dtype)
     return normed.astype(x.dtype) * weight
 
 
-def gated_mlp(x: Hidden, gate: Array, up: Array, down: Array) -> Hidden:
-    """Return `(silu(x gate) * (x up)) down`; gate, up `[D, F]`, down `[F, D]`."""
-    return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+def gated_mlp(x: Hidden, gate: Array, up: Array, down: Array, config: DecoderConfig) -> Hidden:
+    """Return `(act(x gate) * (x up)) down`; gate, up `[D, F]`, down `[F, D]`."""
+    gated = x @ gate
+    gated = jax.nn.silu(gated) if config.activation == "silu" else jax.nn.gelu(gated, approximate=True)
+    return (gated * (x @ up)) @ down
 
 
 def rope_frequencies(rope: Rope, head_width: int) -> HostArray:
     """Return the radians per position of every plane, `[H/2]` float32."""
     plain = rope_op.plain_frequencies(rope.theta, head_width)
+    if isinstance(rope, LinearRope):
+        return (plain / rope.factor).astype(plain.dtype)
     if isinstance(rope, Llama3Rope):
         return rope_op.llama3_frequencies(plain, **rope.model_dump(exclude={"kind", "theta"}))
     if isinstance(rope, YarnRope):

@@ -48,6 +48,7 @@ def attend(
     layer: Array,
     spec: AttentionSpec,
     implementation: Implementation,
+    window: Array | None,
 ) -> Queries:
     """Run `branch_attention` over a mesh; k and v have the cache's heads, copies included.
 
@@ -57,24 +58,32 @@ def attend(
     rows, heads = placement.row_axes or None, P(placement.row_axes or None, None, placement.head_axis)
     merged = merge_axes(mesh, placement, context)
 
-    def local(q: Array, k: Array, v: Array, own: OwnCache | None, context: Context | None, layer: Array) -> Array:
+    def local(
+        q: Array,
+        k: Array,
+        v: Array,
+        own: OwnCache | None,
+        context: Context | None,
+        layer: Array,
+        window: Array | None,
+    ) -> Array:
         if not merged:  # every device has all that its queries read
             held = None if context is None else _held(context, mesh, ())
-            return branch_attention(q, k, v, own, held, layer, spec, implementation)
+            return branch_attention(q, k, v, own, held, layer, spec, implementation, window)
         mine = block_index(mesh, merged) == 0
         held = None if context is None else _held(context, mesh, merged)
-        seen = branch_attention_partial(q, k, v, own, held, layer, spec, implementation, mine)
+        seen = branch_attention_partial(q, k, v, own, held, layer, spec, implementation, mine, window)
         return finalize(merge_over(seen, mesh, merged)).astype(q.dtype)
 
     own_specs = None if own is None else OwnCache(cache_spec(placement), P(rows))  # type: ignore[arg-type]
     over = jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(heads, heads, heads, own_specs, _context_specs(context, rows), P()),
+        in_specs=(heads, heads, heads, own_specs, _context_specs(context, rows), P(), P()),
         out_specs=heads,
         check_vma=False,
     )
-    return over(q, k, v, own, context, layer)
+    return over(q, k, v, own, context, layer, window)
 
 
 def merge_axes(mesh: Mesh, placement: Placement, context: Context | None) -> tuple[str, ...]:

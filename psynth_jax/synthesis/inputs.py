@@ -106,11 +106,15 @@ def prompt_ids(model: Model, prompt: Any, what: str, wording: Callable[[str], li
 
 
 def check_window(model: Model, offset: int, prompt: int, new_tokens: int, what: str) -> None:
-    """Raise `ContextLengthError` when the largest position used lies beyond the model's window."""
-    window = model.config.max_positions
+    """Raise `ContextLengthError` when the largest position used lies beyond the model's window.
+
+    offset: tokens of the longest branch; 0 where no branch is read.
+    """
+    window = model.config.context_positions if offset else model.config.max_positions
     if offset + prompt + new_tokens > window:
         branches = f"the longest branch has {offset} tokens, " if offset else ""
+        local = " that this model's local layers see" if window < model.config.max_positions else ""
         raise ContextLengthError(
-            f"{what} does not fit the context window of {window} positions: {branches}the prompt has {prompt}, and "
+            f"{what} does not fit the context window of {window} positions{local}: {branches}the prompt has {prompt}, and "
             f"{new_tokens} more are asked for; {max(window - offset - prompt, 0)} would fit"
         )

@@ -20,6 +20,7 @@ from psynth_jax.mapper import IDENTITY, Mapper, mapper_scalars
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.decoder import Decoder
 from psynth_jax.nn.layers import branch_angles
+from psynth_jax.nn.local import by_kind
 from psynth_jax.ops.branch_attention import Context, Implementation
 from psynth_jax.synthesis.sampling import RowSampling, sample
 
@@ -57,7 +58,7 @@ def fold(reader: Reader, config: DecoderConfig) -> Context | None:
     view = reader.view
     if view is None:
         return None
-    cos, sin = branch_angles(config.rope, config.head_width, view.shift)
+    cos, sin = by_kind(config, lambda rope: branch_angles(rope, config.head_width, view.shift))
     scalars = mapper_scalars(reader.mapper, view.span, view.valid, config.layers)
     if reader.gate is not None:
         identity = jnp.array(IDENTITY, jnp.float32)

@@ -69,6 +69,8 @@ def _prefill_prefixes(engine: Engine, workers: Sequence[WorkerPrompt], plan: Row
     for worker in workers:
         groups.setdefault(worker.question, []).append(worker)
     shared = {question: shared_prefix([worker.prompt for worker in group]) for question, group in groups.items()}
+    if engine.model.config.local is not None:  # a row of its own can be longer than the window, a shared prompt cannot
+        shared = dict.fromkeys(groups, 0)
     of_worker = [shared[worker.question] for worker in workers]
     of_row = np.array(plan.spread(of_worker, 0), np.int32)
     prompts = [group[0].prompt[: shared[question]] for question, group in groups.items() if shared[question]]

@@ -136,11 +136,12 @@ class Logging(Config):
 class TrainConfig(Config):
     """A run.
 
-    workdir: where everything goes, made if it is not there; one with checkpoints is continued.  model, dtype: as for
-    `load_model`.  reads: "branches" trains a synthesizer; "text" trains the same adapter on pasted text, the yardstick.
-    mesh: axes, such as "data=2,fsdp=4"; None is one device.  distributed: start JAX's multi-host runtime ("auto": if a
-    cluster is detected).  remat: compute layers anew in the backward pass instead of keeping them.  loss_rows: positions
-    of a shard whose logits exist at once.  implementation: of attention.
+    workdir: where everything goes, made if it is not there; one with checkpoints is continued. model, dtype: as for
+    `load_model`. reads: "branches" trains a synthesizer; "text" trains the same adapter on pasted text, the yardstick.
+    mesh: axes, such as "data=2,fsdp=4"; None is one device. distributed: start JAX's multi-host runtime ("auto": if the
+    environment names a job; "always": have JAX find it, also by a cloud's metadata). remat: compute layers anew in the
+    backward pass instead of keeping them. loss_rows: positions of a shard whose logits exist at once. implementation: of
+    attention.
     """
 
     workdir: str
@@ -157,7 +158,7 @@ class TrainConfig(Config):
     checkpoint: Checkpoints = Checkpoints()
     logging: Logging = Logging()
     mesh: str | None = None
-    distributed: Literal["auto", "none"] = "auto"
+    distributed: Literal["auto", "always", "none"] = "auto"
     remat: bool = True
     loss_rows: Count = 256
     implementation: Literal["auto", "xla", "pallas_tpu", "pallas_gpu", "reference"] = "auto"

@@ -1,7 +1,8 @@
 """Several hosts: JAX's own multi-controller runtime, started where a cluster is detected.
 
-Cloud TPU, SLURM, Open MPI, Kubernetes      JAX finds coordinator, processes and its own number by itself
+SLURM, Open MPI, GKE                        JAX finds coordinator, processes and its own number by itself
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID      anything else
+a TPU VM whose environment says nothing     "always" has JAX ask the machine's metadata; launch/tpu_worker.sh does so itself
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from psynth_jax.errors import ConfigError
 _NUMBERS = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
-def start_processes(wanted: Literal["auto", "none"]) -> None:
-    """Join the other processes of a job, if there is one.
+def start_processes(wanted: Literal["auto", "always", "none"]) -> None:
+    """Join the other processes of a job: if the environment names one, or always, or never.
 
-    Raises `ConfigError` when the environment describes a job by half.
+    Raises `ConfigError` when the environment describes a job by half, or "always" finds none.
     """
     if wanted == "none" or jax.distributed.is_initialized():
         return
@@ -30,8 +31,11 @@ def start_processes(wanted: Literal["auto", "none"]) -> None:
             raise ConfigError(f"{named[0]} is set, but {', '.join(missing)} is not: a job needs all three")
         count, number = (int(os.environ[name]) for name in _NUMBERS)
         jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, number)
-    elif _in_a_job():
-        jax.distributed.initialize()
+    elif wanted == "always" or _in_a_job():
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:  # what JAX raises where it finds no job
+            raise ConfigError(f"distributed is {wanted}, but JAX finds no job here: {error}") from None
 
 
 def _in_a_job() -> bool:

@@ -24,6 +24,7 @@ import numpy as np
 from psynth_jax.axes import HostArray
 from psynth_jax.branches import bucket
 from psynth_jax.cache import slot_bucket
+from psynth_jax.config import DecoderConfig
 from psynth_jax.data.example import ExampleSource, Lengths
 from psynth_jax.errors import DataError
 from psynth_jax.training.config import Batches, Task
@@ -83,7 +84,7 @@ class Plan:
         limits: Batches,
         *,
         reads: str = "branches",
-        window: int | None = None,
+        config: DecoderConfig | None = None,
         seed: int | None = 0,
     ):
         """Look at the lengths of all examples.
@@ -92,7 +93,7 @@ class Plan:
           sources, tasks: examples, and how each task is learned.
           limits: sizes of batches and the longest examples.
           reads: "branches" or "text".
-          window: positions that the model has; longer examples are dropped.
+          config: of the model; examples that need more positions than it has are dropped.
           seed: of the order; None: as they come.
 
         Raises:
@@ -106,7 +107,7 @@ class Plan:
         self.dropped: list[dict[str, int]] = []
         for source, task in zip(sources, tasks, strict=True):
             lengths = source.lengths
-            reasons = _too_long(lengths, limits, reads, window, teacher=task.distillation > 0)
+            reasons = _too_long(lengths, limits, reads, config, teacher=task.distillation > 0)
             self._kept.append(np.flatnonzero(reasons == ""))
             self._keys.append(_keys(lengths, reads, teacher=task.distillation > 0))
             self.dropped.append({str(reason): int(n) for reason, n in sorted(Counter(reasons).items()) if reason})
@@ -211,21 +212,20 @@ def _down(count: int) -> int:
     return count if bucket(count) == count else max(size for size in map(bucket, range(1, count)) if size <= count)
 
 
-def _too_long(lengths: HostArray, limits: Batches, reads: str, window: int | None, *, teacher: bool) -> HostArray:
+def _too_long(lengths: HostArray, limits: Batches, reads: str, config: DecoderConfig | None, *, teacher: bool) -> HostArray:
     """Return for every example why it is dropped, or ""."""
     columns = Lengths(*lengths.T)
-    pasted, positions = columns.pasted + columns.target, np.zeros(len(lengths), np.int64)
-    if reads == "branches":
-        positions = np.maximum(columns.prefilled, columns.kept + columns.prompt + columns.target)
-    if teacher or reads == "text":
-        positions = np.maximum(positions, pasted)
+    alone = columns.prefilled if reads == "branches" else columns.pasted + columns.target
+    alone = np.maximum(alone, columns.pasted + columns.target if teacher else 0)
+    reading = columns.kept + columns.prompt + columns.target if reads == "branches" else np.zeros(len(lengths), np.int64)
+    most_alone, most_reading = (np.inf, np.inf) if config is None else (config.max_positions, config.context_positions)
     checks: list[tuple[str, Any]] = [
         ("a longer target than target_tokens", columns.target > limits.target_tokens),
         ("a longer text than text_tokens", (columns.pasted > limits.text_tokens) & (teacher or reads == "text")),
         ("a longer branch than branch_tokens", (columns.prefilled > limits.branch_tokens) & (reads == "branches")),
         ("more branches than branches", (columns.branches > limits.branches) & (reads == "branches")),
         ("a longer prompt than text_tokens", (columns.prompt > limits.text_tokens) & (reads == "branches")),
-        ("more positions than the model has", positions > (np.inf if window is None else window)),
+        ("more positions than the model has", (alone > most_alone) | (reading > most_reading)),
     ]
     return np.select([check for _, check in checks], [reason for reason, _ in checks], "")
 

@@ -118,7 +118,7 @@ class Trainer:
     def _batches(self, data: Sequence[TaskData], seed: int | None) -> tuple[Plan, BatchBuilder]:
         mesh, reads, limits = self.model.mesh, self.config.reads, self.config.batch
         tasks, sources = [task for task, _ in data], [source for _, source in data]
-        plan = Plan(sources, tasks, limits, reads=reads, window=self.model.config.max_positions, seed=seed)
+        plan = Plan(sources, tasks, limits, reads=reads, config=self.model.config, seed=seed)
         return plan, BatchBuilder(sources, tasks, reads=reads, mesh=mesh, micro_batches=limits.accumulate)
 
     def _fresh_state(self) -> TrainState:

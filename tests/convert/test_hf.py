@@ -39,6 +39,15 @@ LLAMA: dict[str, Any] = {
 }
 QWEN2 = {**LLAMA, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
 QWEN3 = {**LLAMA, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+GEMMA3 = {
+    **{key: value for key, value in LLAMA.items() if key != "rope_theta"},
+    "model_type": "gemma3_text",
+    "architectures": ["Gemma3ForCausalLM"],
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 64,
+    "sliding_window": 16,
+    "sliding_window_pattern": 3,
+}
 
 
 def random_tensors(raw: dict[str, Any], dtype: Any = np.float32) -> dict[str, np.ndarray]:
@@ -100,7 +109,7 @@ class TestConfig:
         scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 48}
         assert config_from_hf({**QWEN3, "rope_scaling": scaling}).max_positions == 192
 
-    @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+    @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text"])
     def test_defaults_are_those_of_transformers(self, family: str) -> None:
         transformers = pytest.importorskip("transformers", reason="the defaults compared with are transformers'")
         theirs = transformers.AutoConfig.for_model(family)
@@ -116,7 +125,13 @@ class TestConfig:
             "F": theirs.intermediate_size,
         }
         assert ours.norm_eps == theirs.rms_norm_eps
-        assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
+        rope = theirs.rope_parameters
+        assert ours.rope.theta == rope.get("full_attention", rope)["rope_theta"]
+        if ours.local is not None:
+            assert ours.local.rope.theta == rope["sliding_attention"]["rope_theta"]
+            assert ours.local.window == theirs.sliding_window and ours.query_scale == theirs.query_pre_attn_scalar**-0.5
+            local = [(layer + 1) % ours.local.global_every > 0 for layer in range(ours.layers)]
+            assert local == [kind == "sliding_attention" for kind in theirs.layer_types]
         assert ours.tied_head == theirs.tie_word_embeddings
         assert ours.o_bias == getattr(theirs, "attention_bias", False)
         assert ours.max_positions == theirs.max_position_embeddings
@@ -166,7 +181,6 @@ class TestRefusals:
             ({"layer_types": ["full_attention", "linear_attention", "full_attention"]}, "linear_attention"),
             ({"no_rope_layers": [1, 1, 0]}, "no_rope_layers"),
             ({"no_rope_layer_interval": 4}, "no_rope_layers"),
-            ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"),
             ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
             ({"rope_parameters": {"rope_type": "longrope"}}, "rope type 'longrope'"),
             ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
@@ -190,10 +204,42 @@ class TestRefusals:
         assert config_from_hf({**raw, **window, "max_window_layers": 3}) == config_from_hf(raw)
         assert config_from_hf({**raw, **window, "use_sliding_window": False, "max_window_layers": 0}) == config_from_hf(raw)
 
+    def test_gemma(self) -> None:
+        """Both spellings of local layers and of their frequencies."""
+        config = config_from_hf(GEMMA3)
+        assert config.local is not None and config.query_scale == 0.125 and config.tied_head
+        assert (config.local.window, config.local.global_every, config.context_positions) == (16, 3, 16)
+        assert (config.rope.theta, config.local.rope.theta) == (1e6, 1e4)
+        spelled = {
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+            },
+        }
+        other = config_from_hf({**GEMMA3, **spelled})
+        assert other.local is not None and other.local.global_every == 3 and other.local.rope.theta == 300.0
+        assert other.rope.model_dump() == {"kind": "linear", "theta": 5e5, "factor": 8.0}
+        assert config_from_hf({**GEMMA3, "layer_types": ["full_attention"] * 3}).local is None
+
+    @pytest.mark.parametrize(
+        ("changed", "named"),
+        [
+            ({"final_logit_softcapping": 30.0}, "soft cap"),
+            ({"hidden_activation": "relu"}, "hidden_activation 'relu'"),
+            ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+            ({"layer_types": ["full_attention", "full_attention", "sliding_attention"]}, "do not alternate evenly"),
+            ({"rope_parameters": {"sliding_attention": {"rope_type": "yarn"}}}, "rope type 'yarn' in local layers"),
+        ],
+    )
+    def test_what_gemma_lacks_is_named(self, changed: dict[str, Any], named: str) -> None:
+        with pytest.raises(UnsupportedModelError, match=named):
+            config_from_hf({**GEMMA3, **changed})
+
     def test_every_feature_is_listed(self) -> None:
-        with pytest.raises(UnsupportedModelError, match=r"gelu.*mlp_bias.*linear"):
+        with pytest.raises(UnsupportedModelError, match=r"gelu.*mlp_bias.*dynamic"):
             config_from_hf(
-                {**LLAMA, "hidden_act": "gelu", "mlp_bias": True, "rope_scaling": {"type": "linear", "factor": 2}}
+                {**LLAMA, "hidden_act": "gelu", "mlp_bias": True, "rope_scaling": {"type": "dynamic", "factor": 2}}
             )
 
     @pytest.mark.parametrize(

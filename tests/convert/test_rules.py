@@ -32,7 +32,8 @@ def tiny(family: str, **changed) -> DecoderConfig:
         "mlp_width": 13,
         "norm_eps": 1e-5,
         "rope": PlainRope(theta=10_000.0),
-        "qk_norm": family in ("qwen3", "qwen3_moe"),
+        "qk_norm": family in ("qwen3", "qwen3_moe", "gemma3_text"),
+        "norms_after": family == "gemma3_text",
         **({"experts": 5, "experts_per_token": 2} if family == "qwen3_moe" else {}),
         "qkv_bias": family == "qwen2",
         "max_positions": 64,
@@ -48,11 +49,19 @@ CONFIGS = {
     "qwen3": tiny("qwen3"),
     "qwen3 tied, with biases": tiny("qwen3", tied_head=True, qkv_bias=True, o_bias=True),
     "qwen3_moe": tiny("qwen3_moe"),
+    "gemma3_text": tiny("gemma3_text"),
 }
 
 
-@pytest.mark.parametrize("rules_of", [hf_rules, gguf_rules])
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+TABLES = [
+    pytest.param(config, rules_of, id=f"{name}-{rules_of.__name__}")
+    for name, config in CONFIGS.items()
+    for rules_of, tables in ((hf_rules, HF_RULES), (gguf_rules, GGUF_RULES))
+    if config.family in tables
+]
+
+
+@pytest.mark.parametrize(("config", "rules_of"), TABLES)
 class TestTables:
     def test_make_exactly_the_decoders_parameters(self, config, rules_of) -> None:
         assert {rule.ours: rule.our_shape(config) for rule in rules_of(config)} == parameter_shapes(config)

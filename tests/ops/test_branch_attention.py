@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from psynth_jax.errors import InputError
 from psynth_jax.ops import branch_attention as op
 from psynth_jax.ops import rope
-from psynth_jax.ops.branch_attention import AttentionSpec, Context, ContextPart, OwnCache, Segments, xla
+from psynth_jax.ops.branch_attention import AttentionSpec, Context, ContextPart, OwnCache, Segments, reference, xla
 from psynth_jax.ops.cached_heads import CachedHeads
 from tests.ops.forms import whole
 
@@ -82,3 +83,37 @@ def test_without_context_and_cache_it_is_causal_attention(implementation: str) -
     first = branch_attention(q[:, :2], k[:, :2], v[:, :2], None, None, 0, AttentionSpec(0.3), implementation)
     np.testing.assert_allclose(full[:, :2], first, atol=1e-6)
     np.testing.assert_allclose(full[:, 0], np.repeat(v[:, 0], G, axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 17])
+@pytest.mark.parametrize("window", [1, 4, 9, 1000])
+def test_a_window_ends_what_is_seen_of_the_own_row(tokens: int, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both forms agree, in blocks too; the context is seen whole; a window as long as everything changes nothing."""
+    monkeypatch.setattr(xla, "SLOT_BLOCK", 8)
+    monkeypatch.setattr(xla, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(xla, "CAUSAL_BLOCK", 3)
+    monkeypatch.setattr(xla, "MANY_ROWS", 1)
+    arguments, spec = (*case(tokens, poison=True), 1), AttentionSpec(0.3)
+    near = jnp.int32(window)
+    expected = reference.attend(*arguments, spec, None, jnp.float32, near)
+    found = jax.jit(lambda *arguments: xla.attend(*arguments, spec, None, jnp.float32, near))(*arguments)
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-5)
+    everything = reference.attend(*arguments, spec, None, jnp.float32)[0]
+    assert np.array_equal(expected[0], everything) == (window == 1000)
+
+
+def test_what_is_outside_of_a_window_does_not_matter() -> None:
+    """With a window of 4, tokens from the fifth on see none of the own cache, and the ninth only tokens 5 to 8."""
+    q, k, v, own, _ = case(9)
+    near, spec = jnp.int32(4), AttentionSpec(0.3)
+    whole = branch_attention(q, k, v, own, None, 1, spec, "xla", near)
+    alone = branch_attention(q[:, 5:], k[:, 5:], v[:, 5:], None, None, 1, spec, "xla")
+    np.testing.assert_allclose(whole[:, 8], alone[:, 3], atol=1e-6)
+    np.testing.assert_allclose(whole[:, 4:], branch_attention(q, k, v, None, None, 1, spec, "xla", near)[:, 4:], atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu"])
+def test_the_kernels_refuse_a_window(implementation: str) -> None:
+    with pytest.raises(InputError, match="does not take a window"):
+        op.branch_attention(*case(1), 1, AttentionSpec(0.3), implementation, jnp.int32(4))

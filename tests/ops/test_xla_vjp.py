@@ -101,10 +101,11 @@ def _gradients(loss: Loss, blocks: tuple[int, int], variables: dict[str, Any], o
 
 
 @functools.cache
-def of_output(module: Any, spec: AttentionSpec = SPEC) -> Loss:
+def of_output(module: Any, spec: AttentionSpec = SPEC, window: int | None = None) -> Loss:
     def loss(q: Any, k: Any, v: Any, own: Any, context: Any) -> Any:
         direction = jax.random.normal(jax.random.key(0), q.shape)
-        return (whole(module.attend)(q, k, v, own, context, 1, spec) * direction).sum()
+        near = {} if window is None else {"window": jnp.int32(window)}
+        return (whole(module.attend, **near)(q, k, v, own, context, 1, spec) * direction).sum()
 
     return loss
 
@@ -157,6 +158,14 @@ class TestOfTheOutput:
 
     def test_softcap(self) -> None:
         assert_gradients_equal_the_oracles(call(5, "ragged"), AttentionSpec(0.4, softcap=2.0))
+
+    @pytest.mark.parametrize("window", [1, 5, 14])
+    def test_window(self, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(xla, "QUERY_BLOCK", 4)
+        monkeypatch.setattr(xla, "CAUSAL_BLOCK", 3)
+        drawn = call(9, "ragged")
+        found, expected = (gradients(of_output(module, SPEC, window), drawn) for module in (xla, reference))
+        assert_equal(found, expected)
 
     def test_packed(self) -> None:
         assert_gradients_equal_the_oracles(call(3, "ragged", packed=True))

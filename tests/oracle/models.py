@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedConfig,
@@ -100,6 +102,17 @@ def _qwen3_moe(seed: int, **changed: Any) -> PreTrainedModel:
     return _randomised(Qwen3MoeForCausalLM, Qwen3MoeConfig(**fields), seed)
 
 
+def gemma3(seed: int, **changed: Any) -> PreTrainedModel:
+    """Every second layer sees 96 positions, with frequencies of its own; N = 4, K = 1, H = 12, D = 28."""
+    sizes = _sizes(hidden_size=28, num_attention_heads=4, num_key_value_heads=1, head_dim=12, rms_norm_eps=1e-6)
+    rope = {"full_attention": _plain_rope(1_000_000.0), "sliding_attention": _plain_rope(10_000.0)}
+    count = changed.get("num_hidden_layers", sizes["num_hidden_layers"])
+    layers = [("sliding_attention", "full_attention")[i % 2] for i in range(count)]
+    gemma = {"query_pre_attn_scalar": 20, "sliding_window": 96, "layer_types": layers, "rope_parameters": rope}
+    fields = {**sizes, **gemma, "attn_implementation": "eager", **changed}
+    return _randomised(Gemma3ForCausalLM, Gemma3TextConfig(**fields), seed)
+
+
 def _randomised(kind: type[PreTrainedModel], config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     """Build the model and replace every parameter, norms and biases too, by seeded noise of a useful size.
 
@@ -111,7 +124,7 @@ def _randomised(kind: type[PreTrainedModel], config: PreTrainedConfig, seed: int
         for name, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape, generator=generator)
             if "norm" in name:
-                parameter.copy_(1.0 + 0.3 * noise)
+                parameter.copy_((0.0 if isinstance(model, Gemma3ForCausalLM) else 1.0) + 0.3 * noise)
             elif name.endswith("bias") or "embed_tokens" in name:
                 parameter.copy_(0.3 * noise)
             else:
@@ -122,11 +135,13 @@ def _randomised(kind: type[PreTrainedModel], config: PreTrainedConfig, seed: int
 TINY: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: _llama(11),
     "llama_llama3_rope": lambda: _llama(12, rope_parameters=dict(LLAMA3_SCALING)),
+    "llama_linear_rope": lambda: _llama(20, rope_parameters={**_plain_rope(10_000.0), "rope_type": "linear", "factor": 3.0}),
     "llama_tied": _llama_tied,
     "llama_attention_bias": lambda: _llama(14, attention_bias=True),
     "qwen2": _qwen2,
     "qwen3": lambda: _qwen3(16, _plain_rope(1_000_000.0)),
     "qwen3_moe": lambda: _qwen3_moe(18, norm_topk_prob=True),
+    "gemma3": lambda: gemma3(19),
     "qwen3_yarn": lambda: _qwen3(17, dict(YARN_SCALING)),
 }
 

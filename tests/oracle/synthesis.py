@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -92,11 +92,17 @@ def read(model: PreTrainedModel, token_ids: Sequence[int], cache: DynamicCache, 
     """Append tokens to `cache`, each seeing all that is in it and the tokens before itself; return logits `[T, V]`."""
     past, count = cache.get_seq_length(), len(token_ids)
     hidden = torch.full((count, past + count), torch.finfo(torch.float32).min).triu(past + 1)
+    mask: Any = hidden[None, None]
+    if "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
+        # In plain text the distance of two tokens is that of their places.  Branches are only read within the window.
+        window = model.config.sliding_window if first_position == past else past + count
+        far = torch.full_like(hidden, torch.finfo(torch.float32).min).tril(past - window)
+        mask = {"full_attention": mask, "sliding_attention": torch.minimum(hidden, far)[None, None]}
     positions = torch.arange(first_position, first_position + count)
     with torch.no_grad():  # the argument is called `cache` from transformers 5.24 on
         output = model(
             input_ids=torch.tensor([list(token_ids)]),
-            attention_mask=hidden[None, None],
+            attention_mask=mask,
             position_ids=positions[None],
             use_cache=True,
             **{"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache},
@@ -127,14 +133,19 @@ def branch_cache(model: PreTrainedModel, branch: OracleBranch, positions: Positi
     first = prompt if positions == "exact" else prompt - 1
     cache = DynamicCache()
     read(model, [*branch.prompt_ids, *branch.generated_ids], cache, 0)
-    frequencies = model.model.rotary_emb.inv_freq
     return [
         (
-            unrotate(layer.keys[:, :, first : first + generated], frequencies, prompt),
+            unrotate(layer.keys[:, :, first : first + generated], frequencies_of(model, index), prompt),
             layer.values[:, :, first : first + generated].clone(),
         )
-        for layer in cache.layers
+        for index, layer in enumerate(cache.layers)
     ]
+
+
+def frequencies_of(model: PreTrainedModel, layer: int) -> torch.Tensor:
+    """Return the rotary frequencies of a layer, `[H/2]`."""
+    rotary = model.model.rotary_emb
+    return rotary.inv_freq if hasattr(rotary, "inv_freq") else getattr(rotary, f"{model.config.layer_types[layer]}_inv_freq")
 
 
 def mapper_scalars(mapper: MapperParams, span: int, branch_count: int, layer: int, layers: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What each of two processes runs in `test_sharded.py`: four CPU devices of its own, eight together with the other.
+"""What each of two processes runs in `test_sharded.py`.
 
 python -m tests.synthesis.one_of_two_processes PORT NUMBER
 """
@@ -6,16 +6,15 @@ python -m tests.synthesis.one_of_two_processes PORT NUMBER
 from __future__ import annotations
 
 import json
-import os
 import sys
+
+from tests.processes import join
 
 
 def main(port: str, number: str) -> None:
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    join(port, number)
     import jax
 
-    jax.config.update("jax_num_cpu_devices", 4)
-    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(number))
     from tests.synthesis.test_sharded import PROMPTS, QUESTIONS, TARGETS, synthesizer
 
     synth = synthesizer("data=2,branch=2,tensor=2")

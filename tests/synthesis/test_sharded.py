@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from psynth_jax.branches import branch_view
 from psynth_jax.synthesis import step
 from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
 from psynth_jax.synthesis.step import Reader, Rows
+from tests.processes import run_two
 from tests.tiny import random_lora, random_mapper, talking_model, tiny_model, token_ids
 
 pytestmark = pytest.mark.exhaustive
@@ -185,6 +183,21 @@ def test_nothing_as_large_as_a_layer_of_a_cache_moves(axes: str, tokens: int) ->
     assert out_cache.is_equivalent_to(cache.heads.k.sharding, 5)
 
 
+def test_twice_the_branch_devices_hold_half_of_the_cache_each() -> None:
+    bytes_of_a_device = []
+    for count in (1, 2, 4, 8):
+        model, mesh = tiny_model(**SHAPE), ps.make_mesh({"branch": count}, jax.devices()[:count])
+        branches = ps.ParallelSynthesis(model, mesh=mesh).encode([token_ids(i, 40) for i in range(8)])
+        heads = branches.questions[0][0].segments[0].cache.heads
+        held = [
+            sum(piece.data.nbytes for piece in x.addressable_shards if piece.device == mesh.devices.flat[0])
+            for x in jax.tree.leaves(heads)
+        ]
+        bytes_of_a_device.append(sum(held))
+    whole = bytes_of_a_device[0]
+    assert bytes_of_a_device == [whole, whole // 2, whole // 4, whole // 8]
+
+
 def test_one_small_collective_a_layer_merges_branches() -> None:
     """With `branch` alone cut, the scan over layers has exactly the one that merges partial results."""
     synth = synthesizer("branch=8")
@@ -215,23 +228,8 @@ def test_streams_text(single: ps.ParallelSynthesis) -> None:
 
 
 def test_two_processes(single: ps.ParallelSynthesis, expected: ps.Branches) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-W", "ignore", "-m", "tests.synthesis.one_of_two_processes", str(port)]
-    root = Path(__file__).parents[2]
-    running = [
-        subprocess.Popen([*command, str(i)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for i in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=240) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    for process, (out, err) in zip(running, outputs, strict=True):
-        assert process.returncode == 0, err[-3000:]
-        found = json.loads(out.splitlines()[-1])
+    for line in run_two("tests.synthesis.one_of_two_processes"):
+        found = json.loads(line)
         assert found["devices"] == 8
         assert found["workers"] == expected.token_ids
         assert found["answers"] == [r.token_ids for r in single.synthesize(QUESTIONS, expected, max_new_tokens=5)]

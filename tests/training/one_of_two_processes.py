@@ -1,21 +1,18 @@
-"""What each of two processes runs in `test_processes.py`: four CPU devices of its own, eight together with the other.
+"""What each of two processes runs in `test_processes.py`.
 
 python -m tests.training.one_of_two_processes PORT NUMBER WORKDIR
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
+from tests.processes import join
+
 
 def main(port: str, number: str, workdir: str) -> None:
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    import jax
-
-    jax.config.update("jax_num_cpu_devices", 4)
-    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(number))
+    join(port, number)
     import numpy as np
 
     import psynth_jax as ps

@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from psynth_jax.config import LocalLayers, PlainRope
 from psynth_jax.data.example import ExampleList
 from psynth_jax.errors import DataError
 from psynth_jax.training.config import Batches, Task
 from psynth_jax.training.plan import Plan, PlannedBatch, Reference, fewer_keys
+from tests.tiny import tiny_config
 from tests.training.examples import ids, random_examples
 
 FIRST, SECOND = ExampleList("first", random_examples(40)), ExampleList("second", random_examples(15, seed=1))
@@ -87,8 +89,19 @@ def test_what_passes_the_models_window_is_dropped() -> None:
     columns = FIRST.lengths.T
     for reads, used in (("branches", columns[5] + columns[0] + columns[2]), ("text", columns[1] + columns[2])):
         window = int(np.median(used))
-        found = Plan([FIRST], [ONE], LIMITS, reads=reads, window=window)
+        found = Plan([FIRST], [ONE], LIMITS, reads=reads, config=tiny_config(max_positions=window))
         assert found.dropped == [{"more positions than the model has": int((used > window).sum())}]
+
+
+def test_branches_that_local_layers_would_not_see_are_dropped() -> None:
+    """Text may be longer than their window."""
+    columns = FIRST.lengths.T
+    used = columns[5] + columns[0] + columns[2]
+    local = LocalLayers(window=int(np.median(used)), global_every=2, rope=PlainRope(theta=1e4))
+    config = tiny_config(max_positions=10_000, local=local)
+    found = Plan([FIRST], [ONE], LIMITS, config=config)
+    assert found.dropped == [{"more positions than the model has": int((used > local.window).sum())}]
+    assert Plan([FIRST], [ONE], LIMITS, reads="text", config=config).dropped == [{}]
 
 
 def test_nothing_left_is_an_error_that_says_why() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
@@ -14,12 +13,12 @@ import pytest
 
 import psynth_jax as ps
 from psynth_jax.training.config import TrainConfig
+from tests.processes import ROOT, run_two
 from tests.training.codes import codes, distance, losses, next_gradient, start
 from tests.training.examples import config
 
 pytestmark = pytest.mark.exhaustive
 
-ROOT = Path(__file__).parents[2]
 MESH = "data=2,fsdp=2,branch=2"
 KILLS = 10
 
@@ -30,25 +29,9 @@ def run_config(workdir: object) -> TrainConfig:
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
     """Gradients of the first step to 1e-6 of their norm, six losses to 1e-5."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     there, here = tmp_path / "two", tmp_path / "one"
     there.mkdir()
-    command = [sys.executable, "-W", "ignore", "-m", "tests.training.one_of_two_processes", str(port)]
-    running = [
-        subprocess.Popen([*command, str(i), str(there)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for i in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=240) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    for process, (out, err) in zip(running, outputs, strict=True):
-        assert process.returncode == 0, err[-3000:]
-        assert out.splitlines()[-1] == "6 done"
-
+    assert run_two("tests.training.one_of_two_processes", str(there)) == ["6 done"] * 2
     model = ps.load_model("tiny-random", mesh=ps.make_mesh(MESH))
     trainer = start(run_config(here), model, codes(model))
     with np.load(there / "gradient.npz") as found:

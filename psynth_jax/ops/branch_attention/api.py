@@ -94,6 +94,7 @@ def branch_attention(
     layer: Array | int,
     spec: AttentionSpec,
     implementation: Implementation = "auto",
+    window: Array | None = None,
 ) -> Queries:
     """Attend to the new tokens causally, the own cache, and every segment of `context`, in one softmax.
 
@@ -107,6 +108,8 @@ def branch_attention(
       context: what else is read; None when nothing is.
       layer: index on L of all the caches.
       spec: scale and soft cap of the logits.
+      window: scalar int32, how many of its row's latest tokens, itself among them, a token sees of the new ones and the
+        own cache; None: all.  Context is seen whole, by every token.  The kernels have no windows.
       implementation: "auto" takes the TPU kernel on a TPU and the XLA form elsewhere; the GPU kernel is taken by name.
 
     Returns:
@@ -115,7 +118,8 @@ def branch_attention(
     Raises:
       InputError: no such implementation, or one that is named cannot take this call.
     """
-    return _module(implementation, q, own, context).attend(q, k, v, own, context, layer, spec, None, q.dtype)[0]
+    module = _module(implementation, q, own, context, window)
+    return module.attend(q, k, v, own, context, layer, spec, None, q.dtype, window)[0]
 
 
 def branch_attention_partial(
@@ -128,27 +132,30 @@ def branch_attention_partial(
     spec: AttentionSpec,
     implementation: Implementation = "auto",
     with_own: Array | None = None,
+    window: Array | None = None,
 ) -> Partial:
     """Attend as `branch_attention` does, and return what merges with attention over other keys, out `[B, T, N, H]`.
 
     Args:
-      q, k, v, own, context, layer, spec, implementation: see `branch_attention`.
+      q, k, v, own, context, layer, spec, implementation, window: see `branch_attention`.
       with_own: scalar bool, whether the new tokens and the own cache are attended to.  They are on one of several devices
         that hold the same rows; None: they are.
 
     Raises:
       InputError: as `branch_attention` does.
     """
-    module = _module(implementation, q, own, context)
-    return normalised(*module.attend(q, k, v, own, context, layer, spec, with_own, jnp.float32))
+    module = _module(implementation, q, own, context, window)
+    return normalised(*module.attend(q, k, v, own, context, layer, spec, with_own, jnp.float32, window))
 
 
-def _module(implementation: Implementation, q: Queries, own: OwnCache | None, context: Context | None) -> ModuleType:
+def _module(
+    implementation: Implementation, q: Queries, own: OwnCache | None, context: Context | None, window: Array | None
+) -> ModuleType:
     from psynth_jax.ops.branch_attention import pallas_gpu, pallas_tpu, reference, xla
 
     _check_name(implementation)
     if implementation == "auto":
-        implementation = _best(pallas_tpu.unsupported(q, own, context))
+        implementation = _best(pallas_tpu.unsupported(q, own, context, window))
     return {"xla": xla, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu, "reference": reference}[implementation]
 
 

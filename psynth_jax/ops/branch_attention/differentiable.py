@@ -34,6 +34,7 @@ class Inputs:
     own: OwnCache | None
     context: Context | None
     layer: Array
+    window: Array | None
     with_own: Array | None
 
 
@@ -56,7 +57,7 @@ def attend(
     """Run an implementation; out and level are differentiable in q, k, v and the mapper's scalars."""
     scalars = None if inputs.context is None else inputs.context.scalars
     without = None if inputs.context is None else dataclasses.replace(inputs.context, scalars=None)
-    constant = inputs.own, without, jnp.asarray(inputs.layer, jnp.int32), inputs.with_own
+    constant = inputs.own, without, jnp.asarray(inputs.layer, jnp.int32), inputs.window, inputs.with_own
     static = _Static(kernel, spec, jnp.dtype(dtype), tuple(sorted(options.items())))
     return _attend(static, inputs.q, inputs.k, inputs.v, scalars, constant)
 
@@ -70,9 +71,9 @@ class _Static:
 
 
 def _inputs(q: Array, k: Array, v: Array, scalars: Array | None, constant: Any) -> Inputs:
-    own, without, layer, with_own = constant
+    own, without, layer, window, with_own = constant
     context = None if without is None else dataclasses.replace(without, scalars=scalars)
-    return Inputs(q, k, v, own, context, layer, with_own)
+    return Inputs(q, k, v, own, context, layer, window, with_own)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from psynth_jax.axes import Array
+from psynth_jax.errors import InputError
 from psynth_jax.ops.branch_attention import differentiable, gpu_blocks, tuned, tuning_gpu
 from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, OwnCache
 from psynth_jax.ops.branch_attention.differentiable import Inputs, Kernel
@@ -32,6 +33,7 @@ def attend(
     spec: AttentionSpec,
     with_own: Array | None,
     dtype: jax.typing.DTypeLike,
+    window: Array | None = None,
     *,
     interpret: bool = False,
 ) -> tuple[Array, Array]:
@@ -40,9 +42,11 @@ def attend(
     Differentiable in q, k, v and the mapper's scalars; caches are constants.
 
     Raises:
-      InputError: a head width, dtype or cache layout that the kernel does not take.
+      InputError: a window, or a head width, dtype or cache layout that the kernel does not take.
     """
-    inputs = Inputs(q, k, v, own, context, jnp.asarray(layer, jnp.int32), with_own)
+    if window is not None:
+        raise InputError("the GPU kernel does not take a window")
+    inputs = Inputs(q, k, v, own, context, jnp.asarray(layer, jnp.int32), None, with_own)
     gpu_blocks.refuse(q, gpu_blocks.sources_of(inputs)[0])
     return differentiable.attend(Kernel(_forward, _backward), inputs, spec, dtype, interpret=interpret)
 

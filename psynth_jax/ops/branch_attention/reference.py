@@ -36,6 +36,10 @@ def materialise(part: ContextPart, context: Context, layer: Array | int) -> tupl
     return key_scale * keys + key_bias, value_scale * gathered(v) + value_bias, seen
 
 
+def _near(behind: Array, window: Array | None) -> Array:
+    return jnp.full(behind.shape, True) if window is None else behind < window
+
+
 def attend(
     q: Array,
     k: Array,
@@ -46,18 +50,22 @@ def attend(
     spec: AttentionSpec,
     with_own: Array | None,
     dtype: jax.typing.DTypeLike,
+    window: Array | None = None,
 ) -> tuple[Array, Array]:
     """Return out `[B, T, N, H]` in dtype and level `[B, T, N]`; see `api.branch_attention_partial`."""
     batch, tokens, heads, width = q.shape
     kv_heads = k.shape[2]
     keys, values = [k], [v]
-    masks = [jnp.broadcast_to(jnp.tri(tokens, dtype=bool), (batch, tokens, tokens))]
+    token = jnp.arange(tokens)
+    behind = token[:, None] - token  # how far a key is behind a query, [T, T] and [B, T, S]
+    masks = [jnp.broadcast_to((behind >= 0) & _near(behind, window), (batch, tokens, tokens))]
     if own is not None:
         filled = jnp.arange(own.heads.slots) < own.start[:, None]  # [B, S]
         own_k, own_v = own.heads.read(layer, 0, batch, 0, own.heads.slots)
         keys.append(jnp.where(filled[..., None, None], jnp.swapaxes(own_k, 1, 2), 0))
         values.append(jnp.where(filled[..., None, None], jnp.swapaxes(own_v, 1, 2), 0))
-        masks.append(jnp.broadcast_to(filled[:, None], (batch, tokens, filled.shape[1])))
+        behind = (own.start[:, None] + token)[..., None] - jnp.arange(own.heads.slots)
+        masks.append(filled[:, None] & _near(behind, window))
     if with_own is not None:
         masks = [mask & with_own for mask in masks]
     for part in () if context is None else context.parts:

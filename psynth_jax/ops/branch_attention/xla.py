@@ -13,6 +13,7 @@ Queries are grouped by the key head that they read, all tokens of a group in one
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -47,37 +48,41 @@ def attend(
     spec: AttentionSpec,
     with_own: Array | None,
     dtype: jax.typing.DTypeLike,
+    window: Array | None = None,
 ) -> tuple[Array, Array]:
     """Return out `[B, T, N, H]` in dtype and level `[B, T, N]`; see `api.branch_attention_partial`.
 
     Differentiable in q, k, v and the mapper's scalars; caches are constants.
     """
-    inputs = jax.tree.map(jnp.asarray, Inputs(q, k, v, own, context, layer, with_own))
+    inputs = jax.tree.map(jnp.asarray, Inputs(q, k, v, own, context, layer, window, with_own))
     return differentiable.attend(Kernel(_forward, _backward), inputs, spec, dtype)
 
 
 def _forward(inputs: Inputs, spec: AttentionSpec, dtype: Any) -> tuple[Array, Array]:
-    q, k, v, context, layer, with_own = inputs.q, inputs.k, inputs.v, inputs.context, inputs.layer, inputs.with_own
+    q, k, v, context, layer = inputs.q, inputs.k, inputs.v, inputs.context, inputs.layer
+    window, with_own = inputs.window, inputs.with_own
     batch, tokens = q.shape[:2]
     group = q.shape[2] // k.shape[2]
     grouped, new_k, new_v = by_head(q, group), by_head(k), by_head(v)
     own = own_or_none(inputs.own, with_own)
     cut = _tiles(inputs)
 
-    def cached(row: Array, queries: Array) -> Partial:  # queries [1, K, M, H] of one row
+    def cached(row: Array, queries: Array, token: Array) -> Partial:  # queries [1, K, M, H] of one row
         seen = empty(queries.shape[:-1], queries.shape[-1])
         if own is not None and tokens > 1:
-            seen = _own(queries, OwnCache(own.heads, own.start[row][None]), layer, spec, row, cut.slots)
+            mine = OwnCache(own.heads, own.start[row][None])
+            seen = _own(queries, mine, layer, spec, row, cut.slots, oldest_slot(mine, token, window))
         return seen if context is None else merge(seen, _context(queries, row, context, layer, spec, cut.slots))
 
-    new = _new(grouped, new_k, new_v, group, spec, with_own)
+    new = _new(grouped, new_k, new_v, group, spec, window, with_own)
     blocks = []
     for first, end in query_blocks(tokens, cut.tokens):
         seen, queries = jax.tree.map(lambda x, a=first * group, b=end * group: x[:, :, a:b], (new, grouped))
+        token = jnp.repeat(jnp.arange(first, end), group)  # [M]
         if own is not None and tokens == 1:  # decode: all rows share one loop over their own slots
-            seen = merge(seen, _own(queries, own, layer, spec, 0, cut.slots))
+            seen = merge(seen, _own(queries, own, layer, spec, 0, cut.slots, oldest_slot(own, token, window)))
         if context is not None or (own is not None and tokens > 1):
-            seen = merge(seen, _over_rows(cached, queries))
+            seen = merge(seen, _over_rows(functools.partial(cached, token=token), queries))
         blocks.append((finalize(seen).astype(dtype), level(seen.row_max, seen.row_sum)))
     out, levels = (jnp.concatenate(found, axis=2) for found in zip(*blocks, strict=True))
     return by_token(out, batch, tokens), by_token(levels, batch, tokens)
@@ -118,10 +123,18 @@ def query_blocks(tokens: int, size: int) -> list[tuple[int, int]]:
     return [(first, min(first + size, tokens)) for first in range(0, tokens, size)]
 
 
-def causal(first_key: int, first: int, end: int, group: int, with_own: Array | None) -> Array:
-    """Return which of the new keys `first_key .. end - 1` the queries of tokens `first .. end - 1` see, `[M, Z]`."""
-    mask = jnp.arange(first_key, end) <= jnp.repeat(jnp.arange(first, end), group)[:, None]
+def causal(first: int, end: int, group: int, window: Array | None, with_own: Array | None, keys: range) -> Array:
+    """Return which of some new keys the queries of tokens `first .. end - 1` see, `[M, Z]`."""
+    behind = jnp.repeat(jnp.arange(first, end), group)[:, None] - jnp.arange(keys.start, keys.stop)
+    mask = behind >= 0
+    if window is not None:
+        mask &= behind < window
     return mask if with_own is None else mask & with_own
+
+
+def oldest_slot(own: OwnCache, token: Array, window: Array | None) -> Array | None:
+    """Return the first slot of its row that each query sees, `[rows, M]`, of the new tokens `token [M]`; None: all see 0."""
+    return None if window is None else jnp.maximum(own.start[:, None] + token - window + 1, 0)
 
 
 def own_or_none(own: OwnCache | None, with_own: Array | None) -> OwnCache | None:
@@ -139,27 +152,39 @@ def _over_rows(function: Callable[[Array, Array], Partial], grouped: Array) -> P
     return jax.tree.map(lambda x: x[:, 0], stacked)
 
 
-def _new(q: Array, k: Array, v: Array, group: int, spec: AttentionSpec, with_own: Array | None) -> Partial:
+def _new(
+    q: Array, k: Array, v: Array, group: int, spec: AttentionSpec, window: Array | None, with_own: Array | None
+) -> Partial:
     """Causal attention of `q [B, K, M, H]` to the new keys `[B, K, T, H]`, in blocks of tokens."""
     blocks = []
     for first, end in query_blocks(k.shape[2], CAUSAL_BLOCK):
         scaled = spec.scale * q[:, :, first * group : end * group]
-        mask = causal(first, first, end, group, with_own)
+        mask = causal(first, end, group, window, with_own, range(first, end))
         seen = _attend(scaled, k[:, :, first:end], v[:, :, first:end], mask, spec)
         if first:
-            seen = merge(seen, _attend(scaled, k[:, :, :first], v[:, :, :first], with_own, spec))
+            before = with_own if window is None else causal(first, end, group, window, with_own, range(first))
+            seen = merge(seen, _attend(scaled, k[:, :, :first], v[:, :, :first], before, spec))
         blocks.append(seen)
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *blocks)
 
 
-def _own(q: Array, own: OwnCache, layer: Array, spec: AttentionSpec, first_row: Array | int, size: int) -> Partial:
-    """Attention of `q [B, K, M, H]` to the filled slots of the own rows `first_row ..`."""
+def _own(
+    q: Array,
+    own: OwnCache,
+    layer: Array,
+    spec: AttentionSpec,
+    first_row: Array | int,
+    size: int,
+    oldest: Array | None,
+) -> Partial:
+    """Attention of `q [B, K, M, H]` to the filled slots of the own rows `first_row ..`, from `oldest [B, M]` on."""
     scaled = spec.scale * q
 
     def visit(seen: Partial, k: Array, v: Array, filled: Array | None) -> Partial:
         return merge(seen, _attend(scaled, k, v, filled, spec))
 
-    return over_blocks(visit, empty(q.shape[:-1], q.shape[-1]), own.heads, layer, first_row, 0, own.start, size, q.shape[2])
+    nothing, begin = empty(q.shape[:-1], q.shape[-1]), 0 if oldest is None else oldest.min()
+    return over_blocks(visit, nothing, own.heads, layer, first_row, begin, own.start, size, q.shape[2], oldest)
 
 
 def _context(q: Array, row: Array, context: Context, layer: Array, spec: AttentionSpec, size: int) -> Partial:
@@ -197,11 +222,12 @@ def over_blocks(
     end: Array,
     size: int,
     query_rows: int = 0,
+    oldest: Array | None = None,
 ) -> Carry:
     """Fold `visit(carry, k, v, inside)` over blocks of slots `first .. end - 1` of rows `first_row ..`; end `[rows]`.
 
     A block has `size` slots.  k, v `[rows, K, Z, H]`, v with zeros where `inside [rows, 1, 1, Z]` is not set: a weight of 0
-    times NaN would be NaN.
+    times NaN would be NaN.  With `oldest [rows, M]`, the first slot that each query sees, inside is `[rows, 1, M, Z]`.
     For many query rows, blocks that are whole for all rows come first, with inside None: masking costs as much as the rest
     of the softmax.
     """
@@ -217,10 +243,13 @@ def over_blocks(
         slots = start + jnp.arange(size)
         # A block that would pass the cache's end is moved back: its first slots were seen by the block before.
         inside = (slots >= begin) & (slots < end[:, None])
-        return visit(carry, k, jnp.where(inside[:, None, :, None], v, 0), inside[:, None, None])
+        seen = inside[:, None, None]
+        if oldest is not None:
+            seen = seen & (slots >= oldest[:, None, :, None])
+        return visit(carry, k, jnp.where(inside[:, None, :, None], v, 0), seen)
 
     whole: Array | int = 0
-    if query_rows >= MANY_ROWS:
+    if query_rows >= MANY_ROWS and oldest is None:
         whole = (end.min() - first) // size
         carry = jax.lax.fori_loop(0, whole, whole_block, carry)
     return jax.lax.fori_loop(whole, (end.max() - first + size - 1) // size, ragged_block, carry)

@@ -47,7 +47,8 @@ def backward(
     inputs: Inputs, spec: AttentionSpec, level: Array, gradient: Array, delta: Array
 ) -> tuple[Array, Array, Array, Array | None]:
     """Return the gradients of q, k, v and scalars; see `differentiable.Kernel`."""
-    q, k, v, context, layer, with_own = inputs.q, inputs.k, inputs.v, inputs.context, inputs.layer, inputs.with_own
+    q, k, v, context, layer = inputs.q, inputs.k, inputs.v, inputs.context, inputs.layer
+    window, with_own = inputs.window, inputs.with_own
     own = xla.own_or_none(inputs.own, with_own)
     batch, tokens = q.shape[:2]
     group = q.shape[2] // k.shape[2]
@@ -60,11 +61,13 @@ def backward(
         dq, of_scalars = [], None if context is None else jnp.zeros(context.scalars.shape[2:], jnp.float32)
         for first, end in xla.query_blocks(tokens, xla.QUERY_BLOCK):
             block = _Queries(*(x[:, :, first * group : end * group] for x in mine))
-            mask = xla.causal(0, first, end, group, with_own)
+            mask = xla.causal(first, end, group, window, with_own, range(end))
             of_queries, block_k, block_v = _new(block, new_k[:, :, :end], new_v[:, :, :end], mask, spec)
             dk, dv = dk.at[:, :, :end].add(block_k), dv.at[:, :, :end].add(block_v)
             if own is not None:
-                of_queries += _own(block, own, row, layer, spec)
+                row_cache = OwnCache(own.heads, own.start[row][None])
+                oldest = xla.oldest_slot(row_cache, jnp.repeat(jnp.arange(first, end), group), window)
+                of_queries += _own(block, row_cache, row, layer, spec, oldest)
             if context is not None:
                 of_queries, of_scalars = _context(block, row, context, layer, spec, (of_queries, of_scalars))
             dq.append(of_queries)
@@ -87,17 +90,19 @@ def _new(block: _Queries, k: Array, v: Array, mask: Array, spec: AttentionSpec) 
     return spec.scale * _times_keys(of_logit, k), dk, dv
 
 
-def _own(block: _Queries, own: OwnCache, row: Array, layer: Array, spec: AttentionSpec) -> Array:
-    """Return the gradient of the queries through the filled slots of their own row."""
+def _own(block: _Queries, own: OwnCache, row: Array, layer: Array, spec: AttentionSpec, oldest: Array | None) -> Array:
+    """Return the gradient of the queries through the filled slots of their own row, from `oldest [1, M]` on."""
     scaled = spec.scale * block.q
 
     def visit(dq: Array, k: Array, v: Array, filled: Array) -> Array:
-        k = _readable(k, filled)
+        k = _readable(k, filled.any(axis=2, keepdims=True))  # [1, 1, 1, Z]
         _, of_logit, _ = _through_softmax(block, scaled, k, v, filled, spec)
         return dq + _times_keys(of_logit, k)
 
     nothing = jnp.zeros(block.q.shape, jnp.float32)
-    return spec.scale * xla.over_blocks(visit, nothing, own.heads, layer, row, 0, own.start[row][None], xla.SLOT_BLOCK)
+    begin, size = 0 if oldest is None else oldest.min(), xla.SLOT_BLOCK
+    blocks = xla.over_blocks(visit, nothing, own.heads, layer, row, begin, own.start, size, oldest=oldest)
+    return spec.scale * blocks
 
 
 def _context(
