@@ -88,7 +88,7 @@ def train(
     found = dataclasses.asdict(workload) | {
         "remat": remat,
         "tokens": tokens,
-        "padded_tokens": shape.listed + shape.examples * shape.tokens,
+        "padded_tokens": shape.listed + shape.fed,
         "step_s": seconds["psynth"],
         "tokens_per_s": tokens / seconds["psynth"],
         "flops": flops,

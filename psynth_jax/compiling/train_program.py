@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from psynth_jax.branches import bucket
-from psynth_jax.cache import slot_bucket
 from psynth_jax.compiling.program import Lowered, Shapes
 from psynth_jax.compiling.workload import Workload
 from psynth_jax.mapper import Mapper
@@ -18,7 +17,7 @@ from psynth_jax.sharding import BRANCH, replicated, shards
 from psynth_jax.training.batch import BRANCH_ROW_AXES, QUESTION_AXES, batch_shardings, empty_batch
 from psynth_jax.training.config import Optimizer
 from psynth_jax.training.optimizer import make_optimizer
-from psynth_jax.training.plan import Shape, padded
+from psynth_jax.training.plan import Shape, padded, row_slots
 from psynth_jax.training.step import (
     Parameters,
     StepOptions,
@@ -35,16 +34,18 @@ def batch_shape(work: Workload, mesh: Mesh) -> Shape:
     """Return the shape of a batch of `work.questions` examples, all as long as the workload says."""
     parts, blocks = shards(mesh, QUESTION_AXES), shards(mesh, (BRANCH,))
     examples = -(-work.questions // parts) * parts
-    rows = examples // parts * work.branches
+    rows, fed = examples // parts * work.branches, work.prompt_tokens + work.new_tokens - 1
     return Shape(
         examples=examples,
         rows=-(-rows // blocks) * blocks * parts,
         listed=-(-rows // blocks) * blocks * parts * work.branch_tokens,
-        slots=slot_bucket(work.branch_tokens),
+        slots=row_slots(work.branch_tokens),
         width=bucket(work.branches),
-        tokens=padded(work.prompt_tokens + work.new_tokens - 1),
+        tokens=padded(fed),
+        fed=examples * fed,
         targets=padded(work.new_tokens),
         teacher=0,
+        taught=0,
     )
 
 
@@ -62,7 +63,7 @@ def lower_train(work: Workload, mesh: Mesh) -> Lowered:
 
     state = jax.eval_shape(begin, parameters)
     cut = state_shardings(state, parameter_shardings_of(parameters, model, mesh), mesh)
-    empty = empty_batch(shape, pieces=shards(mesh, BRANCH_ROW_AXES))
+    empty = empty_batch(shape, pieces=shards(mesh, QUESTION_AXES), blocks=shards(mesh, (BRANCH,)))
 
     def abstract(tree: Any, where: Any) -> Any:
         return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, where)

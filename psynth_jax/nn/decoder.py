@@ -233,15 +233,18 @@ class Decoder(nnx.Module):
           gate: `[B]` strength of the adapter per row; None: 1.
           fresh: promise that `start` is 0 everywhere, so that the own cache need not be read.
           rows: the tokens are not rows `[B, T]` but the lists `[X, Z]` of these rows of the cache, and so are the hidden
-            states; only with `fresh`, and without context and gate.
+            states; only with `fresh`, and without gate.
           remat: keep only every layer's input for the way back, and compute the layer anew.
 
         Where the cache's rows are cut over fsdp, as in training, each layer's weights are gathered when it is their turn;
         else the activations' D is cut, and nothing of the size of a weight moves.
         """
-        assert rows is None or (fresh and context is None and gate is None)
+        assert rows is None or (fresh and gate is None)
         config = self.config
-        positions = (offset + start)[:, None] + jnp.arange(tokens.shape[1]) if rows is None else rows.slot(*tokens.shape)
+        if rows is None:
+            positions = (offset + start)[:, None] + jnp.arange(tokens.shape[1])
+        else:
+            positions = rows.position(offset, *tokens.shape)
         angles = by_kind(config, lambda rope: token_angles(rope, config.head_width, positions))
         own = None if fresh else OwnCache(cache.heads, start)
         mesh, placement = self.mesh, cache.placement

@@ -11,7 +11,9 @@ mesh cuts the rows into (1 without a mesh): each piece has the list of its own r
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,34 +37,25 @@ class RaggedRows:
     count: PerRow
     slots: int = dataclasses.field(metadata={"static": True})
 
-    def slot(self, pieces: int, size: int) -> Array:
-        """Return the slot of every token of the list, `[X, Z]`; behind the last token any slot that exists."""
-        return jax.vmap(lambda first: self._row_and_slot(first, size)[1])(self.first.reshape(pieces, -1))
+    def position(self, offset: PerRow, pieces: int, size: int) -> Array:
+        """Return the position of every token of the list, `[X, Z]`, where slot 0 of a row stands at `offset [R]`.
 
-    def _row_and_slot(self, first: Array, size: int) -> tuple[Array, Array]:
-        place = jnp.arange(size)
-        # Of rows that begin at the same place all but the last are empty.
-        row = (place[:, None] >= first).sum(axis=1) - 1
-        return row, jnp.minimum(place - first[row], self.slots - 1)
+        Behind the last token it is any that exists.
+        """
+
+        def of_piece(first: Array, offset: Array) -> Array:
+            row, slot = _row_and_slot(first, size, self.slots)
+            return offset[row] + slot
+
+        return jax.vmap(of_piece)(self.first.reshape(pieces, -1), offset.reshape(pieces, -1))
 
     def to_rows(self, listed: Array, mesh: Mesh | None, placement: Placement | None) -> Array:
         """Return `[R, S, heads, H]` of `listed [X, Z, heads, H]`; zeros behind a row's last token."""
-
-        def unpack(first: Array, count: Array, listed: Array) -> Array:
-            slot = jnp.arange(self.slots)
-            place = jnp.where(slot < count[:, None], first[:, None] + slot, listed.shape[1])
-            return listed[0].at[place].get(mode="fill", fill_value=0)
-
-        return self._by_piece(unpack, listed, mesh, placement)
+        return self._by_piece(functools.partial(_to_rows, self.slots), listed, mesh, placement)
 
     def to_list(self, rows: Array, size: int, mesh: Mesh | None, placement: Placement | None) -> Array:
         """Return `[X, Z, heads, H]` of `rows [R, S, heads, H]`, Z = size; behind the last token it is any number."""
-
-        def pack(first: Array, count: Array, rows: Array) -> Array:
-            del count
-            return rows[self._row_and_slot(first, size)][None]
-
-        return self._by_piece(pack, rows, mesh, placement)
+        return self._by_piece(functools.partial(_to_list, size), rows, mesh, placement)
 
     def _by_piece(self, function: Callable[..., Array], x: Array, mesh: Mesh | None, placement: Placement | None) -> Array:
         if mesh is None or placement is None:
@@ -71,3 +64,51 @@ class RaggedRows:
         heads = P(placement.row_axes or None, None, placement.head_axis)
         over = jax.shard_map(function, mesh=mesh, in_specs=(rows, rows, heads), out_specs=heads, check_vma=False)
         return over(self.first, self.count, x)
+
+
+def _row_and_slot(first: Array, size: int, slots: int) -> tuple[Array, Array]:
+    """Return row and slot of every place of a piece's list."""
+    place = jnp.arange(size)
+    # Of rows that begin at the same place all but the last are empty.
+    row = (place[:, None] >= first).sum(axis=1) - 1
+    return row, jnp.minimum(place - first[row], slots - 1)
+
+
+# Each is the other's gradient, where a token is in both.  JAX would add up into zeros, one place after the other.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _to_rows(slots: int, first: Array, count: Array, listed: Array) -> Array:
+    slot = jnp.arange(slots)
+    place = jnp.where(slot < count[:, None], first[:, None] + slot, listed.shape[1])
+    return listed[0].at[place].get(mode="fill", fill_value=0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _to_list(size: int, first: Array, count: Array, rows: Array) -> Array:
+    del count
+    return rows[_row_and_slot(first, size, rows.shape[1])][None]
+
+
+def _to_rows_forward(slots: int, first: Array, count: Array, listed: Array) -> tuple[Array, Any]:
+    return _to_rows(slots, first, count, listed), (first, count, listed.shape[1])
+
+
+def _to_rows_backward(slots: int, saved: Any, gradient: Array) -> tuple[None, None, Array]:
+    first, count, size = saved
+    row, slot = _row_and_slot(first, size, slots)
+    filled = (jnp.arange(size) < first[row] + count[row])[:, None, None]
+    return None, None, jnp.where(filled, gradient[row, slot], 0)[None]
+
+
+def _to_list_forward(size: int, first: Array, count: Array, rows: Array) -> tuple[Array, Any]:
+    return _to_list(size, first, count, rows), (first, count, rows.shape[1])
+
+
+def _to_list_backward(size: int, saved: Any, gradient: Array) -> tuple[None, None, Array]:
+    first, count, slots = saved
+    return None, None, _to_rows(slots, first, count, gradient)
+
+
+_to_rows.defvjp(_to_rows_forward, _to_rows_backward)
+_to_list.defvjp(_to_list_forward, _to_list_backward)

@@ -1,10 +1,10 @@
 """A planned batch as arrays: branches of all its examples in rows, and what the synthesizer, and its teacher, are fed.
 
-    branch_tokens  [X, Z]       all branches of a device one behind the other, each its prefix and then what is kept; they
-                                become rows [rows, S] of a cache, one branch a row, dealt over a shard's branch blocks
-    tokens         [B, T]       prompt and target, but for the target's last token
-    at             [B, M]       position of `tokens` that predicts target token m
-    target         [B, M]       weight 0 where there is none
+    branches  [X, Z]       all branches of a device one behind the other, each its prefix and then what is kept; they
+                           become rows [rows, S] of a cache, one branch a row, dealt over a shard's branch blocks
+    student   [X, Z']      prompt and target of every example, but for the target's last token, one behind the other too
+    at        [B, M]       place in that list which predicts target token m
+    target    [B, M]       weight 0 where there is none
 
 Every array has a leading axis of micro-batches.  On a mesh B is cut over (data, fsdp), X and rows over (data, fsdp,
 branch); each process reads only the examples of its own devices, the others stay zeros that nobody sees.  Knows no model.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ from psynth_jax.branches import bucket
 from psynth_jax.data.example import BranchTokens, Example, ExampleSource, Lengths
 from psynth_jax.sharding import BRANCH, DATA, FSDP, put, shards
 from psynth_jax.training.config import Task
-from psynth_jax.training.plan import PlannedBatch, Reference, Shape, padded
+from psynth_jax.training.plan import PlannedBatch, Reference, Shape, fed_tokens, padded
 
 QUESTION_AXES = (DATA, FSDP)
 BRANCH_ROW_AXES = (DATA, FSDP, BRANCH)
@@ -36,11 +36,16 @@ BRANCH_ROW_AXES = (DATA, FSDP, BRANCH)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Fed:
-    """Rows for the synthesizer or its teacher: tokens `[.., B, T]`, count `[.., B]` real ones, at `[.., B, M]`."""
+    """Rows for the synthesizer or its teacher, as `nn.ragged` has them: tokens `[.., X, Z]`; first, count `[.., B]`.
+
+    at `[.., B, M]`: places in the list of a row's piece.  slots: T of the longest row.
+    """
 
     tokens: Array
+    first: Array
     count: Array
     at: Array
+    slots: int = dataclasses.field(metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -151,15 +156,23 @@ class BatchBuilder:
         shape = planned.shape
         if self._shards > 1 or self._branch_shards > 1:
             by_shard = list(itertools.chain.from_iterable(spread))
+
+            def room(of: Callable[[Reference], int], planned: int, pieces: int) -> int:
+                """Return how many tokens all pieces have room for, if each has for those of any shard."""
+                longest = max(sum(of(x) for x in held) for held in by_shard)
+                return padded(max(longest, -(-planned // pieces))) * pieces if planned else 0
+
             most = max(sum(self._branches(x) for x in held) for held in by_shard)
             rows = bucket(max(most, -(-shape.rows // self._shards))) if shape.rows else 0
             rows = -(-rows // self._branch_shards) * self._branch_shards
-            pieces = self._shards * self._branch_shards
-            longest = max(sum(self._listed(x) for x in held) for held in by_shard)
-            listed = padded(max(longest, -(-shape.listed // pieces))) * pieces if shape.rows else 0
-            places = -(-shape.examples // self._shards)
-            shape = shape._replace(examples=places * self._shards, rows=rows * self._shards, listed=listed)
-        batch = empty_batch(shape, self._micro_batches, self._shards * self._branch_shards)
+            shape = shape._replace(
+                examples=-(-shape.examples // self._shards) * self._shards,
+                rows=rows * self._shards,
+                listed=room(self._listed, shape.listed, self._shards * self._branch_shards),
+                fed=room(self._fed, shape.fed, self._shards),
+                taught=room(self._taught, shape.taught, self._shards),
+            )
+        batch = empty_batch(shape, self._micro_batches, self._shards, self._branch_shards)
         for micro, held_by_shard in enumerate(spread):
             for shard in self._here:
                 self._fill_shard(batch, shape, micro, shard, held_by_shard[shard])
@@ -176,6 +189,12 @@ class BatchBuilder:
         sizes = self._lengths(reference)
         return min(sizes.all_prefilled, -(-sizes.branches // self._branch_shards) * sizes.prefilled)
 
+    def _fed(self, reference: Reference) -> int:
+        return fed_tokens(self._lengths(reference), self._reads)
+
+    def _taught(self, reference: Reference) -> int:
+        return fed_tokens(self._lengths(reference), "text")
+
     def _spread(self, group: Sequence[Reference], shape: Shape) -> list[list[Reference]]:
         """Give every shard its part of a group: equally many examples, branches about equally many."""
         places = -(-shape.examples // self._shards)
@@ -190,10 +209,16 @@ class BatchBuilder:
 
     def _fill_shard(self, batch: Batch, shape: Shape, micro: int, shard: int, held: Sequence[Reference]) -> None:
         rows, by_row = shape.rows // self._shards, dict[int, BranchTokens]()
+        places = shape.examples // self._shards
+        first, fed, taught = shard * places, 0, 0
         for place, (task, index) in enumerate(held):
             example = self._sources[task][index]
-            at = micro, shard * (shape.examples // self._shards) + place
+            at = micro, first + place
             self._fill(batch, at, example, task)
+            before = example.prompt if self._reads == "branches" else example.pasted
+            fed = _feed(batch.student, at, shard, fed, before, example.target)
+            if batch.teacher is not None:
+                taught = _feed(batch.teacher, at, shard, taught, example.pasted, example.target)
             for number, branch in enumerate(example.branches if batch.branches is not None else ()):
                 assert batch.branches is not None
                 row = shard * rows + self._dealt(len(by_row), rows)
@@ -201,6 +226,9 @@ class BatchBuilder:
                 at_branch = (*at, number)
                 batch.branches.row[at_branch] = row
                 batch.branches.prefix[at_branch], batch.branches.kept[at_branch] = len(branch.prefix), len(branch.kept)
+        for part, end in ((batch.student, fed), (batch.teacher, taught)):
+            if part is not None:  # places without an example begin where the last one ends
+                part.first[micro, first + len(held) : first + places] = end
         if batch.branches is not None:
             for block in range(self._branch_shards):
                 _fill_list(batch.branches, micro, shard * self._branch_shards + block, by_row)
@@ -212,14 +240,20 @@ class BatchBuilder:
 
     def _fill(self, batch: Batch, at: tuple[int, int], example: Example, task: int) -> None:
         size = len(example.target)
-        before = example.prompt if self._reads == "branches" else example.pasted
-        _feed(batch.student, at, before, example.target)
-        if batch.teacher is not None:
-            _feed(batch.teacher, at, example.pasted, example.target)
         batch.target[at][:size], batch.weight[at][:size] = example.target, 1.0
         batch.task[at] = task
         batch.cross_entropy[at] = self._tasks[task].cross_entropy
         batch.distillation[at] = self._tasks[task].distillation
+
+
+def _feed(fed: Fed, at: tuple[int, int], piece: int, first: int, before: HostArray, target: HostArray) -> int:
+    """Write a row from a place of its piece's list on; return the place behind it."""
+    micro, _ = at
+    end = first + len(before) + len(target) - 1
+    fed.tokens[micro, piece, first:end] = np.concatenate([before, target[:-1]])
+    fed.first[at], fed.count[at] = first, end - first
+    fed.at[at][: len(target)] = np.arange(first + len(before) - 1, end)
+    return end
 
 
 def _fill_list(branches: BranchRows, micro: int, piece: int, by_row: Mapping[int, BranchTokens]) -> None:
@@ -235,38 +269,34 @@ def _fill_list(branches: BranchRows, micro: int, piece: int, by_row: Mapping[int
             place = end
 
 
-def _feed(fed: Fed, at: tuple[int, int], before: HostArray, target: HostArray) -> None:
-    size = len(before) + len(target) - 1
-    fed.tokens[at][: len(before)], fed.tokens[at][len(before) : size] = before, target[:-1]
-    fed.count[at] = size
-    fed.at[at][: len(target)] = np.arange(len(before) - 1, size)
+def empty_batch(shape: Shape, micro_batches: int = 1, pieces: int = 1, blocks: int = 1) -> Batch:
+    """Return the arrays of a batch that holds no example yet.
 
-
-def empty_batch(shape: Shape, micro_batches: int = 1, pieces: int = 1) -> Batch:
-    """Return the arrays of a batch that holds no example yet; pieces: X, into which a mesh cuts the branch rows."""
+    pieces: into how many a mesh cuts the examples; blocks: into how many it cuts the branches of a piece.
+    """
 
     def zeros(*sizes: int, dtype: Any = np.int32) -> HostArray:
         return np.zeros((micro_batches, *sizes), dtype)
 
     count, rows = shape.examples, shape.rows
 
-    def fed(tokens: int) -> Fed:
-        return Fed(zeros(count, tokens), zeros(count), zeros(count, shape.targets))
+    def fed(listed: int, longest: int) -> Fed:
+        return Fed(zeros(pieces, listed // pieces), zeros(count), zeros(count), zeros(count, shape.targets), longest)
 
     branches = None
     if shape.rows:
         row, prefix, kept = (zeros(count, shape.width) for _ in range(3))
-        lists = zeros(pieces, shape.listed // pieces)
+        lists = zeros(pieces * blocks, shape.listed // (pieces * blocks))
         branches = BranchRows(lists, zeros(rows), zeros(rows), row, prefix, kept, shape.slots)
     return Batch(
-        student=fed(shape.tokens),
+        student=fed(shape.fed, shape.tokens),
         target=zeros(count, shape.targets),
         weight=zeros(count, shape.targets, dtype=np.float32),
         task=zeros(count),
         cross_entropy=zeros(count, dtype=np.float32),
         distillation=zeros(count, dtype=np.float32),
         branches=branches,
-        teacher=fed(shape.teacher) if shape.teacher else None,
+        teacher=fed(shape.taught, shape.teacher) if shape.teacher else None,
     )
 
 

@@ -87,8 +87,8 @@ class Optimizer(Config):
 class Batches(Config):
     """How examples become batches.
 
-    tokens: most tokens of one micro-batch, of all devices together: those of branches, and prompts, targets and the
-    teacher's text with their padding.  examples: most examples of it.  shapes: most different shapes, each of which is
+    tokens: most tokens of one micro-batch on average, of all devices together: those of branches, prompts, targets and the
+    teacher's text.  examples: most examples of it.  shapes: most different shapes, each of which is
     compiled; the fewer, the more padding.  accumulate: micro-batches of one step.  branch_tokens, branches, text_tokens,
     target_tokens: longer examples are dropped, and counted.
     """

@@ -23,22 +23,23 @@ import numpy as np
 
 from psynth_jax.axes import HostArray
 from psynth_jax.branches import bucket
-from psynth_jax.cache import slot_bucket
+from psynth_jax.cache import SLOT_SIZES, slot_bucket
 from psynth_jax.config import DecoderConfig
 from psynth_jax.data.example import ExampleSource, Lengths
 from psynth_jax.errors import DataError
 from psynth_jax.training.config import Batches, Task
 
-SMALLEST = 16  # tokens of the smallest padded prompt or target
-LISTED = 64  # the list of all branch tokens is a multiple of this
-EMPTY_SLOT = 0.15  # about what a slot behind a branch's end costs, in tokens: it takes part in attention and nothing else
+SMALLEST = 16  # tokens of the smallest padded row or target
+LISTED = 64  # a list of all tokens of a kind is a multiple of this
+EMPTY_SLOT = 0.15  # about what a slot behind a row's end costs, in tokens: it takes part in attention and nothing else
 
 
 class Shape(NamedTuple):
     """Padded sizes of one micro-batch, of all devices together.
 
     examples: B.  rows: branch rows.  listed: tokens of all of them.  slots: S of a row.  width: W.  tokens: T of prompt and
-    target.  targets: of the target.  teacher: T of the pasted text and the target, 0 where nobody reads it.
+    target; fed: of all examples.  targets: of the target.  teacher: T of the pasted text and the target, 0 where nobody
+    reads it; taught: of all examples.
     """
 
     examples: int
@@ -47,8 +48,10 @@ class Shape(NamedTuple):
     slots: int
     width: int
     tokens: int
+    fed: int
     targets: int
     teacher: int
+    taught: int
 
 
 class Reference(NamedTuple):
@@ -67,8 +70,15 @@ class PlannedBatch:
 
 
 def padded(tokens: int) -> int:
-    """Round a number of tokens up to 16, 32, 48, 64, 96, 128, 192, 256, ..."""
-    return SMALLEST * bucket(-(-tokens // SMALLEST))
+    """Round a number of tokens up to a multiple of 16, of 32 from 256 on, of 64 from 512 on, and so on."""
+    count = -(-tokens // SMALLEST)
+    step = 1 << max(count.bit_length() - 4, 0)
+    return SMALLEST * -(-count // step) * step
+
+
+def row_slots(tokens: int) -> int:
+    """Return S of rows of so many tokens: what a kernel cuts into blocks, a row of at most 512 being one."""
+    return padded(tokens) if tokens <= SLOT_SIZES[-1] else slot_bucket(tokens)
 
 
 class Plan:
@@ -99,7 +109,7 @@ class Plan:
         Raises:
           DataError: no example is left.
         """
-        self._sources, self._tasks, self._seed = sources, tasks, seed
+        self._sources, self._tasks, self._reads, self._seed = sources, tasks, reads, seed
         self._groups = limits.accumulate
         self._kept: list[HostArray] = []
         self._known_passes: dict[tuple[int, int], HostArray] = {}
@@ -113,8 +123,8 @@ class Plan:
             self.dropped.append({str(reason): int(n) for reason, n in sorted(Counter(reasons).items()) if reason})
         if not any(len(kept) for kept in self._kept):
             raise DataError("no example is left to train on: " + (self._why() or "the data is empty"))
-        sizes = self._branch_sizes_by_key().items()
-        merged = fewer_keys({key: (len(each), float(np.mean([n for n, _ in each]))) for key, each in sizes}, limits.shapes)
+        sizes = self._sizes_by_key().items()
+        merged = fewer_keys({key: (len(each), float(each[:, 0].mean())) for key, each in sizes}, limits.shapes)
         self._keys = [np.array([merged.get(tuple(key), key) for key in keys.tolist()]) for keys in self._keys]
         self._shapes = self._choose_shapes(limits)
 
@@ -131,20 +141,20 @@ class Plan:
         """Return the batches of an epoch, from 0, in the order in which they are fed."""
         random = None if self._seed is None else np.random.default_rng((self._seed, epoch))
         open_groups: dict[tuple[int, ...], list[Reference]] = {}
-        held: dict[tuple[int, ...], tuple[int, int]] = {}  # rows and branch tokens of an open group
+        held: dict[tuple[int, ...], HostArray] = {}  # `_sizes` of an open group
         closed: dict[tuple[int, ...], list[tuple[Reference, ...]]] = {}
         for reference in self._order(epoch, random):
             key = tuple(int(x) for x in self._keys[reference.task][reference.number])
             shape = self._shapes[key]
-            more = self._branch_sizes(reference) if shape.rows else (0, 0)
-            rows, listed = (a + b for a, b in zip(held.get(key, (0, 0)), more, strict=True))
+            more = self._sizes(reference)
+            together = held.get(key, 0) + more
             group = open_groups.setdefault(key, [])
-            if len(group) == shape.examples or rows > shape.rows or listed > shape.listed:
+            if len(group) == shape.examples or (together > (shape.rows, shape.listed, shape.fed, shape.taught)).any():
                 closed.setdefault(key, []).append(tuple(group))
                 group = open_groups[key] = []
-                rows, listed = more
+                together = more
             group.append(reference)
-            held[key] = rows, listed
+            held[key] = together
         for key, group in open_groups.items():
             closed.setdefault(key, []).append(tuple(group))
         batches = [batch for key, groups in closed.items() for batch in self._batched(self._shapes[key], groups)]
@@ -177,34 +187,40 @@ class Plan:
             self._known_passes[task, number] = order
         return order
 
-    def _branch_sizes(self, reference: Reference) -> tuple[int, int]:
-        """Return how many branches an example has, and the tokens of all of them."""
-        sizes = Lengths(*self._sources[reference.task].lengths[reference.number])
-        return int(sizes.branches), int(sizes.all_prefilled)
+    def _sizes(self, reference: Reference) -> HostArray:
+        """Return what an example adds to a group: branches, their tokens, and tokens of its rows for student and teacher."""
+        sizes = Lengths(*(int(x) for x in self._sources[reference.task].lengths[reference.number]))
+        branches = (sizes.branches, sizes.all_prefilled) if self._reads == "branches" else (0, 0)
+        taught = fed_tokens(sizes, "text") if self._tasks[reference.task].distillation else 0
+        return np.array([*branches, fed_tokens(sizes, self._reads), taught])
 
-    def _branch_sizes_by_key(self) -> dict[tuple[int, ...], list[tuple[int, int]]]:
-        """Return the branch sizes of all examples of a key."""
-        found: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    def _sizes_by_key(self) -> dict[tuple[int, ...], HostArray]:
+        """Return the sizes of all examples of a key, `[E, 4]`."""
+        found: dict[tuple[int, ...], list[HostArray]] = {}
         for task, (kept, keys) in enumerate(zip(self._kept, self._keys, strict=True)):
             for index in kept:
-                sizes = self._branch_sizes(Reference(task, int(index)))
-                found.setdefault(tuple(int(x) for x in keys[index]), []).append(sizes)
-        return found
+                found.setdefault(tuple(int(x) for x in keys[index]), []).append(self._sizes(Reference(task, int(index))))
+        return {key: np.stack(sizes) for key, sizes in found.items()}
 
     def _choose_shapes(self, limits: Batches) -> dict[tuple[int, ...], Shape]:
-        """Give every key its shape: as many examples as the budget allows, and the branches that they have on average."""
+        """Give every key its shape: as many examples as the budget allows, and what they need on average."""
         shapes = {}
-        for key, sizes in self._branch_sizes_by_key().items():
+        for key, each in self._sizes_by_key().items():
             slots, tokens, targets, teacher = key
-            each = np.array(sizes) if slots else np.zeros((len(sizes), 2), np.int64)
-            (branches, listed), (most_branches, most_listed) = each.mean(axis=0), each.max(axis=0)
-            cost = listed + tokens + teacher
-            examples = _down(int(np.clip(limits.tokens / cost, 1, min(limits.examples, len(sizes)))))
-            rows = bucket(max(int(most_branches), round(examples * branches))) if slots else 0
-            list_size = -(-max(int(most_listed), round(examples * listed)) // LISTED) * LISTED
-            width = bucket(int(most_branches)) if slots else 0
-            shapes[key] = Shape(examples, rows, list_size, slots, width, tokens, targets, teacher)
+            mean, most = each.mean(axis=0), each.max(axis=0)
+            examples = _down(int(np.clip(limits.tokens / mean[1:].sum(), 1, min(limits.examples, len(each)))))
+            rows, *lists = (int(x) for x in np.maximum(most, np.round(examples * mean)))
+            listed, fed, taught = (-(-size // LISTED) * LISTED for size in lists)
+            width = bucket(int(most[0])) if slots else 0
+            shapes[key] = Shape(
+                examples, bucket(rows) if slots else 0, listed, slots, width, tokens, fed, targets, teacher, taught
+            )
         return shapes
+
+
+def fed_tokens(sizes: Lengths, reads: str) -> int:
+    """Count what one row of the synthesizer (reads "branches"), or of one that reads text, is fed of an example."""
+    return (sizes.prompt if reads == "branches" else sizes.pasted) + sizes.target - 1
 
 
 def _down(count: int) -> int:
@@ -234,7 +250,7 @@ def _keys(lengths: HostArray, reads: str, *, teacher: bool) -> HostArray:
     """Return for every example what decides its shape: `[E, 4]` slots, tokens, targets, teacher's tokens."""
     columns = Lengths(*lengths.T)
     round_up = np.vectorize(padded, otypes=[np.int64])
-    slots = np.vectorize(slot_bucket, otypes=[np.int64])
+    slots = np.vectorize(row_slots, otypes=[np.int64])
     before = columns.prompt if reads == "branches" else columns.pasted
     if not len(lengths):
         return np.zeros((0, 4), np.int64)
@@ -257,22 +273,27 @@ def fewer_keys(keys: Mapping[tuple[int, ...], tuple[int, float]], most: int) -> 
     groups = {key: (count, branches, [key]) for key, (count, branches) in keys.items()}
 
     def merged(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
-        """Return the padded tokens that a merger adds, and its key."""
+        """Return the padding that a merger adds, in tokens, and its key."""
         together = tuple(max(pair) for pair in zip(a, b, strict=True))
 
         def cost(key: tuple[int, ...], count: int, branches: float) -> float:
             slots, tokens, targets, teacher = key
-            return count * (EMPTY_SLOT * branches * slots + tokens + targets + teacher)
+            return count * (EMPTY_SLOT * (branches * slots + tokens + teacher) + targets)
 
         return sum(cost(together, *groups[x][:2]) - cost(x, *groups[x][:2]) for x in (a, b)), together
 
-    while len(groups) > most:
-        pairs = [(a, b) for a, b in itertools.combinations(groups, 2) if bool(a[3]) == bool(b[3])]
-        if not pairs:
-            break
-        (_, together), a, b = min((merged(a, b), a, b) for a, b in pairs)
-        parts = [groups.pop(a), groups.pop(b)] + ([groups.pop(together)] if together in groups else [])
+    def may_merge(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+        return bool(a[3]) == bool(b[3])
+
+    mergers = {(a, b): merged(a, b) for a, b in itertools.combinations(groups, 2) if may_merge(a, b)}
+    while len(groups) > most and mergers:
+        (_, together), a, b = min((merger, *pair) for pair, merger in mergers.items())
+        gone = {a, b, together} & groups.keys()
+        parts = [groups.pop(key) for key in gone]
         count = sum(part[0] for part in parts)
         branches = sum(part[0] * part[1] for part in parts) / count
+        mergers = {pair: merger for pair, merger in mergers.items() if gone.isdisjoint(pair)}
+        others = [key for key in groups if may_merge(key, together)]
         groups[together] = count, branches, [key for part in parts for key in part[2]]
+        mergers |= {(key, together): merged(key, together) for key in others}
     return {key: together for together, (_, _, known) in groups.items() for key in known}

@@ -1,8 +1,8 @@
 """One training step: encode the branches with the base, read them with the synthesizer, change mapper and adapter.
 
-    branch_tokens [X, Z] -> base, no gradient -> cache of R rows, one branch each
-    tokens [B, T]        -> base + adapter, over that cache folded with the mapper -> hidden at the targets -> loss
-    pasted [B, T']       -> base, no gradient -> hidden at the targets                    (only to distil from it)
+    branches [X, Z]          -> base, no gradient -> cache of R rows, one branch each
+    prompts, targets [X, Z'] -> base + adapter, over that cache folded with the mapper -> hidden at the targets -> loss
+    pasted texts [X, Z"]     -> base, no gradient -> hidden at the targets                  (only to distil from it)
 
 The base's weights are constants.  The loss is a mean over all target tokens of the step, over all devices and micro-batches.
 """
@@ -74,20 +74,19 @@ class StepOptions:
 
 
 def _encode(
-    model: Decoder, tokens: Array, count: Array, slots: int, row_axes: tuple[str, ...], options: StepOptions, **more: Any
+    model: Decoder, fed: Fed | BranchRows, row_axes: tuple[str, ...], options: StepOptions, **more: Any
 ) -> tuple[Array, KVCache]:
-    """Run rows from their first token; return hidden states and the cache of their keys and values."""
+    """Run lists of rows from their first token; return hidden states `[X, Z, D]` and the cache, a row each."""
     axes = row_axes if model.mesh is not None else ()
-    cache = model.allocate_cache(count.shape[0], slots, row_axes=axes, packed=options.packed)
-    start = jnp.zeros_like(count)
-    offset = more.pop("offset", start)
-    return model(tokens, cache, start, count, offset, fresh=True, implementation=options.implementation, **more)
+    cache = model.allocate_cache(fed.count.shape[0], fed.slots, row_axes=axes, packed=options.packed)
+    start, rows = jnp.zeros_like(fed.count), RaggedRows(fed.first, fed.count, fed.slots)
+    offset, implementation = more.pop("offset", start), options.implementation
+    return model(fed.tokens, cache, start, fed.count, offset, fresh=True, rows=rows, implementation=implementation, **more)
 
 
 def _view(model: Decoder, rows: BranchRows, options: StepOptions) -> BranchView:
     """Encode branches with the base and return them as the synthesizer reads them."""
-    ragged = RaggedRows(rows.first, rows.count, rows.slots)
-    _, cache = _encode(model, rows.tokens, rows.count, rows.slots, BRANCH_ROW_AXES, options, rows=ragged)
+    _, cache = _encode(model, rows, BRANCH_ROW_AXES, options)
     number = jnp.broadcast_to(jnp.arange(rows.row.shape[-1]), rows.row.shape)
     part = ContextPart(jax.lax.stop_gradient(cache.heads), Segments(rows.row, rows.prefix, rows.kept, number))
     return BranchView((part,), rows.prefix, rows.kept, rows.kept > 0)
@@ -95,8 +94,10 @@ def _view(model: Decoder, rows: BranchRows, options: StepOptions) -> BranchView:
 
 def _at_targets(model: Decoder, fed: Fed, options: StepOptions, **more: Any) -> Array:
     """Run what the synthesizer or its teacher is fed; return hidden states where targets are predicted, `[B, M, D]`."""
-    hidden, _ = _encode(model, fed.tokens, fed.count, fed.tokens.shape[1], QUESTION_AXES, options, **more)
-    return jnp.take_along_axis(hidden, fed.at[..., None], axis=1)
+    hidden, _ = _encode(model, fed, QUESTION_AXES, options, **more)
+    pieces, _, width = hidden.shape
+    found = jnp.take_along_axis(hidden, fed.at.reshape(pieces, -1, 1), axis=1)
+    return found.reshape(*fed.at.shape, width)
 
 
 def losses(parameters: Parameters, model: Decoder, batch: Batch, options: StepOptions) -> tuple[Array, dict[str, Array]]:

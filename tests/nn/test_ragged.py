@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.decoder import Decoder
+from psynth_jax.nn.layers import branch_angles
 from psynth_jax.nn.ragged import RaggedRows
+from psynth_jax.ops.branch_attention import Context, ContextPart, Segments
 from psynth_jax.sharding import make_mesh
-from tests.tiny import tiny_config, tiny_decoder, token_ids
+from tests.tiny import random_lora, tiny_config, tiny_decoder, token_ids
 
 COUNTS = np.array([[5, 0, 7, 1], [0, 3, 0, 0]], np.int32)  # of two pieces; empty rows before, between and after others
 SLOTS, LISTED = 8, 16
@@ -67,9 +73,43 @@ def test_a_list_without_tokens_is_no_error() -> None:
     assert np.isfinite(hidden).all() and np.isfinite(k).all() and not length.any()
 
 
-def test_every_token_knows_its_slot() -> None:
+def test_every_token_knows_its_position() -> None:
     _, _, rows = ragged_rows(COUNTS)
-    slots = np.asarray(rows.slot(2, LISTED))
-    assert slots[0, :13].tolist() == [*range(5), *range(7), 0]
-    assert slots[1, :3].tolist() == [0, 1, 2]
-    assert slots.max() < SLOTS, "what lies behind the last token has a position that exists"
+    offset = 100 * np.arange(8, dtype=np.int32)
+    positions = np.asarray(rows.position(offset, 2, LISTED))
+    assert positions[0, :13].tolist() == [*range(5), *range(200, 207), 300]
+    assert positions[1, :3].tolist() == [500, 501, 502]
+    assert (positions % 100).max() < SLOTS, "what lies behind the last token has a position that exists"
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_list_reads_branches_and_learns_as_its_rows_do(tokens: int) -> None:
+    """Hidden states and the gradient of an adapter, through a context that every row sees from a position of its own."""
+    decoder, counts = tiny_decoder(tiny_config()), np.array([[5, 0, 7, tokens]], np.int32)
+    plain, lists, rows = ragged_rows(counts)
+    cache = decoder.allocate_cache(4, 16)
+    branches = np.array([token_ids(9 + row, 16) for row in range(4)])
+    start = np.zeros(4, np.int32)
+    _, cache = decoder(branches, cache, start, start + 16, start, fresh=True)
+    number = np.arange(4, dtype=np.int32)[:, None]
+    lengths = np.array([[16], [0], [3], [9]], np.int32)
+    part = ContextPart(cache.heads, Segments(number, 0 * number, lengths, 0 * number))
+    cos, sin = branch_angles(decoder.config.rope, decoder.config.head_width, 2 * number)
+    context = Context((part,), cos, sin, np.full((3, 4, 1, 4), 1.1, np.float32))
+    lora, offset = random_lora(decoder.config, 1), 16 + np.arange(4, dtype=np.int32)
+    weight = np.random.default_rng(0).standard_normal((4, SLOTS, 22)).astype(np.float32)
+
+    def loss(down: Any, rows: RaggedRows | None) -> tuple[jax.Array, jax.Array]:
+        adapter, tokens = Lora(down, lora.up, lora.scale), plain if rows is None else lists
+        own, count = decoder.allocate_cache(4, SLOTS), counts.ravel()
+        hidden, _ = decoder(tokens, own, start, count, offset, context, adapter, fresh=True, rows=rows)
+        if rows is not None:
+            hidden = rows.to_rows(hidden[:, :, None], None, None)[:, :, 0]
+        seen = np.arange(SLOTS)[:, None] < count[:, None, None]
+        hidden = jnp.where(seen, hidden, 0)
+        return (hidden * weight).sum(), hidden
+
+    (expected_gradient, expected), (gradient, hidden) = (jax.grad(loss, has_aux=True)(lora.down, r) for r in (None, rows))
+    np.testing.assert_allclose(hidden, expected, atol=2e-5)
+    for target, one in expected_gradient.items():
+        np.testing.assert_allclose(gradient[target], one, atol=1e-5 * float(jnp.abs(one).max()), err_msg=target)

@@ -35,10 +35,11 @@ def test_every_part_of_every_example_is_there(accumulate: int) -> None:
             size = len(example.target)
             for fed, before in ((batch.student, example.prompt), (batch.teacher, example.pasted)):
                 whole = [*before, *example.target]
-                assert fed.count[at] == len(whole) - 1
-                assert fed.tokens[at][: fed.count[at]].tolist() == whole[:-1]
-                # The token that follows position `at` is the target.
-                assert [whole[place + 1] for place in fed.at[at][:size]] == example.target.tolist()
+                first, count = fed.first[at], fed.count[at]
+                assert count == len(whole) - 1 <= fed.slots
+                assert fed.tokens[micro, 0, first : first + count].tolist() == whole[:-1]
+                # The token that follows place `at` is the target.
+                assert [whole[place - first + 1] for place in fed.at[at][:size]] == example.target.tolist()
             assert batch.target[at][:size].tolist() == example.target.tolist()
             assert batch.weight[at].tolist() == [1.0] * size + [0.0] * (len(batch.weight[at]) - size)
             assert (batch.cross_entropy[at], batch.distillation[at]) == (0.25, 0.5)
@@ -74,7 +75,12 @@ def test_a_mesh_holds_each_question_next_to_its_branches(examples: int) -> None:
         used = host.branches.row[0, here][host.branches.kept[0, here] > 0]
         assert ((used // rows) == shard).all()
     assert (host.student.count > 0).sum() == len(planned.groups[0]), "no example is left out or doubled"
-    assert batch.student.tokens.addressable_shards[0].data.shape[1] == fed
+    assert batch.student.first.addressable_shards[0].data.shape[1] == fed
+    assert host.teacher is not None and host.student.tokens.shape[1] == host.teacher.tokens.shape[1] == 4
+    assert batch.student.tokens.addressable_shards[0].data.shape[1] == 1, "every device has the list of its own rows"
+    for part in (host.student, host.teacher):
+        first, count = (x[0].reshape(4, -1) for x in (part.first, part.count))
+        assert (first == np.cumsum(count, axis=1) - count).all(), "rows begin where the one before ends"
     assert batch.branches.first.addressable_shards[0].data.shape[1] == rows // 2
     assert batch.branches.tokens.addressable_shards[0].data.shape[1] == 1, "every device has the list of its own rows"
     assert all((np.asarray(a) == b).all() for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(host), strict=True))

@@ -12,7 +12,7 @@ from psynth_jax.config import LocalLayers, PlainRope
 from psynth_jax.data.example import ExampleList
 from psynth_jax.errors import DataError
 from psynth_jax.training.config import Batches, Task
-from psynth_jax.training.plan import Plan, PlannedBatch, Reference, fewer_keys
+from psynth_jax.training.plan import Plan, PlannedBatch, Reference, fewer_keys, padded, row_slots
 from tests.tiny import tiny_config
 from tests.training.examples import ids, random_examples
 
@@ -49,7 +49,8 @@ def test_groups_keep_to_their_shape() -> None:
             assert len(group) <= shape.examples <= LIMITS.examples
             assert lengths[:, 3].sum() <= shape.rows and lengths[:, 3].max() <= shape.width
             assert lengths[:, 4].max() <= shape.slots and lengths[:, 6].sum() <= shape.listed
-            assert (lengths[:, 0] + lengths[:, 2] - 1).max() <= shape.tokens
+            fed = lengths[:, 0] + lengths[:, 2] - 1
+            assert fed.max() <= shape.tokens and fed.sum() <= shape.fed
 
 
 def test_short_examples_are_packed_up_to_the_budget() -> None:
@@ -57,7 +58,7 @@ def test_short_examples_are_packed_up_to_the_budget() -> None:
     assert len(many.batches(0)) < len(few.batches(0))
     for found, budget in ((few, 400), (many, 4000)):
         for shape in found.shapes:
-            assert shape.examples * shape.tokens <= budget or shape.examples == 1
+            assert shape.examples == 1 or shape.listed + shape.fed <= 1.5 * budget, "on average it is the budget"
 
 
 def test_the_seed_decides_the_order_and_epochs_differ() -> None:
@@ -112,6 +113,7 @@ def test_nothing_left_is_an_error_that_says_why() -> None:
 def test_the_teacher_and_text_have_their_own_lengths() -> None:
     taught = plan(tasks=(Task(synthetic=1, distillation=1.0), ONE))
     assert {shape.teacher for shape in taught.shapes} > {0}
+    assert all((shape.teacher > 0) == (shape.taught > 0) for shape in taught.shapes)
     text = plan(reads="text")
     assert all(shape.rows == shape.listed == shape.slots == shape.width == 0 for shape in text.shapes)
 
@@ -121,6 +123,13 @@ def test_fewer_shapes_mean_fewer_programs_and_the_same_examples() -> None:
     many, few = (Plan([ExampleList("long", examples)], [ONE], Batches(tokens=1500, shapes=most)) for most in (50, 1))
     assert len(many.shapes) > 2 and len(few.shapes) == 1
     assert references(few.batches(0)) == references(many.batches(0))
+
+
+def test_padding_is_an_eighth_at_most() -> None:
+    for tokens in range(1, 3000):
+        assert tokens <= padded(tokens) <= max(tokens * 9 / 8 + 16, 16) and padded(tokens) % 16 == 0
+        assert tokens <= row_slots(tokens) and (row_slots(tokens) <= 512 or row_slots(tokens) % 512 == 0)
+    assert len({padded(tokens) for tokens in range(1, 4097)}) < 60, "few of them, so that few shapes differ"
 
 
 def test_the_cheapest_keys_are_merged() -> None:
