@@ -74,7 +74,7 @@ class Workload(Config):
         positions = self.config.context_positions
         if needed > positions:
             raise InputError(
-                f"{self.model} has {positions:,} positions for what reads branches, and this takes {needed:,}: branch, "
+                f"{self.model} has {positions:,} positions, and this takes {needed:,}: branch, "
                 "prompt and answer; lower branch_tokens or prompt_tokens"
             )
 

@@ -74,6 +74,7 @@ _FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         "head_dim": 256,
         "max_position_embeddings": 131_072,
         "tie_word_embeddings": True,
+        "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": 256,
         "sliding_window": 4096,
         "sliding_window_pattern": 6,
@@ -81,7 +82,6 @@ _FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         "rope_theta": 1_000_000.0,
     },
 }
-_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _DEFAULT_THETA = 10_000.0
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -144,17 +144,17 @@ def _experts(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _gemma(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Read what only Gemma 3 has."""
-    layers, every = fields["num_hidden_layers"], _global_every(fields)
+    every = _global_every(fields)
     parameters = _rope_parameters(fields, "sliding_attention")
     theta = parameters.get("rope_theta") or fields["rope_local_base_freq"]
     local = {"window": fields["sliding_window"], "global_every": every, "rope": {"kind": "plain", "theta": theta}}
     return {
-        "activation": _ACTIVATIONS[_activation(fields)],
+        "activation": "gelu_tanh",
         "query_scale": fields["query_pre_attn_scalar"] ** -0.5,
         "scaled_embedding": True,
         "norms_from_one": True,
         "norms_after": True,
-        "local": local if layers and every > 1 else None,
+        "local": local if every > 1 else None,
     }
 
 
@@ -168,11 +168,6 @@ def _global_every(fields: Mapping[str, Any]) -> int:
     every = kinds.index("full_attention") + 1 if "full_attention" in kinds else len(kinds) + 1
     expected = ["sliding_attention" if (layer + 1) % every else "full_attention" for layer in range(len(kinds))]
     return every if list(kinds) == expected and len(kinds) == fields["num_hidden_layers"] else 0
-
-
-def _activation(fields: Mapping[str, Any]) -> Any:
-    gemma = fields["model_type"] == "gemma3_text"
-    return fields.get("hidden_activation", "gelu_pytorch_tanh") if gemma else fields["hidden_act"]
 
 
 def _with_defaults(family: str, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,9 +194,9 @@ def _unsupported_features(fields: Mapping[str, Any]) -> list[str]:
         method = described.get("quant_method", "unknown method") if isinstance(described, Mapping) else described
         found.append(f"quantised weights (quantization_config: {method})")
     gemma = fields["model_type"] == "gemma3_text"
-    wanted = ("gelu_pytorch_tanh",) if gemma else ("silu", "swish")
-    if _activation(fields) not in wanted:
-        found.append(f"{'hidden_activation' if gemma else 'hidden_act'} {_activation(fields)!r} ({wanted[0]} is supported)")
+    key, known = ("hidden_activation", ("gelu_pytorch_tanh",)) if gemma else ("hidden_act", ("silu", "swish"))
+    if fields[key] not in known:
+        found.append(f"{key} {fields[key]!r} ({known[0]} is supported)")
     if fields.get("decoder_sparse_step", 1) != 1 or fields.get("mlp_only_layers"):
         found.append("layers without experts among layers with them (decoder_sparse_step, mlp_only_layers)")
     if fields.get("mlp_bias"):

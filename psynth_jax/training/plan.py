@@ -14,6 +14,7 @@ limits are dropped and counted.  The same seed gives the same batches, over what
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,13 +24,15 @@ import numpy as np
 
 from psynth_jax.axes import HostArray
 from psynth_jax.branches import bucket
-from psynth_jax.cache import SLOT_SIZES, slot_bucket
+from psynth_jax.cache import SLOT_SIZES
 from psynth_jax.config import DecoderConfig
 from psynth_jax.data.example import ExampleSource, Lengths
 from psynth_jax.errors import DataError
 from psynth_jax.training.config import Batches, Task
 
 SMALLEST = 16  # tokens of the smallest padded row or target
+FINEST = 8  # sizes of rows and targets between a power of two and the next
+MOST_KEYS = 256  # from which the sizes that are compiled are chosen: choosing takes the square of that
 LISTED = 64  # a list of all tokens of a kind is a multiple of this
 EMPTY_SLOT = 0.15  # about what a slot behind a row's end costs, in tokens: it takes part in attention and nothing else
 
@@ -69,16 +72,23 @@ class PlannedBatch:
     groups: tuple[tuple[Reference, ...], ...]
 
 
-def padded(tokens: int) -> int:
-    """Round a number of tokens up to a multiple of 16, of 32 from 256 on, of 64 from 512 on, and so on."""
-    count = -(-tokens // SMALLEST)
-    step = 1 << max(count.bit_length() - 4, 0)
-    return SMALLEST * -(-count // step) * step
+def padded(tokens: int, steps: int = FINEST) -> int:
+    """Round a number of tokens up to a multiple of 16, of 32 from 256 on, of 64 from 512 on, and so on.
+
+    steps: sizes between a power of two and the next, itself a power of two; the fewer, the more padding.
+    """
+    return SMALLEST * _rounded(-(-tokens // SMALLEST), steps)
 
 
-def row_slots(tokens: int) -> int:
+def row_slots(tokens: int, steps: int = FINEST) -> int:
     """Return S of rows of so many tokens: what a kernel cuts into blocks, a row of at most 512 being one."""
-    return padded(tokens) if tokens <= SLOT_SIZES[-1] else slot_bucket(tokens)
+    block = SLOT_SIZES[-1]
+    return padded(tokens, steps) if tokens <= block else block * _rounded(-(-tokens // block), steps)
+
+
+def _rounded(count: int, steps: int) -> int:
+    step = max((1 << count.bit_length()) // (2 * steps), 1)
+    return -(-count // step) * step
 
 
 class Plan:
@@ -113,16 +123,21 @@ class Plan:
         self._groups = limits.accumulate
         self._kept: list[HostArray] = []
         self._known_passes: dict[tuple[int, int], HostArray] = {}
-        self._keys: list[HostArray] = []
         self.dropped: list[dict[str, int]] = []
         for source, task in zip(sources, tasks, strict=True):
             lengths = source.lengths
             reasons = _too_long(lengths, limits, reads, config, teacher=task.distillation > 0)
             self._kept.append(np.flatnonzero(reasons == ""))
-            self._keys.append(_keys(lengths, reads, teacher=task.distillation > 0))
             self.dropped.append({str(reason): int(n) for reason, n in sorted(Counter(reasons).items()) if reason})
         if not any(len(kept) for kept in self._kept):
             raise DataError("no example is left to train on: " + (self._why() or "the data is empty"))
+        for steps in (FINEST, 4, 2, 1):
+            self._keys = [
+                _keys(source.lengths, reads, steps, teacher=task.distillation > 0)
+                for source, task in zip(sources, tasks, strict=True)
+            ]
+            if len(self._different_keys()) <= MOST_KEYS:
+                break
         sizes = self._sizes_by_key().items()
         merged = fewer_keys({key: (len(each), float(each[:, 0].mean())) for key, each in sizes}, limits.shapes)
         self._keys = [np.array([merged.get(tuple(key), key) for key in keys.tolist()]) for keys in self._keys]
@@ -194,6 +209,11 @@ class Plan:
         taught = fed_tokens(sizes, "text") if self._tasks[reference.task].distillation else 0
         return np.array([*branches, fed_tokens(sizes, self._reads), taught])
 
+    def _different_keys(self) -> set[tuple[int, ...]]:
+        return {
+            tuple(key) for kept, keys in zip(self._kept, self._keys, strict=True) for key in np.unique(keys[kept], axis=0)
+        }
+
     def _sizes_by_key(self) -> dict[tuple[int, ...], HostArray]:
         """Return the sizes of all examples of a key, `[E, 4]`."""
         found: dict[tuple[int, ...], list[HostArray]] = {}
@@ -246,11 +266,11 @@ def _too_long(lengths: HostArray, limits: Batches, reads: str, config: DecoderCo
     return np.select([check for _, check in checks], [reason for reason, _ in checks], "")
 
 
-def _keys(lengths: HostArray, reads: str, *, teacher: bool) -> HostArray:
+def _keys(lengths: HostArray, reads: str, steps: int, *, teacher: bool) -> HostArray:
     """Return for every example what decides its shape: `[E, 4]` slots, tokens, targets, teacher's tokens."""
     columns = Lengths(*lengths.T)
-    round_up = np.vectorize(padded, otypes=[np.int64])
-    slots = np.vectorize(row_slots, otypes=[np.int64])
+    round_up = np.vectorize(functools.partial(padded, steps=steps), otypes=[np.int64])
+    slots = np.vectorize(functools.partial(row_slots, steps=steps), otypes=[np.int64])
     before = columns.prompt if reads == "branches" else columns.pasted
     if not len(lengths):
         return np.zeros((0, 4), np.int64)

@@ -11,6 +11,7 @@ import pytest
 from psynth_jax.config import LocalLayers, PlainRope
 from psynth_jax.data.example import ExampleList
 from psynth_jax.errors import DataError
+from psynth_jax.training import plan as plan_module
 from psynth_jax.training.config import Batches, Task
 from psynth_jax.training.plan import Plan, PlannedBatch, Reference, fewer_keys, padded, row_slots
 from tests.tiny import tiny_config
@@ -129,7 +130,19 @@ def test_padding_is_an_eighth_at_most() -> None:
     for tokens in range(1, 3000):
         assert tokens <= padded(tokens) <= max(tokens * 9 / 8 + 16, 16) and padded(tokens) % 16 == 0
         assert tokens <= row_slots(tokens) and (row_slots(tokens) <= 512 or row_slots(tokens) % 512 == 0)
+        assert padded(tokens, 1) in [16 << n for n in range(9)], "one size between powers of two is a power of two"
     assert len({padded(tokens) for tokens in range(1, 4097)}) < 60, "few of them, so that few shapes differ"
+
+
+def test_many_different_lengths_are_rounded_more_coarsely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the shapes are chosen: choosing among thousands would take minutes.  No example gets lost."""
+    examples = [replace(example, prompt=ids(1, 9 + 11 * n)) for n, example in enumerate(random_examples(60))]
+    source, limits = ExampleList("long", examples), Batches(tokens=1500, shapes=100)
+    fine = Plan([source], [ONE], limits)
+    monkeypatch.setattr(plan_module, "MOST_KEYS", 20)
+    coarse = Plan([source], [ONE], limits)
+    assert len(coarse.shapes) <= 20 < len(fine.shapes)
+    assert references(coarse.batches(0)) == references(fine.batches(0))
 
 
 def test_the_cheapest_keys_are_merged() -> None:
