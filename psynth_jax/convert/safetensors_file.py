@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import safetensors
 from psynth_jax.axes import HostArray
 from psynth_jax.errors import CheckpointError
 
+_PIECE_BYTES = 64 << 20  # the most that is read of an open file
 _FLOATS = {
     "F32": np.dtype(np.float32),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -24,7 +26,8 @@ _FLOATS = {
 class SafetensorsFile:
     """The header of one file; its numbers are read tensor by tensor.
 
-    The file is opened for one tensor at a time: nothing of it stays in memory once the tensor has been converted.
+    The file is opened for one tensor at a time, and for pieces of a large one: what has been read of an open file stays in
+    memory next to the copy.
     """
 
     def __init__(self, path: Path):
@@ -47,8 +50,14 @@ class SafetensorsFile:
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> HostArray:
         """Read one tensor in the dtype it is stored in, or only a piece of it."""
-        with _open(self.path) as file:
-            return np.asarray(file.get_slice(name)[index] if index else file.get_tensor(name))
+        shape, dtype = self.shapes[name], self.dtypes[name]
+        if index or not shape or math.prod(shape) * dtype.itemsize <= _PIECE_BYTES:
+            with _open(self.path) as file:
+                return np.asarray(file.get_slice(name)[index] if index else file.get_tensor(name))
+        whole, rows = np.empty(shape, dtype), max(_PIECE_BYTES * shape[0] // (math.prod(shape) * dtype.itemsize), 1)
+        for first in range(0, shape[0], rows):
+            whole[first : first + rows] = self.read(name, (slice(first, min(first + rows, shape[0])),))
+        return whole
 
 
 def _open(path: Path) -> Any:

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from psynth_jax.config import DecoderConfig
+from psynth_jax.convert import safetensors_file
 from psynth_jax.convert.hf import config_from_hf, list_parameters, read_config, read_end_tokens
 from psynth_jax.convert.rules import axis_sizes, hf_rules
 from psynth_jax.errors import CheckpointError, ConfigError, UnsupportedModelError
@@ -324,6 +325,16 @@ class TestParameters:
         write_model(tmp_path, raw, tensors)
         with pytest.raises(CheckpointError, match=r"lm_head\.weight \[29, 22\] differs from model\.embed_tokens\.weight"):
             read_parameters(tmp_path, config)
+
+    @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+    def test_large_tensors_are_read_in_pieces(self, dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        tensors = random_tensors(LLAMA, dtype)
+        config = read_config(write_model(tmp_path, LLAMA, tensors))
+        whole = read_parameters(tmp_path, config)
+        for size in (1, 200, 5000):
+            monkeypatch.setattr(safetensors_file, "_PIECE_BYTES", size)
+            pieces = read_parameters(tmp_path, config)
+            assert all(np.array_equal(pieces[name], array) for name, array in whole.items())
 
     def test_untied_head_must_be_there(self, tmp_path: Path) -> None:
         tensors = random_tensors({**LLAMA, "tie_word_embeddings": True})
