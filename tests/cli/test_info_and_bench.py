@@ -14,6 +14,7 @@ from tests.tiny import tiny_config
 TTFT = ("--branches", 2, "--branch-tokens", 6, "--prompt-tokens", 4, "--repeats", 1)
 TRAIN = ("--examples", 3, "--branches", 2, "--branch-tokens", 12, "--prompt-tokens", 6, "--target-tokens", 5, "--repeats", 1)
 DECODE = ("--rows", 2, "--new-tokens", 3, "--prompt-tokens", 4, "--prefill-tokens", 9, "--repeats", 1)
+DECODING = {"token_s", "token_twice_s", "twice_over_once"}
 SAME = {"bench", "model", "weights", "dtype", "device", "jax", "prompt_tokens", "repeats"}
 
 
@@ -45,11 +46,12 @@ class TestInfo:
 class TestBench:
     def test_ttft(self, psynth: Command, model_directory: Path) -> None:
         found = psynth("bench", "ttft", "--model", model_directory, *TTFT, "--json").json
-        assert set(found) == SAME | {"branches", "branch_tokens", "ttft_text_s", "ttft_branches_s", "ratio"}
+        assert set(found) == SAME | {"branches", "branch_tokens", "ttft_text_s", "ttft_branches_s", "ratio", *DECODING}
         assert (found["model"], found["weights"], found["dtype"]) == (str(model_directory), "real", "float32")
         assert (found["branches"], found["branch_tokens"], found["prompt_tokens"], found["repeats"]) == (2, 6, 4, 1)
         assert found["ratio"] == pytest.approx(found["ttft_text_s"] / found["ttft_branches_s"])
         assert found["ttft_branches_s"] > 0
+        assert found["twice_over_once"] == pytest.approx(found["token_twice_s"] / found["token_s"]) and found["token_s"] > 0
 
     def test_over_a_mesh(self, psynth: Command, model_directory: Path) -> None:
         found = psynth("bench", "decode", "--model", model_directory, *DECODE, "--mesh", "branch=8", "--json").json
