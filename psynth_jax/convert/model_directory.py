@@ -37,6 +37,7 @@ from psynth_jax.nn.decoder import parameter_letters
 FORMAT = 1
 _DESCRIPTION, _PARAMETERS, _STATE = "psynth_model.json", "parameters", "state"
 _CHUNK_BYTES = 16 << 20  # the least that is read at once
+_FILE_BYTES = 128 << 20  # of a data file: so much is collected in memory before it is written
 
 
 def is_model(directory: Path) -> bool:
@@ -60,9 +61,10 @@ def write_model_directory(directory: Path, stream: ModelStream) -> None:
     place, tensors = directory / _PARAMETERS, tensors_of(stream, _rules(stream.config), stream.config)
     context = ocp.Context()
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+    context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
     context.memory.deepcopy_host_arrays = False  # nobody changes them while they are written
     with context:
-        for group in in_groups(tensors):
+        for group in in_groups(sorted(tensors, key=lambda tensor: -tensor.size)):  # tables first, while little is held
             ocp.partial.save(place, {tensor.name: tensor.read() for tensor in group})
         ocp.partial.finalize(place)
     write_companions(directory, stream, stream.config, {tensor.dtype for tensor in tensors})

@@ -51,13 +51,22 @@ class SafetensorsFile:
     def read(self, name: str, index: tuple[slice, ...] = ()) -> HostArray:
         """Read one tensor in the dtype it is stored in, or only a piece of it."""
         shape, dtype = self.shapes[name], self.dtypes[name]
-        if index or not shape or math.prod(shape) * dtype.itemsize <= _PIECE_BYTES:
-            with _open(self.path) as file:
-                return np.asarray(file.get_slice(name)[index] if index else file.get_tensor(name))
-        whole, rows = np.empty(shape, dtype), max(_PIECE_BYTES * shape[0] // (math.prod(shape) * dtype.itemsize), 1)
-        for first in range(0, shape[0], rows):
-            whole[first : first + rows] = self.read(name, (slice(first, min(first + rows, shape[0])),))
+        if not shape:
+            return self._read(name, ())
+        ranges = [range(*part.indices(size)) for part, size in zip(index or (slice(None),) * len(shape), shape, strict=True)]
+        sizes = [len(part) for part in ranges]
+        rows = max(_PIECE_BYTES // max(math.prod(sizes[1:]) * dtype.itemsize, 1), 1)
+        if sizes[0] <= rows:
+            return self._read(name, index)
+        first, whole = ranges[0].start, np.empty(sizes, dtype)
+        for row in range(0, sizes[0], rows):
+            end = min(row + rows, sizes[0])
+            whole[row:end] = self._read(name, (slice(first + row, first + end), *index[1:]))
         return whole
+
+    def _read(self, name: str, index: tuple[slice, ...]) -> HostArray:
+        with _open(self.path) as file:
+            return np.asarray(file.get_slice(name)[index] if index else file.get_tensor(name))
 
 
 def _open(path: Path) -> Any:
