@@ -1,6 +1,6 @@
 """Time to first token: from branches that are ready, against prefilling the same tokens as text; and to each token after it.
 
-Decoding reads every cached token once for each new one.  What twice as many cost is measured by reading each branch twice.
+Decoding reads every cached token once for each new one; what twice as many cost is measured too.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def ttft(
     """Measure both routes on random tokens, and with `against_torch` transformers' prefill of the same tokens.
 
     The text route prefills `branches * branch_tokens + prompt_tokens` tokens, the branch route `prompt_tokens`.  Decoding,
-    from the branches and from each of them twice, counts the tokens after the first.
+    from these branches and from twice as many, counts the tokens after the first.
     """
     if min(branches, branch_tokens, prompt_tokens, repeats) < 1:
         raise InputError("branches, branch tokens, prompt tokens and repeats must be at least 1")
     check_window(model, 0, branches * branch_tokens + prompt_tokens, 1, "the pasted text")
     check_window(model, branch_tokens, prompt_tokens, DECODED + 1, "the answer from branches")
     rng = np.random.default_rng(0)
-    texts = rng.integers(0, model.config.vocab_size, (branches, branch_tokens)).tolist()
+    texts, more = rng.integers(0, model.config.vocab_size, (2, branches, branch_tokens)).tolist()
     prompt = rng.integers(0, model.config.vocab_size, prompt_tokens).tolist()
     synth = ParallelSynthesis(dataclasses.replace(model, stop_ids=frozenset()))  # that stops at no token
     made = synth.encode(texts)
-    twice = made[[*range(branches)] * 2]
+    twice = Branches.join(made, synth.encode(more))
 
     def token(read: Branches) -> float:
         return 1 / float(synth.synthesize(prompt, read, max_new_tokens=DECODED + 1).decode_tokens_per_s)

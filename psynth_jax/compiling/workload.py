@@ -69,7 +69,9 @@ class Workload(Config):
         return mesh
 
     def check_window(self) -> None:
-        """Raise `InputError` when the model has no positions for that much."""
+        """Raise `InputError` when the model has no positions for that much, or no such program."""
+        if self.program == "workers" and self.config.local is not None:
+            raise InputError(f"workers of {self.model} share no prompt, since it has local layers: take another program")
         needed = self.branch_tokens + self.prompt_tokens + (self.new_tokens if self.program != "workers" else 0)
         positions = self.config.context_positions
         if needed > positions:

@@ -142,6 +142,14 @@ def _experts(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _check_gemma(fields: Mapping[str, Any]) -> None:
+    for key in ("query_pre_attn_scalar", "sliding_window", "sliding_window_pattern"):
+        if not isinstance(fields[key], int | float) or fields[key] <= 0:
+            raise ConfigError(f"{key} must be a positive number, not {fields[key]!r}")
+    if not isinstance(fields.get("layer_types", []), list):
+        raise ConfigError(f"layer_types must be a list, not {fields['layer_types']!r}")
+
+
 def _gemma(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Read what only Gemma 3 has."""
     every = _global_every(fields)
@@ -160,14 +168,14 @@ def _gemma(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _global_every(fields: Mapping[str, Any]) -> int:
     """Return n where every n-th layer sees everything and the others a window; 1: there is no window; 0: no such pattern."""
-    kinds = fields.get("layer_types")
+    kinds, layers = fields.get("layer_types"), fields["num_hidden_layers"]
     if not kinds:
-        return int(fields["sliding_window_pattern"])
+        return min(int(fields["sliding_window_pattern"]), layers + 1)
     if set(kinds) == {"full_attention"}:
         return 1
-    every = kinds.index("full_attention") + 1 if "full_attention" in kinds else len(kinds) + 1
-    expected = ["sliding_attention" if (layer + 1) % every else "full_attention" for layer in range(len(kinds))]
-    return every if list(kinds) == expected and len(kinds) == fields["num_hidden_layers"] else 0
+    every = kinds.index("full_attention") + 1 if "full_attention" in kinds else layers + 1
+    expected = ["sliding_attention" if (layer + 1) % every else "full_attention" for layer in range(layers)]
+    return every if kinds == expected else 0
 
 
 def _with_defaults(family: str, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,6 +185,8 @@ def _with_defaults(family: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
         if type(fields[key]) is not int or fields[key] < 1:
             raise ConfigError(f"{key} must be a positive whole number, not {fields[key]!r}")
+    if family == "gemma3_text":
+        _check_gemma(fields)
     if raw.get("num_key_value_heads", 0) is None:
         fields["num_key_value_heads"] = fields["num_attention_heads"]
     fields.setdefault("num_key_value_heads", fields["num_attention_heads"])
@@ -233,7 +243,8 @@ def _unsupported_in_gemma(fields: Mapping[str, Any]) -> list[str]:
         found.append("attention to later tokens (use_bidirectional_attention)")
     if not _global_every(fields):
         found.append("local and global layers that do not alternate evenly (layer_types)")
-    kind = _rope_parameters(fields, "sliding_attention").get("rope_type", "default")
+    local = _rope_parameters(fields, "sliding_attention")
+    kind = local.get("rope_type") or local.get("type") or "default"
     if kind != "default":
         found.append(f"rope type {kind!r} in local layers")
     return found

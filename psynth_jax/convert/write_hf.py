@@ -114,6 +114,7 @@ def config_to_hf(config: DecoderConfig, stop_ids: frozenset[int] = frozenset()) 
             "norm_topk_prob": config.norm_expert_weights,
         }
     if config.family == "gemma3_text":
+        del raw["hidden_act"]
         raw |= _gemma_to_hf(config)
     if stop_ids:
         raw["eos_token_id"] = sorted(stop_ids)

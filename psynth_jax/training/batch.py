@@ -23,11 +23,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from psynth_jax.axes import Array, HostArray
-from psynth_jax.branches import bucket
 from psynth_jax.data.example import BranchTokens, Example, ExampleSource, Lengths
 from psynth_jax.sharding import BRANCH, DATA, FSDP, put, shards
 from psynth_jax.training.config import Task
-from psynth_jax.training.plan import PlannedBatch, Reference, Shape, fed_tokens, padded
+from psynth_jax.training.plan import SMALLEST, PlannedBatch, Reference, Shape, fed_tokens
 
 QUESTION_AXES = (DATA, FSDP)
 BRANCH_ROW_AXES = (DATA, FSDP, BRANCH)
@@ -155,23 +154,7 @@ class BatchBuilder:
         spread = [self._spread(group, planned.shape) for group in planned.groups]
         shape = planned.shape
         if self._shards > 1 or self._branch_shards > 1:
-            by_shard = list(itertools.chain.from_iterable(spread))
-
-            def room(of: Callable[[Reference], int], planned: int, pieces: int) -> int:
-                """Return how many tokens all pieces have room for, if each has for those of any shard."""
-                longest = max(sum(of(x) for x in held) for held in by_shard)
-                return padded(max(longest, -(-planned // pieces))) * pieces if planned else 0
-
-            most = max(sum(self._branches(x) for x in held) for held in by_shard)
-            rows = bucket(max(most, -(-shape.rows // self._shards))) if shape.rows else 0
-            rows = -(-rows // self._branch_shards) * self._branch_shards
-            shape = shape._replace(
-                examples=-(-shape.examples // self._shards) * self._shards,
-                rows=rows * self._shards,
-                listed=room(self._listed, shape.listed, self._shards * self._branch_shards),
-                fed=room(self._fed, shape.fed, self._shards),
-                taught=room(self._taught, shape.taught, self._shards),
-            )
+            shape = self._roomier(shape, list(itertools.chain.from_iterable(spread)))
         batch = empty_batch(shape, self._micro_batches, self._shards, self._branch_shards)
         for micro, held_by_shard in enumerate(spread):
             for shard in self._here:
@@ -188,6 +171,35 @@ class BatchBuilder:
         """Return the most tokens of an example that one branch block can get, from lengths alone."""
         sizes = self._lengths(reference)
         return min(sizes.all_prefilled, -(-sizes.branches // self._branch_shards) * sizes.prefilled)
+
+    def _roomier(self, shape: Shape, by_shard: Sequence[Sequence[Reference]]) -> Shape:
+        """Return a shape with room for what any shard holds in every shard.
+
+        All sizes grow by the same quarters, so that few shapes come of one: each is compiled.
+        """
+        pieces = self._shards * self._branch_shards
+        needs: list[tuple[int, int, Callable[[Reference], int]]] = [
+            (shape.rows, self._shards, self._branches),
+            (shape.listed, pieces, self._listed),
+            (shape.fed, self._shards, self._fed),
+            (shape.taught, self._shards, self._taught),
+        ]
+        quarters = 4
+        for planned, parts, of in needs:
+            if planned:
+                longest = max(sum(of(reference) for reference in held) for held in by_shard)
+                quarters = max(quarters, -(-4 * longest * parts // planned))
+
+        def room(planned: int, parts: int, multiple: int) -> int:
+            return -(-planned * quarters // (4 * parts * multiple)) * multiple * parts
+
+        return shape._replace(
+            examples=-(-shape.examples // self._shards) * self._shards,
+            rows=room(shape.rows, self._shards, self._branch_shards),
+            listed=room(shape.listed, pieces, SMALLEST),
+            fed=room(shape.fed, self._shards, SMALLEST),
+            taught=room(shape.taught, self._shards, SMALLEST),
+        )
 
     def _fed(self, reference: Reference) -> int:
         return fed_tokens(self._lengths(reference), self._reads)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +33,7 @@ from psynth_jax.training.config import Batches, Task
 
 SMALLEST = 16  # tokens of the smallest padded row or target
 FINEST = 8  # sizes of rows and targets between a power of two and the next
-MOST_KEYS = 256  # from which the sizes that are compiled are chosen: choosing takes the square of that
+MOST_KEYS = 256  # from which the sizes that are compiled are chosen, which takes the cube of that
 LISTED = 64  # a list of all tokens of a kind is a multiple of this
 EMPTY_SLOT = 0.15  # about what a slot behind a row's end costs, in tokens: it takes part in attention and nothing else
 
@@ -72,23 +73,26 @@ class PlannedBatch:
     groups: tuple[tuple[Reference, ...], ...]
 
 
-def padded(tokens: int, steps: int = FINEST) -> int:
+def padded(tokens: int, steps: float = FINEST) -> int:
     """Round a number of tokens up to a multiple of 16, of 32 from 256 on, of 64 from 512 on, and so on.
 
-    steps: sizes between a power of two and the next, itself a power of two; the fewer, the more padding.
+    steps: sizes between a power of two and the next, 8, 4, 2, 1, 1/2, ...; the fewer, the more padding.
     """
     return SMALLEST * _rounded(-(-tokens // SMALLEST), steps)
 
 
-def row_slots(tokens: int, steps: int = FINEST) -> int:
+def row_slots(tokens: int, steps: float = FINEST) -> int:
     """Return S of rows of so many tokens: what a kernel cuts into blocks, a row of at most 512 being one."""
     block = SLOT_SIZES[-1]
     return padded(tokens, steps) if tokens <= block else block * _rounded(-(-tokens // block), steps)
 
 
-def _rounded(count: int, steps: int) -> int:
-    step = max((1 << count.bit_length()) // (2 * steps), 1)
-    return -(-count // step) * step
+def _rounded(count: int, steps: float) -> int:
+    if steps >= 1:
+        step = max((1 << count.bit_length()) // int(2 * steps), 1)
+        return -(-count // step) * step
+    octaves = round(1 / steps)
+    return 1 << -(-max(count - 1, 0).bit_length() // octaves) * octaves
 
 
 class Plan:
@@ -131,16 +135,14 @@ class Plan:
             self.dropped.append({str(reason): int(n) for reason, n in sorted(Counter(reasons).items()) if reason})
         if not any(len(kept) for kept in self._kept):
             raise DataError("no example is left to train on: " + (self._why() or "the data is empty"))
-        for steps in (FINEST, 4, 2, 1):
-            self._keys = [
-                _keys(source.lengths, reads, steps, teacher=task.distillation > 0)
-                for source, task in zip(sources, tasks, strict=True)
-            ]
-            if len(self._different_keys()) <= MOST_KEYS:
-                break
+        finest, steps = self._padded_lengths(reads, FINEST), float(FINEST)
+        self._keys = finest
+        while len(self._different_keys()) > MOST_KEYS:
+            steps /= 2
+            self._keys = self._padded_lengths(reads, steps)
         sizes = self._sizes_by_key().items()
         merged = fewer_keys({key: (len(each), float(each[:, 0].mean())) for key, each in sizes}, limits.shapes)
-        self._keys = [np.array([merged.get(tuple(key), key) for key in keys.tolist()]) for keys in self._keys]
+        self._keys = self._largest_of(merged, finest)
         self._shapes = self._choose_shapes(limits)
 
     def _why(self) -> str:
@@ -151,6 +153,11 @@ class Plan:
     def shapes(self) -> list[Shape]:
         """Every shape that any batch can have."""
         return sorted(self._shapes.values())
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of the first epoch: runs that agree in it are fed the same."""
+        return hashlib.sha256(repr(self.batches(0)).encode()).hexdigest()
 
     def batches(self, epoch: int) -> list[PlannedBatch]:
         """Return the batches of an epoch, from 0, in the order in which they are fed."""
@@ -209,6 +216,22 @@ class Plan:
         taught = fed_tokens(sizes, "text") if self._tasks[reference.task].distillation else 0
         return np.array([*branches, fed_tokens(sizes, self._reads), taught])
 
+    def _padded_lengths(self, reads: str, steps: float) -> list[HostArray]:
+        return [
+            _keys(source.lengths, reads, steps, teacher=task.distillation > 0)
+            for source, task in zip(self._sources, self._tasks, strict=True)
+        ]
+
+    def _largest_of(self, merged: Mapping[tuple[int, ...], tuple[int, ...]], finest: Sequence[HostArray]) -> list[HostArray]:
+        """Return every example's key: the largest of the finest sizes of all that were merged with it."""
+        together = [np.array([merged.get(tuple(key), key) for key in keys.tolist()]).reshape(-1, 4) for keys in self._keys]
+        largest: dict[tuple[int, ...], HostArray] = {}
+        for kept, groups, keys in zip(self._kept, together, finest, strict=True):
+            for index in kept:
+                group = tuple(groups[index].tolist())
+                largest[group] = np.maximum(largest.get(group, 0), keys[index])
+        return [np.array([largest.get(tuple(key), key) for key in keys.tolist()]).reshape(-1, 4) for keys in together]
+
     def _different_keys(self) -> set[tuple[int, ...]]:
         return {
             tuple(key) for kept, keys in zip(self._kept, self._keys, strict=True) for key in np.unique(keys[kept], axis=0)
@@ -261,12 +284,13 @@ def _too_long(lengths: HostArray, limits: Batches, reads: str, config: DecoderCo
         ("a longer branch than branch_tokens", (columns.prefilled > limits.branch_tokens) & (reads == "branches")),
         ("more branches than branches", (columns.branches > limits.branches) & (reads == "branches")),
         ("a longer prompt than text_tokens", (columns.prompt > limits.text_tokens) & (reads == "branches")),
-        ("more positions than the model has", (alone > most_alone) | (reading > most_reading)),
+        ("more positions than the model has", np.maximum(alone, reading) > most_alone),
+        ("more positions than the model's local layers see", reading > most_reading),
     ]
     return np.select([check for _, check in checks], [reason for reason, _ in checks], "")
 
 
-def _keys(lengths: HostArray, reads: str, steps: int, *, teacher: bool) -> HostArray:
+def _keys(lengths: HostArray, reads: str, steps: float, *, teacher: bool) -> HostArray:
     """Return for every example what decides its shape: `[E, 4]` slots, tokens, targets, teacher's tokens."""
     columns = Lengths(*lengths.T)
     round_up = np.vectorize(functools.partial(padded, steps=steps), otypes=[np.int64])

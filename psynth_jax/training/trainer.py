@@ -111,6 +111,7 @@ class Trainer:
         self._cut: TrainState | None = None
         self.state = self._fresh_state()
         self._data_state: dict[str, Any] | None = None
+        self._begun_with: str | None = None
         with CheckpointStore(self.workdir, config.checkpoint) as store:
             if store.latest is not None:
                 self._take(store, store.latest)
@@ -155,6 +156,7 @@ class Trainer:
         if wrong := differences(self.config, about["config"]):
             raise ConfigError(f"config and checkpoint of {self.workdir} disagree: " + "; ".join(wrong))
         self.state, self._data_state = store.restore(step, self.state)
+        self._begun_with = about.get("batches")
 
     @property
     def dropped(self) -> dict[str, dict[str, int]]:
@@ -171,8 +173,13 @@ class Trainer:
 
         Raises:
           TrainingError: the loss is no number, or the disk is full.  The last checkpoint stays.
+          ConfigError: the checkpoint is of a run with other batches, whose examples would be doubled or left out.
         """
         config = self.config
+        if self._data_state is not None and self._begun_with != self.plan.digest:
+            raise ConfigError(
+                f"{self.workdir} was begun with other batches, of other data or by another version: begin anew"
+            )
         last = min(config.train.steps, config.train.stop_at or config.train.steps)
         described = config.model_dump(mode="json")
         if self._first_process:
@@ -281,6 +288,7 @@ class Trainer:
             "config": self.config.model_dump(mode="json"),
             "fingerprint": self.model.fingerprint,
             "model": self.model.name,
+            "batches": self.plan.digest,
             "psynth_jax": psynth_jax.__version__,
         }
 

@@ -60,6 +60,12 @@ class TestWorkload:
         assert workload(ASKED | {"program": program, "prompt_tokens": 1100}).calls == calls
 
 
+def test_workers_that_share_no_prompt_are_no_program() -> None:
+    asked = workload(ASKED | {"model": "gemma-3-1b", "program": "workers", "branch_tokens": 64, "prompt_tokens": 64})
+    with pytest.raises(InputError, match="workers of gemma-3-1b share no prompt"):
+        asked.check_window()
+
+
 class TestMatrix:
     def test_the_one_of_the_readme(self) -> None:
         found = read_matrix(Path(__file__).parents[2] / "configs" / "compile_matrix.yaml")

@@ -15,6 +15,7 @@ from psynth_jax.config import DecoderConfig
 from psynth_jax.convert import safetensors_file
 from psynth_jax.convert.hf import config_from_hf, list_parameters, read_config, read_end_tokens
 from psynth_jax.convert.rules import axis_sizes, hf_rules
+from psynth_jax.convert.write_hf import config_to_hf
 from psynth_jax.errors import CheckpointError, ConfigError, UnsupportedModelError
 from psynth_jax.nn.decoder import parameter_shapes
 from psynth_jax.ops import rope as rope_ops
@@ -224,6 +225,20 @@ class TestRefusals:
         assert config_from_hf({**GEMMA3, "layer_types": ["full_attention"] * 3}).local is None
 
     @pytest.mark.parametrize(
+        "changed",
+        [{"query_pre_attn_scalar": 0}, {"query_pre_attn_scalar": "a"}, {"layer_types": 7}, {"sliding_window_pattern": -1}],
+    )
+    def test_values_of_gemma_that_make_no_sense(self, changed: dict[str, Any]) -> None:
+        with pytest.raises(ConfigError, match=next(iter(changed))):
+            config_from_hf({**GEMMA3, **changed})
+
+    def test_gemma_with_local_layers_only(self) -> None:
+        """However it is spelled, and there and back."""
+        spelled = [{"layer_types": ["sliding_attention"] * 3}, {"sliding_window_pattern": 6}]
+        one, other = (config_from_hf({**GEMMA3, **changed}) for changed in spelled)
+        assert one == other == config_from_hf(config_to_hf(one))
+
+    @pytest.mark.parametrize(
         ("changed", "named"),
         [
             ({"final_logit_softcapping": 30.0}, "soft cap"),
@@ -231,6 +246,7 @@ class TestRefusals:
             ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
             ({"layer_types": ["full_attention", "full_attention", "sliding_attention"]}, "do not alternate evenly"),
             ({"rope_parameters": {"sliding_attention": {"rope_type": "yarn"}}}, "rope type 'yarn' in local layers"),
+            ({"rope_parameters": {"sliding_attention": {"type": "linear"}}}, "rope type 'linear' in local layers"),
         ],
     )
     def test_what_gemma_lacks_is_named(self, changed: dict[str, Any], named: str) -> None:

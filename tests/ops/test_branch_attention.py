@@ -8,7 +8,17 @@ import pytest
 from psynth_jax.errors import InputError
 from psynth_jax.ops import branch_attention as op
 from psynth_jax.ops import rope
-from psynth_jax.ops.branch_attention import AttentionSpec, Context, ContextPart, OwnCache, Segments, reference, xla
+from psynth_jax.ops.branch_attention import (
+    AttentionSpec,
+    Context,
+    ContextPart,
+    OwnCache,
+    Segments,
+    pallas_gpu,
+    pallas_tpu,
+    reference,
+    xla,
+)
 from psynth_jax.ops.cached_heads import CachedHeads
 from tests.ops.forms import whole
 
@@ -115,5 +125,8 @@ def test_what_is_outside_of_a_window_does_not_matter() -> None:
 
 @pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu"])
 def test_the_kernels_refuse_a_window(implementation: str) -> None:
+    module = {"pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}[implementation]
+    with pytest.raises(InputError, match="does not take a window"):
+        module.attend(*case(1), 1, AttentionSpec(0.3), None, jnp.float32, jnp.int32(4), interpret=True)
     with pytest.raises(InputError, match="does not take a window"):
         op.branch_attention(*case(1), 1, AttentionSpec(0.3), implementation, jnp.int32(4))

@@ -86,6 +86,17 @@ def test_a_mesh_holds_each_question_next_to_its_branches(examples: int) -> None:
     assert all((np.asarray(a) == b).all() for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(host), strict=True))
 
 
+def test_a_mesh_makes_few_shapes_of_one() -> None:
+    """Each is compiled: what shards hold differs from batch to batch, and must not give a shape to each of them."""
+    examples = random_examples(300)
+    source, mesh = [ExampleList("random", examples)], ps.make_mesh("data=8")
+    plan = Plan(source, TASK, Batches(tokens=800, examples=32, shapes=3))
+    batches = [*plan.batches(0), *plan.batches(1)]
+    builder = BatchBuilder(source, TASK, mesh=mesh)
+    built = {builder.build(planned)[1] for planned in batches}
+    assert len(batches) > 30 and len(built) <= 4 * len(plan.shapes), (len(batches), len(built), len(plan.shapes))
+
+
 def test_counts_are_of_real_tokens() -> None:
     planned, *_ = built()
     counts = BatchBuilder(SOURCE, TASK).counts(planned)

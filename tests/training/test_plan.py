@@ -102,7 +102,7 @@ def test_branches_that_local_layers_would_not_see_are_dropped() -> None:
     local = LocalLayers(window=int(np.median(used)), global_every=2, rope=PlainRope(theta=1e4))
     config = tiny_config(max_positions=10_000, local=local)
     found = Plan([FIRST], [ONE], LIMITS, config=config)
-    assert found.dropped == [{"more positions than the model has": int((used > local.window).sum())}]
+    assert found.dropped == [{"more positions than the model's local layers see": int((used > local.window).sum())}]
     assert Plan([FIRST], [ONE], LIMITS, reads="text", config=config).dropped == [{}]
 
 
@@ -130,7 +130,8 @@ def test_padding_is_an_eighth_at_most() -> None:
     for tokens in range(1, 3000):
         assert tokens <= padded(tokens) <= max(tokens * 9 / 8 + 16, 16) and padded(tokens) % 16 == 0
         assert tokens <= row_slots(tokens) and (row_slots(tokens) <= 512 or row_slots(tokens) % 512 == 0)
-        assert padded(tokens, 1) in [16 << n for n in range(9)], "one size between powers of two is a power of two"
+        assert padded(tokens, 1) in [16 << n for n in range(9)], "one size an octave is a power of two"
+        assert padded(tokens, 0.5) in [16 << n for n in range(0, 10, 2)]
     assert len({padded(tokens) for tokens in range(1, 4097)}) < 60, "few of them, so that few shapes differ"
 
 
@@ -142,6 +143,7 @@ def test_many_different_lengths_are_rounded_more_coarsely(monkeypatch: pytest.Mo
     monkeypatch.setattr(plan_module, "MOST_KEYS", 20)
     coarse = Plan([source], [ONE], limits)
     assert len(coarse.shapes) <= 20 < len(fine.shapes)
+    assert max(shape.tokens for shape in coarse.shapes) == max(shape.tokens for shape in fine.shapes), "as long as needed"
     assert references(coarse.batches(0)) == references(fine.batches(0))
 
 

@@ -107,6 +107,15 @@ class TestResuming:
         with pytest.raises(ConfigError, match="disagree: seed is 7, it was 0"):
             start(changed, model, codes)
 
+    def test_other_batches_are_refused(self, model: ps.Model, tmp_path: Path) -> None:
+        """Its position in them would mean other examples.  What was trained can still be taken up, to be exported."""
+        cut = config(tmp_path, train={"steps": 6, "stop_at": 1})
+        start(cut, model, make_codes(model, 24)).run()
+        again = start(config(tmp_path), model, make_codes(model, 20))
+        assert again.take("latest") == 1
+        with pytest.raises(ConfigError, match="was begun with other batches, of other data or by another version"):
+            again.run()
+
     def test_another_base_is_refused(self, model: ps.Model, codes: ExampleList, straight: Trainer) -> None:
         parameters = model.decoder.parameters()
         other = type(model.decoder)(model.config, parameters | {"embedding": parameters["embedding"] + 1})

@@ -155,7 +155,7 @@ def _module(
 
     _check_name(implementation)
     if implementation == "auto":
-        implementation = _best(pallas_tpu.unsupported(q, own, context, window))
+        implementation = _best("a window" if window is not None else pallas_tpu.unsupported(q, own, context))
     return {"xla": xla, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu, "reference": reference}[implementation]
 
 

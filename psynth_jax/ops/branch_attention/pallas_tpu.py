@@ -51,16 +51,15 @@ def attend(
     Differentiable in q, k, v and the mapper's scalars; caches are constants.  Raises `InputError` for what `unsupported`
     names.
     """
-    if not interpret and (lacking := unsupported(q, own, context, window)):
+    lacking = "a window" if window is not None else None if interpret else unsupported(q, own, context)
+    if lacking:
         raise InputError(f"the TPU kernel does not take {lacking}")
     inputs = Inputs(q, k, v, own, context, jnp.asarray(layer, jnp.int32), None, with_own)
     return differentiable.attend(Kernel(_forward, _backward), inputs, spec, dtype, interpret=interpret)
 
 
-def unsupported(q: Array, own: OwnCache | None, context: Context | None, window: Array | None = None) -> str | None:
+def unsupported(q: Array, own: OwnCache | None, context: Context | None) -> str | None:
     """Say what of a call the kernel lacks; None: nothing."""
-    if window is not None:
-        return "a window"
     caches = [] if own is None else [own.heads]
     caches += [] if context is None else [part.heads for part in context.parts]
     if len({heads.packed for heads in caches}) > 1:
