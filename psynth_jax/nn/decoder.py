@@ -9,7 +9,6 @@ XLA has no reason to copy one.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +27,7 @@ from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.attention import attention
 from psynth_jax.nn.experts import feed_forward
 from psynth_jax.nn.layers import rms_norm, token_angles
-from psynth_jax.nn.local import by_kind, of_layer, window_of
+from psynth_jax.nn.local import by_kind, context_of_layer, of_layer, window_of
 from psynth_jax.nn.ragged import RaggedRows
 from psynth_jax.ops.branch_attention import Context, Implementation, OwnCache
 from psynth_jax.sharding import FSDP, check_fits, constrain, moved, parameter_shardings, parameter_spec
@@ -85,6 +84,13 @@ def shardings_of(config: DecoderConfig, mesh: Mesh) -> dict[str, NamedSharding]:
     """Name -> sharding of every parameter.  Raises `ConfigError` when the mesh does not fit the model."""
     check_fits(mesh, config.sizes)
     return parameter_shardings(parameter_letters(config), config.sizes, mesh)
+
+
+def _positions(tokens: Tokens, offset: PerRow, start: PerRow, rows: RaggedRows | None) -> Array:
+    """Return the position of every token, of rows `[B, T]` or of lists `[X, Z]`."""
+    if rows is not None:
+        return rows.position(offset, *tokens.shape)
+    return (offset + start)[:, None] + jnp.arange(tokens.shape[1])
 
 
 class Decoder(nnx.Module):
@@ -241,10 +247,7 @@ class Decoder(nnx.Module):
         """
         assert rows is None or (fresh and gate is None)
         config = self.config
-        if rows is None:
-            positions = (offset + start)[:, None] + jnp.arange(tokens.shape[1])
-        else:
-            positions = rows.position(offset, *tokens.shape)
+        positions = _positions(tokens, offset, start, rows)
         angles = by_kind(config, lambda rope: token_angles(rope, config.head_width, positions))
         own = None if fresh else OwnCache(cache.heads, start)
         mesh, placement = self.mesh, cache.placement
@@ -254,43 +257,43 @@ class Decoder(nnx.Module):
         def cut(x: Hidden) -> Hidden:
             return constrain(x, mesh, row_axes or None, None, None if gathers else FSDP)
 
-        def after(x: Hidden, norm: str, weights: Mapping[str, Array]) -> Hidden:
-            return rms_norm(x, weights[norm], config) if config.norms_after else x
-
         def layer_step(x: Hidden, layer: tuple[Any, ...]) -> tuple[Hidden, tuple[Array, Array]]:
             index, weights, factors = layer
             if gathers:
                 weights = self._gathered(weights, "layers.")
             adapter = None if lora is None else Lora(factors[0], factors[1], lora.scale)
             turned, window = of_layer(config, angles, index), window_of(config, cache.slots, index)
-            read_here = context
-            if context is not None:
-                cos, sin = of_layer(config, (context.cos, context.sin), index)
-                read_here = dataclasses.replace(context, cos=cos, sin=sin)
+            read_here = context_of_layer(config, context, index)
             normed = rms_norm(x, weights["attention_norm"], config)
             read, k, v = attention(
                 normed, weights, config, turned, own, read_here, index, adapter, gate, implementation, mesh, placement, rows,
                 window,
             )  # fmt: skip
-            x = cut(x + after(read, "after_attention_norm", weights))
+            x = cut(x + self._after(read, weights.get("after_attention_norm")))
             normed = rms_norm(x, weights["mlp_norm"], config)
             fed = feed_forward(normed, weights, config, mesh, row_axes, gathers)
-            return cut(x + after(fed, "after_mlp_norm", weights)), (k, v)
+            return cut(x + self._after(fed, weights.get("after_mlp_norm"))), (k, v)
 
         stacked = {name: value[...] for name, value in self.layers.items()}
         factors = None if lora is None else (lora.down, lora.up)
-        embedding = self.embedding[...]
-        if gathers:
-            embedding = self._gathered({"embedding": embedding})["embedding"]
         step = jax.checkpoint(layer_step, prevent_cse=False) if remat else layer_step
-        x = embedding[tokens]
-        if config.scaled_embedding:
-            x *= jnp.asarray(config.width**0.5, x.dtype)
-        x, (k, v) = jax.lax.scan(step, cut(x), (jnp.arange(config.layers), stacked, factors))
+        embedded = cut(self._embedded(tokens, gathers))
+        x, (k, v) = jax.lax.scan(step, embedded, (jnp.arange(config.layers), stacked, factors))
         hidden = rms_norm(x, self.final_norm[...], config)
         if mesh is None:
             return hidden, cache.append(k, v, start, count)
         return hidden, over_mesh.append(mesh, cache, k, v, start, count)
+
+    def _after(self, x: Hidden, norm: Array | None) -> Hidden:
+        """Normalise what is added to the residual, in models that do so."""
+        return x if norm is None else rms_norm(x, norm, self.config)
+
+    def _embedded(self, tokens: Tokens, gathers: bool) -> Hidden:
+        table = self.embedding[...]
+        if gathers:
+            table = self._gathered({"embedding": table})["embedding"]
+        x = table[tokens]
+        return x * jnp.asarray(self.config.width**0.5, x.dtype) if self.config.scaled_embedding else x
 
     def _gathered(self, weights: Mapping[str, Array], prefix: str = "") -> dict[str, Array]:
         """Return weights whole along fsdp, still cut over tensor; those of a layer come without L."""

@@ -10,12 +10,14 @@ layer sees what a global one does.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from psynth_jax.axes import Array
 from psynth_jax.config import DecoderConfig, LocalLayers, Rope
+from psynth_jax.ops.branch_attention import Context
 
 Angles = tuple[Array, Array]
 
@@ -35,6 +37,14 @@ def of_layer(config: DecoderConfig, angles: Angles, layer: Array) -> Angles:
         return angles
     kind = _is_local(config.local, layer).astype(jnp.int32)
     return angles[0][kind], angles[1][kind]
+
+
+def context_of_layer(config: DecoderConfig, context: Context | None, layer: Array) -> Context | None:
+    """Return what one layer reads of a context whose cos and sin are as `by_kind` has them."""
+    if config.local is None or context is None:
+        return context
+    cos, sin = of_layer(config, (context.cos, context.sin), layer)
+    return dataclasses.replace(context, cos=cos, sin=sin)
 
 
 def window_of(config: DecoderConfig, slots: int, layer: Array) -> Array | None:

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from psynth_jax.cache import KVCache
-from psynth_jax.config import Config, DecoderConfig, Llama3Rope, PlainRope, YarnRope
+from psynth_jax.config import Config, DecoderConfig, LinearRope, Llama3Rope, LocalLayers, PlainRope, YarnRope
 from psynth_jax.convert.rules import gguf_rules
 from psynth_jax.errors import CheckpointError, ContextLengthError
 from psynth_jax.nn.adapter import Lora
@@ -217,10 +217,18 @@ FLIPPED: dict[str, Any] = {
     "qkv_bias": False,
     "o_bias": False,
     "tied_head": True,
+    "activation": "gelu_tanh",
+    "query_scale": 0.7,
+    "scaled_embedding": True,
+    "norms_from_one": True,
+    "norms_after": True,
+    "local": LocalLayers(window=64, global_every=2, rope=PlainRope(theta=1e4)),
 }
 OF_NO_DECODER = {"family", "max_positions"}  # they choose rules of conversion, and what is refused: tested below
+FLIPPED_LOCAL: dict[str, Any] = {"window": 5, "global_every": 3, "rope": PlainRope(theta=3e3)}
 FLIPPED_ROPE: dict[type[Config], tuple[Config, dict[str, Any]]] = {
     PlainRope: (PlainRope(theta=1e4), {"theta": 3e3, "kind": LLAMA3}),
+    LinearRope: (LinearRope(theta=1e4, factor=4.0), {"theta": 3e3, "factor": 3.0, "kind": PlainRope(theta=1e4)}),
     Llama3Rope: (
         LLAMA3,
         {
@@ -267,6 +275,13 @@ def assert_different(config: DecoderConfig, other: DecoderConfig) -> None:
 def test_every_field_of_the_config_changes_the_output(field: str) -> None:
     base = EVERYTHING | (MIXTURE if field in FLIPPED_MIXTURE else {})
     assert_different(tiny_config(**base), tiny_config(**{**base, field: (FLIPPED | FLIPPED_MIXTURE)[field]}))
+
+
+@pytest.mark.parametrize("field", LocalLayers.model_fields)
+def test_every_field_of_local_layers_changes_the_output(field: str) -> None:
+    local = LocalLayers(window=3, global_every=2, rope=PlainRope(theta=1e4))
+    other = local.model_copy(update={field: FLIPPED_LOCAL[field]})
+    assert_different(tiny_config(local=local), tiny_config(local=other))
 
 
 @pytest.mark.parametrize(
