@@ -135,11 +135,11 @@ class Plan:
             self.dropped.append({str(reason): int(n) for reason, n in sorted(Counter(reasons).items()) if reason})
         if not any(len(kept) for kept in self._kept):
             raise DataError("no example is left to train on: " + (self._why() or "the data is empty"))
-        finest, steps = self._padded_lengths(reads, FINEST), float(FINEST)
+        finest, steps = self._padded_lengths(FINEST), float(FINEST)
         self._keys = finest
         while len(self._different_keys()) > MOST_KEYS:
             steps /= 2
-            self._keys = self._padded_lengths(reads, steps)
+            self._keys = self._padded_lengths(steps)
         sizes = self._sizes_by_key().items()
         merged = fewer_keys({key: (len(each), float(each[:, 0].mean())) for key, each in sizes}, limits.shapes)
         self._keys = self._largest_of(merged, finest)
@@ -216,9 +216,10 @@ class Plan:
         taught = fed_tokens(sizes, "text") if self._tasks[reference.task].distillation else 0
         return np.array([*branches, fed_tokens(sizes, self._reads), taught])
 
-    def _padded_lengths(self, reads: str, steps: float) -> list[HostArray]:
+    def _padded_lengths(self, steps: float) -> list[HostArray]:
+        """Return the keys of all examples, with so many sizes an octave."""
         return [
-            _keys(source.lengths, reads, steps, teacher=task.distillation > 0)
+            _keys(source.lengths, self._reads, steps, teacher=task.distillation > 0)
             for source, task in zip(self._sources, self._tasks, strict=True)
         ]
 
