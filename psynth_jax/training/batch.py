@@ -6,9 +6,9 @@
     at        [B, M]       place in that list which predicts target token m
     target    [B, M]       weight 0 where there is none
 
-Every array has a leading axis of micro-batches.  On a mesh B and the student's X are cut over (data, fsdp), the branches' X and
-rows over (data, fsdp, branch); each process reads only the examples of its own devices, the others stay zeros that nobody
-sees.  Knows no model.
+Every array has a leading axis of micro-batches.  On a mesh B and the student's X are cut over (data, fsdp), the branches' X
+and rows over (data, fsdp, branch); each process reads only the examples of its own devices, the others stay zeros that
+nobody sees.  Knows no model.
 """
 
 from __future__ import annotations
