@@ -46,7 +46,10 @@ class Task(Config):
 
 
 class Trainable(Config):
-    """What is trained.  rank 0: no adapter.  mapper false: the identity.  start: an adapter directory to begin from."""
+    """What is trained.  rank 0: no adapter.  mapper false: the identity.
+
+    start: an adapter directory to begin from; the part that it lacks begins as the identity.
+    """
 
     mapper: bool = True
     mapper_hidden: Count = 32

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 
@@ -15,9 +17,11 @@ from psynth_jax.training.step import Parameters
 
 
 def initial_parameters(config: Trainable, model: Model, seed: int) -> Parameters:
-    """Return the parameters that a run starts from, on the host: by themselves they change nothing.
+    """Return the parameters that a run starts from, on the host: what is fresh changes nothing by itself.
 
-    Raises `ConfigError` when the adapter to start from has another form than the config says.
+    A mapper or a LoRA that the adapter to start from lacks is fresh: so branches go on from a LoRA that was trained on text.
+
+    Raises `ConfigError` when that adapter has another form than the config says, or a part that the config does not train.
     """
     mapper_key, lora_key = jax.random.split(jax.random.key(seed))
     mapper = Mapper.initialise(mapper_key, config.mapper_hidden) if config.mapper else None
@@ -30,7 +34,9 @@ def initial_parameters(config: Trainable, model: Model, seed: int) -> Parameters
         raise ConfigError(
             f"{config.start} writes only {found.vocabulary} tokens: training on from a cut vocabulary is not supported"
         )
-    known = Parameters(found.mapper, found.lora.down if found.lora else {}, found.lora.up if found.lora else {})
+    known = dataclasses.replace(fresh, mapper=found.mapper or fresh.mapper)
+    if found.lora is not None:
+        known = dataclasses.replace(known, down=found.lora.down, up=found.lora.up)
     shapes, expected = ([(str(path), np.shape(x)) for path, x in jax.tree.leaves_with_path(tree)] for tree in (known, fresh))
     if shapes != expected:
         raise ConfigError(f"{config.start} has another rank, targets or mapper than the config's `trainable` says")

@@ -17,6 +17,7 @@ import pytest
 
 import psynth_jax as ps
 from psynth_jax.axes import tree_differences
+from psynth_jax.convert.adapter_directory import Adapter, save_adapter
 from psynth_jax.data.example import Example, ExampleList
 from psynth_jax.data.shards import digest
 from psynth_jax.errors import CheckpointError, ConfigError, TrainingError
@@ -173,6 +174,23 @@ class TestLearning:
         assert tree_differences(trainer.state.parameters, straight.state.parameters) == []
         with pytest.raises(ConfigError, match="another rank"):
             start(config(tmp_path / "other", trainable={**known, "rank": 3}), model, codes)
+
+    def test_what_an_adapter_lacks_begins_as_the_identity(
+        self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path
+    ) -> None:
+        learned = straight.state.parameters
+        lora, mapper = tmp_path / "lora", tmp_path / "mapper"
+        scale = straight.config.trainable.alpha / straight.config.trainable.rank
+        save_adapter(lora, Adapter(learned.lora(scale), None), model)
+        save_adapter(mapper, Adapter(None, learned.mapper), model)
+        after_text = start(config(tmp_path / "a", trainable={"start": str(lora)}), model, codes).state.parameters
+        assert tree_differences((after_text.down, after_text.up), (learned.down, learned.up)) == []
+        assert after_text.mapper is not None and not after_text.mapper.out_kernel.any()
+        of_mapper = start(config(tmp_path / "b", trainable={"start": str(mapper)}), model, codes).state.parameters
+        assert tree_differences(of_mapper.mapper, learned.mapper) == []
+        assert of_mapper.up and not any(up.any() for up in of_mapper.up.values())
+        with pytest.raises(ConfigError, match="mapper"):
+            start(config(tmp_path / "c", trainable={"start": str(mapper), "mapper": False}), model, codes)
 
 
 @pytest.mark.exhaustive
