@@ -1,6 +1,7 @@
 """An adapter on disk: the synthesizer's LoRA and cache mapper, with what is needed to refuse the wrong model.
 
-DIR/psynth_adapter.json       format version, fingerprint of the base model, rank, alpha, targets, mapper, training summary
+DIR/psynth_adapter.json       format version, fingerprint of the base model, rank, alpha, targets, mapper, sink, training
+                              summary
 DIR/adapter.safetensors       lora.<target>.down, lora.<target>.up (letters of `nn.adapter.FACTOR_LETTERS`)
 DIR/mapper.safetensors        hidden_kernel, hidden_bias, out_kernel, out_bias
 """
@@ -37,11 +38,13 @@ class Adapter:
     """What makes a synthesizer of a base model.
 
     lora None: the base weights; mapper None: the identity.  vocabulary: it writes only the first so many tokens; None: all.
+    sink: tokens that it reads once, as a branch before all others, which are encoded after them; empty: it has none.
     """
 
     lora: Lora | None
     mapper: Mapper | None
     vocabulary: int | None = None
+    sink: tuple[int, ...] = ()
 
 
 def save_adapter(
@@ -72,6 +75,7 @@ def save_adapter(
         "targets": sorted(lora.down) if lora is not None else [],
         "mapper_hidden": int(mapper.hidden_bias.shape[0]) if mapper is not None else 0,
         "mapper_features": list(FEATURES),
+        "sink": list(adapter.sink),
         "training": dict(training or {}),
     }
     with replacing(Path(directory), (DESCRIPTION, _LORA, _MAPPER), "an adapter directory") as fresh:
@@ -114,13 +118,21 @@ def read_adapter(source: Path, model: Base) -> Adapter:
         lora = _lora(_read(source / _LORA), description, model) if description["targets"] else None
         mapper = _mapper(_read(source / _MAPPER), description) if description["mapper_hidden"] else None
         vocabulary = int(description["vocab_size"])
+        sink = checked_sink(description.get("sink", []), model)
     except FileNotFoundError as error:
         raise AdapterError(f"{source} is not an adapter directory: {Path(error.filename).name} is missing") from None
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise AdapterError(f"{source} is not a readable adapter: {' '.join(str(error).split())}") from None
     if not 1 <= vocabulary <= model.config.vocab_size:
         raise AdapterError(f"{source} chooses from {vocabulary} tokens, {model.name} has {model.config.vocab_size}")
-    return Adapter(lora, mapper, None if vocabulary == model.config.vocab_size else vocabulary)
+    return Adapter(lora, mapper, None if vocabulary == model.config.vocab_size else vocabulary, sink)
+
+
+def checked_sink(noted: Any, model: Base) -> tuple[int, ...]:
+    """Return the tokens of a sink.  Raises `AdapterError` for what are no tokens of the model."""
+    if not isinstance(noted, list) or not all(type(x) is int and 0 <= x < model.config.vocab_size for x in noted):
+        raise AdapterError(f"an adapter's sink must be a list of token ids of {model.name}, not {noted!r}")
+    return tuple(noted)
 
 
 def _read(file: Path) -> dict[str, HostArray]:

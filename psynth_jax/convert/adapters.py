@@ -107,12 +107,12 @@ def load_adapter(source: str | Path, model: Base) -> Adapter:
         lora, vocabulary = peft.read_peft(directory, model)
         return _adapter(lora, None, vocabulary, model)
     release.check_base(directory, model)
-    mapper = release.read_mapper(directory)
+    mapper, sink = release.read_mapper(directory), release.noted_sink(directory, model)
     if not (directory / release.LORA).is_dir():
-        return _adapter(None, mapper, release.noted_vocabulary(directory) or model.config.vocab_size, model)
+        return _adapter(None, mapper, release.noted_vocabulary(directory) or model.config.vocab_size, model, sink)
     lora, vocabulary = peft.read_peft(directory / release.LORA, model)
-    return _adapter(lora, mapper, vocabulary, model)
+    return _adapter(lora, mapper, vocabulary, model, sink)
 
 
-def _adapter(lora: Lora | None, mapper: Mapper | None, vocabulary: int, model: Base) -> Adapter:
-    return Adapter(lora, mapper, None if vocabulary == model.config.vocab_size else vocabulary)
+def _adapter(lora: Lora | None, mapper: Mapper | None, vocabulary: int, model: Base, sink: tuple[int, ...] = ()) -> Adapter:
+    return Adapter(lora, mapper, None if vocabulary == model.config.vocab_size else vocabulary, sink)

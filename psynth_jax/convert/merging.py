@@ -50,7 +50,8 @@ def merge_adapters(
 
     Raises:
       InputError: a weight, rank or choice that is none.
-      AdapterError: the adapters cannot be averaged: other targets or vocabularies, or, for "factors", other ranks or scales.
+      AdapterError: the adapters cannot be averaged: other targets, vocabularies or sinks, or, for "factors", other ranks or
+        scales.
     """
     if not 0 <= weight <= 1:
         raise InputError(f"weight is {weight}; it must be from 0 to 1")
@@ -61,6 +62,8 @@ def merge_adapters(
         raise InputError("rank must be at least 1, and is for averages of deltas: factors keep theirs")
     if first.vocabulary != second.vocabulary:
         raise AdapterError(f"the adapters choose from {first.vocabulary} and {second.vocabulary} tokens")
+    if first.sink != second.sink:
+        raise AdapterError("the adapters read branches after different sinks")
     if (first.lora is None) != (second.lora is None):
         raise AdapterError("only one of the adapters has a LoRA")
     lora, error = None, 0.0
@@ -71,7 +74,8 @@ def merge_adapters(
             lora = _of_factors(first.lora, second.lora, weight)
         else:
             lora, error = _of_deltas(first.lora, second.lora, weight, rank or max(first.lora.rank, second.lora.rank))
-    return Merged(Adapter(lora, _mapper(first.mapper, second.mapper, weight, mapper), first.vocabulary), error)
+    merged = Adapter(lora, _mapper(first.mapper, second.mapper, weight, mapper), first.vocabulary, first.sink)
+    return Merged(merged, error)
 
 
 def _of_factors(first: Lora, second: Lora, weight: float) -> Lora:

@@ -19,7 +19,7 @@ import numpy as np
 
 from psynth_jax.axes import HostArray
 from psynth_jax.convert import peft
-from psynth_jax.convert.adapter_directory import Adapter
+from psynth_jax.convert.adapter_directory import Adapter, checked_sink
 from psynth_jax.convert.base import Base
 from psynth_jax.convert.hub import is_hub_id
 from psynth_jax.convert.safetensors_file import read_json, write_json
@@ -114,6 +114,11 @@ def noted_vocabulary(directory: Path) -> int | None:
     return noted if type(noted) is int and noted > 0 else None
 
 
+def noted_sink(directory: Path, base: Base) -> tuple[int, ...]:
+    """Return the sink that was noted; the published system knows none.  Raises `AdapterError` for what is no sink."""
+    return checked_sink(_meta(directory).get("sink", []), base)
+
+
 def training_summary(directory: Path) -> dict[str, Any]:
     """Return what the checkpoint says of its training; empty: nothing."""
     meta = _meta(directory)
@@ -134,7 +139,7 @@ def write_release(directory: Path, adapter: Adapter, base: Base, training: Mappi
         peft.write_peft(directory / LORA, adapter.lora, base, vocabulary, base.name)
     steps = training.get("steps", training.get("global_step"))
     meta = {"global_step": steps, "base_fingerprint": base.fingerprint, "training": dict(training)}
-    meta["vocab_size"] = adapter.vocabulary
+    meta |= {"vocab_size": adapter.vocabulary, "sink": list(adapter.sink) or None}
     write_json(directory / META, {key: value for key, value in meta.items() if value is not None})
     files = sorted(path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
     sums = {str(path): hashlib.sha256((directory / path).read_bytes()).hexdigest() for path in files}

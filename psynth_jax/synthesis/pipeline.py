@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +18,14 @@ from psynth_jax.branches import Branch, Branches, FinishReason, PositionMode, br
 from psynth_jax.cache import CACHE_DTYPES
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.convert.adapters import load_adapter
+from psynth_jax.data.sink import after_sink
 from psynth_jax.errors import AdapterError, InputError, ModelMismatchError
 from psynth_jax.mapper import Mapper, mapper_scalars
 from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.ops.branch_attention import Implementation, check_runs_here
 from psynth_jax.prompts import baseline_messages, question_messages, synthesis_messages
+from psynth_jax.sharding import DATA, shards
 from psynth_jax.synthesis import inputs
 from psynth_jax.synthesis.engine import Engine, slots_needed
 from psynth_jax.synthesis.generate import OnToken, RowOutput, StreamedToken, generate
@@ -108,11 +111,12 @@ class ParallelSynthesis:
         lora = adapter.lora if adapter is not None else None
         self._lora = lora if lora is None or self.model.mesh is None else lora.on(self.model.mesh, model.config)
         self._mapper = self.engine.place(adapter.mapper) if adapter is not None else None
+        self._sink = adapter.sink if adapter is not None else ()
 
     @property
     def adapter(self) -> Adapter:
         """The synthesizer's LoRA and mapper, to be saved."""
-        return Adapter(lora=self._lora, mapper=self._mapper, vocabulary=self._vocabulary)
+        return Adapter(lora=self._lora, mapper=self._mapper, vocabulary=self._vocabulary, sink=self._sink)
 
     def set_mapper(self, parameters: Mapping[str, HostArray]) -> None:
         """Use another mapper: hidden_kernel `[3, 32]`, hidden_bias `[32]`, out_kernel `[32, 4]`, out_bias `[4]`.
@@ -124,9 +128,10 @@ class ParallelSynthesis:
     def mapper_scalars(self, branches: Branches) -> HostArray:
         """Return (aK, bK, aV, bV) of every layer and branch, `[L, B, W, 4]` float32; W is the largest count of the batch."""
         view = branch_view(self._questions_of(branches))
+        before = 1 if self._sink else 0
         width = max(len(group) for group in branches.questions)
         scalars = mapper_scalars(self._mapper, view.span, view.valid, self.model.config.layers)
-        return np.asarray(scalars)[:, :, :width]
+        return np.asarray(scalars)[:, :, before : before + width]
 
     def work(
         self,
@@ -173,7 +178,7 @@ class ParallelSynthesis:
         Args:
           texts: one per branch (text or token ids; no special tokens are added), or a list of such lists, one per question.
           prefixes: what stands before each text and is not kept, shaped like `texts` (text, chat or token ids; None or
-            empty: nothing).
+            empty: nothing).  An adapter's sink comes before that, where it does not begin with the sink.
 
         Raises:
           InputError: a text is empty, `prefixes` has another shape, or one is missing with "reference_live" positions.
@@ -192,6 +197,7 @@ class ParallelSynthesis:
                         f"{what} has no prefix: with reference_live positions a worker's prompt stands before it"
                     )
                 prompt = () if missing else inputs.plain_ids(self.model, prefix, f"the prefix of {what}")
+                prompt = after_sink(self._sink, prompt)
                 inputs.check_window(self.model, 0, len(prompt) + len(given), 0, what)
                 workers.append(WorkerPrompt(number, index, prompt, given=given))
         made = encode_workers(self.engine, workers, self.model.tokenizer, self.positions)
@@ -355,7 +361,7 @@ class ParallelSynthesis:
         return self._questions_of(branches if isinstance(branches, Branches) else Branches.batch(branches))
 
     def _questions_of(self, branches: Branches) -> Sequence[Sequence[Branch]]:
-        """Return the branches by question.  Raises when another model made them, or one is empty."""
+        """Return each question's branches, behind the sink.  Raises when another model made them, or one is empty."""
         if branches.fingerprint != self.model.fingerprint:
             raise ModelMismatchError(f"these branches were made by another model than {self.model.name}")
         for number, group in enumerate(branches.questions):
@@ -367,7 +373,18 @@ class ParallelSynthesis:
                     raise InputError(
                         f"{what} is empty: its worker stopped at once; select the others, as in branches[[0, 2]]"
                     )
-        return branches.questions
+        if not self._sink:
+            return branches.questions
+        sinks, count = self._sinks, len(branches.questions)
+        return [[sinks[number * len(sinks) // count], *group] for number, group in enumerate(branches.questions)]
+
+    @functools.cached_property
+    def _sinks(self) -> list[Branch]:
+        """The adapter's sink as a branch, one on every part of `data`: what it says is the same for all questions."""
+        parts = range(shards(self.model.mesh, (DATA,)))
+        return encode_workers(
+            self.engine, [WorkerPrompt(part, 0, (), given=self._sink) for part in parts], self.model.tokenizer, "exact"
+        )
 
     def _grouped(self, workers: Sequence[WorkerPrompt], made: Sequence[Branch], batched: bool) -> Branches:
         questions: list[list[Branch]] = [[] for _ in range(workers[-1].question + 1)]

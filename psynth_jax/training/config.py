@@ -48,7 +48,8 @@ class Task(Config):
 class Trainable(Config):
     """What is trained.  rank 0: no adapter.  mapper false: the identity.
 
-    start: an adapter directory to begin from; the part that it lacks begins as the identity.
+    start: an adapter directory to begin from; the part that it lacks begins as the identity.  sink: what every chat begins
+    with is read once, as a branch of its own, and all other branches are encoded after it: see `data.sink`.
     """
 
     mapper: bool = True
@@ -57,6 +58,7 @@ class Trainable(Config):
     alpha: Positive = 32.0
     targets: tuple[Target, ...] = ("q", "k", "v", "o")
     start: str | None = None
+    sink: bool = False
 
     @pydantic.model_validator(mode="after")
     def _something(self) -> Self:
@@ -175,6 +177,8 @@ class TrainConfig(Config):
             raise ValueError("with reads=text the teacher would be the student's own base: set distillation to 0")
         if self.reads == "text" and (self.trainable.mapper or not self.trainable.rank):
             raise ValueError("with reads=text there is no branch to map: set trainable.mapper=false and a rank")
+        if self.reads == "text" and self.trainable.sink:
+            raise ValueError("with reads=text there is no branch to stand after a sink: set trainable.sink=false")
         return self
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from psynth_jax.convert.load import open_model
 from psynth_jax.data.example import ExampleList, ExampleSource, tokenise
 from psynth_jax.data.shards import open_shards
+from psynth_jax.data.sink import WithSink, chat_sink
 from psynth_jax.data.synthetic import synthetic_records
 from psynth_jax.data.synthetic.world import Split
 from psynth_jax.errors import ConfigError
@@ -25,7 +26,7 @@ class TaskData(NamedTuple):
 def load_tasks(config: TrainConfig) -> tuple[list[TaskData], list[TaskData]]:
     """Return the examples of `config.data` and of `config.evaluation`, each task next to its settings.
 
-    A directory may hold several tasks.
+    A directory may hold several tasks.  With `trainable.sink` every example has the sink among its branches.
 
     Raises:
       DataError: a directory is not one of examples, or was made with another tokenizer.
@@ -41,8 +42,12 @@ def _loaded(config: TrainConfig, tasks: Sequence[Task], tokenizer: Tokenizer, sp
     for task in tasks:
         if task.path is not None:
             for shard in open_shards(task.path, tokenizer.fingerprint):
-                yield TaskData(task, shard)
+                yield TaskData(task, _read(config, shard, tokenizer))
         elif task.synthetic is not None and tokenizer.end_id is not None:
             records = synthetic_records(count=task.synthetic, seed=config.seed, split=split)
             examples = [tokenise(record, tokenizer, tokenizer.end_id) for record in records]
-            yield TaskData(task, ExampleList("synthetic", examples))
+            yield TaskData(task, _read(config, ExampleList("synthetic", examples), tokenizer))
+
+
+def _read(config: TrainConfig, source: ExampleSource, tokenizer: Tokenizer) -> ExampleSource:
+    return WithSink(source, chat_sink(tokenizer)) if config.trainable.sink else source

@@ -20,6 +20,7 @@ import numpy as np
 import psynth_jax
 from psynth_jax.convert.adapter_directory import Adapter, save_adapter
 from psynth_jax.data.shards import digest
+from psynth_jax.data.sink import WithSink
 from psynth_jax.errors import ConfigError, InputError
 from psynth_jax.model import Model
 from psynth_jax.sharding import put, replicated
@@ -305,7 +306,8 @@ class Trainer:
             parameters = jax.jit(lambda x: x, out_shardings=replicated(self.model.mesh))(parameters)
         if self._first_process:
             held: Parameters = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), parameters)
-            adapter = Adapter(held.lora(self._options.lora_scale), held.mapper)
+            sink = next((source.sink for source in self._sources if isinstance(source, WithSink)), ())
+            adapter = Adapter(held.lora(self._options.lora_scale), held.mapper, sink=sink)
             learned = [{"task": s.task, "examples": len(s), "sha256": digest(s)} for s in self._sources]
             summary = {"steps": self.step, "jax": jax.__version__, "data": learned} | self._about() | self._course()
             save_adapter(directory, adapter, self.model, summary, dtype)

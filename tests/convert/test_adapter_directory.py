@@ -29,7 +29,7 @@ def model() -> ps.Model:
 
 @pytest.fixture
 def adapter() -> Adapter:
-    return Adapter(random_lora(tiny_config(), 1), Mapper.from_arrays(random_mapper(1)))
+    return Adapter(random_lora(tiny_config(), 1), Mapper.from_arrays(random_mapper(1)), sink=(3, 1, 4))
 
 
 @pytest.fixture
@@ -40,7 +40,8 @@ def saved(model: ps.Model, adapter: Adapter, tmp_path: Path) -> Path:
 
 def same(one: Adapter, other: Adapter) -> bool:
     trees = [(adapter.lora, adapter.mapper) for adapter in (one, other)]
-    return jax.tree.structure(trees[0]) == jax.tree.structure(trees[1]) and tree_differences(*trees) == []
+    alike = jax.tree.structure(trees[0]) == jax.tree.structure(trees[1]) and tree_differences(*trees) == []
+    return alike and one.sink == other.sink
 
 
 def assert_refused(saved: Path, model: ps.Model, match: str, kind: type[Exception] = AdapterError) -> None:
@@ -82,6 +83,7 @@ class TestRoundTrip:
             "targets": ["k", "o", "q", "v"],
             "mapper_hidden": 32,
             "mapper_features": ["log1p_span", "log1p_branches", "relative_layer"],
+            "sink": [3, 1, 4],
             "training": {"steps": 12, "loss": 0.5},
         }
 
@@ -96,6 +98,18 @@ class TestRoundTrip:
         base = ps.ParallelSynthesis(model)
         base.engine = live.engine
         assert np.abs(base.score(prompt, target, branches=branches) - expected).max() > 1e-2
+
+    def test_one_without_a_word_of_a_sink_has_none(self, model: ps.Model, saved: Path) -> None:
+        description = json.loads((saved / "psynth_adapter.json").read_text())
+        del description["sink"]
+        (saved / "psynth_adapter.json").write_text(json.dumps(description))
+        assert load_adapter(str(saved), model).sink == ()
+
+    @pytest.mark.parametrize("sink", ["3 1 4", [97], [-1], [True], [1.0], None])
+    def test_what_is_no_sink_is_refused(self, model: ps.Model, saved: Path, sink: object) -> None:
+        description = json.loads((saved / "psynth_adapter.json").read_text())
+        (saved / "psynth_adapter.json").write_text(json.dumps(description | {"sink": sink}))
+        assert_refused(saved, model, "sink must be a list of token ids of tiny")
 
 
 class TestWriting:

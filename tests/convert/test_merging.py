@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,10 @@ def test_saved_and_used(tmp_path: Path) -> None:
     ps.save_adapter(tmp_path / "merged", merged, model)
     found = ps.ParallelSynthesis(model, adapter=tmp_path / "merged").score([1, 2], [3, 4])
     np.testing.assert_allclose(found, ps.ParallelSynthesis(model, adapter=lora).score([1, 2], [3, 4]), atol=1e-4)
+
+
+def test_adapters_after_different_sinks_have_no_average() -> None:
+    first, second = (dataclasses.replace(adapter(seed), sink=(1, 2)) for seed in (1, 2))
+    assert merge_adapters(first, second).adapter.sink == (1, 2)
+    with pytest.raises(AdapterError, match="different sinks"):
+        merge_adapters(first, dataclasses.replace(second, sink=()))

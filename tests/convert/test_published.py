@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,15 @@ def test_a_mapper_alone_keeps_the_cut(base: Path, release: Path, tmp_path: Path)
     ps.save_adapter(tmp_path / "ours", ps.Adapter(None, ps.load_adapter(release, model).mapper, CUT), model)
     convert(tmp_path / "ours", tmp_path / "back", "peft", base=base)
     assert ps.load_adapter(tmp_path / "back", model).vocabulary == CUT
+
+
+def test_a_sink_is_noted(base: Path, release: Path, tmp_path: Path) -> None:
+    model = ps.load_model(base)
+    published = ps.load_adapter(release, model)
+    assert published.sink == ()
+    ps.save_adapter(tmp_path / "ours", dataclasses.replace(published, sink=(5, 6)), model)
+    convert(tmp_path / "ours", tmp_path / "back", "peft", base=base)
+    assert ps.load_adapter(tmp_path / "back", model).sink == (5, 6)
 
 
 @pytest.mark.parametrize("where", ["", "latest", "step_checkpoints/latest"])

@@ -14,6 +14,7 @@ import pytest
 import psynth_jax as ps
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.data.example import BranchTokens, Example, ExampleList
+from psynth_jax.data.sink import WithSink
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.sharding import put
@@ -95,6 +96,17 @@ class TestLoss:
             branches = synth.encode(kept, prefixes)
             expected -= float(synth.score(example.prompt.tolist(), example.target.tolist(), branches).sum())
         assert sums["tokens"] == sum(len(example.target) for example in examples)
+        assert sums["cross_entropy"] == pytest.approx(expected, rel=1e-5)
+
+    def test_with_a_sink_is_the_score_of_an_adapter_with_that_sink(self, model: ps.Model, parameters: Parameters) -> None:
+        plain, sink = random_examples(5), (5, 6, 7)
+        sinking = WithSink(ExampleList("random", plain), sink)
+        sums, _ = found(model, parameters, [sinking[number] for number in range(5)])
+        synth = ps.ParallelSynthesis(model, adapter=Adapter(parameters.lora(2.0), parameters.mapper, sink=sink))
+        expected = 0.0
+        for example in plain:
+            branches = synth.encode(*as_ids(example))
+            expected -= float(synth.score(example.prompt.tolist(), example.target.tolist(), branches).sum())
         assert sums["cross_entropy"] == pytest.approx(expected, rel=1e-5)
 
     def test_of_text_is_the_score_behind_the_pasted_text(self, model: ps.Model, parameters: Parameters) -> None:

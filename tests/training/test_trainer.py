@@ -20,11 +20,12 @@ from psynth_jax.axes import tree_differences
 from psynth_jax.convert.adapter_directory import Adapter, save_adapter
 from psynth_jax.data.example import Example, ExampleList
 from psynth_jax.data.shards import digest
+from psynth_jax.data.sink import chat_sink
 from psynth_jax.errors import CheckpointError, ConfigError, TrainingError
 from psynth_jax.training import reporter
 from psynth_jax.training.checkpoint import CheckpointStore
 from psynth_jax.training.config import Checkpoints
-from psynth_jax.training.tasks import TaskData
+from psynth_jax.training.tasks import TaskData, load_tasks
 from psynth_jax.training.trainer import Trainer
 from tests.training.codes import codes as make_codes
 from tests.training.codes import distance, losses, next_gradient, start
@@ -167,6 +168,13 @@ class TestLearning:
         assert tree_differences(trainer.state.average, trainer.state.parameters) != []
         lora = ps.ParallelSynthesis(model, adapter=tmp_path / "adapter").adapter.lora
         assert lora is not None and tree_differences(lora.up, trainer.state.average.up) == []
+
+    def test_the_sink_is_exported(self, model: ps.Model, tmp_path: Path) -> None:
+        run = config(tmp_path, data=({"synthetic": 4},), trainable={"sink": True}, train={"steps": 1})
+        data, _ = load_tasks(run)
+        Trainer(run, model, data).run()
+        assert model.tokenizer is not None
+        assert ps.ParallelSynthesis(model, adapter=tmp_path / "adapter").adapter.sink == chat_sink(model.tokenizer)
 
     def test_starts_from_an_adapter(self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path) -> None:
         known = {"start": str(straight.workdir / "adapter")}
