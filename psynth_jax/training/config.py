@@ -27,7 +27,7 @@ class Task(Config):
 
     path: directory that `psynth data prepare` wrote, one task of it.  synthetic: instead, this many generated examples of
     the multi-branch tasks.  weight: passes over it in an epoch; 0.5 takes half, another half in the next epoch.
-    cross_entropy, distillation: weights of the two objectives.
+    cross_entropy, distillation: weights of the two objectives; distillation is from the run's teacher.
     """
 
     path: str | None = None
@@ -143,6 +143,7 @@ class TrainConfig(Config):
 
     workdir: where everything goes, made if it is not there; one with checkpoints is continued. model, dtype: as for
     `load_model`. reads: "branches" trains a synthesizer; "text" trains the same adapter on pasted text, the yardstick.
+    teacher: an adapter directory, whose LoRA the teacher has, such as one trained on pasted text; None is the base alone.
     mesh: axes, such as "data=2,fsdp=4"; None is one device. distributed: start JAX's multi-host runtime ("auto": if the
     environment names a job; "always": have JAX find it, also by a cloud's metadata). remat: compute layers anew in the
     backward pass instead of keeping them. loss_rows: positions of a shard whose logits exist at once. implementation: of
@@ -156,6 +157,7 @@ class TrainConfig(Config):
     reads: Literal["branches", "text"] = "branches"
     data: Annotated[tuple[Task, ...], pydantic.Field(min_length=1)]
     evaluation: tuple[Task, ...] = ()
+    teacher: str | None = None
     trainable: Trainable = Trainable()
     optimizer: Optimizer = Optimizer()
     batch: Batches = Batches()
@@ -177,6 +179,8 @@ class TrainConfig(Config):
             raise ValueError("with reads=text the teacher would be the student's own base: set distillation to 0")
         if self.reads == "text" and (self.trainable.mapper or not self.trainable.rank):
             raise ValueError("with reads=text there is no branch to map: set trainable.mapper=false and a rank")
+        if self.teacher is not None and not any(task.distillation for task in tasks):
+            raise ValueError("a teacher is given, and distillation is 0 everywhere: it would teach nothing")
         if self.reads == "text" and self.trainable.sink:
             raise ValueError("with reads=text there is no branch to stand after a sink: set trainable.sink=false")
         return self

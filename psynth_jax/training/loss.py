@@ -1,7 +1,7 @@
 """The two objectives, summed over target tokens, with the vocabulary projected for a few positions at a time.
 
     cross-entropy    - log p(target)
-    distillation     KL(teacher || student) over the whole vocabulary; the teacher is the base model reading the pasted text
+    distillation     KL(teacher || student) over the whole vocabulary; the teacher reads the pasted text
 
 Logits of a 152,000-word vocabulary for every target of a batch would be the largest array of a step by far.  So positions
 are cut into chunks whose logits live one after another, forwards and backwards.

@@ -1,4 +1,4 @@
-"""What a run trains: fresh, or from an adapter that exists."""
+"""What a run trains: fresh, or from an adapter that exists; and what its teacher has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from psynth_jax.errors import ConfigError
 from psynth_jax.mapper import Mapper
 from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
-from psynth_jax.training.config import Trainable
+from psynth_jax.training.config import Trainable, TrainConfig
 from psynth_jax.training.step import Parameters
 
 
@@ -43,3 +43,16 @@ def initial_parameters(config: Trainable, model: Model, seed: int) -> Parameters
     if found.lora is not None and lora is not None and float(found.lora.scale) != float(lora.scale):
         raise ConfigError(f"{config.start} has alpha / rank = {float(found.lora.scale)}, the config {float(lora.scale)}")
     return jax.tree.map(lambda x: np.asarray(x, np.float32), known)  # an adapter may be kept in bfloat16
+
+
+def teacher_of(config: TrainConfig, model: Model) -> Lora | None:
+    """Return the LoRA of the run's teacher, on the devices of the model; None: the teacher is the base.
+
+    Raises `ConfigError` for an adapter without a LoRA, and what `load_adapter` raises.
+    """
+    if config.teacher is None:
+        return None
+    lora = load_adapter(config.teacher, model).lora
+    if lora is None:
+        raise ConfigError(f"the teacher {config.teacher} has no LoRA: it would be the base, leave it out")
+    return lora if model.mesh is None else lora.on(model.mesh, model.config)

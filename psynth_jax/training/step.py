@@ -2,9 +2,10 @@
 
     branches [X, Z]          -> base, no gradient -> cache of R rows, one branch each
     prompts, targets [X, Z'] -> base + adapter, over that cache folded with the mapper -> hidden at the targets -> loss
-    pasted texts [X, Z"]     -> base, no gradient -> hidden at the targets                  (only to distil from it)
+    pasted texts [X, Z"]     -> teacher, no gradient -> hidden at the targets               (only to distil from it)
 
-The base's weights are constants.  The loss is a mean over all target tokens of the step, over all devices and micro-batches.
+The base's weights are constants; the teacher is the base, or the base with a LoRA that was trained on pasted texts.  The
+loss is a mean over all target tokens of the step, over all devices and micro-batches.
 """
 
 from __future__ import annotations
@@ -100,10 +101,13 @@ def _at_targets(model: Decoder, fed: Fed, options: StepOptions, **more: Any) -> 
     return found.reshape(*fed.at.shape, width)
 
 
-def losses(parameters: Parameters, model: Decoder, batch: Batch, options: StepOptions) -> tuple[Array, dict[str, Array]]:
+def losses(
+    parameters: Parameters, model: Decoder, batch: Batch, options: StepOptions, teacher: Lora | None = None
+) -> tuple[Array, dict[str, Array]]:
     """Return the sum of the weighted objectives over a micro-batch, and sums for the metrics.
 
-    The sums: target tokens, both objectives, and per task `[tasks]` tokens and cross-entropy.
+    teacher: what the teacher has besides the base.  The sums: target tokens, both objectives, and per task `[tasks]` tokens
+    and cross-entropy.
     """
     view = None if batch.branches is None else _view(model, batch.branches, options)
     reader = Reader(parameters.mapper, None, None, view)
@@ -120,7 +124,7 @@ def losses(parameters: Parameters, model: Decoder, batch: Batch, options: StepOp
     )
     taught = None
     if batch.teacher is not None:
-        taught = jax.lax.stop_gradient(_at_targets(model, batch.teacher, options))
+        taught = jax.lax.stop_gradient(_at_targets(model, batch.teacher, options, lora=teacher))
     chunk = max(1, options.loss_rows * shards(model.mesh, QUESTION_AXES) // batch.target.shape[0])
     found = target_losses(model.logits, learned, taught, batch.target, batch.weight, chunk)
     total = batch.cross_entropy[:, None] * found.cross_entropy + batch.distillation[:, None] * found.distillation
@@ -141,17 +145,20 @@ def _micro_batch(batch: Batch, number: int | Array) -> Batch:
 
 
 def gradients(
-    parameters: Parameters, model: Decoder, batch: Batch, options: StepOptions
+    parameters: Parameters, model: Decoder, batch: Batch, options: StepOptions, teacher: Lora | None = None
 ) -> tuple[Parameters, dict[str, Array]]:
     """Return the gradient of the mean loss over all target tokens of all micro-batches, and the sums."""
-    of_one = jax.grad(losses, has_aux=True)
     count = batch.task.shape[0]
-    found = of_one(parameters, model, _micro_batch(batch, 0), options)
+
+    def of_one(number: int | Array) -> tuple[Parameters, dict[str, Array]]:
+        return jax.grad(losses, has_aux=True)(parameters, model, _micro_batch(batch, number), options, teacher)
+
+    found = of_one(0)
     if count > 1:
         found = jax.lax.fori_loop(
             1,
             count,
-            lambda i, so_far: jax.tree.map(jnp.add, so_far, of_one(parameters, model, _micro_batch(batch, i), options)),
+            lambda i, so_far: jax.tree.map(jnp.add, so_far, of_one(i)),
             found,
         )
     gradient, sums = found
@@ -160,13 +167,18 @@ def gradients(
 
 
 def train_step(
-    state: TrainState, model: Decoder, batch: Batch, optimizer: optax.GradientTransformation, options: StepOptions
+    state: TrainState,
+    model: Decoder,
+    batch: Batch,
+    optimizer: optax.GradientTransformation,
+    options: StepOptions,
+    teacher: Lora | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Change the parameters once; return the new state and the step's sums, with `gradient_norm` and `finite`.
 
     Where loss or gradient is no number, `finite` is false and the parameters stay as they were.
     """
-    gradient, sums = gradients(state.parameters, model, batch, options)
+    gradient, sums = gradients(state.parameters, model, batch, options, teacher)
     norm = optax.tree.norm(gradient)
     updates, changed = optimizer.update(gradient, state.optimizer, state.parameters)
     parameters = optax.apply_updates(state.parameters, updates)
@@ -180,9 +192,11 @@ def train_step(
     return kept, sums | {"gradient_norm": norm, "finite": finite}
 
 
-def evaluate_step(parameters: Parameters, model: Decoder, batch: Batch, options: StepOptions) -> dict[str, Array]:
+def evaluate_step(
+    parameters: Parameters, model: Decoder, batch: Batch, options: StepOptions, teacher: Lora | None = None
+) -> dict[str, Array]:
     """Return the sums of a batch."""
-    found = [losses(parameters, model, _micro_batch(batch, i), options)[1] for i in range(batch.task.shape[0])]
+    found = [losses(parameters, model, _micro_batch(batch, i), options, teacher)[1] for i in range(batch.task.shape[0])]
     return jax.tree.map(lambda *parts: sum(parts), *found)
 
 

@@ -30,7 +30,7 @@ from psynth_jax.training.config import TrainConfig, differences
 from psynth_jax.training.curves import coarse, read_curves, until
 from psynth_jax.training.metrics import FILE, Metrics
 from psynth_jax.training.optimizer import learning_rate, make_optimizer
-from psynth_jax.training.parameters import initial_parameters
+from psynth_jax.training.parameters import initial_parameters, teacher_of
 from psynth_jax.training.pipeline import BatchIterator, BatchSource, Loaded
 from psynth_jax.training.plan import Plan
 from psynth_jax.training.preemption import Preemption, preemption
@@ -107,6 +107,7 @@ class Trainer:
             loss_rows=config.loss_rows,
             implementation=config.implementation,
         )
+        self._teacher = teacher_of(config, model)
         self._optimizer = make_optimizer(config.optimizer, config.train.steps)
         self._compiled: dict[Any, Any] = {}
         self._cut: TrainState | None = None
@@ -220,7 +221,7 @@ class Trainer:
     def train_batch(self, loaded: Loaded) -> tuple[dict[str, Any], float]:
         """Do one step on a batch; return its sums, still being computed, and the seconds that compiling took."""
         run, seconds = self._program("train", self.state, loaded)
-        self.state, sums = run(self.state, self.model.decoder, place(loaded.batch, self.model.mesh))
+        self.state, sums = run(self.state, *self._rest(loaded))
         return sums, seconds
 
     def _evaluated(self, step: int, reporter: Reporter) -> float:
@@ -231,7 +232,7 @@ class Trainer:
         for number in range(len(self._evaluation)):
             loaded = self._evaluation[number]
             run, _ = self._program("evaluate", parameters, loaded)
-            found = jax.device_get(run(parameters, self.model.decoder, place(loaded.batch, self.model.mesh)))
+            found = jax.device_get(run(parameters, *self._rest(loaded)))
             total = found if total is None else jax.tree.map(np.add, total, found)
         loss, divergence = (float(total[name] / total["tokens"]) for name in ("cross_entropy", "distillation"))
         reporter.tell(step, {"eval_loss": loss, "eval_distillation": divergence})
@@ -251,15 +252,18 @@ class Trainer:
             options["out_shardings"] = (self._cut, whole) if name == "train" else whole
         function: Callable[..., Any] = self._train if name == "train" else self._evaluate
         step = jax.jit(function, **options)
-        arguments = first, self.model.decoder, place(loaded.batch, self.model.mesh)
-        self._compiled[key] = step.lower(*arguments).compile()
+        self._compiled[key] = step.lower(first, *self._rest(loaded)).compile()
         return self._compiled[key], time.perf_counter() - begin
 
-    def _train(self, state: TrainState, model: Any, batch: Any) -> Any:
-        return train_step(state, model, batch, self._optimizer, self._options)
+    def _rest(self, loaded: Loaded) -> tuple[Any, Any, Any]:
+        """Return what a step takes besides what it changes."""
+        return self.model.decoder, self._teacher, place(loaded.batch, self.model.mesh)
 
-    def _evaluate(self, parameters: Parameters, model: Any, batch: Any) -> Any:
-        return evaluate_step(parameters, model, batch, self._options)
+    def _train(self, state: TrainState, model: Any, teacher: Any, batch: Any) -> Any:
+        return train_step(state, model, batch, self._optimizer, self._options, teacher)
+
+    def _evaluate(self, parameters: Parameters, model: Any, teacher: Any, batch: Any) -> Any:
+        return evaluate_step(parameters, model, batch, self._options, teacher)
 
     def _reporter(self, metrics: Metrics, store: CheckpointStore) -> Reporter:
         return Reporter(

@@ -48,6 +48,7 @@ def test_defaults_and_overrides(file: Path) -> None:
         (["trainable.mapper=false", "trainable.rank=0"], "nothing would be trained"),
         (["trainable.targets=[q, q]"], "each once"),
         (["reads=text"], "no branch to map"),
+        (["teacher=text-adapter"], "would teach nothing"),
         (["reads=text", "trainable.mapper=false", "trainable.sink=true"], "no branch to stand after a sink"),
         (["train.steps=[1"], "not valid"),
         (["workdir=gs://bucket/run"], "mount the bucket"),

@@ -51,6 +51,7 @@ def found(
     distillation: float = 0.0,
     accumulate: int = 1,
     examples_at_once: int = 16,
+    teacher: Lora | None = None,
 ) -> tuple[dict[str, Any], Parameters]:
     """Sums over all batches of a pass, and the gradient of the summed loss, on the host."""
     mesh = model.mesh
@@ -64,7 +65,8 @@ def found(
     step = jitted(options)
     total: Any = None
     for planned in plan.batches(0):
-        gradient, sums = jax.device_get(step(parameters, model.decoder, place(builder.build(planned)[0], mesh)))
+        batch = place(builder.build(planned)[0], mesh)
+        gradient, sums = jax.device_get(step(parameters, model.decoder, batch, teacher=teacher))
         here = sums, jax.tree.map(lambda x, n=sums["tokens"]: x * n, gradient)
         total = here if total is None else jax.tree.map(np.add, total, here)
     return total
@@ -117,18 +119,20 @@ class TestLoss:
         expected = -sum(float(synth.score(e.pasted.tolist(), e.target.tolist()).sum()) for e in examples)
         assert sums["cross_entropy"] == pytest.approx(expected, rel=1e-5)
 
-    def test_distillation_is_the_divergence_from_the_base_reading_text(
-        self, model: ps.Model, parameters: Parameters
+    @pytest.mark.parametrize("worn", [False, True])
+    def test_distillation_is_the_divergence_from_the_teacher_reading_text(
+        self, model: ps.Model, parameters: Parameters, worn: bool
     ) -> None:
         """Of a target of one token, whose whole distributions `score` can give, a token at a time."""
         example = dataclasses.replace(random_examples(1)[0], target=ids(7, 1))
-        sums, _ = found(model, parameters, [example], distillation=0.5)
+        lora = random_lora(model.config, 9) if worn else None
+        sums, _ = found(model, parameters, [example], distillation=0.5, teacher=lora)
         synth = ps.ParallelSynthesis(model, adapter=Adapter(parameters.lora(2.0), parameters.mapper))
         kept, prefixes = as_ids(example)
         branches, words = synth.encode(kept, prefixes), range(model.config.vocab_size)
         student = np.array([synth.score(example.prompt.tolist(), [word], branches)[0] for word in words], np.float64)
-        base = ps.ParallelSynthesis(model)
-        teacher = np.array([base.score(example.pasted.tolist(), [word])[0] for word in words], np.float64)
+        wearing = ps.ParallelSynthesis(model, adapter=lora)
+        teacher = np.array([wearing.score(example.pasted.tolist(), [word])[0] for word in words], np.float64)
         expected = (np.exp(teacher) * (teacher - student)).sum()
         assert sums["distillation"] == pytest.approx(expected, rel=1e-4)
         assert sums["loss"] == pytest.approx(sums["cross_entropy"] + 0.5 * sums["distillation"], rel=1e-6)

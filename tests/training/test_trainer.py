@@ -169,6 +169,20 @@ class TestLearning:
         lora = ps.ParallelSynthesis(model, adapter=tmp_path / "adapter").adapter.lora
         assert lora is not None and tree_differences(lora.up, trainer.state.average.up) == []
 
+    def test_learns_from_a_teacher_with_a_lora(
+        self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path
+    ) -> None:
+        """One that is what the student will be when it has learned, reading text, teaches other than the base."""
+        taught = {"data": ({"synthetic": 1, "cross_entropy": 0.0, "distillation": 1.0},), "train": {"steps": 2}}
+        wearing = {"teacher": str(straight.workdir / "adapter")}
+        for name, given in {"base": {}, "lora": wearing}.items():
+            start(config(tmp_path / name, **taught, **given), model, codes).run()
+        base, lora = (losses(tmp_path / name) for name in ("base", "lora"))
+        assert abs(base[1] - lora[1]) > 1e-3 and base[2] != lora[2]
+        save_adapter(tmp_path / "mapper", Adapter(None, straight.state.parameters.mapper), model)
+        with pytest.raises(ConfigError, match="has no LoRA"):
+            start(config(tmp_path / "none", **taught, teacher=str(tmp_path / "mapper")), model, codes)
+
     def test_the_sink_is_exported(self, model: ps.Model, tmp_path: Path) -> None:
         run = config(tmp_path, data=({"synthetic": 4},), trainable={"sink": True}, train={"steps": 1})
         data, _ = load_tasks(run)
