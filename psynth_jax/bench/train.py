@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,11 @@ class Workload:
 
 
 def train(
-    model: Model, source: str, workload: Workload, repeats: int, *, remat: bool, against_torch: bool
+    model: Model, source: str, workload: Workload, repeats: int, options: Mapping[str, Any], *, against_torch: bool
 ) -> dict[str, Any]:
     """Measure steps on one batch, and with `against_torch` both loops of `torch_train` on its examples.
+
+    options: fields of `TrainConfig` that change how a step is computed, `remat` and `implementation`.
 
     Returns what `psynth bench train --json` prints, less the description of the device.  Raises `InputError` for sizes out
     of range.
@@ -58,7 +60,7 @@ def train(
         raise InputError("examples, branches, tokens and repeats must be at least 1")
     examples = random_examples(workload, model.config.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
-        config = _config(folder, source, model, workload, remat=remat)
+        config = _config(folder, source, model, workload, options)
         trainer = Trainer(config, model, [TaskData(config.data[0], _stored(folder, examples))])
         if any(trainer.dropped.values()):
             raise InputError(f"an example needs more positions than {model.name} has: {model.config.context_positions}")
@@ -86,7 +88,7 @@ def train(
     matmul, peak = rates.matmul_rate(seconds["matmul"]), peak_flops(jax.devices()[0])
     rate = flops / seconds["psynth"] / (1 if model.mesh is None else model.mesh.size)
     found = dataclasses.asdict(workload) | {
-        "remat": remat,
+        **options,
         "tokens": tokens,
         "padded_tokens": shape.listed + shape.fed,
         "step_s": seconds["psynth"],
@@ -131,7 +133,7 @@ def random_examples(workload: Workload, vocabulary: int) -> list[Example]:
     ]
 
 
-def _config(folder: str, source: str, model: Model, workload: Workload, *, remat: bool) -> TrainConfig:
+def _config(folder: str, source: str, model: Model, workload: Workload, options: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig.parse(
         {
             "workdir": str(Path(folder) / "run"),
@@ -149,7 +151,7 @@ def _config(folder: str, source: str, model: Model, workload: Workload, *, remat
             },
             "train": {"steps": ANY_NUMBER},
             "logging": {"tensorboard": False},
-            "remat": remat,
+            **options,
         }
     )
 

@@ -33,6 +33,7 @@ bench = typer.Typer(help="Measure speed, and what lower precision costs.")
 ModelName = Annotated[str, typer.Option("--model", help="preset, model directory, .gguf file, or hub id")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16")]
 MeshAxes = Annotated[str | None, typer.Option("--mesh", help="devices to run on, as in branch=2,tensor=2; default: one")]
+Attention = Annotated[str, typer.Option("--implementation", help=f"of attention: {', '.join(get_args(Implementation))}")]
 Random = Annotated[bool, typer.Option("--random", help="random weights of the preset's shape: nothing is downloaded")]
 Repeats = Annotated[int, typer.Option(help="measured runs of each kind, in turn; medians are reported")]
 Against = Annotated[str | None, typer.Option(help="'torch': also time transformers on the same weights")]
@@ -91,7 +92,7 @@ def kernel(
     rows: Annotated[int, typer.Option(help="questions in the batch")] = 1,
     dtype: Dtype = "float32",
     cache_dtype: Annotated[str | None, typer.Option(help=f"of the branches: {', '.join(CACHE_DTYPES)}")] = None,
-    implementation: Annotated[str, typer.Option(help=", ".join(get_args(Implementation)))] = "auto",
+    implementation: Attention = "auto",
     repeats: Repeats = 5,
     tune: Annotated[
         bool, typer.Option("--tune", help="find the fastest tiling, and keep it for this kind of device")
@@ -138,6 +139,7 @@ def train(
     prompt_tokens: Annotated[int, typer.Option(help="of the longest prompt")] = 48,
     target_tokens: Annotated[int, typer.Option(help="of the longest target")] = 32,
     remat: Annotated[bool, typer.Option(help="compute layers anew in the backward pass instead of keeping them")] = False,
+    implementation: Attention = "auto",
     repeats: Repeats = 5,
     dtype: Dtype = "float32",
     random: Random = False,
@@ -149,7 +151,8 @@ def train(
     against_torch = _wants_torch(against, random, "peft")
     loaded = _model(model, dtype, random, mesh)
     workload = Workload(examples, branches, branch_tokens, prompt_tokens, target_tokens)
-    found = measure_train(loaded, model, workload, repeats, remat=remat, against_torch=against_torch)
+    options = {"remat": remat, "implementation": implementation}
+    found = measure_train(loaded, model, workload, repeats, options, against_torch=against_torch)
     _report("train", model, dtype, random, mesh, found, as_json)
 
 
