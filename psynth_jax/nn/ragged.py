@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from psynth_jax.axes import Array, PerRow
+from psynth_jax.axes import Array, HostArray, PerRow
 from psynth_jax.ops.cached_heads import Placement
 
 
@@ -57,6 +58,12 @@ class RaggedRows:
         """Return `[X, Z, heads, H]` of `rows [R, S, heads, H]`, Z = size; behind the last token it is any number."""
         return self._by_piece(functools.partial(_to_list, size), rows, mesh, placement)
 
+    def last(self, listed: Array) -> Array:
+        """Return what `listed [X, Z, D]` holds at the last token of every row, `[R, D]`; of rows without one, any number."""
+        pieces, size, width = listed.shape
+        at = jnp.clip(self.first + self.count - 1, 0, size - 1).reshape(pieces, -1, 1)
+        return jnp.take_along_axis(listed, at, axis=1).reshape(-1, width)
+
     def _by_piece(self, function: Callable[..., Array], x: Array, mesh: Mesh | None, placement: Placement | None) -> Array:
         if mesh is None or placement is None:
             return function(self.first, self.count, x)
@@ -64,6 +71,24 @@ class RaggedRows:
         heads = P(placement.row_axes or None, None, placement.head_axis)
         over = jax.shard_map(function, mesh=mesh, in_specs=(rows, rows, heads), out_specs=heads, check_vma=False)
         return over(self.first, self.count, x)
+
+
+def list_rows(
+    rows: Sequence[Sequence[int]], slots: int, pieces: int, sizes: Callable[[int], int]
+) -> tuple[HostArray, RaggedRows]:
+    """Put the tokens of rows into lists: return `[X, Z]` int32 and where each row is in them.
+
+    Args:
+      rows: at most `slots` tokens each; as many rows for every piece.
+      pieces: X.
+      sizes: Z of the most tokens that a piece has.
+    """
+    counts = np.array([len(row) for row in rows], np.int32).reshape(pieces, -1)
+    first = np.cumsum(counts, axis=1, dtype=np.int32) - counts
+    listed = np.zeros((pieces, sizes(int(counts.sum(axis=1).max()))), np.int32)
+    for row, begin, number in zip(rows, first.ravel(), np.repeat(np.arange(pieces), counts.shape[1]), strict=True):
+        listed[number, begin : begin + len(row)] = row
+    return listed, RaggedRows(first.ravel(), counts.ravel(), slots)
 
 
 def _row_and_slot(first: Array, size: int, slots: int) -> tuple[Array, Array]:

@@ -4,6 +4,9 @@ Every shape is compiled once, ahead of its first call, and the time that takes i
 a time to first token never contains a compilation.  Prompts of any length use the same few chunk sizes:
 
     prompt of 1,400 tokens   [ 512 | 512 | 384 ]      the last chunk is padded, the cache has room for the padding
+
+Rows of very different lengths are fed at once, as one list of their real tokens (`nn/ragged.py`), where that is shorter than
+the first chunk.
 """
 
 from __future__ import annotations
@@ -20,12 +23,16 @@ from psynth_jax.axes import Array, HostArray, pad_rows
 from psynth_jax.cache import KVCache, cache_shardings, placement_on, slot_bucket
 from psynth_jax.errors import MemoryLimitError
 from psynth_jax.nn.decoder import Decoder
+from psynth_jax.nn.ragged import list_rows
 from psynth_jax.ops.branch_attention import Implementation
-from psynth_jax.sharding import put, replicated
+from psynth_jax.sharding import put, replicated, shards
 from psynth_jax.synthesis import step
 from psynth_jax.synthesis.sampling import RowSampling
 from psynth_jax.synthesis.step import Reader, Rows
 
+# Rows are fed as a list that is at most so long as their first chunk is with its padding, if it saves that many tokens: lists
+# have more sizes than chunks, and each is compiled.
+RAGGED, LEAST_SAVED = 0.8, 1024
 CHUNKS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -33,6 +40,12 @@ def chunk_sizes(tokens: int) -> list[int]:
     """Cut a prompt of `tokens` tokens into chunks of `CHUNKS`: all full but the last, which is the smallest that fits."""
     full, rest = divmod(tokens, CHUNKS[-1])
     return [CHUNKS[-1]] * full + [size for size in CHUNKS if size >= rest > 0][:1]
+
+
+def list_size(tokens: int) -> int:
+    """Round a number of tokens up, to at most four sizes between a power of two and the next: each is compiled."""
+    step = max(CHUNKS[0], (1 << (tokens - 1).bit_length()) // 8)
+    return -(-tokens // step) * step
 
 
 def slots_needed(filled: int, prompt: int, new_tokens: int) -> int:
@@ -46,6 +59,18 @@ def _allocate(model: Decoder, *, rows: int, slots: int, dtype: str | None, row_a
 
 def _grow(model: Decoder, cache: KVCache, *, slots: int) -> KVCache:
     return cache.grow(slots)
+
+
+def _chunks(prompts: Sequence[Sequence[int]], filled: HostArray, offset: HostArray) -> list[Rows]:
+    """Cut prompts into chunks of padded rows, one behind the other."""
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    feeds, first = [], 0
+    for size in chunk_sizes(int(lengths.max())):
+        tokens = pad_rows([prompt[first : first + size] for prompt in prompts], size)
+        count = np.clip(lengths - first, 0, size).astype(np.int32)
+        feeds.append(Rows(tokens, filled + np.int32(first), count, offset))
+        first += size
+    return feeds
 
 
 def _row_axes(cache: KVCache) -> tuple[str, ...]:
@@ -170,15 +195,11 @@ class Engine:
           offset: `[B]` int32 position of slot 0.
           sampling: None samples nothing.
         """
-        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        sizes = chunk_sizes(int(lengths.max()))
-        tokens = pad_rows(prompts, sum(sizes))
         hidden = np.zeros((len(prompts), self.model.config.width), self.model.dtype)
-        token, first = None, 0
-        for number, size in enumerate(sizes):
-            last = number == len(sizes) - 1
-            count = np.clip(lengths - first, 0, size).astype(np.int32)
-            rows = Rows(tokens[:, first : first + size], filled + np.int32(first), count, offset)
+        token, empty = None, not filled.any()
+        feeds = self._listed(prompts, cache, offset) if empty and reader.gate is None else []
+        feeds = feeds or _chunks(prompts, filled, offset)
+        for number, rows in enumerate(feeds, 1):
             cache, hidden, token = self._call(
                 step.advance,
                 _row_axes(cache),
@@ -186,14 +207,22 @@ class Engine:
                 rows,
                 cache,
                 hidden,
-                sampling if last else None,
+                sampling if number == len(feeds) else None,
                 np.int32(0),
-                fresh=first == 0 and not filled.any(),
+                fresh=number == 1 and empty,
                 greedy=greedy,
                 implementation=self.implementation,
             )
-            first += size
         return cache, hidden, token
+
+    def _listed(self, prompts: Sequence[Sequence[int]], cache: KVCache, offset: HostArray) -> list[Rows]:
+        """Return whole prompts as one feed of their real tokens; nothing where it would not be much shorter than a chunk."""
+        sizes = chunk_sizes(max(map(len, prompts)))
+        listed, ragged = list_rows(prompts, sum(sizes), shards(self.mesh, _row_axes(cache)), list_size)
+        padded = len(prompts) * sizes[0]
+        if listed.size > min(RAGGED * padded, padded - LEAST_SAVED):
+            return []
+        return [Rows(listed, np.zeros(len(prompts), np.int32), ragged.count, offset, ragged)]
 
     def decode(
         self,

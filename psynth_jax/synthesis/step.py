@@ -21,6 +21,7 @@ from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.decoder import Decoder
 from psynth_jax.nn.layers import branch_angles
 from psynth_jax.nn.local import by_kind
+from psynth_jax.nn.ragged import RaggedRows
 from psynth_jax.ops.branch_attention import Context, Implementation
 from psynth_jax.synthesis.sampling import RowSampling, sample
 
@@ -45,12 +46,16 @@ class Reader:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What a step feeds: tokens `[B, T]`, `count [B]` of them real; start `[B]` filled slots; offset `[B]` of slot 0."""
+    """What a step feeds: tokens `[B, T]`, `count [B]` of them real; start `[B]` filled slots; offset `[B]` of slot 0.
+
+    ragged: the tokens are lists `[X, Z]` of these rows instead, and start is 0 everywhere.
+    """
 
     tokens: Tokens
     start: PerRow
     count: PerRow
     offset: PerRow
+    ragged: RaggedRows | None = None
 
 
 def fold(reader: Reader, config: DecoderConfig) -> Context | None:
@@ -79,6 +84,7 @@ def _run(
         reader.lora,
         reader.gate,
         fresh=fresh,
+        rows=rows.ragged,
         implementation=implementation,
     )
 
@@ -105,7 +111,10 @@ def advance(
       fresh, greedy, implementation: static; see `Decoder` and `sample`.
     """
     states, cache = _run(model, reader, rows, cache, fresh, implementation)
-    last = jnp.take_along_axis(states, jnp.maximum(rows.count - 1, 0)[:, None, None], axis=1)[:, 0]
+    if rows.ragged is None:
+        last = jnp.take_along_axis(states, jnp.maximum(rows.count - 1, 0)[:, None, None], axis=1)[:, 0]
+    else:
+        last = rows.ragged.last(states)
     hidden = jnp.where((rows.count > 0)[:, None], last, hidden)
     token = None if sampling is None else sample(model.logits(hidden), sampling, index, greedy=greedy)
     return cache, hidden, token

@@ -16,8 +16,9 @@ from psynth_jax.cache import KVCache, slot_bucket
 from psynth_jax.errors import MemoryLimitError, UserError
 from psynth_jax.mapper import Mapper
 from psynth_jax.ops.cached_heads import CachedHeads
+from psynth_jax.synthesis import engine as engine_module
 from psynth_jax.synthesis import step
-from psynth_jax.synthesis.engine import CHUNKS, Engine, chunk_sizes, slots_needed
+from psynth_jax.synthesis.engine import CHUNKS, Engine, chunk_sizes, list_size, slots_needed
 from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
 from psynth_jax.synthesis.step import Reader, Rows
 from tests.tiny import random_lora, random_mapper, tiny_config, tiny_decoder, token_ids
@@ -179,3 +180,29 @@ class TestMemory:
         monkeypatch.setattr(synth.engine, "_compiled", dict.fromkeys(synth.engine._compiled, broken))
         with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
             synth.score([1, 2], [3])
+
+
+@pytest.mark.parametrize("lengths", [(3, 40, 5, 9), (1, 600, 2, 30, 17)])
+def test_rows_of_very_different_lengths_are_one_list(lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fed as a list of their real tokens they leave the same cache and the same last hidden states as in padded chunks."""
+    rows = [token_ids(number, length) for number, length in enumerate(lengths)]
+    found = []
+    monkeypatch.setattr(engine_module, "LEAST_SAVED", 1)
+    for longest in (engine_module.RAGGED, 0.0):
+        monkeypatch.setattr(engine_module, "RAGGED", longest)
+        machine, nothing = Engine(tiny_decoder(tiny_config())), np.zeros(len(rows), np.int32)
+        cache = machine.allocate(len(rows), slots_needed(0, max(lengths), 0))
+        cache, hidden, _ = machine.prefill(Reader(), rows, cache, nothing, nothing, None)
+        slots = [cache.slots_of(row, 0, length) for row, length in enumerate(lengths)]
+        found.append((machine.compilations, np.asarray(hidden), slots))
+    (listed, hidden, slots), (chunked, expected, as_chunks) = found
+    assert listed == 2 and chunked >= 2  # the cache, and one program for all prompts
+    np.testing.assert_allclose(hidden, expected, atol=1e-4)
+    for one, other in zip(jax.tree.leaves(slots), jax.tree.leaves(as_chunks), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_a_list_has_few_sizes() -> None:
+    sizes = {list_size(tokens) for tokens in range(1, 4097)}
+    assert all(list_size(tokens) >= tokens for tokens in range(1, 4097)) and len(sizes) <= 4 * 9 + 8
+    assert max(list_size(tokens) / tokens for tokens in range(64, 4097)) < 1.26

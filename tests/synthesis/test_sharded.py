@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import psynth_jax as ps
 from psynth_jax.branches import branch_view
-from psynth_jax.synthesis import step
+from psynth_jax.synthesis import engine, step
 from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
 from psynth_jax.synthesis.step import Reader, Rows
 from tests.processes import run_two
@@ -123,6 +123,17 @@ def test_encoded_joined_and_loaded(
 
 
 @pytest.mark.parametrize("sharded", [ALL_AXES], indirect=True)
+def test_texts_of_very_different_lengths(
+    sharded: ps.ParallelSynthesis, single: ps.ParallelSynthesis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are fed as lists of their tokens, one on every part of the mesh that has rows of its own."""
+    monkeypatch.setattr(engine, "LEAST_SAVED", 1)
+    texts = [token_ids(80 + number, length) for number, length in enumerate((3, 90, 5, 2, 70, 8, 1, 4))]
+    scores = [synth.score(QUESTIONS[0], TARGETS[0], synth.encode(texts)) for synth in (sharded, single)]
+    np.testing.assert_allclose(*scores, atol=2e-5)
+    assert any(key[0] is step.advance and "RaggedRows" in str(key[2]) for key in sharded.engine._compiled)
+
+
 def test_branches_made_elsewhere(
     sharded: ps.ParallelSynthesis, worked: ps.Branches, single: ps.ParallelSynthesis, expected: ps.Branches
 ) -> None:
