@@ -30,8 +30,8 @@ from psynth_jax.synthesis import step
 from psynth_jax.synthesis.sampling import RowSampling
 from psynth_jax.synthesis.step import Reader, Rows
 
-# Rows are fed as a list that is at most so long as their first chunk is with its padding, if it saves this many tokens: there
-# are more sizes of lists than of chunks, and each is compiled.
+# Rows are fed as a list that is at most so long as their first chunk is with its padding, if it saves this many tokens:
+# there are more sizes of lists than of chunks, and each is compiled.
 RAGGED, LEAST_SAVED = 0.8, 1024
 CHUNKS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 

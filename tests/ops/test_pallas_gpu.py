@@ -1,10 +1,12 @@
 """The Pallas kernel for GPUs: its arithmetic in interpret mode against the oracle, and its lowering to Triton.
 
-Nothing here runs on a GPU: the kernel is lowered at real shapes, and computes small cases on the CPU.
+On a CPU the kernel is lowered at real shapes, and computes small cases in interpret mode; on a GPU it computes them there.
 """
 
 import dataclasses
 import functools
+import types
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import jax
@@ -14,7 +16,17 @@ import pytest
 
 from psynth_jax.errors import InputError
 from psynth_jax.ops import rope
-from psynth_jax.ops.branch_attention import AttentionSpec, Context, ContextPart, OwnCache, Segments, pallas_gpu, reference
+from psynth_jax.ops.branch_attention import (
+    AttentionSpec,
+    Context,
+    ContextPart,
+    OwnCache,
+    Segments,
+    api,
+    pallas_gpu,
+    reference,
+    xla,
+)
 from psynth_jax.ops.branch_attention.gpu_blocks import shares
 from psynth_jax.ops.branch_attention.tuning_gpu import Device, forward_tiles, shared_bytes
 from psynth_jax.ops.cached_heads import CachedHeads
@@ -24,8 +36,17 @@ from tests.ops.forms import whole
 # jax 0.12 announces that Pallas will leave Triton to others
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
+
+@pytest.fixture(autouse=True)
+def _exact_oracle() -> Iterator[None]:
+    """GPUs multiply float32 matrices in tf32 unless they are told otherwise."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
 L, B, W, K, G, S, H = 2, 2, 3, 2, 3, 75, 32
 SPEC = AttentionSpec(0.3)
+INTERPRET = jax.default_backend() != "gpu"
 FEW = Device(cores=1)  # so few that nothing is split
 
 
@@ -85,7 +106,7 @@ shared = functools.cache(compiled)  # one compilation for all calls of a shape
 
 
 def kernel(*arguments, layer=1, spec=SPEC):
-    return shared(pallas_gpu.attend, spec, interpret=True)(layer, *arguments)
+    return shared(pallas_gpu.attend, spec, interpret=INTERPRET)(layer, *arguments)
 
 
 def oracle(*arguments, layer=1, spec=SPEC):
@@ -102,7 +123,7 @@ def test_it_is_the_oracle(tokens: int, softcap: float | None, two_parts: bool) -
 def test_unsplit_it_is_the_oracle(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pallas_gpu.tuning_gpu, "local_device", lambda: FEW)
     arguments = case(9)
-    unsplit = compiled(pallas_gpu.attend, SPEC, interpret=True)
+    unsplit = compiled(pallas_gpu.attend, SPEC, interpret=INTERPRET)
     np.testing.assert_allclose(unsplit(layer, *arguments), oracle(*arguments, layer=layer), atol=1e-5)
 
 
@@ -148,7 +169,7 @@ def test_the_way_back(tokens: int, softcap: float | None) -> None:
 
         return jax.jit(jax.grad(loss, (0, 1, 2, 3)))(q, k, v, context.scalars)
 
-    ours, theirs = gradients(pallas_gpu.attend, interpret=True), gradients(reference.attend)
+    ours, theirs = gradients(pallas_gpu.attend, interpret=INTERPRET), gradients(reference.attend)
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(other).max()))
 
@@ -262,15 +283,26 @@ def test_the_way_back_lowers_for_cuda(width: int) -> None:
 
 def test_what_it_lacks_is_refused_by_name() -> None:
     q, k, v, own, context = case(1)
-    with pytest.raises(InputError, match="width 32, 64, 128, 256, not 24"):
+    with pytest.raises(InputError, match="heads of width 24; it takes 32, 64, 128, 256"):
         kernel(q[..., :24], k[..., :24], v[..., :24], None, None)
     packed = OwnCache(CachedHeads.allocate((L, B, K, S, H), jnp.float32, packed=True), own.start)
-    with pytest.raises(InputError, match="packed layout is for TPUs"):
+    with pytest.raises(InputError, match="one packed array, which is for TPUs"):
         kernel(q, k, v, packed, context)
-    with pytest.raises(InputError, match="queries in float32, bfloat16, float16, not int32"):
+    with pytest.raises(InputError, match="queries in int32; it takes float32, bfloat16, float16"):
         kernel(q.astype(jnp.int32), k, v, None, None)
-    with pytest.raises(InputError, match="int8, not float8_e4m3fn"):
+    with pytest.raises(InputError, match="caches in float8_e4m3fn"):
         kernel(q, k, v, OwnCache(CachedHeads(*(jnp.zeros((L, B, K, S, H), jnp.float8_e4m3fn),) * 2), own.start), None)
+
+
+@pytest.mark.parametrize(("capability", "taken"), [("9.0", True), ("8.0", True), ("7.5", False), ("gfx942", False)])
+def test_auto_takes_it_on_a_gpu_that_runs_it(capability: str, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = types.SimpleNamespace(platform="gpu", device_kind="some GPU", compute_capability=capability)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    q, _, _, own, context = case(1)
+    assert api._module("auto", q, own, context, None) is (pallas_gpu if taken else xla)
+    assert api._module("auto", q[..., :24], None, None, None) is xla
+    assert api._module("auto", q, own, context, jnp.int32(4)) is xla
 
 
 def test_an_int8_cache_that_offsets_cannot_reach_is_refused() -> None:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from psynth_jax.axes import Array, KeysOrValues, PerRow, Queries
 from psynth_jax.errors import InputError
+from psynth_jax.ops.branch_attention import tuning_gpu
 from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, normalised
 
@@ -110,7 +111,8 @@ def branch_attention(
       spec: scale and soft cap of the logits.
       window: scalar int32, how many of its row's latest tokens, itself among them, a token sees of the new ones and the
         own cache; None: all.  Context is seen whole, by every token.  The kernels have no windows.
-      implementation: "auto" takes the TPU kernel on a TPU and the XLA form elsewhere; the GPU kernel is taken by name.
+      implementation: "auto" takes the kernel on a TPU or GPU, and the XLA form elsewhere and where the kernel lacks
+        something, which is logged once.
 
     Returns:
       `[B, T, N, H]` in q's dtype.
@@ -154,9 +156,18 @@ def _module(
     from psynth_jax.ops.branch_attention import pallas_gpu, pallas_tpu, reference, xla
 
     _check_name(implementation)
-    if implementation == "auto":
-        implementation = _best("a window" if window is not None else pallas_tpu.unsupported(q, own, context))
-    return {"xla": xla, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu, "reference": reference}[implementation]
+    if implementation != "auto":
+        return {"xla": xla, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu, "reference": reference}[implementation]
+    kernel = {"tpu": pallas_tpu, "gpu": pallas_gpu}.get(jax.default_backend())
+    if kernel is None:
+        return xla
+    lacks = "a window" if window is not None else kernel.unsupported(q, own, context)
+    if lacks is None and kernel is pallas_gpu:
+        lacks = tuning_gpu.too_old()
+    if lacks is None:
+        return kernel
+    _say_once(f"attention runs as XLA: the kernel does not take {lacks}")
+    return xla
 
 
 def _check_name(implementation: str) -> None:
@@ -172,16 +183,6 @@ def check_runs_here(implementation: str) -> None:
         raise InputError(
             f"implementation {implementation} needs a {platform.upper()}; the default device here is {jax.default_backend()}"
         )
-
-
-def _best(not_for_the_kernel: str | None) -> Implementation:
-    """Take the kernel on a TPU, XLA elsewhere and where the kernel lacks something; say so once."""
-    if jax.default_backend() != "tpu":
-        return "xla"
-    if not_for_the_kernel is None:
-        return "pallas_tpu"
-    _say_once(f"attention runs as XLA: the TPU kernel does not take {not_for_the_kernel}")
-    return "xla"
 
 
 @functools.cache

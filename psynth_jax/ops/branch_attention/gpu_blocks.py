@@ -26,7 +26,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from psynth_jax.axes import Array
-from psynth_jax.errors import InputError
 from psynth_jax.ops.branch_attention.api import AttentionSpec, Segments
 from psynth_jax.ops.branch_attention.differentiable import Inputs
 from psynth_jax.ops.branch_attention.tuning_gpu import GpuTiles
@@ -108,26 +107,25 @@ class Operands:
     cuts: Any
 
 
-def refuse(q: Array, caches: Sequence[CachedHeads]) -> None:
-    """Raise an InputError that names what the kernels cannot do with these arrays."""
+def unsupported(q: Array, caches: Sequence[CachedHeads]) -> str | None:
+    """Say what of these arrays the kernels lack; None: nothing."""
     width = q.shape[-1]
     if width not in WIDTHS:
-        raise InputError(
-            f"the GPU kernel takes heads of width {', '.join(map(str, WIDTHS))}, not {width}: use implementation 'xla'"
-        )
+        return f"heads of width {width}; it takes {', '.join(map(str, WIDTHS))}"
     if q.dtype.name not in _QUERY_DTYPES:
-        raise InputError(f"the GPU kernel takes queries in {', '.join(_QUERY_DTYPES)}, not {q.dtype.name}")
+        return f"queries in {q.dtype.name}; it takes {', '.join(_QUERY_DTYPES)}"
     for heads in caches:
         if heads.packed:
-            raise InputError("the GPU kernel reads caches with keys and values apart; the packed layout is for TPUs only")
+            return "keys and values in one packed array, which is for TPUs"
         if heads.k.dtype.name not in (*_QUERY_DTYPES, "int8"):
-            raise InputError(f"the GPU kernel reads caches in {', '.join(_QUERY_DTYPES)} and int8, not {heads.k.dtype.name}")
+            return f"caches in {heads.k.dtype.name}; it takes {', '.join(_QUERY_DTYPES)} and int8"
         # Triton offsets are signed 32-bit numbers up to 4 GiB, and of one-byte numbers there are too many for that.
         if 2**31 < heads.k.size <= 2**32 and heads.k.dtype.itemsize == 1:
-            raise InputError(
-                f"the GPU kernel cannot address an int8 cache of {heads.k.size / 2**30:.1f} GiB of keys: "
+            return (
+                f"an int8 cache of {heads.k.size / 2**30:.1f} GiB of keys: "
                 "between 2 and 4 GiB, allocate fewer rows or slots, or a bfloat16 cache"
             )
+    return None
 
 
 def sources_of(inputs: Inputs) -> tuple[list[CachedHeads], list[Segments]]:

@@ -44,11 +44,18 @@ def attend(
     Raises:
       InputError: a window, or a head width, dtype or cache layout that the kernel does not take.
     """
-    if window is not None:
-        raise InputError("the GPU kernel does not take a window")
+    lacks = "a window" if window is not None else unsupported(q, own, context)
+    if lacks is not None:
+        raise InputError(f"the GPU kernel does not take {lacks}; or use implementation 'xla'")
     inputs = Inputs(q, k, v, own, context, jnp.asarray(layer, jnp.int32), None, with_own)
-    gpu_blocks.refuse(q, gpu_blocks.sources_of(inputs)[0])
     return differentiable.attend(Kernel(_forward, _backward), inputs, spec, dtype, interpret=interpret)
+
+
+def unsupported(q: Array, own: OwnCache | None, context: Context | None) -> str | None:
+    """Say what of a call the kernel lacks; None: nothing."""
+    caches = [] if own is None else [own.heads]
+    caches += [] if context is None else [part.heads for part in context.parts]
+    return gpu_blocks.unsupported(q, caches)
 
 
 def _forward(inputs: Inputs, spec: AttentionSpec, dtype: Any, *, interpret: bool) -> tuple[Array, Array]:

@@ -15,6 +15,7 @@ import jax
 
 CORES = 132  # streaming multiprocessors of an H100: the answer when no GPU is there to ask
 SHARED_BYTES = 99 << 10  # the least that a thread block may use on Ampere and later
+OLDEST = 8.0  # compute capability: Ampere, the first with bfloat16 and asynchronous copies
 LEAST_STEPS = 4  # blocks of slots of a split: fewer do not pay for merging it
 MOST_SPLITS = 128
 LEAST_ROWS = 16
@@ -51,6 +52,15 @@ def local_device() -> Device:
     return Device(
         getattr(device, "core_count", None) or CORES, getattr(device, "shared_memory_per_block_optin", None) or SHARED_BYTES
     )
+
+
+def too_old() -> str | None:
+    """Say what GPU the first device is, if Triton's kernels are not known to run on it; None: they are, or it is none."""
+    device = jax.local_devices()[0]
+    capability = str(getattr(device, "compute_capability", ""))
+    if device.platform != "gpu" or (capability.replace(".", "").isdecimal() and float(capability) >= OLDEST):
+        return None
+    return f"a {device.device_kind}; it takes NVIDIA GPUs of compute capability {OLDEST} or newer"
 
 
 def forward_tiles(
