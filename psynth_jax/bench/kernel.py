@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psynth_jax.bench import rates
-from psynth_jax.bench.timing import in_turn, timed
+from psynth_jax.bench.timing import in_turn, per_call
 from psynth_jax.cache import packed_here
 from psynth_jax.errors import InputError
 from psynth_jax.ops.branch_attention import Implementation, branch_attention, check_runs_here, tuned
@@ -36,7 +36,7 @@ def kernel(case: Case, dtype: str, cache_dtype: str, implementation: Implementat
     asked = tuned.asked(lambda: jax.eval_shape(call, *operands))
     seconds = in_turn(
         {
-            "call": timed(lambda: jax.block_until_ready(call(*operands))),
+            "call": per_call(lambda: call(*operands)),
             "copy": rates.copy(),
             "matmul": rates.matmul(jnp.dtype(dtype)),
         },

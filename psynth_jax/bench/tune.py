@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psynth_jax.bench.kernel import attention_call
-from psynth_jax.bench.timing import in_turn, timed
+from psynth_jax.bench.timing import in_turn, per_call
 from psynth_jax.bench.tuning_file import install_tilings, record
 from psynth_jax.errors import InputError
 from psynth_jax.ops.branch_attention import Implementation, tuned
@@ -48,9 +48,9 @@ def tune(case: Case, dtype: str, cache_dtype: str, implementation: Implementatio
         raise InputError(f"implementation {implementation} has no tilings to choose from: nothing is tuned")
     question, kind = asked[0], tuned.local_kind()
     tried = _Tried(call, operands, question, Table(kind, {}), _tolerance(dtype))
-    seconds = in_turn({tiles: timed(run) for tiles, run in tried.runs.items()}, repeats)
+    seconds = in_turn({tiles: per_call(run) for tiles, run in tried.runs.items()}, repeats)
     fastest = min(seconds, key=lambda tiles: seconds[tiles])
-    last = in_turn({tiles: timed(tried.runs[tiles]) for tiles in {question.heuristic, fastest}}, AGAIN * repeats)
+    last = in_turn({tiles: per_call(tried.runs[tiles]) for tiles in {question.heuristic, fastest}}, AGAIN * repeats)
     heuristic_seconds = last[question.heuristic]
     won = last[fastest] <= (1 - MARGIN) * heuristic_seconds
     best = fastest if won else question.heuristic
@@ -128,7 +128,7 @@ def _refusals() -> tuple[type[Exception], ...]:
 def _compiled(call: Callable[..., jax.Array], operands: Any, table: Table) -> Callable[[], jax.Array]:
     with tuned.using(table), _kept_in_memory_only():
         compiled = jax.jit(call).lower(*operands).compile()
-    return lambda: jax.block_until_ready(compiled(*operands))
+    return lambda: compiled(*operands)
 
 
 @contextlib.contextmanager
