@@ -21,7 +21,8 @@ def initial_parameters(config: Trainable, model: Model, seed: int) -> Parameters
 
     A mapper or a LoRA that the adapter to start from lacks is fresh: so branches go on from a LoRA that was trained on text.
 
-    Raises `ConfigError` when that adapter has another form than the config says, or a part that the config does not train.
+    Raises `ConfigError` when that adapter has another form than the config says, a part that the config does not train, or a
+    sink that the config gives up.
     """
     mapper_key, lora_key = jax.random.split(jax.random.key(seed))
     mapper = Mapper.initialise(mapper_key, config.mapper_hidden) if config.mapper else None
@@ -34,6 +35,8 @@ def initial_parameters(config: Trainable, model: Model, seed: int) -> Parameters
         raise ConfigError(
             f"{config.start} writes only {found.vocabulary} tokens: training on from a cut vocabulary is not supported"
         )
+    if found.sink and not config.sink:
+        raise ConfigError(f"{config.start} reads branches behind a sink, the config has none: set trainable.sink=true")
     known = dataclasses.replace(fresh, mapper=found.mapper or fresh.mapper)
     if found.lora is not None:
         known = dataclasses.replace(known, down=found.lora.down, up=found.lora.up)
