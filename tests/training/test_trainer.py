@@ -190,7 +190,7 @@ class TestLearning:
         assert model.tokenizer is not None
         assert ps.ParallelSynthesis(model, adapter=tmp_path / "adapter").adapter.sink == chat_sink(model.tokenizer)
         without = config(tmp_path / "on", data=({"synthetic": 4},), trainable={"start": str(tmp_path / "adapter")})
-        with pytest.raises(ConfigError, match="set trainable.sink=true"):
+        with pytest.raises(ConfigError, match=r"set trainable\.sink=true"):
             Trainer(without, model, data)
 
     def test_starts_from_an_adapter(self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path) -> None:
