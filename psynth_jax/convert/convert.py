@@ -163,4 +163,4 @@ def _write_merged(directory: Path, stream: ModelStream, adapter: Adapter) -> tup
         return (values.astype(np.float32) + delta_of_weight(adapter.lora, target, place[0])).astype(values.dtype)
 
     write_hf(directory, stream, config, change)
-    return ("the cache mapper",) if adapter.mapper is not None else ()
+    return tuple(name for name, part in (("the cache mapper", adapter.mapper), ("the sink", adapter.sink)) if part)

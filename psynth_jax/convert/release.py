@@ -152,6 +152,8 @@ def model_card(adapter: Adapter, base: Base, training: Mapping[str, Any], sums: 
     parts = [] if mapper is None else [f"a cache mapper with {mapper.hidden_bias.size} hidden units (`{MAPPER}`)"]
     if lora is not None:
         parts.append(f"a LoRA of rank {lora.rank} on {', '.join(sorted(lora.down))} (`{LORA}/`)")
+    if adapter.sink:
+        parts.append(f"a sink of {len(adapter.sink)} tokens, which psynth_jax alone reads before all branches (`{META}`)")
     if adapter.vocabulary is not None:
         parts.append(f"trained with the first {adapter.vocabulary:,} of {base.config.vocab_size:,} tokens")
     config = training.get("config", {})

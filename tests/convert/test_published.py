@@ -123,6 +123,9 @@ def test_a_sink_is_noted(base: Path, release: Path, tmp_path: Path) -> None:
     ps.save_adapter(tmp_path / "ours", dataclasses.replace(published, sink=(5, 6)), model)
     convert(tmp_path / "ours", tmp_path / "back", "peft", base=base)
     assert ps.load_adapter(tmp_path / "back", model).sink == (5, 6)
+    assert "a sink of 2 tokens" in (tmp_path / "back" / "README.md").read_text()
+    merged = convert(tmp_path / "ours", tmp_path / "merged", "hf", base=base, merge=True)
+    assert merged.dropped == ("the cache mapper", "the sink")
 
 
 @pytest.mark.parametrize("where", ["", "latest", "step_checkpoints/latest"])
