@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from psynth_jax.bench.timing import per_call
 
-COPY_BYTES = 1 << 28
+COPY_BYTES, MATMUL = 1 << 28, 2048
 
 
 def copy() -> Callable[[], float]:
@@ -26,8 +26,8 @@ def bandwidth(seconds: float) -> float:
 
 
 def matmul_size() -> int:
-    """Return the rows of the matrices: a second core of a CPU is busy with few, matrix units are not."""
-    return 2048 if jax.default_backend() == "cpu" else 8192
+    """Return the rows of the matrices: as many as keep a CPU busy, and four times that for matrix units."""
+    return MATMUL if jax.default_backend() == "cpu" else 4 * MATMUL
 
 
 def matmul(dtype: Any) -> Callable[[], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -218,4 +219,6 @@ def test_real_weights_give_the_same_text_twice(psynth: Command, smollm2_path: Pa
     assert first["workers"] == second["workers"]
     assert first["answer"] == second["answer"]
     assert first["answer"].isascii() and " " in first["answer"]
-    assert first["cached_tokens"] == sum(worker["tokens"] for worker in first["workers"]) == 16
+    assert base["cached_tokens"] == sum(worker["tokens"] for worker in first["workers"]) == 16
+    described = json.loads((Path(first["adapter"]) / "psynth_adapter.json").read_text())
+    assert first["cached_tokens"] == 16 + len(described["sink"])
