@@ -118,7 +118,7 @@ def read_adapter(source: Path, model: Base) -> Adapter:
         lora = _lora(_read(source / _LORA), description, model) if description["targets"] else None
         mapper = _mapper(_read(source / _MAPPER), description) if description["mapper_hidden"] else None
         vocabulary = int(description["vocab_size"])
-        sink = checked_sink(description.get("sink", []), model)
+        sink = checked_sink(description.get("sink", []), model, source / DESCRIPTION)
     except FileNotFoundError as error:
         raise AdapterError(f"{source} is not an adapter directory: {Path(error.filename).name} is missing") from None
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
@@ -128,10 +128,10 @@ def read_adapter(source: Path, model: Base) -> Adapter:
     return Adapter(lora, mapper, None if vocabulary == model.config.vocab_size else vocabulary, sink)
 
 
-def checked_sink(noted: Any, model: Base) -> tuple[int, ...]:
-    """Return the tokens of a sink.  Raises `AdapterError` for what are no tokens of the model."""
+def checked_sink(noted: Any, model: Base, file: Path) -> tuple[int, ...]:
+    """Return the tokens of a sink that a file notes.  Raises `AdapterError` for what are no tokens of the model."""
     if not isinstance(noted, list) or not all(type(x) is int and 0 <= x < model.config.vocab_size for x in noted):
-        raise AdapterError(f"an adapter's sink must be a list of token ids of {model.name}, not {noted!r}")
+        raise AdapterError(f"{file}: sink must be a list of token ids of {model.name}, not {noted!r}")
     return tuple(noted)
 
 

@@ -116,7 +116,7 @@ def noted_vocabulary(directory: Path) -> int | None:
 
 def noted_sink(directory: Path, base: Base) -> tuple[int, ...]:
     """Return the sink that was noted; the published system knows none.  Raises `AdapterError` for what is no sink."""
-    return checked_sink(_meta(directory).get("sink", []), base)
+    return checked_sink(_meta(directory).get("sink", []), base, directory / META)
 
 
 def training_summary(directory: Path) -> dict[str, Any]:

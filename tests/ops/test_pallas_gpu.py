@@ -1,4 +1,4 @@
-"""The Pallas kernel for GPUs: its arithmetic in interpret mode against the oracle, and its lowering to Triton.
+"""The Pallas kernel for GPUs: its arithmetic against the oracle, and its lowering to Triton.
 
 On a CPU the kernel is lowered at real shapes, and computes small cases in interpret mode; on a GPU it computes them there.
 """
