@@ -64,7 +64,7 @@ def merge_adapters(
         raise AdapterError(f"the adapters choose from {first.vocabulary} and {second.vocabulary} tokens")
     if first.sink != second.sink:
         raise AdapterError(
-            "the adapters read branches after different sinks: average adapters that were trained with the same trainable.sink"
+            "the adapters read branches after different sinks: average those trained with the same trainable.sink"
         )
     if (first.lora is None) != (second.lora is None):
         raise AdapterError("only one of the adapters has a LoRA")
