@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 import psynth_jax as ps
 from psynth_jax.config import DecoderConfig, PlainRope
 from psynth_jax.mapper import HIDDEN
-from psynth_jax.nn.adapter import FACTOR_LETTERS, Lora
+from psynth_jax.nn.adapter import FACTOR_LETTERS, Lora, targets_of
 from psynth_jax.nn.decoder import Decoder, parameter_shapes
 from psynth_jax.tokenizer import Tokenizer
 
@@ -81,12 +81,12 @@ def random_mapper(seed: int) -> dict[str, np.ndarray]:
     return {name: values.astype(np.float32) for name, values in draws.items()}
 
 
-def random_lora(config: DecoderConfig, seed: int, rank: int = 4, targets: str = "qkvo") -> Lora:
-    """Draw an adapter whose update is about a third as large as the weight that it changes."""
+def random_lora(config: DecoderConfig, seed: int, rank: int = 4, targets: Iterable[str] | None = None) -> Lora:
+    """Draw an adapter whose update is about a third as large as the weight that it changes; None: of all that there are."""
     rng = np.random.default_rng(seed)
     sizes = config.sizes | {"A": rank}
     draws: dict[str, dict[str, Any]] = {"down": {}, "up": {}}
-    for target in targets:
+    for target in targets_of(config) if targets is None else targets:
         for half, letters in zip(("down", "up"), FACTOR_LETTERS[target], strict=True):
             shape = tuple(sizes[letter] for letter in letters.split())
             draws[half][target] = jnp.asarray(0.2 * rng.standard_normal(shape), jnp.float32)

@@ -27,7 +27,7 @@ from psynth_jax.convert.safetensors_file import read_json
 from psynth_jax.directories import replacing
 from psynth_jax.errors import AdapterError, ModelMismatchError
 from psynth_jax.mapper import FEATURES, Mapper
-from psynth_jax.nn.adapter import FACTOR_LETTERS, Lora
+from psynth_jax.nn.adapter import FACTOR_LETTERS, Lora, targets_of
 
 FORMAT = 1
 DESCRIPTION, _LORA, _MAPPER = "psynth_adapter.json", "adapter.safetensors", "mapper.safetensors"
@@ -153,6 +153,9 @@ def _mapper(arrays: dict[str, HostArray], description: Mapping[str, Any]) -> Map
 
 def _lora(tensors: dict[str, HostArray], description: Mapping[str, Any], model: Base) -> Lora:
     sizes = model.config.sizes | {"A": description["rank"]}
+    beyond = sorted({*description["targets"]} - {*targets_of(model.config)})
+    if beyond:
+        raise AdapterError(f"adapter targets do not fit the model: no LoRA may be on {', '.join(beyond)} of {model.name}")
     expected = {}
     for target in description["targets"]:
         down, up = FACTOR_LETTERS[target]

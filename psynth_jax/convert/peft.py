@@ -21,14 +21,13 @@ from psynth_jax.convert.base import Base
 from psynth_jax.convert.rules import Form, axis_sizes
 from psynth_jax.convert.safetensors_file import SafetensorsFile, read_json, write_json
 from psynth_jax.errors import AdapterError, CheckpointError, ModelMismatchError
-from psynth_jax.nn.adapter import Lora
+from psynth_jax.nn.adapter import ATTENTION, Lora, targets_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
 _PREFIX = "base_model.model."
-_FACTOR = _PREFIX + "model.layers.{l}.self_attn.{target}_proj.lora_{half}.weight"
+_FACTOR = _PREFIX + "model.layers.{l}.{module}_proj.lora_{half}.weight"
 _TABLES = {_PREFIX + "model.embed_tokens.weight": "embedding", _PREFIX + "lm_head.weight": "head"}
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _REFUSED = (
     *("use_dora", "fan_in_fan_out", "lora_bias", "rank_pattern", "alpha_pattern", "layer_replication", "exclude_modules"),
     *(
@@ -50,6 +49,9 @@ _FORMS: Mapping[str, tuple[Form, Form]] = {
     "k": (Form("A D", "D A"), Form("(K H) A", "A K H")),
     "v": (Form("A D", "D A"), Form("(K H) A", "A K H")),
     "o": (Form("A (N H)", "N H A"), Form("D A", "A D")),
+    "gate": (Form("A D", "D A"), Form("F A", "A F")),
+    "up": (Form("A D", "D A"), Form("F A", "A F")),
+    "down": (Form("A F", "F A"), Form("D A", "A D")),
 }
 _HALVES = ("down", "A"), ("up", "B")
 
@@ -66,7 +68,7 @@ def read_peft(directory: Path, base: Base) -> tuple[Lora, int]:
     file = SafetensorsFile(directory / WEIGHTS)
     if file.problems:
         raise AdapterError(f"{file.path}: " + "; ".join(file.problems[:8]))
-    targets, scale = _targets(directory, described, file.shapes), _scale(directory, described)
+    targets, scale = _targets(directory, described, file.shapes, base.config), _scale(directory, described)
     tables = {name: table for name, table in _TABLES.items() if name in file.shapes}
     layers = _adapted_layers(directory, described, base.config)
     names = _factor_names(targets, layers)
@@ -78,14 +80,14 @@ def read_peft(directory: Path, base: Base) -> tuple[Lora, int]:
         for (half, letter), form in zip(_HALVES, _FORMS[target], strict=True):
             stack: HostArray | None = None
             for layer in layers:
-                piece = form.to_ours(file.read(_FACTOR.format(l=layer, target=target, half=letter)), sizes)
+                piece = form.to_ours(file.read(_factor_name(target, layer, letter)), sizes)
                 stack = np.zeros((base.config.layers, *piece.shape), piece.dtype) if stack is None else stack
                 stack[layer] = piece
             factors[half][target] = jnp.asarray(stack)
     return Lora(factors["down"], factors["up"], jnp.float32(scale)), vocabulary
 
 
-def _targets(directory: Path, described: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+def _targets(directory: Path, described: Mapping[str, Any], names: Iterable[str], config: DecoderConfig) -> list[str]:
     """Return the projections that it changes, by the names of its tensors, after refusing what would be read wrongly."""
     refused = [f"{key} {described[key]!r}" for key in _REFUSED if described.get(key)]
     if described.get("peft_type") != "LORA":
@@ -98,13 +100,13 @@ def _targets(directory: Path, described: Mapping[str, Any], names: Iterable[str]
     if not isinstance(saved, list) or {str(name) for name in saved} - {"embed_tokens", "lm_head"}:
         refused.append(f"modules_to_save {saved}")
     changed = {found[1] for name in names if (found := re.search(r"\.(\w+)\.lora_[AB]\.weight$", name))}
-    known = [name for name in _PROJECTIONS if name in changed]
-    beyond = sorted(changed - {*_PROJECTIONS})
-    if beyond or not known:
-        refused.append(f"target_modules {', '.join(beyond) or 'none'} ({', '.join(_PROJECTIONS)} are supported)")
+    supported = {f"{target}_proj": target for target in targets_of(config)}
+    beyond = sorted(changed - {*supported})
+    if beyond or not changed:
+        refused.append(f"target_modules {', '.join(beyond) or 'none'} ({', '.join(supported)} are supported)")
     if refused:
         raise AdapterError(f"{directory / CONFIG} uses what is not supported: " + "; ".join(refused))
-    return [name[0] for name in known]
+    return [target for name, target in supported.items() if name in changed]
 
 
 def _scale(directory: Path, described: Mapping[str, Any]) -> float:
@@ -126,10 +128,15 @@ def _adapted_layers(directory: Path, described: Mapping[str, Any], config: Decod
     return sorted(set(layers))
 
 
+def _factor_name(target: str, layer: int, half: str) -> str:
+    module = f"self_attn.{target}" if target in ATTENTION else f"mlp.{target}"
+    return _FACTOR.format(l=layer, module=module, half=half)
+
+
 def _factor_names(targets: Iterable[str], layers: Iterable[int]) -> dict[str, Form]:
     layers = list(layers)
     return {
-        _FACTOR.format(l=layer, target=target, half=letter): form
+        _factor_name(target, layer, letter): form
         for target in targets
         for (_, letter), form in zip(_HALVES, _FORMS[target], strict=True)
         for layer in layers
@@ -192,7 +199,7 @@ def write_peft(directory: Path, lora: Lora, base: Base, vocabulary: int, base_na
         for (half, letter), form in zip(_HALVES, _FORMS[target], strict=True):
             stack = np.asarray(getattr(lora, half)[target])
             for layer in range(base.config.layers):
-                name = _FACTOR.format(l=layer, target=target, half=letter)
+                name = _factor_name(target, layer, letter)
                 tensors[name] = np.ascontiguousarray(form.to_theirs(stack[layer], sizes))
     if vocabulary < base.config.vocab_size:
         for name, table in _TABLES.items():

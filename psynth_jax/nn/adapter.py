@@ -6,8 +6,9 @@ Only the synthesizer uses it: workers always run the base.  A gate per row lets 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +17,26 @@ from jax.sharding import Mesh, NamedSharding
 
 from psynth_jax.axes import Array, HostArray, PerRow, letters_to_shape
 from psynth_jax.config import DecoderConfig
+from psynth_jax.errors import ConfigError
 from psynth_jax.sharding import parameter_spec, put, replicated
 
-# Target -> letters of the two factors.  A is the adapter rank; q, k, v map D to heads, o maps heads to D.
+# Target -> letters of the two factors.  A is the adapter rank.  q, k, v map D to heads, o maps heads to D; gate and up map D
+# to the width of the MLP, down maps that to D.
 FACTOR_LETTERS: Mapping[str, tuple[str, str]] = {
     "q": ("L D A", "L A N H"),
     "k": ("L D A", "L A K H"),
     "v": ("L D A", "L A K H"),
     "o": ("L N H A", "L A D"),
+    "gate": ("L D A", "L A F"),
+    "up": ("L D A", "L A F"),
+    "down": ("L F A", "L A D"),
 }
+ATTENTION: Final = ("q", "k", "v", "o")  # the targets of the paper, and of a run that names none
+
+
+def targets_of(config: DecoderConfig) -> tuple[str, ...]:
+    """Return the projections that an adapter of this model may change: all but those of experts."""
+    return ATTENTION if config.experts else tuple(FACTOR_LETTERS)
 
 
 @jax.tree_util.register_dataclass
@@ -38,26 +50,33 @@ class Lora:
 
     @classmethod
     def initialise(
-        cls, config: DecoderConfig, rank: int, alpha: float, key: Array, targets: tuple[str, ...] = ("q", "k", "v", "o")
+        cls, config: DecoderConfig, rank: int, alpha: float, key: Array, targets: tuple[str, ...] = ATTENTION
     ) -> Self:
-        """Return an adapter that changes nothing yet: down is Gaussian with variance 1/fan-in, up is zero."""
+        """Return an adapter that changes nothing yet: down is Gaussian with variance 1/fan-in, up is zero.
+
+        Raises `ConfigError` for targets that the model does not have.
+        """
+        if beyond := [target for target in targets if target not in targets_of(config)]:
+            raise ConfigError(
+                f"a LoRA on {', '.join(beyond)} does not fit {config.family}: it may be on {', '.join(targets_of(config))}"
+            )
         sizes = config.sizes | {"A": rank}
         down, up = {}, {}
         for target, own_key in zip(targets, jax.random.split(key, len(targets)), strict=True):
             down_letters, up_letters = FACTOR_LETTERS[target]
             shape = letters_to_shape(down_letters, sizes)
-            fan_in = config.width if target != "o" else config.heads * config.head_width
-            down[target] = jax.random.normal(own_key, shape, jnp.float32) / fan_in**0.5
+            down[target] = jax.random.normal(own_key, shape, jnp.float32) / math.prod(shape[1:-1]) ** 0.5
             up[target] = jnp.zeros(letters_to_shape(up_letters, sizes), jnp.float32)
         return cls(down, up, jnp.float32(alpha / rank))
 
     def misfits(self, config: DecoderConfig) -> list[str]:
         """List every factor that does not fit a model of this config."""
         sizes = config.sizes | {"A": self.rank}
+        known = {target: FACTOR_LETTERS[target] for target in targets_of(config)}
         wrong = []
         for target in sorted({*self.down, *self.up}):
             for half, factors, letters in zip(
-                ("down", "up"), (self.down, self.up), FACTOR_LETTERS.get(target, ("", "")), strict=True
+                ("down", "up"), (self.down, self.up), known.get(target, ("", "")), strict=True
             ):
                 expected = letters_to_shape(letters, sizes) if letters else None
                 if target not in factors:

@@ -271,7 +271,7 @@ class Decoder(nnx.Module):
             )  # fmt: skip
             x = cut(x + self._after(read, weights.get("after_attention_norm")))
             normed = rms_norm(x, weights["mlp_norm"], config)
-            fed = feed_forward(normed, weights, config, mesh, row_axes, gathers)
+            fed = feed_forward(normed, weights, config, mesh, row_axes, gathers, adapter, gate)
             return cut(x + self._after(fed, weights.get("after_mlp_norm"))), (k, v)
 
         stacked = {name: value[...] for name, value in self.layers.items()}

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from psynth_jax.axes import Array, Hidden
+from psynth_jax.axes import Array, Hidden, PerRow
 from psynth_jax.config import DecoderConfig
+from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.layers import gated_mlp
 from psynth_jax.sharding import FSDP, TENSOR
 
@@ -38,11 +39,13 @@ def feed_forward(
     mesh: Mesh | None,
     row_axes: tuple[str, ...],
     gathered: bool,
+    lora: Lora | None = None,
+    strength: PerRow | None = None,
 ) -> Hidden:
-    """Run a layer's MLP or its mixture; arguments as for `expert_mlp`."""
+    """Run a layer's MLP or its mixture, which no LoRA changes; arguments as for `gated_mlp` and `expert_mlp`."""
     if config.experts:
         return expert_mlp(x, layer, config, mesh, row_axes, gathered)
-    return gated_mlp(x, layer["gate"], layer["up"], layer["down"], config)
+    return gated_mlp(x, layer, config, lora, strength)
 
 
 def expert_mlp(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
-from psynth_jax.axes import Array, Hidden, HostArray
+from psynth_jax.axes import Array, Hidden, HostArray, PerRow
 from psynth_jax.config import DecoderConfig, LinearRope, Llama3Rope, Rope, YarnRope
+from psynth_jax.nn.adapter import Lora, lora_delta
 from psynth_jax.ops import rope as rope_op
 
 
@@ -19,11 +22,20 @@ def rms_norm(x: Array, weight: Array, config: DecoderConfig) -> Array:
     return normed.astype(x.dtype) * weight
 
 
-def gated_mlp(x: Hidden, gate: Array, up: Array, down: Array, config: DecoderConfig) -> Hidden:
-    """Return `(act(x gate) * (x up)) down`; gate, up `[D, F]`, down `[F, D]`."""
-    gated = x @ gate
+def gated_mlp(
+    x: Hidden, layer: Mapping[str, Array], config: DecoderConfig, lora: Lora | None, strength: PerRow | None
+) -> Hidden:
+    """Return `(act(x gate) * (x up)) down` of `x [B, T, D]`; gate, up `[D, F]`, down `[F, D]`.
+
+    lora: this layer's factors; strength `[B]` how much of it each row gets, as in `lora_delta`.
+    """
+
+    def project(target: str, x: Array) -> Array:
+        return x @ layer[target] + lora_delta(lora, strength, target, x)
+
+    gated = project("gate", x)
     gated = jax.nn.silu(gated) if config.activation == "silu" else jax.nn.gelu(gated, approximate=True)
-    return (gated * (x @ up)) @ down
+    return project("down", gated * project("up", x))
 
 
 def rope_frequencies(rope: Rope, head_width: int) -> HostArray:

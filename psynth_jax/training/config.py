@@ -16,10 +16,11 @@ import yaml
 
 from psynth_jax.config import Config, Count, Positive
 from psynth_jax.errors import ConfigError
+from psynth_jax.nn.adapter import ATTENTION
 
 Fraction = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
 NotNegative = Annotated[float, pydantic.Field(ge=0.0)]
-Target = Literal["q", "k", "v", "o"]
+Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 
 class Task(Config):
@@ -56,7 +57,7 @@ class Trainable(Config):
     mapper_hidden: Count = 32
     rank: Annotated[int, pydantic.Field(ge=0)] = 16
     alpha: Positive = 32.0
-    targets: tuple[Target, ...] = ("q", "k", "v", "o")
+    targets: tuple[Target, ...] = ATTENTION
     start: str | None = None
     sink: bool = False
 

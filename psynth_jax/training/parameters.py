@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
+from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.convert.adapters import load_adapter
 from psynth_jax.errors import ConfigError
 from psynth_jax.mapper import Mapper
@@ -19,10 +21,11 @@ from psynth_jax.training.step import Parameters
 def initial_parameters(config: Trainable, model: Model, seed: int) -> Parameters:
     """Return the parameters that a run starts from, on the host: what is fresh changes nothing by itself.
 
-    A mapper or a LoRA that the adapter to start from lacks is fresh: so branches go on from a LoRA that was trained on text.
+    A mapper, a LoRA or a target of it that the adapter to start from lacks is fresh: so branches go on from a LoRA that was
+    trained on text, and the MLP from one that was on attention alone.
 
     Raises `ConfigError` when that adapter has another form than the config says, a part that the config does not train, or a
-    sink that the config gives up.
+    sink that the config gives up, and for targets that the model does not have.
     """
     mapper_key, lora_key = jax.random.split(jax.random.key(seed))
     mapper = Mapper.initialise(mapper_key, config.mapper_hidden) if config.mapper else None
@@ -37,15 +40,32 @@ def initial_parameters(config: Trainable, model: Model, seed: int) -> Parameters
         )
     if found.sink and not config.sink:
         raise ConfigError(f"{config.start} reads branches behind a sink, the config has none: set trainable.sink=true")
+    if differences := list(_differences(config, found, lora)):
+        raise ConfigError(f"{config.start} differs from the config's `trainable`: it has {'; '.join(differences)}")
     known = dataclasses.replace(fresh, mapper=found.mapper or fresh.mapper)
     if found.lora is not None:
-        known = dataclasses.replace(known, down=found.lora.down, up=found.lora.up)
-    shapes, expected = ([(str(path), np.shape(x)) for path, x in jax.tree.leaves_with_path(tree)] for tree in (known, fresh))
-    if shapes != expected:
-        raise ConfigError(f"{config.start} has another rank, targets or mapper than the config's `trainable` says")
-    if found.lora is not None and lora is not None and float(found.lora.scale) != float(lora.scale):
-        raise ConfigError(f"{config.start} has alpha / rank = {float(found.lora.scale)}, the config {float(lora.scale)}")
+        known = dataclasses.replace(known, down=fresh.down | found.lora.down, up=fresh.up | found.lora.up)
     return jax.tree.map(lambda x: np.asarray(x, np.float32), known)  # an adapter may be kept in bfloat16
+
+
+def _differences(config: Trainable, found: Adapter, lora: Lora | None) -> Iterator[str]:
+    """Say what an adapter has that the config says otherwise."""
+    hidden = None if found.mapper is None else found.mapper.hidden_bias.size
+    if hidden is not None and not config.mapper:
+        yield "a mapper, the config trains none"
+    elif hidden not in (None, config.mapper_hidden):
+        yield f"a mapper of {hidden} hidden units, the config of {config.mapper_hidden}"
+    if found.lora is None:
+        return
+    if lora is None:
+        yield "a LoRA, the config trains none"
+        return
+    if found.lora.rank != lora.rank:
+        yield f"a LoRA of rank {found.lora.rank}, the config of {lora.rank}"
+    elif float(found.lora.scale) != float(lora.scale):
+        yield f"alpha / rank = {float(found.lora.scale)}, the config {float(lora.scale)}"
+    if beyond := sorted({*found.lora.down} - {*lora.down}):
+        yield f"a LoRA on {', '.join(beyond)} too"
 
 
 def teacher_of(config: TrainConfig, model: Model) -> Lora | None:

@@ -56,8 +56,8 @@ class TestRoundTrip:
         assert [path.name for path in saved.parent.iterdir()] == ["adapter"], "scratch files were left behind"
         assert same(load_adapter(str(saved), model), adapter)
 
-    @pytest.mark.parametrize("targets", ["q", "ov"])
-    def test_of_some_targets(self, model: ps.Model, tmp_path: Path, targets: str) -> None:
+    @pytest.mark.parametrize("targets", [("q",), ("o", "v"), ("k", "down")])
+    def test_of_some_targets(self, model: ps.Model, tmp_path: Path, targets: tuple[str, ...]) -> None:
         adapter = Adapter(random_lora(tiny_config(), 1, rank=3, targets=targets), None)
         save_adapter(str(tmp_path / "adapter"), adapter, model)
         loaded = load_adapter(str(tmp_path / "adapter"), model)
@@ -80,7 +80,7 @@ class TestRoundTrip:
             "vocab_size": 97,
             "rank": 4,
             "alpha": 8.0,
-            "targets": ["k", "o", "q", "v"],
+            "targets": ["down", "gate", "k", "o", "q", "up", "v"],
             "mapper_hidden": 32,
             "mapper_features": ["log1p_span", "log1p_branches", "relative_layer"],
             "sink": [3, 1, 4],
@@ -223,7 +223,7 @@ class TestReading:
             {"rank": 0},
             {"rank": "four"},
             {"alpha": None},
-            {"targets": ["q", "gate"]},
+            {"targets": ["q", "router"]},
             {"targets": ["q"]},
             {"mapper_features": ["log1p_span"]},
             {"mapper_hidden": 16},

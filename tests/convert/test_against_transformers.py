@@ -59,7 +59,7 @@ def test_merged(family: str, tmp_path: Path) -> None:
     source = models.save(torch_model, tmp_path / "source")
     drawn = synthesis.random_lora(torch_model, 4, 6)
     model = ps.load_model(source)
-    shapes = Lora.initialise(model.config, 6, 1.0, jax.random.key(0))
+    shapes = Lora.initialise(model.config, 6, 1.0, jax.random.key(0), tuple(drawn.matrices))
     down = {t: a.reshape(shapes.down[t].shape) for t, (a, _) in drawn.matrices.items()}
     up = {t: b.reshape(shapes.up[t].shape) for t, (_, b) in drawn.matrices.items()}
     ps.save_adapter(tmp_path / "adapter", ps.Adapter(Lora(down, up, np.float32(drawn.scale)), None), model)

@@ -162,6 +162,8 @@ class TestPeftAlone:
             {"use_rslora": True, "lora_alpha": 7},
             {"target_modules": ["o_proj"], "r": 3},
             {"target_modules": r".*self_attn\.(q|v)_proj"},
+            {"target_modules": "all-linear"},
+            {"target_modules": ["up_proj", "down_proj"], "r": 3},
             {"layers_to_transform": [0, 2]},
         ],
         ids=lambda changed: ",".join(changed) or "plain",
@@ -185,8 +187,7 @@ class TestPeftAlone:
         [
             ({"use_dora": True}, "use_dora True"),
             ({"bias": "all"}, "bias 'all'"),
-            ({"target_modules": ["q_proj", "down_proj"]}, "target_modules down_proj"),
-            ({"target_modules": "all-linear"}, "target_modules .*(down_proj|gate_proj)"),
+            ({"target_modules": ["q_proj", "lm_head"]}, r"target_modules lm_head \(q_proj, .*, down_proj are supported"),
             ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
             ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa', which changes the base"),
         ],

@@ -15,7 +15,7 @@ from psynth_jax.cache import KVCache
 from psynth_jax.config import Config, DecoderConfig, LinearRope, Llama3Rope, LocalLayers, PlainRope, YarnRope
 from psynth_jax.convert.rules import gguf_rules
 from psynth_jax.errors import CheckpointError, ContextLengthError
-from psynth_jax.nn.adapter import Lora
+from psynth_jax.nn.adapter import FACTOR_LETTERS, Lora
 from psynth_jax.nn.decoder import Decoder, parameter_shapes
 from psynth_jax.nn.layers import branch_angles, token_angles
 from psynth_jax.ops.rope import rotate
@@ -176,18 +176,19 @@ class TestAdapter:
         wanted = np.where(np.array(gate)[:, None, None] == 1, adapted, expected)
         np.testing.assert_allclose(logits, wanted, atol=NOISE, rtol=0)
 
-    @pytest.mark.parametrize("target", ["q", "k", "v", "o"])
+    @pytest.mark.parametrize("target", FACTOR_LETTERS)
     def test_every_target_matters(self, decoder: Decoder, expected: np.ndarray, target: str) -> None:
-        one = full(decoder, lora=random_lora(tiny_config(), 5, targets=target), implementation="reference")
+        one = full(decoder, lora=random_lora(tiny_config(), 5, targets=[target]), implementation="reference")
         assert np.abs(one - expected).max() > DIFFERENT
 
     def test_a_new_one_changes_nothing(self, decoder: Decoder, expected: np.ndarray) -> None:
-        fresh = Lora.initialise(tiny_config(), rank=4, alpha=8.0, key=jax.random.key(0))
+        fresh = Lora.initialise(tiny_config(), 4, 8.0, jax.random.key(0), tuple(FACTOR_LETTERS))
         np.testing.assert_array_equal(full(decoder, lora=fresh), expected)
 
     def test_equals_weights_with_the_update_merged_in(self, decoder: Decoder, lora: Lora, adapted: np.ndarray) -> None:
         parameters = decoder.parameters()
         products = {"q": "lda,lanh->ldnh", "k": "lda,lakh->ldkh", "v": "lda,lakh->ldkh", "o": "lnha,lad->lnhd"}
+        products |= {"gate": "lda,laf->ldf", "up": "lda,laf->ldf", "down": "lfa,lad->lfd"}
         for target, letters in products.items():
             update = np.einsum(letters, np.asarray(lora.down[target], np.float64), np.asarray(lora.up[target], np.float64))
             parameters[f"layers.{target}"] = jnp.asarray(parameters[f"layers.{target}"] + float(lora.scale) * update)

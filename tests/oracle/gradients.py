@@ -39,7 +39,7 @@ def loss_gradients(
     weights = {}
     for target, (a, b) in factors.items():
         for index in range(layers):
-            name = f"model.layers.{index}.self_attn.{PROJECTIONS[target]}.weight"
+            name = f"model.layers.{index}.{PROJECTIONS[target]}.weight"
             weights[name] = model.get_parameter(name).detach() + lora.scale * (a[index] @ b[index]).T
 
     cache = DynamicCache()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ MapperParams = Mapping[str, np.ndarray]
 LayerCache = list[tuple[torch.Tensor, torch.Tensor]]  # per layer: keys, values, each [1, K, S, H]
 
 MAPPER_HIDDEN = 32
-PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
+PROJECTIONS = {x: f"self_attn.{x}_proj" for x in "qkvo"} | {x: f"mlp.{x}_proj" for x in ("gate", "up", "down")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +53,16 @@ def random_mapper(seed: int) -> dict[str, np.ndarray]:
     return {name: values.astype(np.float32) for name, values in draws.items()}
 
 
-def random_lora(model: PreTrainedModel, seed: int, rank: int, *, targets: str = "qkvo", alpha: float = 32.0) -> OracleLora:
+def random_lora(
+    model: PreTrainedModel, seed: int, rank: int, *, targets: Iterable[str] = PROJECTIONS, alpha: float = 32.0
+) -> OracleLora:
     """Draw an adapter whose update is about a third as large as the weight that it changes."""
     rng = np.random.default_rng(seed)
     layers = model.model.layers
     scale = alpha / rank
     matrices = {}
     for target in targets:
-        width_out, width_in = getattr(layers[0].self_attn, PROJECTIONS[target]).weight.shape
+        width_out, width_in = layers[0].get_submodule(PROJECTIONS[target]).weight.shape
         a = rng.standard_normal((len(layers), width_in, rank)) / np.sqrt(width_in)
         b = rng.standard_normal((len(layers), rank, width_out)) / (3 * scale * np.sqrt(rank))
         matrices[target] = (a.astype(np.float32), b.astype(np.float32))
@@ -78,7 +80,7 @@ def applied(model: PreTrainedModel, lora: OracleLora | None) -> Iterator[None]:
         with torch.no_grad():
             for target, (a, b) in lora.matrices.items():
                 for index, layer in enumerate(model.model.layers):
-                    weight = getattr(layer.self_attn, PROJECTIONS[target]).weight
+                    weight = layer.get_submodule(PROJECTIONS[target]).weight
                     kept.append((weight, weight.clone()))
                     weight += lora.scale * torch.from_numpy(a[index] @ b[index]).T
         yield

@@ -114,10 +114,10 @@ def test_what_must_show_shows(model, case):
     assert {name: distance(values, plain) > DIFFERENT for name, values in changed.items()} == dict.fromkeys(changed, True)
 
 
-@pytest.mark.parametrize("target", ["q", "k", "v", "o"])
+@pytest.mark.parametrize("target", synthesis.PROJECTIONS)
 def test_adapter_leaves_branches_and_weights_alone(model, case, target):
     branches, prompt, answer = case
-    lora = synthesis.random_lora(model, 3, 5, targets=target)
+    lora = synthesis.random_lora(model, 3, 5, targets=[target])
     before = {name: value.clone() for name, value in model.state_dict().items()}
     plain = synthesis.branch_logprobs(model, branches, prompt, answer)
     assert distance(synthesis.branch_logprobs(model, branches, prompt, answer, lora=lora), plain) > DIFFERENT

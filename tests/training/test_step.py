@@ -200,7 +200,7 @@ class TestGradients:
 def ours(matrices: Any, config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Bring (A `[L, in, A]`, B `[L, A, out]`) into the shapes of `Lora`."""
     shapes = jax.eval_shape(
-        lambda: Lora.initialise(config, next(iter(matrices.values()))[0].shape[-1], 1.0, jax.random.key(0))
+        lambda: Lora.initialise(config, next(iter(matrices.values()))[0].shape[-1], 1.0, jax.random.key(0), tuple(matrices))
     )
     down = {target: jnp.asarray(a.reshape(shapes.down[target].shape)) for target, (a, _) in matrices.items()}
     up = {target: jnp.asarray(b.reshape(shapes.up[target].shape)) for target, (_, b) in matrices.items()}

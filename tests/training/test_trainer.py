@@ -197,8 +197,8 @@ class TestLearning:
         known = {"start": str(straight.workdir / "adapter")}
         trainer = start(config(tmp_path, trainable=known), model, codes)
         assert tree_differences(trainer.state.parameters, straight.state.parameters) == []
-        with pytest.raises(ConfigError, match="another rank"):
-            start(config(tmp_path / "other", trainable={**known, "rank": 3}), model, codes)
+        with pytest.raises(ConfigError, match="has a LoRA of rank 4, the config of 3; a LoRA on o, q too"):
+            start(config(tmp_path / "other", trainable={**known, "rank": 3, "targets": ["k", "v"]}), model, codes)
 
     def test_what_an_adapter_lacks_begins_as_the_identity(
         self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path
@@ -214,8 +214,23 @@ class TestLearning:
         of_mapper = start(config(tmp_path / "b", trainable={"start": str(mapper)}), model, codes).state.parameters
         assert tree_differences(of_mapper.mapper, learned.mapper) == []
         assert of_mapper.up and not any(up.any() for up in of_mapper.up.values())
-        with pytest.raises(ConfigError, match="mapper"):
+        with pytest.raises(ConfigError, match="has a mapper, the config trains none"):
             start(config(tmp_path / "c", trainable={"start": str(mapper), "mapper": False}), model, codes)
+        wider = {"start": str(lora), "targets": ["q", "k", "v", "o", "gate", "up", "down"]}
+        on_mlp = start(config(tmp_path / "d", trainable=wider), model, codes).state.parameters
+        assert tree_differences({target: on_mlp.up[target] for target in learned.up}, learned.up) == []
+        assert not any(on_mlp.up[target].any() for target in ("gate", "up", "down"))
+
+    def test_the_mlp_learns(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
+        """A LoRA on the MLP alone learns to find what only the branches hold, and is exported."""
+        before = model.decoder.parameters()
+        run = config(tmp_path, trainable={"mapper": False, "targets": ["gate", "up", "down"]}, train={"steps": 6})
+        start(run, model, codes).run()
+        learned = losses(tmp_path)
+        assert learned[6] < learned[1]
+        lora = ps.ParallelSynthesis(model, adapter=tmp_path / "adapter").adapter.lora
+        assert lora is not None and sorted(lora.down) == ["down", "gate", "up"]
+        assert tree_differences(model.decoder.parameters(), before) == []
 
 
 @pytest.mark.exhaustive
