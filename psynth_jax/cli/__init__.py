@@ -1,11 +1,12 @@
 """The command `psynth`.  Answers and JSON go to stdout; progress, tables and errors go to stderr.
 
-Exit codes: 0 done, 2 the user's input is wrong (one line, no traceback), 1 our fault, 130 interrupted.
+Exit codes: 0 done, 2 the user's input is wrong (one line, no traceback), 1 our fault, 130 interrupted, 143 SIGTERM.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -22,7 +23,7 @@ from psynth_jax.cli.eval import eval_
 from psynth_jax.cli.info import info
 from psynth_jax.cli.report import report
 from psynth_jax.cli.run import run
-from psynth_jax.cli.train import export, train
+from psynth_jax.cli.train import TERMINATED, export, train
 from psynth_jax.errors import UserError
 
 app = typer.Typer(
@@ -51,12 +52,18 @@ USAGE_ERROR: type[BaseException] = next(kind for kind in typer.BadParameter.__mr
 
 def main() -> None:
     """Run the command line; end the process with its exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.showwarning = _show_warning
         raise SystemExit(_exit_code(sys.argv[1:] or ["--help"]))
+
+
+def _terminated(*_: object) -> None:
+    """End as an error would, so that what is half written is removed; `psynth train` saves first (`training.preemption`)."""
+    raise SystemExit(TERMINATED)
 
 
 def _exit_code(arguments: list[str]) -> int:

@@ -15,7 +15,7 @@ from psynth_jax.convert.adapter_directory import save_adapter
 from psynth_jax.convert.adapters import load_adapter, training_summary
 from psynth_jax.convert.load import open_model
 from psynth_jax.convert.merging import merge_adapters
-from psynth_jax.directories import replacing
+from psynth_jax.directories import replacing, writing
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 BaseModel = Annotated[str | None, typer.Option(help="model that the adapter belongs to; default: the one that it names")]
@@ -61,9 +61,9 @@ def merge(
     model = open_model(conversion.base_of(first, base))
     merged = merge_adapters(load_adapter(first, model), load_adapter(second, model), weight, how, rank, mapper)  # type: ignore[arg-type]
     facts: dict[str, Any] = {"first": first, "second": second, "weight": weight, "how": how, "mapper": mapper}
-    facts["error"] = merged.error
+    facts |= {"rank": merged.adapter.lora.rank if merged.adapter.lora else None, "error": merged.error}
     sources = {"first": training_summary(first), "second": training_summary(second)}
-    with replacing(target, (), "an empty directory") as fresh:
+    with writing(target), replacing(target, (), "an empty directory") as fresh:
         save_adapter(fresh, merged.adapter, model, {"merged": facts, "sources": sources})
     if as_json:
         write_json(facts | {"target": str(target)})

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -45,6 +47,16 @@ class Adapter:
     mapper: Mapper | None
     vocabulary: int | None = None
     sink: tuple[int, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """A hash of all that decides what is computed: the same wherever the adapter lies."""
+        summed = hashlib.sha256(repr((self.vocabulary, self.sink)).encode())
+        for path, leaf in jax.tree.leaves_with_path((self.lora, self.mapper)):
+            values = np.asarray(leaf)
+            summed.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}".encode())
+            summed.update(values.tobytes())
+        return summed.hexdigest()
 
 
 def save_adapter(

@@ -21,7 +21,7 @@ from psynth_jax.convert.base import Base
 from psynth_jax.convert.rules import Form, axis_sizes
 from psynth_jax.convert.safetensors_file import SafetensorsFile, read_json, write_json
 from psynth_jax.errors import AdapterError, CheckpointError, ModelMismatchError
-from psynth_jax.nn.adapter import ATTENTION, Lora, targets_of
+from psynth_jax.nn.adapter import ATTENTION_TARGETS, Lora, targets_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
@@ -129,7 +129,7 @@ def _adapted_layers(directory: Path, described: Mapping[str, Any], config: Decod
 
 
 def _factor_name(target: str, layer: int, half: str) -> str:
-    module = f"self_attn.{target}" if target in ATTENTION else f"mlp.{target}"
+    module = f"self_attn.{target}" if target in ATTENTION_TARGETS else f"mlp.{target}"
     return _FACTOR.format(l=layer, module=module, half=half)
 
 

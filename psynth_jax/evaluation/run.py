@@ -9,15 +9,12 @@ a run that was interrupted measures what an undisturbed one does.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import jax
-import numpy as np
 
-from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.errors import ContextLengthError, InputError
 from psynth_jax.evaluation import intervals
 from psynth_jax.evaluation.methods import METHODS, Method, Synthesizers, with_wrong_branches
@@ -203,7 +200,7 @@ def _settings(plan: Plan, synthesizers: Synthesizers) -> dict[str, Any]:
     """Return what rows must share to be compared with each other."""
     model, device = synthesizers.base.model, jax.devices()[0]
     used = {method.weights: synthesizers.of(method).adapter for method in plan.methods}
-    digests = {name: adapter_digest(adapter) for name, adapter in used.items() if name != "base"}
+    digests = {name: adapter.digest for name, adapter in used.items() if name != "base"}
     return {
         "format": 1,
         "data": questions_digest(plan.everything),
@@ -218,13 +215,3 @@ def _settings(plan: Plan, synthesizers: Synthesizers) -> dict[str, Any]:
         "device": device.device_kind,
         "mesh": {} if model.mesh is None else dict(model.mesh.shape),
     }
-
-
-def adapter_digest(adapter: Adapter) -> str:
-    """Return a digest of the numbers of a LoRA and a mapper: the same wherever the adapter lies."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path((adapter.lora, adapter.mapper)):
-        values = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}".encode())
-        digest.update(values.tobytes())
-    return digest.hexdigest()

@@ -1,6 +1,6 @@
 """LoRA (arXiv 2106.09685) as its own pytree, next to the base weights and never merged into them.
 
-Only the synthesizer uses it: workers always run the base.  A gate per row lets both share one batch.
+Only the synthesizer uses it: workers always run the base.  A strength for each row lets both share one batch.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ FACTOR_LETTERS: Mapping[str, tuple[str, str]] = {
     "up": ("L D A", "L A F"),
     "down": ("L F A", "L A D"),
 }
-ATTENTION: Final = ("q", "k", "v", "o")  # the targets of the paper, and of a run that names none
+ATTENTION_TARGETS: Final = ("q", "k", "v", "o")  # the targets of the paper, and of a run that names none
 
 
 def targets_of(config: DecoderConfig) -> tuple[str, ...]:
     """Return the projections that an adapter of this model may change: all but those of experts."""
-    return ATTENTION if config.experts else tuple(FACTOR_LETTERS)
+    return ATTENTION_TARGETS if config.experts else tuple(FACTOR_LETTERS)
 
 
 @jax.tree_util.register_dataclass
@@ -50,7 +50,7 @@ class Lora:
 
     @classmethod
     def initialise(
-        cls, config: DecoderConfig, rank: int, alpha: float, key: Array, targets: tuple[str, ...] = ATTENTION
+        cls, config: DecoderConfig, rank: int, alpha: float, key: Array, targets: tuple[str, ...] = ATTENTION_TARGETS
     ) -> Self:
         """Return an adapter that changes nothing yet: down is Gaussian with variance 1/fan-in, up is zero.
 
@@ -114,14 +114,14 @@ def delta_of_weight(lora: Lora, target: str, layer: int) -> HostArray:
     return np.float32(lora.scale) * np.tensordot(down, up, axes=1)
 
 
-def lora_delta(lora: Lora | None, gate: PerRow | None, target: str, x: Array) -> Array | float:
+def lora_delta(lora: Lora | None, strength: PerRow | None, target: str, x: Array) -> Array | float:
     """Return what the adapter of one layer (factors without L) adds to the projection `target` of `x [B, T, ...]`.
 
-    gate `[B]` scales it per row (0: base weights only); None means 1 everywhere.
+    strength `[B]` scales it per row (0: base weights only); None means 1 everywhere.
     """
     if lora is None or target not in lora.down:
         return 0.0
     down, up = lora.down[target].astype(x.dtype), lora.up[target].astype(x.dtype)
     flat = x.reshape(*x.shape[:2], -1) @ down.reshape(-1, down.shape[-1])
-    scale = lora.scale if gate is None else (lora.scale * gate)[:, None, None]
+    scale = lora.scale if strength is None else (lora.scale * strength)[:, None, None]
     return jnp.tensordot((scale * flat).astype(x.dtype), up, axes=1)

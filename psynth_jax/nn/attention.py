@@ -27,7 +27,7 @@ def attention(
     context: Context | None,
     layer: Array,
     lora: Lora | None,
-    gate: PerRow | None,
+    strength: PerRow | None,
     implementation: Implementation,
     mesh: Mesh | None = None,
     placement: Placement | None = None,
@@ -40,14 +40,14 @@ def attention(
       weights: this layer's parameters (letters as in `decoder.parameter_letters`, without L).
       angles: (cos, sin) `[B, T, 1, H/2]` of the tokens' positions.
       own, context: what is read besides the new tokens, all layers stacked; layer is the index into them.
-      lora: this layer's factors; gate `[B]` its strength per row.
+      lora: this layer's factors; strength `[B]`: how much of it each row gets.
       mesh, placement: devices, and how the own cache is cut over them; keys and values come with the copies that it holds.
       rows: x is their list `[X, Z, D]`, and so is the output; keys and values come as rows.
       window: see `branch_attention`.
     """
 
     def project(target: str) -> Array:
-        heads = jnp.tensordot(x, weights[target], axes=1) + lora_delta(lora, gate, target, x)
+        heads = jnp.tensordot(x, weights[target], axes=1) + lora_delta(lora, strength, target, x)
         return heads + weights[f"{target}_bias"] if config.qkv_bias else heads
 
     q, k, v = project("q"), project("k"), project("v")
@@ -64,5 +64,5 @@ def attention(
         read = over_mesh.attend(mesh, placement, q, k, v, own, context, layer, spec, implementation, window)
     if rows is not None:
         read = rows.to_list(read, x.shape[1], mesh, placement)
-    out = jnp.einsum("btnh,nhd->btd", read, weights["o"]) + lora_delta(lora, gate, "o", read)
+    out = jnp.einsum("btnh,nhd->btd", read, weights["o"]) + lora_delta(lora, strength, "o", read)
     return out + weights["o_bias"] if config.o_bias else out, k, v

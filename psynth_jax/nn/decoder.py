@@ -218,7 +218,7 @@ class Decoder(nnx.Module):
         offset: PerRow,
         context: Context | None = None,
         lora: Lora | None = None,
-        gate: PerRow | None = None,
+        strength: PerRow | None = None,
         *,
         fresh: bool = False,
         rows: RaggedRows | None = None,
@@ -236,16 +236,16 @@ class Decoder(nnx.Module):
           offset: `[B]` position of slot 0.
           context: what else every row reads; cos and sin as `nn.local.by_kind` has them.
           lora: adapter, factors stacked over L; None runs the base weights.
-          gate: `[B]` strength of the adapter per row; None: 1.
+          strength: `[B]` how much of the adapter each row gets; None: 1.
           fresh: promise that `start` is 0 everywhere, so that the own cache need not be read.
           rows: the tokens are not rows `[B, T]` but the lists `[X, Z]` of these rows of the cache, and so are the hidden
-            states; only with `fresh`, and without gate.
+            states; only with `fresh`, and without strength.
           remat: keep only every layer's input for the way back, and compute the layer anew.
 
         Where the cache's rows are cut over fsdp, as in training, each layer's weights are gathered when it is their turn;
         else the activations' D is cut, and nothing of the size of a weight moves.
         """
-        assert rows is None or (fresh and gate is None)
+        assert rows is None or (fresh and strength is None)
         config = self.config
         positions = _positions(tokens, offset, start, rows)
         angles = by_kind(config, lambda rope: token_angles(rope, config.head_width, positions))
@@ -266,12 +266,12 @@ class Decoder(nnx.Module):
             read_here = context_of_layer(config, context, index)
             normed = rms_norm(x, weights["attention_norm"], config)
             read, k, v = attention(
-                normed, weights, config, turned, own, read_here, index, adapter, gate, implementation, mesh, placement, rows,
-                window,
+                normed, weights, config, turned, own, read_here, index, adapter, strength, implementation, mesh, placement,
+                rows, window,
             )  # fmt: skip
             x = cut(x + self._after(read, weights.get("after_attention_norm")))
             normed = rms_norm(x, weights["mlp_norm"], config)
-            fed = feed_forward(normed, weights, config, mesh, row_axes, gathers, adapter, gate)
+            fed = feed_forward(normed, weights, config, mesh, row_axes, gathers, adapter, strength)
             return cut(x + self._after(fed, weights.get("after_mlp_norm"))), (k, v)
 
         stacked = {name: value[...] for name, value in self.layers.items()}

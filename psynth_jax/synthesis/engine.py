@@ -197,7 +197,7 @@ class Engine:
         """
         hidden = np.zeros((len(prompts), self.model.config.width), self.model.dtype)
         token, empty = None, not filled.any()
-        feeds = self._listed(prompts, cache, offset) if empty and reader.gate is None else []
+        feeds = self._listed(prompts, cache, offset) if empty and reader.strength is None else []
         feeds = feeds or _chunks(prompts, filled, offset)
         for number, rows in enumerate(feeds, 1):
             cache, hidden, token = self._call(

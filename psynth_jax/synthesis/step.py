@@ -33,13 +33,13 @@ LOGIT_ROWS = 64  # positions whose logits exist at once when scoring
 class Reader:
     """What turns the base model into a synthesizer, and what it reads.  All None: the base model reading nothing.
 
-    mapper: None is the identity.  lora: None is the base.  gate `[B]`: strength of both per row, 0 for a worker in the same
-    batch; None is 1.  view: branches.
+    mapper: None is the identity.  lora: None is the base.  strength `[B]`: how much of both each row gets, 0
+    for a worker in the same batch; None is 1.  view: branches.
     """
 
     mapper: Mapper | None = None
     lora: Lora | None = None
-    gate: PerRow | None = None
+    strength: PerRow | None = None
     view: BranchView | None = None
 
 
@@ -65,9 +65,9 @@ def fold(reader: Reader, config: DecoderConfig) -> Context | None:
         return None
     cos, sin = by_kind(config, lambda rope: branch_angles(rope, config.head_width, view.shift))
     scalars = mapper_scalars(reader.mapper, view.span, view.valid, config.layers)
-    if reader.gate is not None:
+    if reader.strength is not None:
         identity = jnp.array(IDENTITY, jnp.float32)
-        scalars = identity + reader.gate[:, None, None] * (scalars - identity)
+        scalars = identity + reader.strength[:, None, None] * (scalars - identity)
     return Context(view.parts, cos, sin, scalars)
 
 
@@ -82,7 +82,7 @@ def _run(
         rows.offset,
         fold(reader, model.config),
         reader.lora,
-        reader.gate,
+        reader.strength,
         fresh=fresh,
         rows=rows.ragged,
         implementation=implementation,

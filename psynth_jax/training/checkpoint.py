@@ -160,6 +160,11 @@ class CheckpointStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Wait for what is being written, and let go of the folder."""
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for what is being written, and let go of the folder; an error that is on its way is not replaced."""
+        try:
+            with self._written():
+                self._manager.close()
+        except TrainingError:
+            if kind is None:
+                raise

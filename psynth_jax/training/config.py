@@ -16,7 +16,7 @@ import yaml
 
 from psynth_jax.config import Config, Count, Positive
 from psynth_jax.errors import ConfigError
-from psynth_jax.nn.adapter import ATTENTION
+from psynth_jax.nn.adapter import ATTENTION_TARGETS
 
 Fraction = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
 NotNegative = Annotated[float, pydantic.Field(ge=0.0)]
@@ -49,15 +49,17 @@ class Task(Config):
 class Trainable(Config):
     """What is trained.  rank 0: no adapter.  mapper false: the identity.
 
-    start: an adapter directory to begin from; the part that it lacks begins as the identity.  sink: what every chat begins
-    with is read once, as a branch of its own, and all other branches are encoded after it: see `data.sink`.
+    mapper_hidden: width of the mapper's hidden layer.  alpha: the LoRA is added times alpha / rank.  targets: projections it
+    changes; gate, up and down are those of the MLP, which a mixture of experts does not have.  start: an adapter directory
+    to begin from; a part or a target that it lacks begins as the identity.  sink: what every chat begins with is read once,
+    as a branch of its own, and all other branches are encoded after it: see `data.sink`.
     """
 
     mapper: bool = True
     mapper_hidden: Count = 32
     rank: Annotated[int, pydantic.Field(ge=0)] = 16
     alpha: Positive = 32.0
-    targets: tuple[Target, ...] = ATTENTION
+    targets: tuple[Target, ...] = ATTENTION_TARGETS
     start: str | None = None
     sink: bool = False
 

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from psynth_jax.config import DecoderConfig
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.convert.adapters import load_adapter
 from psynth_jax.errors import ConfigError
 from psynth_jax.mapper import Mapper
 from psynth_jax.model import Model
-from psynth_jax.nn.adapter import Lora
+from psynth_jax.nn.adapter import Lora, targets_of
 from psynth_jax.training.config import Trainable, TrainConfig
 from psynth_jax.training.step import Parameters
 
@@ -46,6 +47,13 @@ def initial_parameters(config: Trainable, model: Model, seed: int) -> Parameters
     if found.lora is not None:
         known = dataclasses.replace(known, down=fresh.down | found.lora.down, up=fresh.up | found.lora.up)
     return jax.tree.map(lambda x: np.asarray(x, np.float32), known)  # an adapter may be kept in bfloat16
+
+
+def check_targets(config: Trainable, model: DecoderConfig) -> None:
+    """Raise `ConfigError` for targets that a model does not have."""
+    there = targets_of(model)
+    if config.rank and (beyond := [target for target in config.targets if target not in there]):
+        raise ConfigError(f"trainable.targets: a {model.family} has no {', '.join(beyond)}; it has {', '.join(there)}")
 
 
 def _differences(config: Trainable, found: Adapter, lora: Lora | None) -> Iterator[str]:

@@ -17,8 +17,10 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,12 +30,14 @@ from psynth_jax.branches import bucket
 from psynth_jax.cache import SLOT_SIZES
 from psynth_jax.config import DecoderConfig
 from psynth_jax.data.example import ExampleSource, Lengths
+from psynth_jax.data.shards import digest
 from psynth_jax.errors import DataError
 from psynth_jax.training.config import Batches, Task
 
 SMALLEST = 16  # tokens of the smallest padded row or target
 FINEST = 8  # sizes of rows and targets between a power of two and the next
 MOST_KEYS = 256  # from which the sizes that are compiled are chosen, which takes the cube of that
+SAMPLED = 64  # examples of a task that a run is known again by
 LISTED = 64  # a list of all tokens of a kind is a multiple of this
 EMPTY_SLOT = 0.15  # about what a slot behind a row's end costs, in tokens: it takes part in attention and nothing else
 
@@ -156,8 +160,9 @@ class Plan:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A hash of the first epoch: runs that agree in it are fed the same."""
-        return hashlib.sha256(repr(self.batches(0)).encode()).hexdigest()
+        """A hash of the first epoch, and of some of every task's examples: runs that agree in it are fed the same."""
+        content = [digest(source, at_most=SAMPLED) for source in self._sources]
+        return hashlib.sha256(repr((self.batches(0), content)).encode()).hexdigest()
 
     def batches(self, epoch: int) -> list[PlannedBatch]:
         """Return the batches of an epoch, from 0, in the order in which they are fed."""
@@ -193,8 +198,8 @@ class Plan:
         """Return what an epoch takes of every task, mixed."""
         taken = []
         for number, (kept, task) in enumerate(zip(self._kept, self._tasks, strict=True)):
-            share = round(task.weight * len(kept))
-            for place in range(epoch * share, (epoch + 1) * share):
+            share = Fraction(str(task.weight)) * len(kept)  # of no whole number, some epochs take one more than others
+            for place in range(math.floor(epoch * share), math.floor((epoch + 1) * share)):
                 taken.append(Reference(number, int(self._pass(number, place // len(kept))[place % len(kept)])))
         return taken if random is None else [taken[index] for index in random.permutation(len(taken))]
 

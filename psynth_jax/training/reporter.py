@@ -20,6 +20,15 @@ from psynth_jax.training.pipeline import Loaded
 OnStep = Callable[[int, Mapping[str, Any]], None]
 
 
+def losses_by_task(tasks: Sequence[str], sums: Mapping[str, Any]) -> dict[str, float]:
+    """Return the mean cross-entropy of every task that the sums have tokens of; tasks of one name count as one."""
+    together: dict[str, tuple[float, float]] = {}
+    for name, loss, count in zip(tasks, sums["task_cross_entropy"], sums["task_tokens"], strict=False):
+        before = together.get(name, (0.0, 0.0))
+        together[name] = before[0] + float(loss), before[1] + float(count)
+    return {name: loss / count for name, (loss, count) in together.items() if count}
+
+
 class Reporter:
     """Takes the sums of each step as they are computed."""
 
@@ -91,8 +100,7 @@ class Reporter:
         numbers: dict[str, Any] = {"loss": float(sums["loss"]) / tokens}
         for name in ("cross_entropy", "distillation"):
             numbers[name] = float(sums[name]) / tokens
-        per_task = zip(self._tasks, sums["task_tokens"], sums["task_cross_entropy"], strict=False)
-        numbers |= {f"loss/{name}": float(loss / count) for name, count, loss in per_task if count}
+        numbers |= {f"loss/{name}": loss for name, loss in losses_by_task(self._tasks, sums).items()}
         peak, rate = peak_flops(jax.devices()[0]), step_flops(self._config, self._lora, counts) / seconds
         memory = jax.local_devices()[0].memory_stats() or {}
         return numbers | {

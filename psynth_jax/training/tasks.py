@@ -14,6 +14,7 @@ from psynth_jax.data.synthetic.world import Split
 from psynth_jax.errors import ConfigError
 from psynth_jax.tokenizer import Tokenizer
 from psynth_jax.training.config import Task, TrainConfig
+from psynth_jax.training.parameters import check_targets
 
 
 class TaskData(NamedTuple):
@@ -30,9 +31,11 @@ def load_tasks(config: TrainConfig) -> tuple[list[TaskData], list[TaskData]]:
 
     Raises:
       DataError: a directory is not one of examples, or was made with another tokenizer.
-      ConfigError: the model has no tokenizer.
+      ConfigError: the model has no tokenizer, or lacks one of `trainable.targets`.
     """
-    tokenizer = open_model(config.model, config.dtype).tokenizer
+    model = open_model(config.model, config.dtype)
+    tokenizer = model.tokenizer
+    check_targets(config.trainable, model.config)
     if tokenizer is None or tokenizer.end_id is None:
         raise ConfigError(f"{config.model} has no tokenizer with an end token: examples cannot be made or checked for it")
     return [*_loaded(config, config.data, tokenizer, "train")], [*_loaded(config, config.evaluation, tokenizer, "test")]

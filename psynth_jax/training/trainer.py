@@ -6,10 +6,13 @@ WORKDIR/config.json     what was asked for            WORKDIR/metrics.jsonl   a 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,8 @@ import psynth_jax
 from psynth_jax.convert.adapter_directory import Adapter, save_adapter
 from psynth_jax.data.shards import digest
 from psynth_jax.data.sink import WithSink
-from psynth_jax.errors import ConfigError, InputError
+from psynth_jax.directories import writing
+from psynth_jax.errors import ConfigError, InputError, TrainingError
 from psynth_jax.model import Model
 from psynth_jax.sharding import put, replicated
 from psynth_jax.training.batch import BatchBuilder, place
@@ -35,7 +39,7 @@ from psynth_jax.training.pipeline import BatchIterator, BatchSource, Loaded
 from psynth_jax.training.plan import Plan
 from psynth_jax.training.preemption import Preemption, preemption
 from psynth_jax.training.report import summarise
-from psynth_jax.training.reporter import OnStep, Reporter
+from psynth_jax.training.reporter import OnStep, Reporter, losses_by_task
 from psynth_jax.training.step import (
     Parameters,
     StepOptions,
@@ -63,6 +67,7 @@ class Trainer:
     """One start of a run.
 
     plan: which examples form which batch.  batches: of all steps, by number.  state: what has been computed so far.
+    dropped: task -> reason -> number of examples that no batch has.
     """
 
     def __init__(
@@ -96,9 +101,17 @@ class Trainer:
         self.plan, builder = self._batches(data, config.seed)
         self.batches = BatchSource(self.plan, builder, config.train.steps)
         self._evaluation: BatchSource | None = None
+        self._evaluation_tasks = [source.task for _, source in evaluation]
+        left_out = [*zip(self._tasks, self.plan.dropped, strict=True)]
         if evaluation and config.train.evaluate_every:
             plan, builder = self._batches(evaluation, None)
-            self._evaluation = BatchSource(plan, builder, len(plan.batches(0)))
+            count = len(plan.batches(0))
+            if not count:
+                raise ConfigError("weights of `evaluation` are so small that no example is taken")
+            self._evaluation = BatchSource(plan, builder, count)
+            labels = [f"{task} (evaluation)" for task in self._evaluation_tasks]
+            left_out += zip(labels, plan.dropped, strict=True)
+        self.dropped = _by_name(left_out)
         self._options = StepOptions(
             lora_scale=config.trainable.alpha / max(config.trainable.rank, 1),
             tasks=max(len(data), len(evaluation)),
@@ -161,11 +174,6 @@ class Trainer:
         self._begun_with = about.get("batches")
 
     @property
-    def dropped(self) -> dict[str, dict[str, int]]:
-        """Task -> reason -> number of examples that no batch has."""
-        return dict(zip(self._tasks, self.plan.dropped, strict=True))
-
-    @property
     def step(self) -> int:
         """How many steps have been done."""
         return int(self.state.step)
@@ -184,14 +192,17 @@ class Trainer:
             )
         last = min(config.train.steps, config.train.stop_at or config.train.steps)
         described = config.model_dump(mode="json")
-        if self._first_process:
-            (self.workdir / "config.json").write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        metrics = Metrics(self.workdir, config.logging, described, here=self._first_process)
-        with metrics, CheckpointStore(self.workdir, config.checkpoint) as store:
-            with preemption() as heard:
-                finished = self._steps(last, metrics, store, heard)
-            store.wait()
-            adapter = self.export(self.workdir / ADAPTER)
+        with _disk_full(self.workdir):
+            if self._first_process:
+                whole = self.workdir / ".config.json"  # a kill in the middle of writing leaves the one that was there
+                whole.write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+                whole.replace(self.workdir / "config.json")
+            metrics = Metrics(self.workdir, config.logging, described, here=self._first_process)
+            with metrics, CheckpointStore(self.workdir, config.checkpoint) as store:
+                with preemption() as heard:
+                    finished = self._steps(last, metrics, store, heard)
+                store.wait()
+                adapter = self.export(self.workdir / ADAPTER)
         reason = "terminated" if not finished else "done" if last == config.train.steps else "stop_at"
         return Outcome(self.step, reason, adapter)
 
@@ -235,7 +246,8 @@ class Trainer:
             found = jax.device_get(run(parameters, *self._rest(loaded)))
             total = found if total is None else jax.tree.map(np.add, total, found)
         loss, divergence = (float(total[name] / total["tokens"]) for name in ("cross_entropy", "distillation"))
-        reporter.tell(step, {"eval_loss": loss, "eval_distillation": divergence})
+        by_task = {f"eval_loss/{name}": own for name, own in losses_by_task(self._evaluation_tasks, total).items()}
+        reporter.tell(step, {"eval_loss": loss, "eval_distillation": divergence} | by_task)
         return loss
 
     def _program(self, name: str, first: Any, loaded: Loaded) -> tuple[Callable[..., Any], float]:
@@ -314,5 +326,27 @@ class Trainer:
             adapter = Adapter(held.lora(self._options.lora_scale), held.mapper, sink=sink)
             learned = [{"task": s.task, "examples": len(s), "sha256": digest(s)} for s in self._sources]
             summary = {"steps": self.step, "jax": jax.__version__, "data": learned} | self._about() | self._course()
-            save_adapter(directory, adapter, self.model, summary, dtype)
+            with writing(Path(directory)):
+                save_adapter(directory, adapter, self.model, summary, dtype)
         return Path(directory)
+
+
+def _by_name(counts: Iterable[tuple[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    """Add up what tasks of the same name have."""
+    together: dict[str, Counter[str]] = {}
+    for name, reasons in counts:
+        together.setdefault(name, Counter()).update(reasons)
+    return {name: dict(reasons) for name, reasons in together.items()}
+
+
+@contextlib.contextmanager
+def _disk_full(workdir: Path) -> Iterator[None]:
+    """Turn a full disk, wherever a run met it, into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise TrainingError(
+            f"{workdir} cannot be written: {error.strerror}; its whole checkpoints stay: make room and start again"
+        ) from None

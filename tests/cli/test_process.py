@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,38 @@ def test_a_reader_that_has_left(environment: dict[str, str]) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 1
+
+
+def test_training_saves_on_sigterm_and_goes_on(environment: dict[str, str], tmp_path: Path) -> None:
+    """The config that comes along, with TensorBoard on: it ends by 143 after a save, and the next start ends it."""
+    workdir = tmp_path / "run"
+    command = [*COMMAND, "train", str(ROOT / "configs" / "tiny.yaml"), f"workdir={workdir}", "train.log_every=1"]
+    command += ["data.0.synthetic=16", "evaluation.0.synthetic=2", "batch.shapes=1", "batch.examples=2"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("step 3/20"):
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 143
+    saved = [int(place.name) for place in (workdir / "checkpoints").iterdir() if place.name.isdecimal()]
+    assert len(saved) == 1 and 3 <= saved[0] < 10, "not one that was due"
+    done = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert (found["begin"], found["step"], found["reason"]) == (saved[0], 20, "done")
+    assert any((workdir / "tensorboard").iterdir())
+
+
+def test_a_conversion_that_is_terminated_leaves_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    waits = "lambda directory, *_: ((directory / 'half').touch(), print('writes', flush=True), time.sleep(60))"
+    code = f"import time; from psynth_jax.convert import convert; convert._write_model = {waits}; "
+    code += "from psynth_jax.cli import main; main()"
+    command = [sys.executable, "-c", code, "convert", "tiny-random", str(tmp_path / "out" / "made"), "--to", "hf"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "writes\n"
+        assert len(list((tmp_path / "out").iterdir())) == 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 class TestLibtpuNoise:

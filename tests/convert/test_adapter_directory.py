@@ -63,6 +63,12 @@ class TestRoundTrip:
         loaded = load_adapter(str(tmp_path / "adapter"), model)
         assert same(loaded, adapter) and loaded.lora.rank == 3
 
+    def test_on_the_mlp_it_is_not_for_experts(self, tmp_path: Path) -> None:
+        model = tiny_model(family="qwen3_moe", qk_norm=True, experts=4, experts_per_token=2)
+        save_adapter(tmp_path / "adapter", Adapter(random_lora(tiny_config(), 1), None), model)
+        with pytest.raises(AdapterError, match=r"no LoRA may be on down, gate, up of tiny"):
+            load_adapter(tmp_path / "adapter", model)
+
     def test_of_a_mapper_alone_and_of_nothing(self, model: ps.Model, tmp_path: Path) -> None:
         for name, adapter in {
             "mapper": Adapter(None, Mapper.from_arrays(random_mapper(2))),

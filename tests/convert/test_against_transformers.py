@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 import psynth_jax as ps  # noqa: E402
 from psynth_jax.convert.convert import convert  # noqa: E402
-from psynth_jax.nn.adapter import Lora  # noqa: E402
+from psynth_jax.nn.adapter import Lora, targets_of  # noqa: E402
 from tests.convert.test_convert import same, tensors_of  # noqa: E402
 from tests.oracle import models, synthesis  # noqa: E402
 
@@ -53,12 +53,12 @@ def test_a_config_of_ours_is_theirs(family: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(logits(source), logits(torch_model), atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama_tied", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "qwen2", "qwen3", "qwen3_moe", "gemma3"])
 def test_merged(family: str, tmp_path: Path) -> None:
     torch_model = models.TINY[family]()
     source = models.save(torch_model, tmp_path / "source")
-    drawn = synthesis.random_lora(torch_model, 4, 6)
     model = ps.load_model(source)
+    drawn = synthesis.random_lora(torch_model, 4, 6, targets=targets_of(model.config))
     shapes = Lora.initialise(model.config, 6, 1.0, jax.random.key(0), tuple(drawn.matrices))
     down = {t: a.reshape(shapes.down[t].shape) for t, (a, _) in drawn.matrices.items()}
     up = {t: b.reshape(shapes.up[t].shape) for t, (_, b) in drawn.matrices.items()}

@@ -23,10 +23,11 @@ from psynth_jax.convert.hf import config_from_hf
 from psynth_jax.convert.load import open_model
 from psynth_jax.convert.rules import StoredParameter
 from psynth_jax.errors import CheckpointError, DataError, InputError, UserError
-from tests.convert.test_hf import GEMMA3, LLAMA, QWEN2, QWEN3, random_tensors, write_model
+from tests.convert.test_hf import GEMMA3, LLAMA, QWEN2, QWEN3, QWEN3_MOE, random_tensors, write_model
 from tests.tiny import random_lora, tiny_config
 
-FAMILIES = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3, "tied": {**QWEN3, "tie_word_embeddings": True}, "gemma3": GEMMA3}
+FAMILIES = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3, "tied": {**QWEN3, "tie_word_embeddings": True}}
+FAMILIES |= {"qwen3_moe": QWEN3_MOE, "gemma3": GEMMA3}
 GENERATION = '{\n  "eos_token_id": [3, 5],\n  "temperature": 0.6\n}\n'
 
 

@@ -41,6 +41,15 @@ LLAMA: dict[str, Any] = {
 }
 QWEN2 = {**LLAMA, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
 QWEN3 = {**LLAMA, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+QWEN3_MOE = {
+    **{key: value for key, value in QWEN3.items() if key != "intermediate_size"},
+    "model_type": "qwen3_moe",
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 13,
+    "norm_topk_prob": True,
+}
 GEMMA3 = {
     **{key: value for key, value in LLAMA.items() if key != "rope_theta"},
     "model_type": "gemma3_text",

@@ -182,6 +182,22 @@ class TestPeftAlone:
         again = peft.PeftModel.from_pretrained(base_model(family), tmp_path / "back" / "judger_lora").eval()
         np.testing.assert_allclose(self.merged(again), expected, atol=1e-5)
 
+    def test_on_a_mixture_of_experts(self, tmp_path: Path) -> None:
+        """All that is linear is attention and router; a LoRA on experts, or on the router, is refused by name."""
+        directory = models.save(base_model("qwen3_moe"), tmp_path / "base")
+        model, attention = ps.load_model(directory), ["q_proj", "k_proj", "v_proj", "o_proj"]
+        wrapped = with_lora(base_model("qwen3_moe"), target_modules=attention).eval()
+        wrapped.save_pretrained(tmp_path / "lora")
+        found = ps.ParallelSynthesis(model, adapter=tmp_path / "lora").score(PROMPT, TARGET)
+        at = np.arange(len(PROMPT) - 1, len(PROMPT) + len(TARGET) - 1)
+        np.testing.assert_allclose(found, self.merged(wrapped)[at, TARGET], atol=1e-4)
+        file = tmp_path / "lora" / "adapter_model.safetensors"
+        factor = np.zeros((RANK, 22), np.float32)
+        expert = "base_model.model.model.layers.0.mlp.experts.0.gate_proj.lora_A.weight"
+        safetensors.numpy.save_file(safetensors.numpy.load_file(file) | {expert: factor}, file)
+        with pytest.raises(AdapterError, match=r"target_modules gate_proj \(q_proj, k_proj, v_proj, o_proj are supported"):
+            ps.load_adapter(tmp_path / "lora", model)
+
     @pytest.mark.parametrize(
         ("changed", "match"),
         [

@@ -16,7 +16,7 @@ from psynth_jax.data.record import BranchText, Record, write_records
 from psynth_jax.errors import ContextLengthError, DataError, InputError
 from psynth_jax.evaluation.methods import METHODS, Method, Synthesizers
 from psynth_jax.evaluation.rows import RowFile
-from psynth_jax.evaluation.run import Plan, adapter_digest, evaluate
+from psynth_jax.evaluation.run import Plan, evaluate
 from psynth_jax.evaluation.tasks import QATask, Question
 from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
 from tests.evaluation.conftest import record
@@ -276,7 +276,7 @@ class TestSummary:
             "max_new_tokens": 32,
             "dtype": "float32",
             "model": synthesizers.base.model.fingerprint,
-            "adapter": adapter_digest(adapter),
+            "adapter": adapter.digest,
             "text_adapter": None,
         }
         assert {name: summary[name] for name in expected} == expected
@@ -305,7 +305,10 @@ class TestSummary:
         assert (summary["by_task"]["towns"]["text"]["n"], summary["by_task"]["towns"]["text"]["em"]["mean"]) == (2, 0)
 
 
-def test_digest_of_an_adapter_is_of_its_numbers(synthesizers: Synthesizers) -> None:
+def test_digest_of_an_adapter_is_of_all_that_counts(synthesizers: Synthesizers) -> None:
     config = synthesizers.base.model.config
-    first, same, other = (adapter_digest(Adapter(random_lora(config, seed), None)) for seed in (1, 1, 2))
-    assert first == same != other != adapter_digest(Adapter(None, None))
+    lora, same, other = (random_lora(config, seed) for seed in (1, 1, 2))
+    assert Adapter(lora, None).digest == Adapter(same, None).digest
+    different = [Adapter(lora, None), Adapter(other, None), Adapter(None, None), Adapter(lora, None, 50)]
+    different += [Adapter(lora, None, sink=sink) for sink in ((1,), (2,))]
+    assert len({adapter.digest for adapter in different}) == len(different)

@@ -41,13 +41,13 @@ def run(
     count: Any,
     offset: Any,
     lora: Lora | None = None,
-    gate: Any = None,
+    strength: Any = None,
     *,
     fresh: bool = False,
     implementation: Any = "auto",
 ) -> tuple[Any, KVCache]:
     hidden, cache = decoder(
-        tokens, cache, start, count, offset, None, lora, gate, fresh=fresh, implementation=implementation
+        tokens, cache, start, count, offset, None, lora, strength, fresh=fresh, implementation=implementation
     )
     return decoder.logits(hidden), cache
 
@@ -169,11 +169,11 @@ class TestAdapter:
         assert np.abs(adapted - expected).max() > DIFFERENT
 
     @pytest.mark.parametrize("gate", [[0, 0, 0], [1, 1, 1], [0, 1, 0]])
-    def test_gate_chooses_per_row(
-        self, decoder: Decoder, lora: Lora, expected: np.ndarray, adapted: np.ndarray, gate: list[int]
+    def test_strength_chooses_per_row(
+        self, decoder: Decoder, lora: Lora, expected: np.ndarray, adapted: np.ndarray, strength: list[int]
     ) -> None:
-        logits = full(decoder, lora=lora, gate=np.array(gate, np.float32))
-        wanted = np.where(np.array(gate)[:, None, None] == 1, adapted, expected)
+        logits = full(decoder, lora=lora, strength=np.array(strength, np.float32))
+        wanted = np.where(np.array(strength)[:, None, None] == 1, adapted, expected)
         np.testing.assert_allclose(logits, wanted, atol=NOISE, rtol=0)
 
     @pytest.mark.parametrize("target", FACTOR_LETTERS)

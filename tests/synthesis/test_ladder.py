@@ -274,7 +274,7 @@ def test_one_branch_without_prompt_is_the_text_before_the_prompt(plain: ps.Paral
 
 
 def test_workers_and_synthesizers_share_a_batch(synth: ps.ParallelSynthesis, three: Branches) -> None:
-    """By the gate: a row of 0 is the base model reading the same slots, mapper and adapter left out."""
+    """By the strength: a row of 0 is the base model reading the same slots, mapper and adapter left out."""
     decoder, adapter = synth.model.decoder, synth.adapter
     view = branch_view([three.questions[0]] * 2)
     rows = Rows(np.array([PROMPT] * 2), np.zeros(2, np.int32), np.full(2, len(PROMPT)), np.full(2, 19))
@@ -288,7 +288,7 @@ def test_workers_and_synthesizers_share_a_batch(synth: ps.ParallelSynthesis, thr
 
     whole = {"mapper": adapter.mapper, "lora": adapter.lora}
     base, adapted = hidden(), hidden(**whole)
-    shared = hidden(**whole, gate=np.array([0.0, 1.0], np.float32))
+    shared = hidden(**whole, strength=np.array([0.0, 1.0], np.float32))
     assert_different(base, adapted)
     assert_close(shared[0], base[0])
     assert_close(shared[1], adapted[1])

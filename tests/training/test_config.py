@@ -8,6 +8,7 @@ import pytest
 
 from psynth_jax.errors import ConfigError
 from psynth_jax.training.config import differences, read_config
+from tests.processes import ROOT
 from tests.training.examples import config
 
 TEXT = """
@@ -18,6 +19,12 @@ data:
 optimizer: {learning_rate: 1e-3}
 train: {steps: 4}
 """
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_those_that_come_along(path: Path) -> None:
+    if path.stem != "compile_matrix":  # of another command
+        assert read_config(path).train.steps >= 20
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ from psynth_jax.config import LocalLayers, PlainRope
 from psynth_jax.data.example import ExampleList
 from psynth_jax.errors import DataError
 from psynth_jax.training import plan as plan_module
+from psynth_jax.training.batch import BatchBuilder
 from psynth_jax.training.config import Batches, Task
+from psynth_jax.training.pipeline import BatchSource
 from psynth_jax.training.plan import Plan, PlannedBatch, Reference, fewer_keys, padded, row_slots
 from tests.tiny import tiny_config
 from tests.training.examples import ids, random_examples
@@ -77,6 +79,24 @@ def test_weights_are_passes() -> None:
     assert counts == [{0: 20, 1: 30}, {0: 20, 1: 30}]
     taken = references(found.batches(0)) + references(found.batches(1))
     assert [taken[Reference(0, number)] for number in range(40)] == [1] * 40, "the second epoch takes the other half"
+
+
+def test_a_weight_below_one_example_takes_one_now_and_then() -> None:
+    found = plan(tasks=(Task(synthetic=1, weight=0.01), ONE))
+    epochs = [references(found.batches(epoch)) for epoch in range(5)]
+    first = [sum(count for reference, count in epoch.items() if reference.task == 0) for epoch in epochs]
+    assert first == [0, 0, 1, 0, 1], "40 examples times 0.01 are 2 in five epochs"
+    few = Plan([ExampleList("few", random_examples(2))], [Task(synthetic=1, weight=0.2)], LIMITS)
+    source = BatchSource(few, BatchBuilder([FIRST], [ONE]), 3)
+    assert [source.planned(index)[0] for index in range(3)] == [2, 4, 7], "epochs without a batch are passed over"
+
+
+def test_the_digest_is_of_the_content_too() -> None:
+    changed = random_examples(40)
+    changed[0] = replace(changed[0], target=changed[0].target[::-1].copy())
+    other = Plan([ExampleList("first", changed), SECOND], (ONE, ONE), LIMITS)
+    assert other.batches(0) == plan().batches(0) and other.digest != plan().digest
+    assert Plan([ExampleList("first", random_examples(40)), SECOND], (ONE, ONE), LIMITS).digest == plan().digest
 
 
 def test_what_is_too_long_is_counted_by_reason() -> None:

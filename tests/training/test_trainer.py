@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import resource
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from psynth_jax.errors import CheckpointError, ConfigError, TrainingError
 from psynth_jax.training import reporter
 from psynth_jax.training.checkpoint import CheckpointStore
 from psynth_jax.training.config import Checkpoints
+from psynth_jax.training.metrics import Metrics
 from psynth_jax.training.tasks import TaskData, load_tasks
 from psynth_jax.training.trainer import Trainer
 from tests.training.codes import codes as make_codes
@@ -128,7 +132,9 @@ class TestResuming:
 @pytest.mark.exhaustive
 class TestLearning:
     @pytest.mark.parametrize(
-        "trainable", [{}, {"rank": 0}, {"mapper": False}], ids=["both", "mapper alone", "adapter alone"]
+        "trainable",
+        [{}, {"rank": 0}, {"mapper": False}, {"mapper": False, "targets": ("gate", "up", "down")}],
+        ids=["both", "mapper alone", "adapter alone", "adapter on the MLP alone"],
     )
     def test_each_part_learns_and_the_base_stays(
         self, model: ps.Model, codes: ExampleList, tmp_path: Path, trainable: Mapping[str, Any]
@@ -142,6 +148,8 @@ class TestLearning:
         reached = {"both": 0.05, "mapper alone": 0.999 * found[1], "adapter alone": 0.05}
         name = "mapper alone" if trainable.get("rank") == 0 else "adapter alone" if trainable else "both"
         assert found[80] < reached[name]
+        lora = ps.ParallelSynthesis(model, adapter=tmp_path / "adapter").adapter.lora
+        assert (sorted(lora.down) if lora else []) == sorted(run.trainable.targets if run.trainable.rank else [])
         assert tree_differences(model.decoder.parameters(), before) == []
 
     def test_it_is_read_from_the_branches(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
@@ -197,8 +205,8 @@ class TestLearning:
         known = {"start": str(straight.workdir / "adapter")}
         trainer = start(config(tmp_path, trainable=known), model, codes)
         assert tree_differences(trainer.state.parameters, straight.state.parameters) == []
-        with pytest.raises(ConfigError, match="has a LoRA of rank 4, the config of 3; a LoRA on o, q too"):
-            start(config(tmp_path / "other", trainable={**known, "rank": 3, "targets": ["k", "v"]}), model, codes)
+        with pytest.raises(ConfigError, match="has a LoRA of rank 16, the config of 3; a LoRA on o, q too"):
+            start(config(tmp_path / "other", trainable={**known, "rank": 3, "targets": ("k", "v")}), model, codes)
 
     def test_what_an_adapter_lacks_begins_as_the_identity(
         self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path
@@ -216,21 +224,25 @@ class TestLearning:
         assert of_mapper.up and not any(up.any() for up in of_mapper.up.values())
         with pytest.raises(ConfigError, match="has a mapper, the config trains none"):
             start(config(tmp_path / "c", trainable={"start": str(mapper), "mapper": False}), model, codes)
-        wider = {"start": str(lora), "targets": ["q", "k", "v", "o", "gate", "up", "down"]}
+        wider = {"start": str(lora), "targets": ("q", "k", "v", "o", "gate", "up", "down")}
         on_mlp = start(config(tmp_path / "d", trainable=wider), model, codes).state.parameters
         assert tree_differences({target: on_mlp.up[target] for target in learned.up}, learned.up) == []
         assert not any(on_mlp.up[target].any() for target in ("gate", "up", "down"))
 
-    def test_the_mlp_learns(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
-        """A LoRA on the MLP alone learns to find what only the branches hold, and is exported."""
-        before = model.decoder.parameters()
-        run = config(tmp_path, trainable={"mapper": False, "targets": ["gate", "up", "down"]}, train={"steps": 6})
-        start(run, model, codes).run()
-        learned = losses(tmp_path)
-        assert learned[6] < learned[1]
-        lora = ps.ParallelSynthesis(model, adapter=tmp_path / "adapter").adapter.lora
-        assert lora is not None and sorted(lora.down) == ["down", "gate", "up"]
-        assert tree_differences(model.decoder.parameters(), before) == []
+    @pytest.mark.parametrize(
+        ("changed", "said"),
+        [
+            ({"mapper_hidden": 8}, "it has a mapper of 32 hidden units, the config of 8"),
+            ({"rank": 0}, "it has a LoRA, the config trains none"),
+            ({"alpha": 4.0}, r"it has alpha / rank = 2\.0, the config 0\.25"),
+        ],
+    )
+    def test_an_adapter_of_another_form(
+        self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path, changed: dict[str, Any], said: str
+    ) -> None:
+        begin = {"start": str(straight.workdir / "adapter"), **changed}
+        with pytest.raises(ConfigError, match=f"differs from the config's `trainable`: {said}"):
+            start(config(tmp_path, trainable=begin), model, codes)
 
 
 @pytest.mark.exhaustive
@@ -260,6 +272,38 @@ class TestEvaluation:
         best = min(told, key=lambda item: item[1])[0]
         with CheckpointStore(tmp_path, Checkpoints(keep=2)) as store:
             assert store.best == best and set(store.steps) == {best, 6, 8}
+
+    def test_tasks_of_one_name_count_as_one(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
+        """Two tasks called codes and one called more: their losses, of training and evaluation, by name and by tokens."""
+        run = config(
+            tmp_path,
+            data=({"synthetic": 1},) * 3,
+            evaluation=({"synthetic": 1},) * 3,
+            train={"steps": 1, "evaluate_every": 1},
+            batch={"tokens": 1 << 16, "examples": 32, "shapes": 1, "branch_tokens": 22},
+        )
+        parts = [("codes", range(4)), ("codes", range(4, 12)), ("more", range(12, 16))]
+        sources = [ExampleList(name, [codes[number] for number in numbers]) for name, numbers in parts]
+        trainer = Trainer(run, model, [*map(TaskData, run.data, sources)], [*map(TaskData, run.evaluation, sources)])
+        trainer.run()
+        step, evaluated = map(json.loads, (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        for found, prefix, whole in ((step, "loss/", "cross_entropy"), (evaluated, "eval_loss/", "eval_loss")):
+            assert {name for name in found if name.startswith(prefix)} == {f"{prefix}codes", f"{prefix}more"}
+            mean = (12 * found[f"{prefix}codes"] + 4 * found[f"{prefix}more"]) / 16  # targets of the same length
+            assert mean == pytest.approx(found[whole], rel=1e-5)
+        assert trainer.dropped == {"codes": {}, "more": {}, "codes (evaluation)": {}, "more (evaluation)": {}}
+
+    def test_what_evaluation_leaves_out_is_told(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
+        run = config(tmp_path, evaluation=({"synthetic": 1},), train={"steps": 1, "evaluate_every": 1})
+        long = dataclasses.replace(codes[0], target=np.zeros(run.batch.target_tokens + 1, np.int32))
+        held_out = TaskData(run.evaluation[0], ExampleList("codes", [codes[1], long]))
+        trainer = Trainer(run, model, [TaskData(run.data[0], codes)], [held_out])
+        assert trainer.dropped["codes (evaluation)"] == {"a longer target than target_tokens": 1}
+
+    def test_an_evaluation_of_nothing(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
+        run = config(tmp_path, evaluation=({"synthetic": 1, "weight": 0.01},), train={"steps": 1, "evaluate_every": 1})
+        with pytest.raises(ConfigError, match="no example is taken"):
+            Trainer(run, model, [TaskData(run.data[0], codes)], [TaskData(run.evaluation[0], codes)])
 
 
 class TestFailures:
@@ -296,6 +340,41 @@ class TestFailures:
             trainer.run()
         monkeypatch.undo()
         assert start(config(tmp_path), model, codes).step == 2
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # Orbax's own thread says it too
+    def test_a_disk_that_fills_up_while_arrays_are_written(
+        self, model: ps.Model, codes: ExampleList, tmp_path: Path
+    ) -> None:
+        """No file may grow any more: what Orbax writes in the background fails, and the run says so."""
+        trainer = start(config(tmp_path, checkpoint={"every": 2}, trainable={"rank": 64}), model, codes)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        seen: list[int] = []
+
+        def fill_up(step: int, _: Mapping[str, Any]) -> None:
+            seen.append(step)
+            if step == 3:
+                while not (tmp_path / "checkpoints" / "2").exists():  # it has this name when it is whole
+                    time.sleep(0.01)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, limits[1]))
+
+        trainer._on_step = fill_up
+        try:
+            with pytest.raises(TrainingError, match=r"could not be written .* last whole one is step 2"):
+                trainer.run()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert seen[-1] >= 4 and start(config(tmp_path, trainable={"rank": 64}), model, codes).step == 2
+
+    def test_a_disk_that_is_full_when_numbers_are_written(
+        self, model: ps.Model, codes: ExampleList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        trainer = start(config(tmp_path), model, codes)
+        monkeypatch.setattr(Metrics, "write", full)
+        with pytest.raises(TrainingError, match="No space left on device; its whole checkpoints stay"):
+            trainer.run()
 
     def test_a_damaged_checkpoint_is_named(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
         start(config(tmp_path), model, codes).run()
