@@ -72,7 +72,7 @@ class Shapes:
         return Decoder(config, parameters, self.mesh)
 
     def lora(self, config: DecoderConfig, rank: int) -> Lora | None:
-        """Return an adapter for all four projections, cut as the weights are."""
+        """Return an adapter on q, k, v and o, cut as the weights are."""
         if not rank:
             return None
         lora = jax.eval_shape(lambda: Lora.initialise(config, rank, rank, jax.random.key(0)))

@@ -168,7 +168,7 @@ class TestAdapter:
     def test_changes_the_output(self, expected: np.ndarray, adapted: np.ndarray) -> None:
         assert np.abs(adapted - expected).max() > DIFFERENT
 
-    @pytest.mark.parametrize("gate", [[0, 0, 0], [1, 1, 1], [0, 1, 0]])
+    @pytest.mark.parametrize("strength", [[0, 0, 0], [1, 1, 1], [0, 1, 0]])
     def test_strength_chooses_per_row(
         self, decoder: Decoder, lora: Lora, expected: np.ndarray, adapted: np.ndarray, strength: list[int]
     ) -> None:
