@@ -1,17 +1,22 @@
 """What each of two processes runs in `test_processes.py`.
 
-python -m tests.training.one_of_two_processes PORT NUMBER WORKDIR
+python -m tests.training.one_of_two_processes PORT NUMBER WORKDIR [STEPS TOLD]
+
+With STEPS it is a run of so many, and process number TOLD gets a SIGTERM after the second.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.processes import join
 
 
-def main(port: str, number: str, workdir: str) -> None:
+def main(port: str, number: str, workdir: str, steps: str = "", told: str = "") -> None:
     join(port, number)
     import numpy as np
 
@@ -20,10 +25,19 @@ def main(port: str, number: str, workdir: str) -> None:
     from tests.training.test_processes import MESH, run_config
 
     model = ps.load_model("tiny-random", mesh=ps.make_mesh(MESH))
-    trainer = start(run_config(workdir), model, codes(model))
+    trainer = start(run_config(workdir, int(steps or 6)), model, codes(model))
     gradient = next_gradient(trainer)
     if number == "0":
         np.savez(Path(workdir) / "gradient.npz", *gradient)
+    if number == told:
+        train_batch = trainer.train_batch
+
+        def then_terminated(loaded: Any) -> Any:
+            if trainer.step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return train_batch(loaded)
+
+        trainer.train_batch = then_terminated  # type: ignore[method-assign]
     outcome = trainer.run()
     sys.stdout.write(f"{outcome.step} {outcome.reason}\n")
 

@@ -23,8 +23,10 @@ MESH = "data=2,fsdp=2,branch=2"
 KILLS = 10
 
 
-def run_config(workdir: object) -> TrainConfig:
-    return config(workdir, mesh=MESH, batch={"tokens": 8192, "examples": 8}, train={"steps": 6})
+def run_config(workdir: object, steps: int = 6) -> TrainConfig:
+    return config(
+        workdir, mesh=MESH, batch={"tokens": 8192, "examples": 8}, train={"steps": steps}, checkpoint={"every": 3000}
+    )
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
@@ -40,6 +42,16 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     assert losses(there) == pytest.approx(losses(here), rel=1e-5)
     loaded = ps.ParallelSynthesis(model, adapter=there / "adapter").adapter
     assert loaded.lora is not None and loaded.lora.rank == 16
+
+
+@pytest.mark.parametrize("told", ["0", "1"])
+def test_told_to_end_both_save_after_the_same_step(tmp_path: Path, told: str) -> None:
+    steps = 3000
+    first, second = run_two("tests.training.one_of_two_processes", str(tmp_path), str(steps), told)
+    step, reason = first.split()
+    assert first == second and reason == "terminated" and 2 < int(step) < steps
+    model = ps.load_model("tiny-random", mesh=ps.make_mesh(MESH))
+    assert start(run_config(tmp_path, steps), model, codes(model)).step == int(step)
 
 
 def test_killed_at_any_moment_it_goes_on_from_a_whole_checkpoint(tmp_path: Path) -> None:
