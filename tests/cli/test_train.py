@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import psynth_jax as ps
+from psynth_jax.cli.train import _watch
+from psynth_jax.training.config import read_config
 from tests.cli.conftest import Command, Refused
 
 CONFIG = """
@@ -61,3 +66,21 @@ def test_what_is_wrong_is_one_line(refused: Refused, file: Path, tmp_path: Path)
     assert "cannot read" in refused("train", tmp_path / "none.yaml")
     assert "there are no examples in" in refused("train", file, f"data.0.path={tmp_path}", "data.0.synthetic=null")
     assert "cannot read" in refused("export", tmp_path, "--into", tmp_path / "out")
+
+
+def test_a_terminal_sees_a_bar(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How far it is, the newest numbers in place of the last, and a line for each evaluation."""
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        sys.modules[_watch.__module__], "console", Console(file=screen, force_terminal=True, width=120, color_system=None)
+    )
+    numbers = {f"{kind}_tokens_per_s": 1000.0 for kind in ("branch", "prompt", "target")}
+    numbers |= {"loss": 0.75, "step_seconds": 0.5, "mfu": 0.125}
+    with _watch(read_config(file)) as on_step:
+        on_step(1, numbers)
+        on_step(1, {"eval_loss": 0.625})
+        on_step(2, numbers | {"loss": 0.5})
+    shown = screen.getvalue()
+    assert "step 1  evaluation loss 0.6250" in shown
+    last = shown.split("\r")[-1] if "\r" in shown else shown
+    assert "2/2" in last and "loss 0.5000  3,000 tokens/s  0.50 s  MFU 12.5%" in last
