@@ -76,14 +76,15 @@ def _differences(config: Trainable, found: Adapter, lora: Lora | None) -> Iterat
         yield f"a LoRA on {', '.join(beyond)} too"
 
 
-def teacher_of(config: TrainConfig, model: Model) -> Lora | None:
-    """Return the LoRA of the run's teacher, on the devices of the model; None: the teacher is the base.
+def teacher_of(config: TrainConfig, model: Model) -> tuple[Lora | None, str | None]:
+    """Return the LoRA of the run's teacher, on the devices of the model, and its digest; None: the teacher is the base.
 
     Raises `ConfigError` for an adapter without a LoRA, and what `load_adapter` raises.
     """
     if config.teacher is None:
-        return None
+        return None, None
     lora = load_adapter(config.teacher, model).lora
     if lora is None:
         raise ConfigError(f"the teacher {config.teacher} has no LoRA: it would be the base, leave it out")
-    return lora if model.mesh is None else lora.on(model.mesh, model.config)
+    digest = Adapter(lora, None).digest
+    return (lora if model.mesh is None else lora.on(model.mesh, model.config)), digest

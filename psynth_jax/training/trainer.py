@@ -120,7 +120,7 @@ class Trainer:
             loss_rows=config.loss_rows,
             implementation=config.implementation,
         )
-        self._teacher = teacher_of(config, model)
+        self._teacher, self._taught_by = teacher_of(config, model)
         self._optimizer = make_optimizer(config.optimizer, config.train.steps)
         self._compiled: dict[Any, Any] = {}
         self._cut: TrainState | None = None
@@ -170,6 +170,8 @@ class Trainer:
             raise ConfigError(f"{self.workdir} was trained on the base model {about['model']}, not on {self.model.name}")
         if wrong := differences(self.config, about["config"]):
             raise ConfigError(f"config and checkpoint of {self.workdir} disagree: " + "; ".join(wrong))
+        if about.get("teacher", self._taught_by) != self._taught_by:
+            raise ConfigError(f"{self.workdir} was taught by another adapter than {self.config.teacher} is now")
         self.state, self._data_state = store.restore(step, self.state)
         self._begun_with = about.get("batches")
 
@@ -306,6 +308,7 @@ class Trainer:
             "fingerprint": self.model.fingerprint,
             "model": self.model.name,
             "batches": self.plan.digest,
+            "teacher": self._taught_by,
             "psynth_jax": psynth_jax.__version__,
         }
 

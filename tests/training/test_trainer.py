@@ -31,6 +31,7 @@ from psynth_jax.training.config import Checkpoints
 from psynth_jax.training.metrics import Metrics
 from psynth_jax.training.tasks import TaskData, load_tasks
 from psynth_jax.training.trainer import Trainer
+from tests.tiny import random_lora
 from tests.training.codes import codes as make_codes
 from tests.training.codes import distance, losses, next_gradient, start
 from tests.training.examples import config
@@ -187,6 +188,12 @@ class TestLearning:
             start(config(tmp_path / name, **taught, **given), model, codes).run()
         base, lora = (losses(tmp_path / name) for name in ("base", "lora"))
         assert abs(base[1] - lora[1]) > 1e-3 and base[2] != lora[2]
+        changing = {"teacher": str(tmp_path / "changing")}
+        save_adapter(tmp_path / "changing", Adapter(random_lora(model.config, 1), None), model)
+        start(config(tmp_path / "moved", **taught, **changing), model, codes).run()
+        save_adapter(tmp_path / "changing", Adapter(random_lora(model.config, 2), None), model)
+        with pytest.raises(ConfigError, match=r"taught by another adapter than .*changing is now"):
+            start(config(tmp_path / "moved", **taught, **changing), model, codes)
         save_adapter(tmp_path / "mapper", Adapter(None, straight.state.parameters.mapper), model)
         with pytest.raises(ConfigError, match="has no LoRA"):
             start(config(tmp_path / "none", **taught, teacher=str(tmp_path / "mapper")), model, codes)
