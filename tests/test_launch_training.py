@@ -21,9 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from psynth_jax.training.config import read_config
 from tests.launcher import CONFIG, RECORD, TOOLS, WAIT, Launcher, one_line
-from tests.processes import ROOT
 from tests.test_launch import executable, installs
 
 pytestmark = pytest.mark.skipif(
@@ -155,65 +153,6 @@ class TestTrain:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert here.words()[-1] == ["psynth", "told"]
-
-
-class TestAdapter:
-    """The recipe of the adapter that comes along, in one command."""
-
-    FILES = ("hotpotqa_train", "hotpotqa_supported", "2wiki_train", "musique_train", "squad_train")
-
-    @pytest.fixture
-    def files(self, here: Launcher, tmp_path: Path) -> Path:
-        folder = tmp_path / "files of mine"
-        folder.mkdir()
-        for name in (*(f"{name}.json" for name in self.FILES), "flan_cot.jsonl", "sharegpt.jsonl"):
-            (folder / name).touch()
-        return folder
-
-    def expected(self, here: Launcher, files: Path, done: set[str]) -> list[list[str]]:
-        psynth, model = f"{here.venv}/bin/psynth", ["--model", "smollm2-135m"]
-        prepared = [
-            ("hotpotqa", "hotpotqa", "hotpotqa_train.json", []),
-            ("few", "hotpotqa", "hotpotqa_supported.json", ["--option", "max_contexts=4"]),
-            ("2wikimultihopqa", "2wikimultihopqa", "2wiki_train.json", []),
-            ("musique", "hotpotqa", "musique_train.json", []),
-            ("squad", "squad", "squad_train.json", ["--option", "contexts=3"]),
-            ("flan_cot", "flan_cot", "flan_cot.jsonl", []),
-            ("sharegpt", "sharegpt", "sharegpt.jsonl", []),
-        ]
-        return [
-            ["bash", f"{here.root}/launch/setup.sh", "demo"],
-            *(
-                [psynth, "data", "prepare", source, f"{files}/{file}", "--into", f"data/{into}", *model, *options]
-                for into, source, file, options in prepared
-                if into not in done
-            ),
-            *(
-                ["bash", f"{here.root}/launch/train.sh", f"{here.root}/configs/smollm2-135m-{half}.yaml", "dtype=float32"]
-                for half in ("text", "branches")
-            ),
-            [psynth, "export", "runs/smollm2-135m-branches", "--into", "adapter", "--dtype", "bfloat16"],
-        ]
-
-    def test_dry_run(self, here: Launcher, files: Path) -> None:
-        assert here.dry("adapter.sh", str(files), "dtype=float32") == self.expected(here, files, set())
-
-    def test_it_goes_on(self, here: Launcher, files: Path) -> None:
-        (here.root / "data" / "few").mkdir(parents=True)
-        assert here.dry("adapter.sh", str(files), "dtype=float32") == self.expected(here, files, {"few"})
-
-    def test_what_is_prepared_is_what_the_configs_read(self, here: Launcher, files: Path) -> None:
-        into = {words[words.index("--into") + 1] for words in self.expected(here, files, set()) if "prepare" in words}
-        for half in ("text", "branches"):
-            tasks = read_config(ROOT / "configs" / f"smollm2-135m-{half}.yaml").data
-            assert {task.path for task in tasks if task.path} == into
-
-    def test_a_half_that_is_stopped_ends_it(self, here: Launcher, files: Path) -> None:
-        (here.root / "data").mkdir()
-        (here.root / "configs" / "smollm2-135m-text.yaml").touch()
-        here.fake_psynth(RECORD + "sys.exit(143 if sys.argv[1] == 'train' else 0)")
-        assert here.run("adapter.sh", str(files), cwd=here.root).returncode == 143
-        assert [words[1] for words in here.words()] == ["data"] * 7 + ["train"]
 
 
 class TestTpuVm:
