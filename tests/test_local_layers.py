@@ -15,6 +15,7 @@ import pytest
 import psynth_jax as ps
 from psynth_jax.config import LocalLayers, PlainRope
 from psynth_jax.errors import ContextLengthError
+from psynth_jax.nn.adapter import ATTENTION_TARGETS
 from psynth_jax.nn.local import by_kind, of_layer, window_of
 from tests.tiny import random_lora, tiny_config, tiny_decoder, tiny_model, token_ids
 
@@ -125,7 +126,7 @@ def test_sharded_is_unsharded(axes: str) -> None:
 def test_an_adapter_learns_through_windows() -> None:
     """The gradient of a LoRA on a text beyond the window: folded blocks against the materialised form."""
     decoder = tiny_decoder(tiny_config(**GEMMA))
-    lora, ids = random_lora(decoder.config, 3), jnp.asarray([token_ids(5, 100)])
+    lora, ids = random_lora(decoder.config, 3, targets=ATTENTION_TARGETS), jnp.asarray([token_ids(5, 100)])
     start, count = jnp.zeros(1, jnp.int32), jnp.full(1, 100, jnp.int32)
 
     def gradient(implementation: str) -> Any:

@@ -53,15 +53,21 @@ def random_mapper(seed: int) -> dict[str, np.ndarray]:
     return {name: values.astype(np.float32) for name, values in draws.items()}
 
 
+def projections_of(model: PreTrainedModel) -> list[str]:
+    """Return the targets that a model has: a mixture of experts has none on its MLP."""
+    named = dict(model.model.layers[0].named_modules())
+    return [target for target, module in PROJECTIONS.items() if module in named]
+
+
 def random_lora(
-    model: PreTrainedModel, seed: int, rank: int, *, targets: Iterable[str] = PROJECTIONS, alpha: float = 32.0
+    model: PreTrainedModel, seed: int, rank: int, *, targets: Iterable[str] | None = None, alpha: float = 32.0
 ) -> OracleLora:
-    """Draw an adapter whose update is about a third as large as the weight that it changes."""
+    """Draw an adapter whose update is about a third as large as the weight that it changes; None: of all that there are."""
     rng = np.random.default_rng(seed)
     layers = model.model.layers
     scale = alpha / rank
     matrices = {}
-    for target in targets:
+    for target in projections_of(model) if targets is None else targets:
         width_out, width_in = layers[0].get_submodule(PROJECTIONS[target]).weight.shape
         a = rng.standard_normal((len(layers), width_in, rank)) / np.sqrt(width_in)
         b = rng.standard_normal((len(layers), rank, width_out)) / (3 * scale * np.sqrt(rank))

@@ -232,7 +232,13 @@ class TestSynthesizer:
         refused(InputError, "no such directory", ps.ParallelSynthesis, synth.model, adapter=tmp_path / "absent")
         refused(AdapterError, "an adapter is a directory", ps.ParallelSynthesis, synth.model, adapter=7)
         lora = random_lora(tiny_config(width=24), 1)
-        refused(AdapterError, r"does not fit tiny: down of 'k'.*\[3, 24, 4\], ex", ps.ParallelSynthesis, synth.model, lora)
+        refused(
+            AdapterError,
+            r"does not fit tiny: .*down of 'k' has shape \[3, 24, 4\], ex",
+            ps.ParallelSynthesis,
+            synth.model,
+            lora,
+        )
         half = dataclasses.replace(synth.adapter.lora, up={})
         refused(AdapterError, "missing up of 'q'", ps.ParallelSynthesis, synth.model, half)
 

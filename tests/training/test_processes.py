@@ -78,3 +78,13 @@ def test_killed_at_any_moment_it_goes_on_from_a_whole_checkpoint(tmp_path: Path)
                 process.kill()
         known = max(known, step - 2)  # its save had to end before the next one began
     assert known >= 2 * KILLS
+
+
+def test_a_disk_that_fills_up_while_arrays_are_written(tmp_path: Path) -> None:
+    """What Orbax writes in the background fails: the run says so, and which checkpoint is whole."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.training.full_disk", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "a checkpoint could not be written" in done.stdout, done.stderr[-3000:]
+    assert "the last whole one is step 2" in done.stdout
+    model = ps.load_model("tiny-random")
+    assert start(config(tmp_path, trainable={"rank": 64}), model, codes(model)).step == 2
