@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ from psynth_jax.convert.hf import config_from_hf
 from psynth_jax.convert.load import open_model
 from psynth_jax.convert.rules import StoredParameter
 from psynth_jax.errors import CheckpointError, DataError, InputError, UserError
-from tests.convert.test_hf import GEMMA3, LLAMA, QWEN2, QWEN3, QWEN3_MOE, random_tensors, write_model
+from psynth_jax.presets import preset
+from tests.convert.test_hf import GEMMA3, LLAMA, QWEN2, QWEN3, QWEN3_MOE, random_tensors, shapes_of, write_model
 from tests.tiny import random_lora, tiny_config
 
 FAMILIES = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3, "tied": {**QWEN3, "tie_word_embeddings": True}}
@@ -324,6 +326,30 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 convert(sys.argv[1], sys.argv[2], sys.argv[3])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
+
+
+@pytest.fixture(scope="module")
+def four_layers_of_14b(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """Qwen3-14B with fewer layers and tokens, bfloat16, and its bytes: every tensor of a layer is as large as there."""
+    config = preset("qwen3-14b").config.model_copy(update={"layers": 4, "vocab_size": 2048})
+    raw = write_hf.config_to_hf(config) | {"torch_dtype": "bfloat16"}
+    shapes = shapes_of(raw)
+    some = np.random.default_rng(2).standard_normal(1 << 20).astype(ml_dtypes.bfloat16)
+    directory = tmp_path_factory.mktemp("source")
+    write_model(directory, raw, {name: np.resize(some, shape) for name, shape in shapes.items()}, shards=8)
+    return directory, 2 * sum(math.prod(shape) for shape in shapes.values())
+
+
+@pytest.mark.exhaustive
+def test_layers_of_14b_there_and_back(four_layers_of_14b: tuple[Path, int], tmp_path: Path) -> None:
+    """Bit for bit, in a fraction of the memory that the model takes."""
+    source, size = four_layers_of_14b
+    assert size > 2.6e9
+    for begin, target, to in ((source, tmp_path / "ours", "psynth"), (tmp_path / "ours", tmp_path / "back", "hf")):
+        command = [sys.executable, "-c", MEASURE, str(begin), str(target), to]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert int(done.stdout) * 1024 < size / 2
+    assert same(tensors_of(tmp_path / "back"), tensors_of(source))
 
 
 @pytest.mark.exhaustive

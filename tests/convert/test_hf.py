@@ -61,14 +61,18 @@ GEMMA3 = {
 }
 
 
-def random_tensors(raw: dict[str, Any], dtype: Any = np.float32) -> dict[str, np.ndarray]:
+def shapes_of(raw: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     config = config_from_hf(raw)
-    rng = np.random.default_rng(1)
     return {
-        name: rng.standard_normal(rule.form.their_shape(axis_sizes(config))).astype(dtype)
+        name: rule.form.their_shape(axis_sizes(config))
         for rule in hf_rules(config)
         for name in rule.their_names(config).values()
     }
+
+
+def random_tensors(raw: dict[str, Any], dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes_of(raw).items()}
 
 
 def write_model(directory: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray], shards: int = 1) -> Path:
