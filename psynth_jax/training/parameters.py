@@ -28,6 +28,7 @@ def initial_parameters(config: Trainable, model: Model, seed: int) -> Parameters
     Raises `ConfigError` when that adapter has another form than the config says, a part that the config does not train, or a
     sink that the config gives up, and for targets that the model does not have.
     """
+    check_targets(config, model.config)
     mapper_key, lora_key = jax.random.split(jax.random.key(seed))
     mapper = Mapper.initialise(mapper_key, config.mapper_hidden) if config.mapper else None
     lora = Lora.initialise(model.config, config.rank, config.alpha, lora_key, config.targets) if config.rank else None

@@ -29,7 +29,7 @@ from psynth_jax.training.config import Checkpoints
 from psynth_jax.training.metrics import Metrics
 from psynth_jax.training.tasks import TaskData, load_tasks
 from psynth_jax.training.trainer import Trainer
-from tests.tiny import random_lora
+from tests.tiny import random_lora, tiny_model
 from tests.training.codes import codes as make_codes
 from tests.training.codes import distance, losses, next_gradient, start
 from tests.training.examples import config
@@ -297,6 +297,11 @@ class TestEvaluation:
             mean = (12 * found[f"{prefix}codes"] + 4 * found[f"{prefix}more"]) / 16  # targets of the same length
             assert mean == pytest.approx(found[whole], rel=1e-5)
         assert trainer.dropped == {"codes": {}, "more": {}, "codes (evaluation)": {}, "more (evaluation)": {}}
+
+    def test_targets_that_a_model_lacks(self, codes: ExampleList, tmp_path: Path) -> None:
+        mixture = tiny_model(family="qwen3_moe", qk_norm=True, experts=4, experts_per_token=2)
+        with pytest.raises(ConfigError, match=r"trainable\.targets: a qwen3_moe has no gate; it has q, k, v, o"):
+            start(config(tmp_path, trainable={"targets": ("q", "gate")}), mixture, codes)
 
     def test_what_evaluation_leaves_out_is_told(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
         run = config(tmp_path, evaluation=({"synthetic": 1},), train={"steps": 1, "evaluate_every": 1})
