@@ -1,0 +1,54 @@
+"""Files that users name: read what is a regular file, write atomically with the mode that the umask says.
+
+Knows no format.  Whole directories are written by `directories.replacing`.
+"""
+
+from __future__ import annotations
+
+import stat
+import tempfile
+from pathlib import Path
+
+from psynth_jax.errors import InputError, UserError
+
+
+def refuse_special(path: str | Path, error: type[UserError] = InputError) -> None:
+    """Raise `error` for a FIFO, a socket or a device: reading one may never end.
+
+    A path with nothing there passes; whoever opens it says so in its own words.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise error(f"{path} is not a regular file")
+
+
+def read_text(path: str | Path, error: type[UserError] = InputError) -> str:
+    """Return the text of a regular UTF-8 file.
+
+    Raises `error`, naming the file, when it is absent, cannot be read, is not a regular file, or is not UTF-8.
+    """
+    refuse_special(path, error)
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as failed:
+        raise error(f"cannot read {path}: {failed.strerror or failed}") from None
+    except UnicodeDecodeError:
+        raise error(f"{path} is not a UTF-8 text file") from None
+    except ValueError as failed:
+        raise error(f"cannot read {str(path)!r}: {failed}") from None
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace a file atomically: a reader, or a kill, finds the old text or the new one.
+
+    A link stays a link; what it points to is replaced.  Raises `OSError` when the file cannot be written.
+    """
+    target = Path(path).resolve()
+    # Not NamedTemporaryFile, which would leave the mode at 600 whatever the umask says.
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        part = Path(scratch) / target.name
+        part.write_text(text, encoding="utf-8")
+        part.replace(target)
