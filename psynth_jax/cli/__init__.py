@@ -1,6 +1,7 @@
 """The command `psynth`.  Answers and JSON go to stdout; progress, tables and errors go to stderr.
 
-Exit codes: 0 done, 2 the user's input is wrong (one line, no traceback), 1 our fault, 130 interrupted, 143 SIGTERM.
+Exit codes: 0 done, 2 the user's input is wrong (one line, no traceback), 1 our fault (one line that
+names a file with the traceback; PSYNTH_DEBUG=1 shows it), 130 interrupted, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import typer
 
 import psynth_jax
+from psynth_jax.cli import internal_error
 from psynth_jax.cli.bench import bench
 from psynth_jax.cli.compile import compile_
 from psynth_jax.cli.convert import convert, merge, pull, push
@@ -77,7 +79,18 @@ def _exit_code(arguments: list[str]) -> int:
         _say("error", f"{error.format_message().rstrip('.')}; see {where} --help")  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
         return 130
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 (all that is left is our fault; a panic of Rust is no Exception)
+        if not _is_out_of_memory(error):
+            _say("internal error", internal_error.told(error, arguments))
+            return 1
+        _say("error", "there is not enough memory for this: use a smaller model or input, or dtype bfloat16")
     return 2
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
 
 
 def _say(kind: str, message: object) -> None:

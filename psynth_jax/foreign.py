@@ -1,0 +1,127 @@
+"""What libraries raise while they read a user's files, as one line that names the file.
+
+A damaged file makes some libraries raise almost anything: a plain `Exception`, a `KeyError` with a number for a message, a
+panic of Rust, which is not even an `Exception`.  `reading` is the one place that knows it:
+
+    with foreign.reading(path, "tokenizers"):
+        backend = tokenizers.Tokenizer.from_file(str(path))
+
+The block holds the call of the library and nothing else.  What one of our own functions raises below the block stays what
+it is, so that our mistakes are not told as damaged files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from psynth_jax.errors import CheckpointError, UserError
+
+_PACKAGE = Path(__file__).parent
+_LONGEST = 300  # characters of a library's message that are shown
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_PASSED = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Library:
+    """own: packages whose exceptions are the library's.  builtin: what else it raises about the content of a file."""
+
+    own: tuple[str, ...]
+    builtin: tuple[type[Exception], ...]
+
+
+# The builtin exceptions of code that takes the values of a file without a look at them.
+_UNCHECKED = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+_ANYTHING = (Exception,)
+
+LIBRARIES: Mapping[str, _Library] = {
+    "array_record": _Library(("array_record",), (*_UNCHECKED, SystemError)),
+    "gguf": _Library(("gguf",), (*_UNCHECKED, AssertionError)),
+    "grain": _Library(("grain",), _UNCHECKED),
+    "jax": _Library(("jax", "jaxlib"), (*_UNCHECKED, AssertionError, ImportError)),
+    "jinja2": _Library(("jinja2",), _ANYTHING),  # a template calls functions
+    "json": _Library(("json",), (ValueError, RecursionError)),
+    "numpy": _Library(("numpy", "tokenize"), (*_UNCHECKED, EOFError, SyntaxError)),  # np.load
+    "orbax": _Library(("orbax",), _ANYTHING),
+    "pyarrow": _Library(("pyarrow",), (*_UNCHECKED, ImportError)),  # ImportError: no data base of time zones
+    "safetensors": _Library(("safetensors", "safetensors_rust"), _UNCHECKED),
+    "tensorstore": _Library(("tensorstore",), _UNCHECKED),
+    "tokenizers": _Library(("tokenizers",), _ANYTHING),  # it raises `Exception` itself
+    "transformers": _Library(("transformers",), _ANYTHING),
+    "yaml": _Library(("yaml",), (*_UNCHECKED, AssertionError)),
+}
+
+
+@contextmanager
+def reading(path: str | Path, library: str, error: type[UserError] = CheckpointError) -> Iterator[None]:
+    """Turn what a library raises in the block into `error`: one line that names the file and has the library's reason.
+
+    A `UserError` passes as it is, and so does what would hide that the process is to end or is out of memory.
+
+    Args:
+      path: the file, or the directory, that is read.
+      library: a key of `LIBRARIES`.
+      error: what is raised.
+    """
+    known = LIBRARIES[library]
+    try:
+        yield
+    except UserError:
+        raise
+    except _PASSED:
+        raise
+    except BaseException as raised:
+        if not _of(raised, known) or _is_ours(raised.__traceback__) or "RESOURCE_EXHAUSTED" in str(raised):
+            raise
+        raise error(_told(path, library, raised)) from None
+
+
+def reason(raised: BaseException) -> str:
+    """Return what an exception says in one line of bounded length; its class where it says nothing."""
+    strerror = raised.strerror if isinstance(raised, OSError) else None
+    text = " ".join(str(strerror or raised).split())
+    if isinstance(raised, KeyError) or not text:
+        text = f"{type(raised).__name__} {text}".strip()  # the message of a KeyError is the key alone
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def is_pointer(path: str | Path) -> bool:
+    """Whether a file is what Git leaves in the place of a large file that has not been fetched."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except (OSError, ValueError):
+        return False
+
+
+def _told(path: str | Path, library: str, raised: BaseException) -> str:
+    if Path(path).is_file() and is_pointer(path):
+        return f"{path} is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`"
+    return f"{path} cannot be read: {library} says: {reason(raised)}"
+
+
+def _of(raised: BaseException, library: _Library) -> bool:
+    """Whether a library raises such an exception about a file."""
+    if isinstance(raised, library.builtin) or _is_panic(raised):
+        return True
+    homes = {kind.__module__.partition(".")[0] for kind in type(raised).__mro__}
+    return isinstance(raised, Exception) and not homes.isdisjoint(library.own)
+
+
+def _is_panic(raised: BaseException) -> bool:
+    """Whether Rust code gave up.  The class has no module that it could be imported from, and is no `Exception`."""
+    return type(raised).__name__ == "PanicException"
+
+
+def _is_ours(traceback: TracebackType | None) -> bool:
+    """Whether an exception was raised by a function of this package that the block, or a library in it, has called."""
+    files = []
+    while traceback is not None:
+        files.append(Path(traceback.tb_frame.f_code.co_filename))
+        traceback = traceback.tb_next
+    below = files[2:]  # after this module's own frame and that of the block
+    return bool(below) and _PACKAGE in below[-1].parents
