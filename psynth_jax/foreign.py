@@ -28,10 +28,15 @@ _PASSED = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
 
 @dataclasses.dataclass(frozen=True)
 class _Library:
-    """own: packages whose exceptions are the library's.  builtin: what else it raises about the content of a file."""
+    """A library that reads files.
+
+    own: packages whose exceptions are the library's.  builtin: what else it raises about the content of a file.  said: what
+    is wrong with a file when it raises.
+    """
 
     own: tuple[str, ...]
     builtin: tuple[type[Exception], ...]
+    said: str = "cannot be read"
 
 
 # The builtin exceptions of code that takes the values of a file without a look at them.
@@ -40,19 +45,19 @@ _ANYTHING = (Exception,)
 
 LIBRARIES: Mapping[str, _Library] = {
     "array_record": _Library(("array_record",), (*_UNCHECKED, SystemError)),
-    "gguf": _Library(("gguf",), (*_UNCHECKED, AssertionError)),
+    "gguf": _Library(("gguf",), (*_UNCHECKED, AssertionError), "is not a complete GGUF file"),
     "grain": _Library(("grain",), _UNCHECKED),
     "jax": _Library(("jax", "jaxlib"), (*_UNCHECKED, AssertionError, ImportError)),
     "jinja2": _Library(("jinja2",), _ANYTHING),  # a template calls functions
-    "json": _Library(("json",), (ValueError, RecursionError)),
+    "json": _Library(("json",), (ValueError, RecursionError), "is not valid JSON"),
     "numpy": _Library(("numpy", "tokenize"), (*_UNCHECKED, EOFError, SyntaxError)),  # np.load
     "orbax": _Library(("orbax",), _ANYTHING),
     "pyarrow": _Library(("pyarrow",), (*_UNCHECKED, ImportError)),  # ImportError: no data base of time zones
-    "safetensors": _Library(("safetensors", "safetensors_rust"), _UNCHECKED),
+    "safetensors": _Library(("safetensors", "safetensors_rust"), _UNCHECKED, "is not a complete safetensors file"),
     "tensorstore": _Library(("tensorstore",), _UNCHECKED),
     "tokenizers": _Library(("tokenizers",), _ANYTHING),  # it raises `Exception` itself
-    "transformers": _Library(("transformers",), _ANYTHING),
-    "yaml": _Library(("yaml",), (*_UNCHECKED, AssertionError)),
+    "transformers": _Library(("transformers",), _ANYTHING, "cannot be loaded"),
+    "yaml": _Library(("yaml",), (*_UNCHECKED, AssertionError), "is not valid YAML"),
 }
 
 
@@ -77,7 +82,7 @@ def reading(path: str | Path, library: str, error: type[UserError] = CheckpointE
     except BaseException as raised:
         if not _of(raised, known) or _is_ours(raised.__traceback__) or "RESOURCE_EXHAUSTED" in str(raised):
             raise
-        raise error(_told(path, library, raised)) from None
+        raise error(_told(path, f"{known.said}: {reason(raised)}")) from None
 
 
 def reason(raised: BaseException) -> str:
@@ -98,10 +103,10 @@ def is_pointer(path: str | Path) -> bool:
         return False
 
 
-def _told(path: str | Path, library: str, raised: BaseException) -> str:
+def _told(path: str | Path, said: str) -> str:
     if Path(path).is_file() and is_pointer(path):
         return f"{path} is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`"
-    return f"{path} cannot be read: {library} says: {reason(raised)}"
+    return f"{path} {said}"
 
 
 def _of(raised: BaseException, library: _Library) -> bool:

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psynth_jax.errors import CheckpointError, InputError, UnsupportedModelError
+from psynth_jax.tokenizer_files import has_tokenizer, load_backend
 
 if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
-
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 # Split patterns of published byte-level vocabularies, by the name GGUF has for them.
 _LLAMA3_SPLIT = (
@@ -65,15 +64,7 @@ class Tokenizer:
 
         Raises `CheckpointError` for tokenizer files that cannot be read.
         """
-        if not any((Path(directory) / name).is_file() for name in _FILES):
-            return None
-        from transformers import AutoTokenizer
-
-        try:
-            backend = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"the tokenizer in {directory} cannot be loaded: {_one_line(error)}") from None
-        return cls(backend, end_tokens)
+        return cls(load_backend(directory), end_tokens) if has_tokenizer(directory) else None
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:

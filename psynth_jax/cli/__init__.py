@@ -51,6 +51,8 @@ app.add_typer(data, name="data")
 # What the command line parser raises for a wrong option.  Its home has moved between versions of typer, its child has not.
 USAGE_ERROR: type[BaseException] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
+_LONGEST_LINE = 2000  # characters
+
 
 def main() -> None:
     """Run the command line; end the process with its exit code."""
@@ -79,22 +81,21 @@ def _exit_code(arguments: list[str]) -> int:
         _say("error", f"{error.format_message().rstrip('.')}; see {where} --help")  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except (SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # noqa: BLE001 (all that is left is our fault; a panic of Rust is no Exception)
-        if not _is_out_of_memory(error):
-            _say("internal error", internal_error.told(error, arguments))
-            return 1
-        _say("error", "there is not enough memory for this: use a smaller model or input, or dtype bfloat16")
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise
+        kind, said, code = internal_error.told(error, arguments)  # a panic of Rust, too, which is no Exception
+        _say(kind, said)
+        return code
     return 2
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
-
-
 def _say(kind: str, message: object) -> None:
-    sys.stderr.write(f"{kind}: {' '.join(str(message).split())}\n")
+    """Write one line; of one that a value of a file has made very long, the beginning and the end."""
+    text = " ".join(str(message).split())
+    if len(text) > _LONGEST_LINE:
+        text = f"{text[: _LONGEST_LINE - 500]} ... {text[-500:]}"
+    sys.stderr.write(f"{kind}: {text}\n")
 
 
 def _show_warning(

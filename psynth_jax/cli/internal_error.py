@@ -24,12 +24,26 @@ _LIBRARIES = (
 )
 
 
-def told(error: BaseException, arguments: Sequence[str]) -> str:
-    """Return the line for an error that is not the user's, after writing the file that it names."""
-    said = f"{type(error).__name__}: {reason(error)}".rstrip(": ")
+def told(error: BaseException, arguments: Sequence[str]) -> tuple[str, str, int]:
+    """Return the kind, the text and the exit code for what ended a command and is no `UserError`.
+
+    A file with the details is written, and named in the text.  Too little memory is no fault of ours.
+    """
+    if _is_out_of_memory(error):
+        return "error", "there is not enough memory for this: use a smaller model or input, or dtype bfloat16", 2
+    said = f"{type(error).__name__}: {reason(error)}"
     if os.environ.get(DEBUG) == "1":
         traceback.print_exception(error, file=sys.stderr)
-        return said
+        return "internal error", said, 1
+    return "internal error", f"{said}; {_kept(error, arguments)}", 1
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
+
+
+def _kept(error: BaseException, arguments: Sequence[str]) -> str:
+    """Write the details to a file; say where."""
     try:
         # Only its owner can read it: the command may hold what a user asked.
         with tempfile.NamedTemporaryFile(
@@ -37,8 +51,8 @@ def told(error: BaseException, arguments: Sequence[str]) -> str:
         ) as file:
             file.write(_details(error, arguments))
     except OSError:
-        return f"{said}; set {DEBUG}=1 to see where"
-    return f"{said}; details are in {file.name}"
+        return f"set {DEBUG}=1 to see where"
+    return f"details are in {file.name}"
 
 
 def _details(error: BaseException, arguments: Sequence[str]) -> str:

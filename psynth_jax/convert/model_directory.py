@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from psynth_jax.convert.safetensors_file import read_json, write_json
 from psynth_jax.convert.stream import ModelStream, in_groups, tensors_of
 from psynth_jax.convert.write_hf import write_companions
 from psynth_jax.errors import CheckpointError
+from psynth_jax.files import refuse_special
+from psynth_jax.foreign import reading
 from psynth_jax.nn.decoder import parameter_letters
 
 FORMAT = 1
@@ -77,28 +80,31 @@ class OrbaxTensors:
     def __init__(self, directory: Path):
         """Read what there is.  Raises `CheckpointError` for a checkpoint that is absent, unfinished or damaged."""
         state = directory / _STATE
+        for file in state.rglob("*"):  # tensorstore would wait for ever
+            refuse_special(file, CheckpointError)
         described = read_json(state / "_METADATA")
         try:
             names = [item["key_metadata"][0]["key"] for item in described["tree_metadata"].values()]
             driver = "zarr3" if described["use_zarr3"] else "zarr"
             store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{state.absolute()}/"}}
+            texts = all(isinstance(name, str) and name for name in names)
         except (KeyError, TypeError, IndexError, AttributeError):
-            raise CheckpointError(f"{state / '_METADATA'} does not describe an Orbax checkpoint of arrays") from None
+            texts = False
+        if not texts:
+            raise CheckpointError(f"{state / '_METADATA'} does not describe an Orbax checkpoint of arrays")
         self._directory = directory
         self._arrays: dict[str, Any] = {}
-        opening = {
-            name: tensorstore.open({"driver": driver, "kvstore": {**store, "path": f"{name}/"}}, read=True, open=True)
-            for name in names
-        }
+        opening = {}
+        for name in names:
+            stored = {"driver": driver, "kvstore": {**store, "path": f"{name}/"}}
+            with self._reading(name):
+                opening[name] = tensorstore.open(stored, read=True, open=True)
         for name, future in opening.items():
-            self._arrays[name] = self._result(name, future)
+            with self._reading(name):
+                self._arrays[name] = future.result()
 
-    def _result(self, name: str, future: Any) -> Any:
-        try:
-            return future.result()
-        except (ValueError, OSError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{name} of {self._directory} cannot be read: {reason}") from None
+    def _reading(self, name: str) -> AbstractContextManager[None]:
+        return reading(f"{name} of {self._directory}", "tensorstore")
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return name -> shape of every array."""
@@ -111,7 +117,9 @@ class OrbaxTensors:
     def read(self, name: str, index: tuple[slice, ...] = ()) -> HostArray:
         """Read an array, or the chunks that hold a piece of it."""
         array = self._arrays[name]
-        return np.asarray(self._result(name, (array[index] if index else array).read()))
+        with self._reading(name):
+            values = (array[index] if index else array).read().result()
+        return np.asarray(values)
 
 
 def list_parameters(directory: Path, config: DecoderConfig, dtype: str | None) -> list[StoredParameter]:

@@ -14,6 +14,8 @@ import safetensors
 
 from psynth_jax.axes import HostArray
 from psynth_jax.errors import CheckpointError
+from psynth_jax.files import read_text, refuse_special
+from psynth_jax.foreign import reading
 
 _PIECE_BYTES = 64 << 20  # the most that is read of an open file
 _FLOATS = {
@@ -70,24 +72,20 @@ class SafetensorsFile:
 
 
 def _open(path: Path) -> Any:
+    refuse_special(path, CheckpointError)
     if not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}")
-    try:
+    with reading(path, "safetensors"):
         return safetensors.safe_open(str(path), framework="np")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.  Raises `CheckpointError` naming the file when it is absent, or is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} has no {path.name}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not path.exists():
+        raise CheckpointError(f"{path.parent} has no {path.name}")
+    text = read_text(path, CheckpointError)
+    with reading(path, "json"):
+        value = json.loads(text)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}")
     return value

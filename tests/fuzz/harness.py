@@ -15,8 +15,9 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import tarfile
-import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -222,26 +223,23 @@ def _watchdog() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reader_of(file: Path) -> Iterator[list[bool]]:
-    """Yield a list that gets an entry when the block waits for a FIFO, which it is freed from: C does not hear of signals."""
+    """Yield a list that gets an entry when the block waits for a FIFO, and free the block.
+
+    By a process of its own: a library that waits hears of no signal, and may keep all threads of Python waiting.
+    """
     found: list[bool] = []
-    over = threading.Event()
-
-    def free() -> None:
-        while not over.wait(0.02):
-            with contextlib.suppress(OSError):  # nobody reads it
-                os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))
-                found.append(True)
-
     if not file.is_fifo():
         yield found
         return
-    thread = threading.Thread(target=free)
-    thread.start()
-    try:
-        yield found
-    finally:
-        over.set()
-        thread.join()
+    command = ["sh", "-c", 'while :; do : >"$1"; echo freed; done', "sh", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            yield found
+        finally:
+            time.sleep(0.05)
+            process.kill()
+            if "freed" in process.communicate()[0]:
+                found.append(True)
 
 
 def _names(tree: Path) -> set[str]:
