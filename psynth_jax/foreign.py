@@ -23,7 +23,6 @@ from psynth_jax.errors import CheckpointError, UserError
 _PACKAGE = Path(__file__).parent
 _LONGEST = 300  # characters of a library's message that are shown
 _POINTER = b"version https://git-lfs.github.com/spec/"
-_PASSED = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +46,9 @@ LIBRARIES: Mapping[str, _Library] = {
     "array_record": _Library(("array_record",), (*_UNCHECKED, SystemError)),
     "gguf": _Library(("gguf",), (*_UNCHECKED, AssertionError), "is not a complete GGUF file"),
     "grain": _Library(("grain",), _UNCHECKED),
+    "huggingface_hub": _Library(  # RuntimeError: of hf_xet, its own client for large files
+        ("huggingface_hub", "hf_xet", "httpx", "httpcore", "requests", "filelock"), (OSError, ValueError, RuntimeError)
+    ),
     "jax": _Library(("jax", "jaxlib"), (*_UNCHECKED, AssertionError, ImportError)),
     "jinja2": _Library(("jinja2",), _ANYTHING),  # a template calls functions
     "json": _Library(("json",), (ValueError, RecursionError), "is not valid JSON"),
@@ -75,14 +77,23 @@ def reading(path: str | Path, library: str, error: type[UserError] = CheckpointE
     known = LIBRARIES[library]
     try:
         yield
-    except UserError:
-        raise
-    except _PASSED:
-        raise
     except BaseException as raised:
-        if not _of(raised, known) or _is_ours(raised.__traceback__) or "RESOURCE_EXHAUSTED" in str(raised):
+        if not is_raised_by(library, raised):
             raise
         raise error(_told(path, f"{known.said}: {reason(raised)}")) from None
+
+
+def is_raised_by(library: str, raised: BaseException) -> bool:
+    """Whether an exception, caught around a call of a library, is about what it read.  `reading` asks this."""
+    if isinstance(raised, UserError | KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
+        return False
+    if _is_ours(raised.__traceback__) or "RESOURCE_EXHAUSTED" in str(raised):
+        return False
+    known = LIBRARIES[library]
+    if isinstance(raised, known.builtin) or _is_panic(raised):
+        return True
+    homes = {kind.__module__.partition(".")[0] for kind in type(raised).__mro__}
+    return isinstance(raised, Exception) and not homes.isdisjoint(known.own)
 
 
 def reason(raised: BaseException) -> str:
@@ -91,6 +102,15 @@ def reason(raised: BaseException) -> str:
     text = " ".join(str(strerror or raised).split())
     if isinstance(raised, KeyError) or not text:
         text = f"{type(raised).__name__} {text}".strip()  # the message of a KeyError is the key alone
+    return _cut(text)
+
+
+def first_line(raised: BaseException) -> str:
+    """Return the first line of what an exception says: some libraries add advice, and addresses, on others."""
+    return reason(raised) if isinstance(raised, KeyError) else _cut(str(raised).strip().split("\n")[0] or reason(raised))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
@@ -107,14 +127,6 @@ def _told(path: str | Path, said: str) -> str:
     if Path(path).is_file() and is_pointer(path):
         return f"{path} is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`"
     return f"{path} {said}"
-
-
-def _of(raised: BaseException, library: _Library) -> bool:
-    """Whether a library raises such an exception about a file."""
-    if isinstance(raised, library.builtin) or _is_panic(raised):
-        return True
-    homes = {kind.__module__.partition(".")[0] for kind in type(raised).__mro__}
-    return isinstance(raised, Exception) and not homes.isdisjoint(library.own)
 
 
 def _is_panic(raised: BaseException) -> bool:

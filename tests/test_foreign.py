@@ -16,7 +16,9 @@ class PanicException(BaseException):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("raised", [ValueError("bad\n  value"), RecursionError("bad value")])
+@pytest.mark.parametrize(
+    "raised", [ValueError("bad\n  value"), RecursionError("bad value")], ids=lambda raised: type(raised).__name__
+)
 def test_one_line_that_names_the_file(library: str, raised: Exception) -> None:
     with pytest.raises(CheckpointError, match=r"^some/file .*: bad value$"), reading("some/file", library):
         raise raised
@@ -80,6 +82,15 @@ def test_a_pointer_of_git_lfs(tmp_path: Path) -> None:
         raise ValueError("header too large")
     assert foreign.is_pointer(file)
     assert not foreign.is_pointer(tmp_path / "none") and not foreign.is_pointer(tmp_path)
+
+
+def test_what_the_client_of_the_hub_raises() -> None:
+    """Some of its errors are no error of anything else."""
+    errors = pytest.importorskip("huggingface_hub.errors")
+    for raised in (errors.EntryNotFoundError("x"), RuntimeError("of hf_xet"), TimeoutError("locked")):
+        assert foreign.is_raised_by("huggingface_hub", raised)
+    assert not foreign.is_raised_by("huggingface_hub", TypeError("x"))
+    assert foreign.first_line(ValueError("first\nsecond")) == "first"
 
 
 def test_reasons() -> None:
