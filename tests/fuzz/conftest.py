@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import pytest
+import typer
 from jax.experimental.compilation_cache import compilation_cache
 
 from psynth_jax import cli
 from psynth_jax.ops.branch_attention import tuned
 from tests.fuzz.harness import Command, Place, Said, unpack
+
+APP = cli
 
 
 @pytest.fixture(scope="module")
@@ -22,16 +26,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(unpack(folder / "tree"), folder / "out")
 
 
+@pytest.fixture(scope="session")
+def built() -> Any:
+    """The command line, built once: to build it takes longer than most commands do."""
+    return typer.main.get_command(APP.app)
+
+
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], place: Place) -> Iterator[Command]:
+def command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], place: Place, built: Any
+) -> Iterator[Command]:
     """Run `psynth ARGUMENTS` in the folder of the good files; its cache folder is there, too."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     cache = place.tree.parent / "cache"
     cache.mkdir(exist_ok=True)
     monkeypatch.setenv("PSYNTH_CACHE", str(cache))
-    monkeypatch.setenv("TMPDIR", str(place.tree.parent))
+    monkeypatch.setattr("tempfile.tempdir", str(place.tree.parent))
     monkeypatch.delenv("PSYNTH_DEBUG", raising=False)
+    monkeypatch.setattr(APP, "app", built)
     monkeypatch.chdir(place.tree)
 
     def run(*arguments: object) -> Said:
