@@ -156,6 +156,8 @@ def _problem(done: Said) -> str | None:
     lines = done.err.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     shown = done.err[:600]
+    if HangError.__name__ in done.err:
+        return f"takes more than {SECONDS} s{_where(done.err)}"
     if done.code not in (0, 2):
         return f"exit code {done.code}: {shown}{_where(done.err)}"
     if "Traceback" in done.err or "panicked" in done.err:
