@@ -15,7 +15,8 @@ from psynth_jax import cli
 from psynth_jax.ops.branch_attention import tuned
 from tests.fuzz.harness import Command, Place, Said, unpack
 
-APP = cli
+# The module that has the command line; the package itself, or one of its own.
+APP = sys.modules.get("psynth_jax.cli.commands", cli)
 
 
 @pytest.fixture(scope="module")

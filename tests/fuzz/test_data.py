@@ -65,7 +65,9 @@ def _more_data(place: Place) -> None:
     rows = RowFile(folder, {"data": "a", "model": "b", "tasks": ["c"]})
     with rows.open():
         for number in range(4):
-            rows.append({"method": "branches", "task": "t", "id": str(number), "prediction": "Paris", "f1": 1.0, "em": 0.0})
+            row = {"method": "branches", "task": "t", "id": str(number), "prediction": "Paris", "f1": 1.0, "em": 0.0}
+            row |= {"ttft_s": 0.5, "prompt_tokens": 9, "cached_tokens": 20, "generated_tokens": 4}
+            rows.append(row | {"finish_reason": "stop"})
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
