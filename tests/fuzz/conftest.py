@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +18,9 @@ from psynth_jax.ops.branch_attention import tuned
 from tests.fuzz.harness import Command, Place, Said, unpack
 
 # The module that has the command line; the package itself, or one of its own.
-APP = sys.modules.get("psynth_jax.cli.commands", cli)
+APP = importlib.import_module(
+    "psynth_jax.cli.commands" if importlib.util.find_spec("psynth_jax.cli.commands") else cli.__name__
+)
 
 
 @pytest.fixture(scope="module")
