@@ -335,3 +335,9 @@ class TestTest:
     def test_with_arguments_only_pytest_runs(self, complete: Checkout) -> None:
         complete.run("test.sh", "tests/test_launch.py", "-k", "quick")
         assert complete.calls() == ["-m pytest tests/test_launch.py -k quick"]
+
+
+def test_every_room_has_a_smoke_test() -> None:
+    rooms = {folder.parent.name for folder in (ROOT / "psynth_jax").glob("*/__init__.py")}
+    tested = {line.split("/")[1] for line in (ROOT / "tests" / "smoke.txt").read_text().splitlines()}
+    assert rooms <= tested
