@@ -123,10 +123,10 @@ def read_adapter(source: Path, model: Base) -> Adapter:
         version = description["format"]
         if version != FORMAT:
             raise AdapterError(f"{source}: adapter format {version}, this version reads format {FORMAT}")
-        if description["base_fingerprint"] != model.fingerprint:
-            raise ModelMismatchError(
-                f"{source} was made for the base model {description['base_name']}, not for {model.name}"
-            )
+        if not model.identity.matches(description["base_fingerprint"]):
+            noted = description["base_fingerprint"]
+            told = model.identity.told_from(noted, description["base_name"], model.name)
+            raise ModelMismatchError(f"{source} was made for the base model {told}")
         lora = _lora(_read(source / _LORA), description, model) if description["targets"] else None
         mapper = _mapper(_read(source / _MAPPER), description) if description["mapper_hidden"] else None
         vocabulary = int(description["vocab_size"])

@@ -355,6 +355,7 @@ class SafetensorsDirectory:
 
     def __init__(self, directory: Path):
         """Read the headers.  Raises `CheckpointError` for absent, truncated and foreign files."""
+        self.path = directory
         self._file_of: dict[str, SafetensorsFile] = {}
         self.problems: list[str] = []
         for path in _weight_files(directory):
@@ -376,6 +377,10 @@ class SafetensorsDirectory:
     def read(self, name: str, index: tuple[slice, ...] = ()) -> HostArray:
         """Read one tensor in the dtype it is stored in, or only a piece of it."""
         return self._file_of[name].read(name, index)
+
+    def pick(self, name: str, places: tuple[HostArray, ...]) -> HostArray:
+        """Read single elements of a tensor, an index array for each axis."""
+        return self._file_of[name].pick(name, places)
 
 
 def _weight_files(directory: Path) -> list[Path]:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from psynth_jax.convert import hf, model_directory, tiny
 from psynth_jax.convert.hub import download, is_hub_id
-from psynth_jax.convert.rules import FLOAT32, parameter_dtype
+from psynth_jax.convert.rules import FLOAT32, StoredParameter, parameter_dtype
 from psynth_jax.convert.stream import ModelStream
 from psynth_jax.errors import UserError
 from psynth_jax.model import Model
@@ -51,7 +55,7 @@ def _open_directory(directory: Path, dtype: str | None, name: str) -> ModelStrea
     end_tokens = hf.read_end_tokens(directory)
     tokenizer = Tokenizer.from_directory(directory, end_tokens)
     stop_ids = end_tokens if tokenizer is None else tokenizer.stop_ids
-    return ModelStream(config, parameters, tokenizer, stop_ids, name, directory)
+    return ModelStream(config, parameters, tokenizer, stop_ids, name, directory, stored_as(parameters))
 
 
 def _open_gguf(path: Path, dtype: str | None, name: str) -> ModelStream:
@@ -62,7 +66,17 @@ def _open_gguf(path: Path, dtype: str | None, name: str) -> ModelStream:
     parameters = gguf.list_parameters(file, config, dtype)
     metadata = file.tokenizer_metadata()
     tokenizer = Tokenizer.from_gguf(metadata) if metadata else None
-    return ModelStream(config, parameters, tokenizer, frozenset() if tokenizer is None else tokenizer.stop_ids, name)
+    stop_ids: frozenset[int] = frozenset() if tokenizer is None else tokenizer.stop_ids
+    return ModelStream(config, parameters, tokenizer, stop_ids, name, stored="GGUF")
+
+
+def stored_as(parameters: Sequence[StoredParameter]) -> str:
+    """Name the dtypes that parameters are stored in."""
+    found = set()
+    for parameter in parameters:
+        for name in parameter.rule.their_names(parameter.config).values():
+            found.add(parameter.source.dtype(name).name)
+    return " and ".join(sorted(found))
 
 
 def resolve(source: str | Path) -> Path:
@@ -132,4 +146,17 @@ def load_model(source: str | Path, dtype: str = "float32", mesh: Mesh | None = N
         pieces = ((stored.name, stored.shape, stored.read) for stored in stream.parameters)
         parameters = {name: from_pieces(shape, shardings[name], read) for name, shape, read in pieces}
         decoder = Decoder(stream.config, parameters, mesh)
-    return Model(decoder, stream.tokenizer, stream.stop_ids, stream.name)
+        share_samples(stream, mesh)
+    return Model(decoder, stream.tokenizer, stream.stop_ids, stream.name).identified(stream.identity)
+
+
+def share_samples(stream: ModelStream, mesh: Mesh) -> None:
+    """Give every process the samples that others came across while each read the pieces of its own devices."""
+    if all(device.process_index == jax.process_index() for device in mesh.devices.flat):
+        return
+    for parameter in stream.parameters:
+        samples = parameter.samples
+        values, known = multihost_utils.process_allgather((samples.values, samples.known))
+        for others_values, others_known in zip(values, known, strict=True):
+            here = np.flatnonzero(others_known)
+            samples.set(here, others_values[here])

@@ -104,8 +104,9 @@ def write_mapper(directory: Path, mapper: Mapper) -> None:
 def check_base(directory: Path, base: Base) -> None:
     """Refuse a base other than the one whose fingerprint was noted; the published code notes none."""
     noted = _meta(directory).get("base_fingerprint")
-    if noted is not None and noted != base.fingerprint:
-        raise ModelMismatchError(f"{directory} was made for another base model than {base.name}")
+    if noted is not None and not base.identity.matches(noted):
+        told = base.identity.told_from(noted, "another base model", base.name)
+        raise ModelMismatchError(f"{directory} was made for {told}")
 
 
 def noted_vocabulary(directory: Path) -> int | None:

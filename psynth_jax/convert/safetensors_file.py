@@ -64,6 +64,13 @@ class SafetensorsFile:
             whole[row:end] = self._read(name, (slice(first + row, first + end), *index[1:]))
         return whole
 
+    def pick(self, name: str, places: tuple[HostArray, ...]) -> HostArray:
+        """Read single elements of a tensor, an index array for each axis, with the file opened once."""
+        with _open(self.path) as file:
+            part = file.get_slice(name)
+            found = [part[tuple(slice(int(i), int(i) + 1) for i in place)] for place in zip(*places, strict=True)]
+        return np.concatenate([element.reshape(1) for element in found])
+
     def _read(self, name: str, index: tuple[slice, ...]) -> HostArray:
         with _open(self.path) as file:
             return np.asarray(file.get_slice(name)[index] if index else file.get_tensor(name))

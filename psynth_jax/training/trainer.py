@@ -166,8 +166,9 @@ class Trainer:
 
     def _take(self, store: CheckpointStore, step: int) -> None:
         about = store.about(step)
-        if about["fingerprint"] != self.model.fingerprint:
-            raise ConfigError(f"{self.workdir} was trained on the base model {about['model']}, not on {self.model.name}")
+        if not self.model.identity.matches(about["fingerprint"]):
+            told = self.model.identity.told_from(about["fingerprint"], about["model"], self.model.name)
+            raise ConfigError(f"{self.workdir} was trained on the base model {told}")
         if wrong := differences(self.config, about["config"]):
             raise ConfigError(f"config and checkpoint of {self.workdir} disagree: " + "; ".join(wrong))
         if about.get("teacher", self._taught_by) != self._taught_by:
