@@ -108,7 +108,7 @@ def is_adapter(directory: Path) -> bool:
 
 def describe(directory: Path) -> dict[str, Any]:
     """Return what an adapter says of itself: psynth_adapter.json."""
-    return read_json(directory / DESCRIPTION)
+    return read_json(directory / DESCRIPTION, finite=False)  # a summary may tell of a loss that was no number
 
 
 def read_adapter(source: Path, model: Base) -> Adapter:

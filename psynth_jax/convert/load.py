@@ -19,9 +19,12 @@ from jax.sharding import Mesh
 
 from psynth_jax.convert import hf, model_directory, tiny
 from psynth_jax.convert.hub import download, is_hub_id
+from psynth_jax.convert.no_model import refuse_no_model
 from psynth_jax.convert.rules import FLOAT32, StoredParameter, parameter_dtype
+from psynth_jax.convert.safetensors_file import refuse_pointer
 from psynth_jax.convert.stream import ModelStream
 from psynth_jax.errors import UserError
+from psynth_jax.files import refuse_special
 from psynth_jax.model import Model
 from psynth_jax.nn.decoder import Decoder, shardings_of
 from psynth_jax.presets import PRESETS, preset
@@ -45,12 +48,16 @@ def open_model(source: str | Path, dtype: str | None = "float32") -> ModelStream
         tokenizer = Tokenizer.of_bytes()
         return ModelStream(tiny.CONFIG, tiny.parameters(numbers or FLOAT32), tokenizer, tokenizer.stop_ids, tiny.TINY)
     path = resolve(source)
+    refuse_pointer(path)
     return _open_gguf(path, dtype, str(source)) if path.is_file() else _open_directory(path, dtype, str(source))
 
 
 def _open_directory(directory: Path, dtype: str | None, name: str) -> ModelStream:
+    refuse_no_model(directory)
     config = hf.read_config(directory)
     ours = model_directory.is_model(directory)
+    if not ours:
+        config = hf.tied_as_stored(directory, config)
     parameters = (model_directory if ours else hf).list_parameters(directory, config, dtype)
     end_tokens = hf.read_end_tokens(directory)
     tokenizer = Tokenizer.from_directory(directory, end_tokens)
@@ -92,9 +99,11 @@ def resolve(source: str | Path) -> Path:
     if name in PRESETS:
         return download(preset(name).hub_id, _HUB_FILES, _HUB_DUPLICATES)
     path = Path(source).expanduser()
+    refuse_special(path, UserError)
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.is_file():
+        refuse_pointer(path)
         raise UserError(f"{path} is a file, but not a .gguf file; give a .gguf file, a model directory or a hub id")
     if isinstance(source, str) and is_hub_id(name) and path.suffix != ".gguf":
         return download(name, _HUB_FILES, _HUB_DUPLICATES)

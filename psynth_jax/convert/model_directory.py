@@ -32,6 +32,7 @@ from psynth_jax.convert.safetensors_file import read_json, write_json
 from psynth_jax.convert.stream import ModelStream, in_groups, tensors_of
 from psynth_jax.convert.write_hf import write_companions
 from psynth_jax.errors import CheckpointError
+from psynth_jax.files import refuse_special
 from psynth_jax.nn.decoder import parameter_letters
 
 FORMAT = 1
@@ -77,6 +78,8 @@ class OrbaxTensors:
 
     def __init__(self, directory: Path):
         """Read what there is.  Raises `CheckpointError` for a checkpoint that is absent, unfinished or damaged."""
+        for file in sorted(directory.rglob("*")):
+            refuse_special(file, CheckpointError)
         state = directory / _STATE
         described = read_json(state / "_METADATA")
         try:

@@ -23,7 +23,7 @@ import numpy as np
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
 from psynth_jax.convert.finite import refuse_not_finite, refuse_overflow
-from psynth_jax.errors import CheckpointError, ConfigError
+from psynth_jax.errors import CheckpointError, ConfigError, listing
 from psynth_jax.identity import Samples
 
 DTYPES: dict[str, np.dtype] = {
@@ -330,25 +330,79 @@ def find_problems(
     shapes: Mapping[str, tuple[int, ...]],
     ignored: frozenset[str] = frozenset(),
 ) -> list[str]:
-    """List every missing, misshaped and extra tensor, in that order; tensors named in `ignored` may be there or not."""
-    expected = {
-        name: rule.form.their_shape(axis_sizes(config)) for rule in rules for name in rule.their_names(config).values()
-    }
-    missing = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in shapes]
-    misshaped = [
-        f"{name} has shape {list(shapes[name])}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if name in shapes and tuple(shapes[name]) != shape
-    ]
+    """List every missing, misshaped and extra tensor, in that order; tensors named in `ignored` may be there or not.
+
+    Where the names are right but for a prefix, that comes first, and then what would still not fit.
+    """
+    count = sum(math.prod(rule.stacked(config)) for rule in rules)
+    if count > 100 * (len(shapes) + 100):  # so many names are not even worth to be made
+        return [f"the config describes {count} tensors, and there are {len(shapes)}"]
+    expected: dict[str, tuple[int, ...]] = {}
+    for rule in rules:
+        shape = rule.form.their_shape(axis_sizes(config))
+        expected.update(dict.fromkeys(rule.their_names(config).values(), shape))
+    renaming = _renaming(expected, shapes)
+    if renaming is None:
+        return _differences(expected, shapes, ignored)
+    said, renamed = renaming
+    return [said, *_differences(expected, renamed, ignored)]
+
+
+def _differences(
+    expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], ignored: frozenset[str]
+) -> list[str]:
+    missing, misshaped = [], []
+    for name, shape in expected.items():
+        if name not in shapes:
+            missing.append(f"missing {name} {list(shape)}")
+        elif tuple(shapes[name]) != shape:
+            misshaped.append(f"{name} has shape {list(shapes[name])}, expected {list(shape)}")
     extra = [f"extra {name} {list(shape)}" for name, shape in shapes.items() if name not in expected and name not in ignored]
     return missing + misshaped + extra
 
 
+def _renaming(
+    expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[str, dict[str, tuple[int, ...]]] | None:
+    """Return what to say of names that are right but for one part, and the shapes under the right names; None: they are not.
+
+    A wrapper puts its own name before all others, as in "module.model.norm.weight" or "model.language_model.norm.weight";
+    a model without its head lacks the first part, as in "norm.weight".
+    """
+    most = (len(expected) + 1) // 2
+    if not expected or sum(name in shapes for name in expected) >= most:
+        return None
+    probe = max(expected, key=lambda name: name.count("."))
+    for name in shapes:
+        part = _surplus(name, probe)
+        if part is None:
+            continue
+        renamed = {other.replace(part, "", 1): shape for other, shape in shapes.items()}
+        if sum(right in renamed for right in expected) >= most:
+            return f"its names have a part too much, as in {name}: they fit without {part!r}", renamed
+    first = probe.split(".", maxsplit=1)[0] + "."
+    if probe.removeprefix(first) in shapes:
+        return f"its names lack {first!r} before them", {f"{first}{other}": shape for other, shape in shapes.items()}
+    return None
+
+
+def _surplus(name: str, right: str) -> str | None:
+    """Return the dotted part of a name without which it would be `right`; None: it would not."""
+    parts, wanted = name.split("."), len(right.split("."))
+    surplus = len(parts) - wanted
+    if surplus <= 0:
+        return None
+    for first in range(wanted):
+        if ".".join(parts[:first] + parts[first + surplus :]) == right:
+            return ".".join(parts[first : first + surplus]) + "."
+    return None
+
+
 def refuse_problems(where: object, problems: Sequence[str]) -> None:
-    """Raise `CheckpointError` with all problems in one line, if there are any."""
+    """Raise `CheckpointError` with the first problems and their number in one line, if there are any."""
     if problems:
         count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-        raise CheckpointError(f"{where} does not fit its config ({count}): " + "; ".join(problems))
+        raise CheckpointError(f"{where} does not fit its config ({count}): {listing(problems)}")
 
 
 @dataclasses.dataclass(frozen=True)
