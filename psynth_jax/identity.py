@@ -93,10 +93,10 @@ class Identity:
 
         noted, made_for: the digest and the name that the file notes.
         """
-        mine = f"weights {short(self.fingerprint)}, stored as {self.stored}"
+        mine = f"{short(self.fingerprint)}, stored as {self.stored}"
         if made_for == name:
             return f"{name} with other weights ({short(noted)}) than those here ({mine})"
-        return f"{made_for} (weights {short(noted)}), not for {name} ({mine})"
+        return f"{made_for}, not for {name}: for the weights {short(noted)}, these are {mine}"
 
 
 def short(fingerprint: object) -> str:

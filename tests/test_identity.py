@@ -24,6 +24,7 @@ from psynth_jax.identity import Samples, identify, joined
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn.decoder import Decoder
 from tests.convert.test_hf import GEMMA3, LLAMA, QWEN2, QWEN3, QWEN3_MOE, random_tensors, write_model
+from tests.processes import run_two
 from tests.tiny import random_lora, random_mapper, tiny_config, tiny_decoder, tiny_model, token_ids
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -68,6 +69,12 @@ class TestOneSource:
         for dtype in DTYPES:
             model = ps.load_model(tmp_path / "model", dtype, mesh)
             assert model.fingerprint == model.on(None).fingerprint == open_model(tmp_path / "source").fingerprint
+
+    def test_two_processes_share_what_each_has_read(self, tmp_path: Path) -> None:
+        raw = {**QWEN3, "hidden_size": 24, "intermediate_size": 16, "num_attention_heads": 8}
+        source = save(tmp_path / "source", raw, ml_dtypes.bfloat16)
+        expected = open_model(source).fingerprint
+        assert run_two("tests.convert.one_of_two_processes", str(source)) == [expected] * 2
 
     def test_of_a_tiny_model_too(self) -> None:
         models = [ps.load_model("tiny-random", dtype) for dtype in DTYPES]

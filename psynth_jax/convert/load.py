@@ -163,9 +163,9 @@ def share_samples(stream: ModelStream, mesh: Mesh) -> None:
     """Give every process the samples that others came across while each read the pieces of its own devices."""
     if all(device.process_index == jax.process_index() for device in mesh.devices.flat):
         return
+    mine = {parameter.name: (parameter.samples.values, parameter.samples.known) for parameter in stream.parameters}
+    every = multihost_utils.process_allgather(mine)  # a leading axis of processes
     for parameter in stream.parameters:
-        samples = parameter.samples
-        values, known = multihost_utils.process_allgather((samples.values, samples.known))
-        for others_values, others_known in zip(values, known, strict=True):
-            here = np.flatnonzero(others_known)
-            samples.set(here, others_values[here])
+        for values, known in zip(*every[parameter.name], strict=True):
+            here = np.flatnonzero(known)
+            parameter.samples.set(here, values[here])

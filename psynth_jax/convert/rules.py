@@ -399,10 +399,13 @@ def _surplus(name: str, right: str) -> str | None:
 
 
 def refuse_problems(where: object, problems: Sequence[str]) -> None:
-    """Raise `CheckpointError` with the first problems and their number in one line, if there are any."""
-    if problems:
-        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-        raise CheckpointError(f"{where} does not fit its config ({count}): {listing(problems)}")
+    """Raise `CheckpointError` with some problems and their number in one line, if there are any."""
+    if not problems:
+        return
+    count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+    # What is missing comes first, what is extra last: a long list shows some of both.
+    told = [*problems[:6], *problems[-2:], *problems[6:-2]] if len(problems) > 8 else problems
+    raise CheckpointError(f"{where} does not fit its config ({count}): {listing(told)}")
 
 
 @dataclasses.dataclass(frozen=True)

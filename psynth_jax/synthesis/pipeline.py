@@ -19,7 +19,7 @@ from psynth_jax.cache import CACHE_DTYPES
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.convert.adapters import load_adapter
 from psynth_jax.data.sink import after_sink
-from psynth_jax.errors import AdapterError, InputError, ModelMismatchError
+from psynth_jax.errors import AdapterError, InputError, ModelMismatchError, listing
 from psynth_jax.identity import short
 from psynth_jax.mapper import Mapper, mapper_scalars
 from psynth_jax.model import Model
@@ -101,7 +101,7 @@ class ParallelSynthesis:
         if adapter is not None and not isinstance(adapter, Adapter):
             raise AdapterError(f"an adapter is a directory, an Adapter or a Lora, not {adapter!r}")
         if adapter is not None and adapter.lora is not None and (wrong := adapter.lora.misfits(model.config)):
-            raise AdapterError(f"the adapter does not fit {model.name}: " + "; ".join(wrong))
+            raise AdapterError(f"the adapter does not fit {model.name}: {listing(wrong)}")
         self._vocabulary = adapter.vocabulary if adapter is not None else None
         placed = model if mesh is None else model.on(mesh)
         writes = self._vocabulary or model.config.vocab_size
