@@ -19,12 +19,16 @@ from psynth_jax.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """decoder with its weights; tokenizer (None: token ids only); stop_ids: what ends a text; name: where it came from."""
+    """decoder with its weights; tokenizer (None: token ids only); stop_ids: what ends a text; name: where it came from.
+
+    stored: the decoder whose weights were rounded from stored ones, and their identity; for any other decoder it is void.
+    """
 
     decoder: Decoder
     tokenizer: Tokenizer | None
     stop_ids: frozenset[int]
     name: str
+    stored: tuple[Decoder, Identity] | None = dataclasses.field(default=None, repr=False)
 
     @property
     def config(self) -> DecoderConfig:
@@ -48,6 +52,8 @@ class Model:
 
         Of a model that was built from arrays, these are its stored weights.
         """
+        if self.stored is not None and self.stored[0] is self.decoder:
+            return self.stored[1]
         samples = {name: _sampled(value, self.mesh) for name, value in self.decoder.parameters().items()}
         return identify(self.config, samples, self.decoder.dtype.name)
 
@@ -56,18 +62,10 @@ class Model:
         """The digest of the stored weights that adapters, branches and checkpoints note; see `Identity`."""
         return self.identity.fingerprint
 
-    def identified(self, identity: Identity) -> Model:
-        """Return this model, whose weights were rounded from stored ones of this identity."""
-        model = dataclasses.replace(self)
-        # Where the cached property keeps its value.  `dataclasses.replace` with another decoder begins without it.
-        model.__dict__["identity"] = identity
-        return model
-
     def _with(self, decoder: Decoder) -> Model:
         """Return this model with a decoder of the same weights."""
-        model = dataclasses.replace(self, decoder=decoder)
-        known = self.__dict__.get("identity")
-        return model if known is None else model.identified(known)
+        stored = None if self.stored is None else (decoder, self.identity)
+        return dataclasses.replace(self, decoder=decoder, stored=stored)
 
     def rows(self, table: str, first: int, stop: int) -> HostArray:
         """Return rows `first` to `stop` of "embedding" or "head", `[rows, D]`, without moving the rest off its devices."""

@@ -79,7 +79,10 @@ class TestOneSource:
     def test_of_a_tiny_model_too(self) -> None:
         models = [ps.load_model("tiny-random", dtype) for dtype in DTYPES]
         assert len({model.fingerprint for model in models} | {open_model("tiny-random", "float16").fingerprint}) == 1
-        assert {model.writes(100).fingerprint for model in models} == {models[0].fingerprint}
+        mesh = ps.make_mesh("data=8")
+        for model in models:
+            others = (model.writes(100), model.on(mesh), model.on(mesh).on(None), dataclasses.replace(model, name="other"))
+            assert {other.fingerprint for other in others} == {models[0].fingerprint}
 
     @pytest.mark.parametrize("read_first", [False, True])
     def test_samples_are_the_numbers_of_the_file(self, read_first: bool, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from psynth_jax.axes import HostArray
 from psynth_jax.config import MOST, DecoderConfig
 from psynth_jax.convert.fields import Fields
+from psynth_jax.convert.no_model import weights_instead
 from psynth_jax.convert.rules import (
     StoredParameter,
     find_problems,
@@ -426,7 +427,8 @@ def _weight_files(directory: Path) -> list[Path]:
             f"{directory} has its weights only as a torch pickle, and reading one can run code; load it with transformers "
             f"where you trust it, and save_pretrained writes {_WEIGHTS}"
         )
-    raise CheckpointError(f"{directory} has neither {_WEIGHTS} nor {_INDEX}")
+    instead = weights_instead(directory)
+    raise CheckpointError(f"{directory} has neither {_WEIGHTS} nor {_INDEX}{instead}")
 
 
 def _files_of_index(directory: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from psynth_jax.convert.no_model import refuse_no_model
 from psynth_jax.convert.rules import FLOAT32, StoredParameter, parameter_dtype
 from psynth_jax.convert.safetensors_file import refuse_pointer
 from psynth_jax.convert.stream import ModelStream
-from psynth_jax.errors import UserError
+from psynth_jax.errors import UserError, shown
 from psynth_jax.files import refuse_special
 from psynth_jax.model import Model
 from psynth_jax.nn.decoder import Decoder, shardings_of
@@ -92,14 +92,15 @@ def resolve(source: str | Path) -> Path:
     Raises `UserError`, naming the source, when there is none.
     """
     if not isinstance(source, str | Path):
-        raise UserError(f"a model is named by a text or a path, not by {source!r}")
+        raise UserError(f"a model is named by a text or a path, not by {shown(source)}")
+    if not str(source).strip():
+        raise UserError("a model has a name: a directory, a .gguf file, a hub id (owner/name) or a preset")
     name = str(source)
     if name == SMOLLM2:
         return find_smollm2()
     if name in PRESETS:
         return download(preset(name).hub_id, _HUB_FILES, _HUB_DUPLICATES)
-    path = Path(source).expanduser()
-    refuse_special(path, UserError)
+    path = _path(source)
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.is_file():
@@ -110,6 +111,18 @@ def resolve(source: str | Path) -> Path:
     raise UserError(
         f"there is no model {name!r}: no such directory or .gguf file, no hub id (owner/name), none of {', '.join(PRESETS)}"
     )
+
+
+def _path(source: str | Path) -> Path:
+    """Return the path that a source may be.  Raises `UserError` for one that cannot be looked up, or is a FIFO."""
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no access, "~nobody"
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"there is no model {shown(str(source))}: {reason}") from None
+    refuse_special(path, UserError)
+    return path
 
 
 def cache_folder() -> Path:
@@ -156,7 +169,7 @@ def load_model(source: str | Path, dtype: str = "float32", mesh: Mesh | None = N
         parameters = {name: from_pieces(shape, shardings[name], read) for name, shape, read in pieces}
         decoder = Decoder(stream.config, parameters, mesh)
         share_samples(stream, mesh)
-    return Model(decoder, stream.tokenizer, stream.stop_ids, stream.name).identified(stream.identity)
+    return Model(decoder, stream.tokenizer, stream.stop_ids, stream.name, (decoder, stream.identity))
 
 
 def share_samples(stream: ModelStream, mesh: Mesh) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from psynth_jax.convert.safetensors_file import read_json, refuse_pointer
-from psynth_jax.errors import CheckpointError
+from psynth_jax.errors import CheckpointError, listing
 from psynth_jax.files import refuse_special
 
 _CONFIG, _PEFT = "config.json", "adapter_config.json"
@@ -60,13 +60,26 @@ def _what_it_is(directory: Path) -> str | None:
         return "it is the hub's cache; give a model's name, such as owner/name"
     within = [path for path in inside if (path / _CONFIG).is_file()]
     if within:
-        return _of_trainer(within)
+        return f"it has no {_CONFIG}, but {_one_of(within)}"
+    adapters = [path for path in inside if (path / _PEFT).is_file()]
+    if adapters:
+        return f"it holds adapters of PEFT; give their base as the model; as the adapter {_one_of(adapters)}"
     files = [path for path in inside if path.suffix == ".gguf"]
     if files:
         return f"it has no {_CONFIG}; give the file {files[0]}"
     if (directory / "checkpoints").is_dir():
         return "it is the folder of a training run of psynth: give the base that it was trained on as the model"
     return None
+
+
+def weights_instead(directory: Path) -> str:
+    """Say, behind a refusal, what a directory without weights has in their place; empty: nothing."""
+    inside = _listed(directory)
+    within = [path for path in inside if (path / _CONFIG).is_file()]
+    if within:
+        return f", but {_one_of(within)}"
+    others = [path.name for path in inside if path.suffix == ".safetensors"]
+    return f", but {listing(others, ', ')}: its names are not those of a whole model" if others else ""
 
 
 def _cached(directory: Path) -> str:
@@ -81,10 +94,10 @@ def _cached(directory: Path) -> str:
     return f"it is a folder of the hub's cache{instead}"
 
 
-def _of_trainer(within: Iterable[Path]) -> str:
-    """Say which of the folders that hold models to give: of a trainer's checkpoints the last."""
+def _one_of(within: Iterable[Path]) -> str:
+    """Say which of the folders inside to give: of a trainer's checkpoints the last."""
     checkpoints = [path for path in within if path.name.removeprefix("checkpoint-").isdecimal()]
     if checkpoints:
         last = max(checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-        return f"it holds the checkpoints of a training run; give one of them, such as {last}"
-    return f"it has no {_CONFIG}, but folders with models; give one of them, such as {min(within)}"
+        return f"checkpoints of a training run; give one of them, such as {last}"
+    return f"folders that may be meant; give one of them, such as {min(within)}"

@@ -61,9 +61,24 @@ class TestDirectories:
             (tmp_path / "run" / f"checkpoint-{step}" / "config.json").write_text(json.dumps(LLAMA))
         (tmp_path / "run" / "trainer_state.json").write_text("{}")
         assert refusal(tmp_path / "run").endswith(f"give one of them, such as {tmp_path}/run/checkpoint-1000")
-        assert refusal(tmp_path).endswith(
-            f"it has no config.json, but folders with models; give one of them, such as {directory}"
-        )
+        assert refusal(tmp_path).endswith(f"folders that may be meant; give one of them, such as {directory}")
+
+    def test_of_a_trainer_with_a_config_of_its_own(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+        (tmp_path / "checkpoint-9").mkdir()
+        (tmp_path / "checkpoint-9" / "config.json").write_text(json.dumps(LLAMA))
+        said = refusal(tmp_path)
+        assert "has neither model.safetensors nor" in said and said.endswith(f"such as {tmp_path}/checkpoint-9")
+
+    def test_of_a_trainer_of_adapters(self, tmp_path: Path) -> None:
+        (tmp_path / "checkpoint-9").mkdir()
+        (tmp_path / "checkpoint-9" / "adapter_config.json").write_text("{}")
+        said = refusal(tmp_path)
+        assert "it holds adapters of PEFT" in said and said.endswith(f"such as {tmp_path}/checkpoint-9")
+
+    def test_with_weights_of_another_name(self, directory: Path) -> None:
+        (directory / "model.safetensors").rename(directory / "smol.safetensors")
+        assert refusal(directory).endswith("but smol.safetensors: its names are not those of a whole model")
 
     @pytest.mark.parametrize("base", ["Qwen/Qwen3-14B", None, 7])
     def test_of_peft(self, tmp_path: Path, base: object) -> None:
