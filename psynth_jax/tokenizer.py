@@ -90,9 +90,10 @@ class Tokenizer:
             # What transformers adds to a text by itself, once this is converted; here nothing is ever added.
             options["add_bos_token"] = gguf_vocabulary.adds_bos(found) and "bos_token" in options
             options["add_eos_token"] = found.flag("tokenizer.ggml.add_eos_token", False) and "eos_token" in options
-        backend = PreTrainedTokenizerFast(
-            tokenizer_object=gguf_vocabulary.build(found), clean_up_tokenization_spaces=False, **options
-        )
+        with gguf_vocabulary.building(found):
+            backend = PreTrainedTokenizerFast(
+                tokenizer_object=gguf_vocabulary.build(found), clean_up_tokenization_spaces=False, **options
+            )
         ends = set()
         for name in ("eos", "eot", "eom"):
             index = gguf_vocabulary.token_id(found, name, tokens)

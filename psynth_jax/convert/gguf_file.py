@@ -32,6 +32,7 @@ _VERSIONS = (2, 3)
 _ALIGNMENT, _SPLIT = "general.alignment", "split."
 _LARGEST_DIMENSIONS = 4
 _DEEPEST_ARRAY = 4
+_LONGEST_NAME = 128  # of a tensor; llama.cpp allows half as much
 _PART = re.compile(r"(?P<name>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 _STRING, _ARRAY, _BOOL, _FLOAT32 = 8, 9, 7, 6
@@ -138,6 +139,8 @@ class _Header:
         found: dict[str, tuple[tuple[int, ...], gguf.GGMLQuantizationType, int]] = {}
         for _ in range(self._tensor_count):
             name = self._text("a tensor's name")
+            if not name.isprintable() or len(name) > _LONGEST_NAME:
+                raise _Incomplete(f"a tensor is called {name[:_LONGEST_NAME]!r}")
             if name in found:
                 raise _Incomplete(f"tensor {name!r} is there twice")
             found[name] = self._tensor(name)

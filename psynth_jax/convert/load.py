@@ -18,6 +18,7 @@ from psynth_jax.convert.hub import download, is_hub_id
 from psynth_jax.convert.rules import FLOAT32, parameter_dtype
 from psynth_jax.convert.stream import ModelStream
 from psynth_jax.errors import UserError
+from psynth_jax.files import refuse_special
 from psynth_jax.model import Model
 from psynth_jax.nn.decoder import Decoder, shardings_of
 from psynth_jax.presets import PRESETS, preset
@@ -78,6 +79,7 @@ def resolve(source: str | Path) -> Path:
     if name in PRESETS:
         return download(preset(name).hub_id, _HUB_FILES, _HUB_DUPLICATES)
     path = Path(source).expanduser()
+    refuse_special(path, UserError)
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.is_file():

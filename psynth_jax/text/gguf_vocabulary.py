@@ -8,11 +8,12 @@ transformers builds the same from the same file, where torch is installed; ids a
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from psynth_jax.errors import CheckpointError, UnsupportedModelError
+from psynth_jax.errors import CheckpointError, UnsupportedModelError, UserError
 from psynth_jax.gguf_metadata import Metadata
 
 if TYPE_CHECKING:
@@ -68,6 +69,23 @@ def adds_bos(metadata: Metadata) -> bool:
     return metadata.flag("tokenizer.ggml.add_bos_token", metadata.text(_MODEL) == "llama")
 
 
+@contextlib.contextmanager
+def building(metadata: Metadata) -> Iterator[None]:
+    """Turn what the tokenizers library raises inside the block into a `CheckpointError`.
+
+    It raises plain `Exception` for vocabularies that it does not take, and its panics are not even that.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{metadata.where}: the tokenizer cannot be built: {reason}") from None
+
+
 def build(metadata: Metadata) -> tokenizers.Tokenizer:
     """Build the tokenizer.
 
@@ -107,7 +125,7 @@ def _byte_level_bpe(metadata: Metadata, tokens: Sequence[str], types: Sequence[i
     vocabulary = {token: index for index, token in enumerate(tokens) if types[index] != UNUSED}
     # Llama 3's vocabulary has words that no merges lead to.
     ignore_merges = _SPLITS.get(split) == _LLAMA3_SPLIT
-    tokenizer = _bpe(metadata, vocabulary, _stored_merges(metadata, vocabulary), ignore_merges=ignore_merges)
+    tokenizer = _bpe(vocabulary, _stored_merges(metadata, vocabulary), ignore_merges=ignore_merges)
     if split == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizer
@@ -158,7 +176,6 @@ def _sentencepiece(metadata: Metadata, tokens: list[str]) -> tuple[tokenizers.To
     else:
         merges = list(_merges_by_score(tokens, vocabulary, _scores(metadata, tokens, gemma)))
     tokenizer = _bpe(
-        metadata,
         vocabulary,
         merges,
         byte_fallback=True,
@@ -212,13 +229,7 @@ def _stored_merges(metadata: Metadata, vocabulary: dict[str, int]) -> list[tuple
     return merges  # type: ignore[return-value]  # all have two parts
 
 
-def _bpe(
-    metadata: Metadata, vocabulary: dict[str, int], merges: list[tuple[str, str]], **options: Any
-) -> tokenizers.Tokenizer:
+def _bpe(vocabulary: dict[str, int], merges: list[tuple[str, str]], **options: Any) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer, models
 
-    try:
-        return Tokenizer(models.BPE(vocab=vocabulary, merges=merges, **options))
-    except Exception as error:  # noqa: BLE001 (the library raises no narrower class)
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{metadata.where}: the tokenizer cannot be built: {reason}") from None
+    return Tokenizer(models.BPE(vocab=vocabulary, merges=merges, **options))
