@@ -88,8 +88,8 @@ class Tokenizer:
                 options[f"{role}_token"] = tokens[index]
         if found.text("tokenizer.ggml.model") == "llama":
             # What transformers adds to a text by itself, once this is converted; here nothing is ever added.
-            options["add_bos_token"] = gguf_vocabulary.adds_bos(found) and "bos_token" in options
-            options["add_eos_token"] = found.flag("tokenizer.ggml.add_eos_token", False) and "eos_token" in options
+            for role in ("bos", "eos"):
+                options[f"add_{role}_token"] = gguf_vocabulary.adds(found, role, options.get(f"{role}_token"))
         with gguf_vocabulary.building(found):
             backend = PreTrainedTokenizerFast(
                 tokenizer_object=gguf_vocabulary.build(found), clean_up_tokenization_spaces=False, **options

@@ -169,9 +169,10 @@ def _gemma(file: GGUFFile, family: str, layers: int, head_width: int, scaled_by:
     theta = file.values.number(f"{family}.rope.freq_base_swa", _GEMMA_LOCAL_THETA, above=0.0)
     every = _global_every(file, family, layers)
     local = {"window": window, "global_every": every, "rope": {"kind": "plain", "theta": theta}}
+    scale = (scaled_by if layers == _GEMMA_27B_LAYERS else head_width) ** -0.5
     return {
         "activation": "gelu_tanh",
-        "query_scale": (scaled_by if layers == _GEMMA_27B_LAYERS else head_width) ** -0.5,
+        "query_scale": file.values.number(f"{family}.attention.scale", scale, above=0.0),
         "scaled_embedding": True,
         "norms_from_one": True,
         "norms_after": True,
@@ -203,6 +204,10 @@ def _unsupported_features(file: GGUFFile, family: str, head_width: int) -> list[
         found += [f"a soft cap ({key})" for key in caps if values.number(key, 0.0)]
     elif values.count(f"{family}.attention.sliding_window", 0, least=0):
         found.append(f"sliding-window attention ({family}.attention.sliding_window)")
+    usual = head_width**-0.5
+    scale = values.number(f"{family}.attention.scale", usual) or usual  # 0: it is the usual one
+    if family != "gemma3" and not math.isclose(scale, usual, rel_tol=1e-6):
+        found.append(f"another scale of attention ({family}.attention.scale)")
     if not values.flag(f"{family}.attention.causal", True):
         found.append(f"attention to later tokens ({family}.attention.causal)")
     value_width = values.count(f"{family}.attention.value_length", head_width)

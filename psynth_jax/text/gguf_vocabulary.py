@@ -64,9 +64,17 @@ def token_id(metadata: Metadata, role: str, tokens: Sequence[str]) -> int | None
     return metadata.count(f"tokenizer.ggml.{role}_token_id", None, least=0, most=len(tokens) - 1)
 
 
-def adds_bos(metadata: Metadata) -> bool:
-    """Whether a text begins with the bos token: of SentencePiece's vocabularies it does where the file is silent."""
-    return metadata.flag("tokenizer.ggml.add_bos_token", metadata.text(_MODEL) == "llama")
+def adds(metadata: Metadata, role: str, token: str | None) -> bool:
+    """Whether a SentencePiece text gets the "bos" or "eos" token; bos, where the file is silent.
+
+    Raises `CheckpointError` for a token that transformers cannot put there.
+    """
+    if not metadata.flag(f"tokenizer.ggml.add_{role}_token", role == "bos") or token is None:
+        return False
+    # transformers spells it in a template in which a space ends a token, ":" begins a number and "$A" is the text.
+    if not token or set(token) & set(":$") or token.split() != [token]:
+        raise metadata.wrong(f"tokenizer.ggml.{role}_token_id", "a token without spaces, ':' and '$'")
+    return True
 
 
 @contextlib.contextmanager

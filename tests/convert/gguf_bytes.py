@@ -164,7 +164,8 @@ def sentencepiece_metadata(gemma: bool = False, **changed: Typed | None) -> dict
     """Describe a vocabulary of 300 tokens: control, bytes, users' own, letters and words with scores."""
     control = ["<pad>", "<eos>", "<bos>", "<unk>"] if gemma else ["<unk>", "<s>", "</s>", "<pad>"]
     letters = [SPACE, *"etaoinhs", "é", "日"]
-    words = ["he", f"{SPACE}t", f"{SPACE}the", "in", "an", "tha", "hat", "that", f"{SPACE}that", "on", "es", "s\n"]
+    words = ["he", f"{SPACE}t", f"{SPACE}the", "in", "an", "na", "th", "ha", "at", "hat", "that", f"{SPACE}that"]
+    words += ["on", "es", "s\n"]
     users = ["\n", "\n\n", "  " if gemma else "[X]", "   " if gemma else "[Y]", "<table>"]
     turns = ["<start_of_turn>", "<end_of_turn>"]
     tokens = [*control, *(f"<0x{byte:02X}>" for byte in range(256)), *users, *turns, *words, *letters]
