@@ -302,15 +302,23 @@ def llama3_from_factors(factors: HostArray, theta: float, head_width: int) -> di
     if np.count_nonzero(ramp) < 2:
         raise refusal
     s = (1 / divisors[ramp] - 1 / factor) / (1 - 1 / factor)
-    slope, intercept = np.polyfit(frequencies[ramp], s, 1)
-    if intercept >= 0 or slope <= 0:
+    centred = frequencies[ramp] - frequencies[ramp].mean()
+    spread = float(centred @ centred)
+    if spread == 0.0:  # a theta of 1, for one
         raise refusal
-    low, high = 1.0, round(1 - 1 / float(intercept), 3)
-    original = round(2 * math.pi * float(slope) * (high - low))
+    slope = float(centred @ s) / spread
+    intercept = float(s.mean() - slope * frequencies[ramp].mean())
+    if not intercept < 0 < slope or not math.isfinite(1 / intercept):
+        raise refusal
+    low, high = 1.0, round(1 - 1 / intercept, 3)
+    positions = 2 * math.pi * slope * (high - low)
+    if not 0.5 < positions <= LARGEST_COUNT:
+        raise refusal
+    original = round(positions)
     # Rounded numbers that reproduce every divisor to float32's precision are the numbers; anything else is refused.
     turns = original * frequencies / (2 * math.pi)
     expected = 1 / (1 / factor + (1 - 1 / factor) * np.clip((turns - low) / (high - low), 0, 1))
-    if original < 1 or not np.allclose(expected, divisors, rtol=2e-6, atol=0):
+    if not np.allclose(expected, divisors, rtol=2e-6, atol=0):
         raise refusal
     return {
         "kind": "llama3",

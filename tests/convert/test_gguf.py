@@ -300,6 +300,22 @@ class TestRope:
     def test_all_ones_is_no_scaling(self) -> None:
         assert llama3_from_factors(np.ones(32, np.float32), 1e4, 64) == {"kind": "plain", "theta": 1e4}
 
+    @pytest.mark.parametrize("theta", [1.0, 1e-30, 1e30, 3e38, 10_000.0])
+    def test_any_factors(self, theta: float) -> None:
+        """Lines with any slope, points that lie on none, planes that are all alike: refused, and never anything else."""
+        rng, refused = np.random.default_rng(8), 0
+        for _ in range(300):
+            factors = 1 + np.abs(rng.standard_cauchy(16)) * 10.0 ** rng.integers(-12, 30)
+            factors[rng.integers(16, size=rng.integers(16))] = 1.0
+            factors[rng.integers(16, size=rng.integers(16))] = factors.max()
+            with np.errstate(over="ignore"):
+                stored = factors.astype(np.float32)
+            try:
+                llama3_from_factors(stored, theta, 32)
+            except UnsupportedModelError:
+                refused += 1
+        assert refused > 200
+
     @pytest.mark.parametrize("damage", ["noise", "no ramp", "length", "below one", "nan"])
     def test_other_factors_are_refused(self, damage: str) -> None:
         rope = preset("llama-3.2-1b").config.rope
