@@ -154,6 +154,9 @@ class _Header:
                 raise _Incomplete(f"it ends within tensor {name!r}")
             placed[name] = _Tensor(shape, kind, start + offset, size)
             end = self._padded(offset + size, alignment)
+        if len(self._data) > start + end:
+            # A count that is too small: the last tensors would be absent, and all others begin too early.
+            raise _Incomplete(f"{len(self._data) - start - end} bytes behind its last tensor belong to none")
         return placed
 
     def _tensor(self, name: str) -> tuple[tuple[int, ...], gguf.GGMLQuantizationType, int]:

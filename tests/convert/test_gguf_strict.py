@@ -300,6 +300,18 @@ class TestLengths:
             GGUFFile(path)
 
 
+@pytest.mark.parametrize("by", [1, 2, 9])
+def test_a_count_of_tensors_that_is_too_small(by: int, tmp_path: Path) -> None:
+    """The last one, the head, would be absent, and so the model tied; all others would begin within the header."""
+    tensors = gb.model_tensors("llama", head=True)
+    path = gb.write(tmp_path / "m.gguf", LLAMA, tensors)
+    whole = bytearray(path.read_bytes())
+    whole[8:16] = struct.pack("<Q", len(tensors) - by)
+    path.write_bytes(whole)
+    with pytest.raises(CheckpointError, match="bytes behind its last tensor belong to none"):
+        open_model(path)
+
+
 class TestSpecialFiles:
     def test_fifo(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "x.gguf")

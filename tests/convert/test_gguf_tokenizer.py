@@ -10,10 +10,11 @@ import pytest
 
 pytest.importorskip("transformers", reason="tokenizers are transformers'")
 
+import psynth_jax as ps
 from psynth_jax.convert.convert import convert
 from psynth_jax.convert.gguf import GGUFFile
 from psynth_jax.convert.load import open_model
-from psynth_jax.errors import CheckpointError, InputError
+from psynth_jax.errors import CheckpointError, ContextLengthError, InputError
 from psynth_jax.tokenizer import TextStream, Tokenizer
 from tests.convert import gguf_bytes as gb
 from tests.convert.gguf_bytes import BOOL, SPACE, STRING, Typed
@@ -132,6 +133,20 @@ class TestRefusals:
         template = Typed(STRING, "{{ bos_token }}{{ messages[0].content }}")
         templated = tokenizer(tmp_path, "gemma3", chat_template=template)
         assert templated.chat([{"role": "user", "content": "he"}]) == [2, *templated.encode("he")]
+
+
+def test_a_question_over_branches(tmp_path: Path) -> None:
+    """From the file's chat template to an answer, within the window of the local layers."""
+    template = Typed(STRING, "{{ bos_token }}{% for m in messages %}{{ m.content }}<end_of_turn>{% endfor %}")
+    path = model(tmp_path, "gemma3", chat_template=template)
+    synth = ps.ParallelSynthesis(ps.load_model(path))
+    branches = synth.encode(["that hat in the tin", "the hat"])
+    answer = synth.synthesize("that?", branches=branches, max_new_tokens=4)
+    alone = synth.synthesize("that?", max_new_tokens=4)
+    assert answer.cached_tokens == sum(branches.lengths)
+    assert (alone.cached_tokens, alone.text) != (answer.cached_tokens, answer.text)
+    with pytest.raises(ContextLengthError):
+        synth.synthesize("that " * 80, branches=branches, max_new_tokens=4)
 
 
 def converted(source: Path, target: Path) -> Any:
