@@ -44,6 +44,16 @@ _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _NORM = "norm.weight"  # how the names of all norms end
 _SHAPE = ("family", "width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "experts")  # of a published model
 
+# Published models beside the presets that have a head of their own: family, width, layers.
+_UNTIED = {
+    ("llama", 4096, 32): "Llama 2 7B",
+    ("llama", 5120, 40): "Llama 2 13B",
+    ("llama", 8192, 80): "Llama 2 and 3 70B",
+    ("qwen2", 5120, 48): "Qwen2.5 14B",
+    ("qwen2", 5120, 64): "Qwen2.5 32B",
+    ("qwen2", 8192, 80): "Qwen2.5 72B",
+}
+
 # What llama.cpp knows of Gemma 3 beyond the metadata.
 _GEMMA_GLOBAL_EVERY = 6
 _GEMMA_LOCAL_THETA = 10_000.0
@@ -141,6 +151,9 @@ def _refuse_doubts(file: GGUFFile, config: DecoderConfig) -> None:
     """
     if config.family == "qwen3_moe" and config.tied_head:
         refuse_problems(file.path, [f"missing {_HEAD}: no model of this family has a tied head"])
+    untied = _UNTIED.get((config.family, config.width, config.layers))
+    if config.tied_head and untied is not None:
+        refuse_problems(file.path, [f"missing {_HEAD}: {untied}, which has these sizes, has a head of its own"])
     for name, known in PRESETS.items():
         published = known.config
         if any(getattr(config, field) != getattr(published, field) for field in _SHAPE):

@@ -231,6 +231,15 @@ class TestWhatIsKnownOfPublishedModels:
             read_config(Described(tmp_path / "m.gguf", config, set()).file)
         assert not read_config(Described(tmp_path / "m.gguf", config, {"output.weight"}).file).tied_head
 
+    @pytest.mark.parametrize(
+        ("like", "width", "layers"), [("llama-3.1-8b", 4096, 32), ("llama-3.1-8b", 5120, 40), ("qwen2.5-7b", 5120, 64)]
+    )
+    def test_a_lost_head_of_a_model_that_is_no_preset(self, like: str, width: int, layers: int, tmp_path: Path) -> None:
+        sizes = {"width": width, "layers": layers, "mlp_width": 1234}
+        config = preset(like).config.model_copy(update=sizes)
+        with pytest.raises(CheckpointError, match=r"missing output\.weight: .* which has these sizes"):
+            read_config(Described(tmp_path / "m.gguf", config, set()).file)
+
     @pytest.mark.parametrize("name", ["qwen3-0.6b", "qwen3-4b", "qwen2.5-3b", "smollm2-1.7b"])
     def test_tied_models(self, name: str, tmp_path: Path) -> None:
         config = preset(name).config
