@@ -276,6 +276,10 @@ _GGUF_EXPERTS = {
     "layers.router": "blk.{l}.ffn_gate_inp.weight",
     **{f"layers.{name}": f"blk.{{l}}.ffn_{name}_exps.weight" for name in ("gate", "up", "down")},
 }
+_GGUF_GEMMA_NORMS = {
+    "layers.after_attention_norm": "blk.{l}.post_attention_norm.weight",
+    "layers.after_mlp_norm": "blk.{l}.post_ffw_norm.weight",
+}
 _STACKED_EXPERTS = {"experts": Form("E F D", "E D F"), "experts_out": Form("E D F", "E F D")}
 
 HF_RULES: dict[str, tuple[Rule, ...]] = {
@@ -290,6 +294,7 @@ GGUF_RULES: dict[str, tuple[Rule, ...]] = {
     "qwen2": _table({**_GGUF, **_GGUF_QKV_BIAS}, **_STRAIGHT),
     "qwen3": _table({**_GGUF, **_GGUF_QKV_BIAS, **_GGUF_O_BIAS, **_GGUF_QK_NORM}, **_STRAIGHT),
     "qwen3_moe": _table({**_GGUF, **_GGUF_QK_NORM, **_GGUF_EXPERTS}, **_STRAIGHT, **_STACKED_EXPERTS),
+    "gemma3_text": _table({**_GGUF, **_GGUF_QK_NORM, **_GGUF_GEMMA_NORMS}, **_STRAIGHT),
 }
 
 
