@@ -53,9 +53,26 @@ def find_adapter(source: str | Path) -> tuple[Path, Layout]:
         return directory, "peft"
     if (directory / "checkpoints").is_dir():
         raise AdapterError(f"{source} is the folder of a training run: `psynth export` makes an adapter of it")
+    if checkpoints := _checkpoints_with_adapters(directory):
+        raise AdapterError(
+            f"{source} is the folder of a training run with {len(checkpoints)} checkpoints: name one of them, "
+            f"such as {checkpoints[-1]}"
+        )
+    if (directory / "config.json").is_file():
+        raise AdapterError(f"{source} is a model, not an adapter")
     raise AdapterError(
         f"{source} is not an adapter: it has no psynth_adapter.json, {release.MAPPER}, {release.LORA} or {peft.CONFIG}"
     )
+
+
+def _checkpoints_with_adapters(directory: Path) -> list[Path]:
+    """Return what a Trainer of transformers saved on its way, oldest first."""
+    found = []
+    for place in directory.glob("checkpoint-*"):
+        for inner in (place, place / "adapter"):
+            if place.name.removeprefix("checkpoint-").isdecimal() and (inner / peft.CONFIG).is_file():
+                found.append((int(place.name.removeprefix("checkpoint-")), inner))
+    return [inner for _, inner in sorted(found)]
 
 
 def holds_adapter(source: str | Path) -> bool:
@@ -109,7 +126,12 @@ def load_adapter(source: str | Path, model: Base) -> Adapter:
     release.check_base(directory, model)
     mapper, sink = release.read_mapper(directory), release.noted_sink(directory, model)
     if not (directory / release.LORA).is_dir():
-        return _adapter(None, mapper, release.noted_vocabulary(directory) or model.config.vocab_size, model, sink)
+        vocabulary = release.noted_vocabulary(directory) or model.config.vocab_size
+        if vocabulary > model.config.vocab_size:
+            raise AdapterError(
+                f"{directory} chooses from {vocabulary} tokens, {model.name} has {model.config.vocab_size}"
+            )
+        return _adapter(None, mapper, vocabulary, model, sink)
     lora, vocabulary = peft.read_peft(directory / release.LORA, model)
     return _adapter(lora, mapper, vocabulary, model, sink)
 

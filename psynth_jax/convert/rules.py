@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import ml_dtypes
@@ -42,6 +42,15 @@ def parameter_dtype(name: str | None) -> np.dtype | None:
     if name not in DTYPES:
         raise ConfigError(f"dtype {name!r} is not supported; use one of {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def widest(dtypes: Iterable[np.dtype]) -> np.dtype:
+    """Return the dtype that holds numbers of all of these: the one that they share, or float32.
+
+    (NumPy knows none for bfloat16 and float16 together.)
+    """
+    kinds = {np.dtype(dtype) for dtype in dtypes}
+    return kinds.pop() if len(kinds) == 1 else FLOAT32
 
 
 def axis_sizes(config: DecoderConfig) -> dict[str, int]:
@@ -372,7 +381,7 @@ class StoredParameter:
         names = {
             at: every[tuple(r[i] for r, i in zip(ranges, at, strict=False))] for at in np.ndindex(*map(len, ranges[:depth]))
         }
-        dtype = self.dtype or np.result_type(*{self.source.dtype(name) for name in names.values()})
+        dtype = self.dtype or widest(self.source.dtype(name) for name in names.values())
         if not depth and self.source.dtype(every[()]) == dtype:  # the largest tensors, tables, need not be held twice
             return rule.form.to_ours(self.source.read(every[()], tensor_index), sizes)
         stack = np.empty([len(r) for r in ranges], dtype)

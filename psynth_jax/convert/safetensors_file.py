@@ -11,9 +11,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
+import safetensors.numpy
 
 from psynth_jax.axes import HostArray
 from psynth_jax.errors import CheckpointError
+from psynth_jax.files import is_lfs_pointer, refuse_special, umask_mode
 
 _PIECE_BYTES = 64 << 20  # the most that is read of an open file
 _FLOATS = {
@@ -70,16 +72,31 @@ class SafetensorsFile:
 
 
 def _open(path: Path) -> Any:
+    refuse_special(path, CheckpointError)
     if not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}")
+    if is_lfs_pointer(path):
+        raise CheckpointError(lfs_message(path))
     try:
         return safetensors.safe_open(str(path), framework="np")
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from None
 
 
+def lfs_message(path: Path) -> str:
+    """Say that a file is a pointer of git LFS, and how to get what it stands for."""
+    return f"{path} is a pointer of git LFS, not the file itself: fetch it with `git lfs pull`"
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, HostArray], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors to a file whose mode is what the umask says; safetensors itself makes it 600."""
+    with umask_mode(path):
+        safetensors.numpy.save_file(dict(tensors), path, metadata=metadata)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.  Raises `CheckpointError` naming the file when it is absent, or is not one."""
+    refuse_special(path, CheckpointError)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

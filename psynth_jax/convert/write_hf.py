@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from psynth_jax.config import DecoderConfig, LinearRope, Llama3Rope, YarnRope
 from psynth_jax.convert.hf import ARCHITECTURES
 from psynth_jax.convert.rules import hf_rules
-from psynth_jax.convert.safetensors_file import read_json, write_json
+from psynth_jax.convert.safetensors_file import read_json, write_json, write_safetensors
 from psynth_jax.convert.stream import Change, ModelStream, Tensor, in_groups, tensors_of
 from psynth_jax.errors import UnsupportedModelError
 
@@ -46,7 +45,7 @@ def write_shards(directory: Path, tensors: Sequence[Tensor]) -> None:
     names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)] if count > 1 else ["model.safetensors"]
     for name, shard in zip(names, shards, strict=True):
         arrays = {tensor.name: np.ascontiguousarray(tensor.read()) for tensor in shard}
-        safetensors.numpy.save_file(arrays, directory / name, metadata={"format": "pt"})
+        write_safetensors(directory / name, arrays, {"format": "pt"})
     if count > 1:
         weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": sum(tensor.size for tensor in tensors)}, "weight_map": weight_map}
