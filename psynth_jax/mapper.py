@@ -46,7 +46,7 @@ class Mapper:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
         """Take the four named arrays.
 
-        Raises `AdapterError` listing every missing, extra or misshaped one, or naming one that is no array of finite numbers.
+        Raises `AdapterError` listing every missing, extra or misshaped one, or naming one that is not of finite numbers.
         """
         if not isinstance(arrays, Mapping):
             names = ", ".join(field.name for field in dataclasses.fields(cls))

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from psynth_jax.axes import HostArray, letters_to_shape
+from psynth_jax.convert.adapter_numbers import refuse_not_finite, rounded
 from psynth_jax.convert.base import Base
-from psynth_jax.convert.finite import refuse_not_finite, rounded
 from psynth_jax.convert.peft_config import shown
 from psynth_jax.convert.rules import parameter_dtype
 from psynth_jax.convert.safetensors_file import SafetensorsFile, read_json, write_safetensors
@@ -103,7 +103,9 @@ def save_adapter(
 
 def _rounded_factors(directory: Path, lora: Lora, dtype: np.dtype | None) -> dict[str, HostArray]:
     if not (math.isfinite(float(lora.scale)) and float(lora.scale) >= 0):
-        raise AdapterError(f"{directory}: the scale of a LoRA must be a finite number that is not negative, not {lora.scale}")
+        raise AdapterError(
+            f"{directory}: the scale of a LoRA must be a finite number that is not negative, not {lora.scale}"
+        )
     factors = {}
     for half, values in (("down", lora.down), ("up", lora.up)):
         for target, value in values.items():
@@ -195,9 +197,7 @@ def read_adapter(source: Path, model: Base) -> Adapter:
     """
     description = describe(source)
     if description["base_fingerprint"] != model.fingerprint:
-        raise ModelMismatchError(
-            f"{source} was made for the base model {description['base_name']}, not for {model.name}"
-        )
+        raise ModelMismatchError(f"{source} was made for the base model {description['base_name']}, not for {model.name}")
     lora = _lora(source / _LORA, description, model) if description["targets"] else None
     mapper = _mapper(source / _MAPPER, description) if description["mapper_hidden"] else None
     vocabulary = description["vocab_size"]
@@ -245,9 +245,7 @@ def _lora(file: Path, description: Mapping[str, Any], model: Base) -> Lora:
     sizes = model.config.sizes | {"A": description["rank"]}
     beyond = sorted({*description["targets"]} - {*targets_of(model.config)})
     if beyond:
-        raise AdapterError(
-            f"adapter targets do not fit the model: no LoRA may be on {', '.join(beyond)} of {model.name}"
-        )
+        raise AdapterError(f"adapter targets do not fit the model: no LoRA may be on {', '.join(beyond)} of {model.name}")
     opened, expected = _open(file), {}
     for target in description["targets"]:
         down, up = FACTOR_LETTERS[target]

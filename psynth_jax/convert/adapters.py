@@ -14,6 +14,7 @@ from psynth_jax.convert import adapter_directory, peft, release
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.convert.base import Base
 from psynth_jax.convert.hub import download, is_hub_id, list_files
+from psynth_jax.convert.peft_config import shown
 from psynth_jax.errors import AdapterError, InputError
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn.adapter import Lora
@@ -37,7 +38,7 @@ def find_adapter(source: str | Path) -> tuple[Path, Layout]:
 
     Raises `InputError` when there is no such directory or repository, `AdapterError` when it is no adapter.
     """
-    directory = Path(source).expanduser()
+    directory = _path(source)
     name = str(source).removeprefix("hf://")
     if not directory.is_dir() and Path(name).name == name and adapter_directory.is_adapter(_SHIPPED / name):
         directory = _SHIPPED / name
@@ -51,18 +52,28 @@ def find_adapter(source: str | Path) -> tuple[Path, Layout]:
         return found, "release"
     if (directory / peft.CONFIG).is_file():
         return directory, "peft"
-    if (directory / "checkpoints").is_dir():
-        raise AdapterError(f"{source} is the folder of a training run: `psynth export` makes an adapter of it")
-    if checkpoints := _checkpoints_with_adapters(directory):
-        raise AdapterError(
-            f"{source} is the folder of a training run with {len(checkpoints)} checkpoints: name one of them, "
-            f"such as {checkpoints[-1]}"
-        )
+    refuse_training_run(directory)
+    if any((directory / "snapshots").glob("*")):
+        raise AdapterError(f"{source} is a folder of the hub's cache: name the hub id, or a folder in its snapshots")
     if (directory / "config.json").is_file():
         raise AdapterError(f"{source} is a model, not an adapter")
     raise AdapterError(
         f"{source} is not an adapter: it has no psynth_adapter.json, {release.MAPPER}, {release.LORA} or {peft.CONFIG}"
     )
+
+
+def refuse_training_run(directory: Path) -> None:
+    """Refuse the folder of a training run, ours or one of transformers, and say where its adapters are.
+
+    Raises `AdapterError`.
+    """
+    if (directory / "checkpoints").is_dir():
+        raise AdapterError(f"{directory} is the folder of a training run: `psynth export` makes an adapter of it")
+    if checkpoints := _checkpoints_with_adapters(directory):
+        raise AdapterError(
+            f"{directory} is the folder of a training run with {len(checkpoints)} checkpoints: name one of them, "
+            f"such as {checkpoints[-1]}"
+        )
 
 
 def _checkpoints_with_adapters(directory: Path) -> list[Path]:
@@ -75,9 +86,18 @@ def _checkpoints_with_adapters(directory: Path) -> list[Path]:
     return [inner for _, inner in sorted(found)]
 
 
+def _path(source: Any) -> Path:
+    if not isinstance(source, str | Path):
+        raise InputError(f"an adapter is named by a text or a path, not by {shown(source)}")
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:  # "~nobody"
+        return Path(source)
+
+
 def holds_adapter(source: str | Path) -> bool:
     """Whether a source is an adapter; anything else may be a model.  Asks the hub about "owner/name"."""
-    directory = Path(source).expanduser()
+    directory = _path(source)
     if directory.is_dir():
         names = [path.relative_to(directory).as_posix() for path in directory.glob("*")]
         return bool(_MARKS & {*names}) or release.find_release(directory) is not None
@@ -128,9 +148,7 @@ def load_adapter(source: str | Path, model: Base) -> Adapter:
     if not (directory / release.LORA).is_dir():
         vocabulary = release.noted_vocabulary(directory) or model.config.vocab_size
         if vocabulary > model.config.vocab_size:
-            raise AdapterError(
-                f"{directory} chooses from {vocabulary} tokens, {model.name} has {model.config.vocab_size}"
-            )
+            raise AdapterError(f"{directory} chooses from {vocabulary} tokens, {model.name} has {model.config.vocab_size}")
         return _adapter(None, mapper, vocabulary, model, sink)
     lora, vocabulary = peft.read_peft(directory / release.LORA, model)
     return _adapter(lora, mapper, vocabulary, model, sink)

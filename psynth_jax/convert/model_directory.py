@@ -19,6 +19,7 @@ import tensorstore
 
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
+from psynth_jax.convert.progress import counted
 from psynth_jax.convert.rules import (
     Form,
     Rule,
@@ -59,6 +60,7 @@ def write_model_directory(directory: Path, stream: ModelStream) -> None:
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step that it takes
     place, tensors = directory / _PARAMETERS, tensors_of(stream, _rules(stream.config), stream.config)
+    tensors = counted(tensors, f"converting {stream.name}")
     context = ocp.Context()
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES

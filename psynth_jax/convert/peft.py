@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from psynth_jax.axes import HostArray
+from psynth_jax.convert.adapter_numbers import refuse_not_finite
 from psynth_jax.convert.base import Base
-from psynth_jax.convert.finite import refuse_not_finite
 from psynth_jax.convert.peft_config import PeftConfig, read_peft_config, shown
 from psynth_jax.convert.rules import FLOAT32, Form, axis_sizes, widest
 from psynth_jax.convert.safetensors_file import SafetensorsFile, read_json, write_json, write_safetensors
@@ -166,9 +166,15 @@ def _refuse_misfits(
         if name in shapes and shapes[name] != shape:
             wrong.append(f"{name} has shape {list(shapes[name])}, expected {list(shape)}")
     for name in tables:
-        if len(shapes[name]) != 2 or shapes[name][1] != base.config.width or not 1 <= shapes[name][0] <= base.config.vocab_size:
+        if (
+            len(shapes[name]) != 2
+            or shapes[name][1] != base.config.width
+            or not 1 <= shapes[name][0] <= base.config.vocab_size
+        ):
             wrong.append(f"{name} has shape {list(shapes[name])}, the base [{base.config.vocab_size}, {base.config.width}]")
-    wrong += [f"{one.module} has factors, though {CONFIG} leaves it out" for one in adapted if described.leaves_out(one.module)]
+    wrong += [
+        f"{one.module} has factors, though {CONFIG} leaves it out" for one in adapted if described.leaves_out(one.module)
+    ]
     if wrong or not adapted:
         raise AdapterError(f"{directory / WEIGHTS} does not fit the model: {_listed(wrong) or 'it has no factors'}")
 

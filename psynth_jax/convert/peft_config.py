@@ -1,4 +1,4 @@
-"""adapter_config.json of PEFT: what of it decides what a LoRA computes, checked; what is not supported is refused by name."""
+"""adapter_config.json of PEFT: what decides what a LoRA computes is checked, what is not supported is refused by name."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def read_peft_config(file: Path) -> PeftConfig:
     refused = _refused(described)
     if refused:
         raise AdapterError(f"{file} uses what is not supported: " + "; ".join(refused))
-    rank, alpha = described.get("r"), described.get("lora_alpha")
+    rank: Any = described.get("r")
+    alpha: Any = described.get("lora_alpha")
     if not _is_rank(rank) or not _is_alpha(alpha):
         raise AdapterError(
             f"{file} has r {shown(rank)} and lora_alpha {shown(alpha)}; both must be positive numbers, "

@@ -20,8 +20,8 @@ import numpy as np
 from psynth_jax.axes import HostArray
 from psynth_jax.convert import peft
 from psynth_jax.convert.adapter_directory import Adapter, checked_sink
+from psynth_jax.convert.adapter_numbers import refuse_not_finite, rounded
 from psynth_jax.convert.base import Base
-from psynth_jax.convert.finite import refuse_not_finite, rounded
 from psynth_jax.convert.hub import is_hub_id
 from psynth_jax.convert.peft_config import shown
 from psynth_jax.convert.rules import FLOAT32
