@@ -13,7 +13,7 @@ import numpy as np
 
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
-from psynth_jax.convert.rules import Rule, axis_sizes
+from psynth_jax.convert.rules import Rule, axis_sizes, widest
 from psynth_jax.model import digest, sample_places
 from psynth_jax.tokenizer import Tokenizer
 
@@ -79,7 +79,8 @@ def _sampled(stored: Stored) -> HostArray:
         if here.any():
             piece = stored.read((slice(int(block), int(block) + count), *(slice(0, size) for size in shape[1:])))
             found.append(piece[(places[0][here] - block, *(axis[here] for axis in places[1:]))])
-    return np.concatenate(found)
+    kind = widest(piece.dtype for piece in found)
+    return np.concatenate([piece.astype(kind) for piece in found])
 
 
 @dataclasses.dataclass(frozen=True)
