@@ -48,9 +48,10 @@ class Mapper:
 
         Raises `AdapterError` listing every missing, extra or misshaped one, or naming one that is not of finite numbers.
         """
-        if not isinstance(arrays, Mapping):
+        given: object = arrays
+        if not isinstance(given, Mapping):
             names = ", ".join(field.name for field in dataclasses.fields(cls))
-            raise AdapterError(f"a mapper is made of a dict with the arrays {names}, not of a {type(arrays).__name__}")
+            raise AdapterError(f"a mapper is made of a dict with the arrays {names}, not of a {type(given).__name__}")
         found = {name: _numbers(name, value) for name, value in arrays.items()}
         names = [field.name for field in dataclasses.fields(cls)]
         bias_shape = found["hidden_bias"].shape if "hidden_bias" in found else ()

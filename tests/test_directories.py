@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from psynth_jax import directories
 from psynth_jax.directories import followed, made, replacing
 from psynth_jax.errors import InputError
 
@@ -106,38 +106,45 @@ class TestMountedDisks:
                 raise OSError("busy")
             return rename(self, target)
 
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="busy"):
+        def fails() -> None:
+            with replacing(mounted, ("file",), "mine"):
+                raise OSError("busy")
+
+        with monkeypatch.context() as patch:
             if when == "moved":
                 patch.setattr(Path, "rename", busy)
-                write(mounted)
-            else:
-                with replacing(mounted, ("file",), "mine"):
-                    raise OSError("busy")
+            with pytest.raises(OSError, match="busy"):
+                write(mounted) if when == "moved" else fails()
         assert [path.name for path in mounted.iterdir()] == ["file"]
         assert (mounted / "file").read_text() == "old"
 
 
+def interrupted(target: Path, error: BaseException) -> None:
+    """Write half of a directory, then be ended."""
+    with replacing(target, (), "mine") as fresh:
+        (fresh / "half").touch()
+        raise error
+
+
 class TestAfterASignal:
-    @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
-    def test_nothing_is_left(self, tmp_path: Path, kind: type[BaseException]) -> None:
-        with pytest.raises(kind), replacing(tmp_path / "out", (), "mine") as fresh:
-            (fresh / "half").touch()
-            raise kind
+    @pytest.mark.parametrize("error", [SystemExit(143), KeyboardInterrupt()], ids=repr)
+    def test_nothing_is_left(self, tmp_path: Path, error: BaseException) -> None:
+        with pytest.raises(type(error)):
+            interrupted(tmp_path / "out", error)
         assert list(tmp_path.iterdir()) == []
 
     def test_nor_after_another_one_while_it_is_removed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        remove, calls = directories.shutil.rmtree, []
+        remove, calls = shutil.rmtree, []
 
-        def interrupted(*arguments: object, **settings: object) -> None:
+        def ended_again(*arguments: object, **settings: object) -> None:
             calls.append(arguments)
             if len(calls) == 1:
                 raise SystemExit(143)
-            remove(*arguments, **settings)
+            remove(*arguments, **settings)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(directories.shutil, "rmtree", interrupted)
-        with pytest.raises(SystemExit), replacing(tmp_path / "out", (), "mine") as fresh:
-            (fresh / "half").touch()
-            raise KeyboardInterrupt
+        monkeypatch.setattr(shutil, "rmtree", ended_again)
+        with pytest.raises(SystemExit):
+            interrupted(tmp_path / "out", KeyboardInterrupt())
         assert list(tmp_path.iterdir()) == []
 
     def test_nor_what_a_thread_still_writes(self, tmp_path: Path) -> None:
@@ -146,11 +153,16 @@ class TestAfterASignal:
                 with contextlib.suppress(OSError):
                     (folder / str(number)).touch()
 
-        with pytest.raises(SystemExit), replacing(tmp_path / "out", (), "mine") as fresh:
-            thread = threading.Thread(target=write_on, args=(fresh,))
-            thread.start()
-            raise SystemExit
-        thread.join()
+        def write_in_a_thread() -> None:
+            with replacing(tmp_path / "out", (), "mine") as fresh:
+                threads.append(threading.Thread(target=write_on, args=(fresh,)))
+                threads[0].start()
+                raise SystemExit
+
+        threads: list[threading.Thread] = []
+        with pytest.raises(SystemExit):
+            write_in_a_thread()
+        threads[0].join()
         assert list(tmp_path.iterdir()) == []
 
 

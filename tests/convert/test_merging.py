@@ -139,7 +139,7 @@ class TestNumbersThatAreNotFinite:
         second = adapter(2)
         assert second.mapper is not None
         spoiled = dataclasses.replace(second.mapper, out_bias=second.mapper.out_bias.at[1].set(np.nan))
-        with pytest.raises(AdapterError, match="the second adapter: .*out_bias"):
+        with pytest.raises(AdapterError, match=r"the second adapter: .*out_bias"):
             merge_adapters(adapter(1), dataclasses.replace(second, mapper=spoiled))
 
     def test_a_sum_that_overflows(self) -> None:

@@ -27,7 +27,6 @@ pytestmark = [
     pytest.mark.torch,
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True:UserWarning"),  # it is looked at here
-    pytest.mark.filterwarnings("ignore:.*lora_bias:UserWarning"),
 ]
 
 CUT = 83  # of 97 tokens
@@ -223,7 +222,6 @@ class TestPeftAlone:
             ({"use_dora": True}, "use_dora True"),
             ({"bias": "all"}, "bias 'all'"),
             ({"target_modules": ["q_proj", "lm_head"]}, r"target_modules lm_head \(q_proj, .*, down_proj are supported"),
-            ({"lora_bias": True}, "lora_bias True"),
             ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
             ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa', which changes the base"),
         ],
@@ -264,7 +262,7 @@ class TestPeftAlone:
         """A stack took the dtype of its first layer: 6.5e-3 off."""
         wrapped = with_lora(base_model()).eval()
         wrapped.save_pretrained(tmp_path / "lora")
-        names = [name for name in safetensors.numpy.load_file(tmp_path / "lora" / "adapter_model.safetensors")]
+        names = list(safetensors.numpy.load_file(tmp_path / "lora" / "adapter_model.safetensors"))
         narrow = [name for name in names if ".0." in name]
 
         def change(tensors: dict[str, np.ndarray]) -> None:

@@ -1,4 +1,4 @@
-"""What a conversion leaves on the disk: every tokenizer file, modes of the umask, through links, and nothing after a signal."""
+"""What a conversion leaves on the disk: tokenizer files, modes of the umask, links; and nothing after a signal."""
 
 from __future__ import annotations
 
@@ -108,27 +108,28 @@ class TestLinks:
         assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["adapter", "branches"]
 
 
-class TestTokenizerFiles:
-    TEMPLATES = {"rag": "{{ messages[0].content }} with documents", "tool_use": "{{ messages[0].content }} with tools"}
-    FILES = {
-        "special_tokens_map.json": "{}",
-        "added_tokens.json": "{}",
-        "vocab.json": "{}",
-        "merges.txt": "#version: 0.2\n",
-        "tokenizer.model": "not read",
-        "chat_template.json": "{}",
-        "tokenizer_config.json.txt": "kept",
-        "LICENSE": "free",
-        "generation_config.json": '{"eos_token_id": 257}',
-    }
+TEMPLATES = {"rag": "{{ messages[0].content }} with documents", "tool_use": "{{ messages[0].content }} with tools"}
+FILES = {
+    "special_tokens_map.json": "{}",
+    "added_tokens.json": "{}",
+    "vocab.json": "{}",
+    "merges.txt": "#version: 0.2\n",
+    "tokenizer.model": "not read",
+    "chat_template.json": "{}",
+    "tokenizer_config.json.txt": "kept",
+    "LICENSE": "free",
+    "generation_config.json": '{"eos_token_id": 257}',
+}
 
+
+class TestTokenizerFiles:
     @pytest.fixture
     def source(self, tmp_path: Path) -> Path:
         convert("tiny-random", tmp_path / "source", "hf")
         (tmp_path / "source" / "additional_chat_templates").mkdir()
-        for name, text in self.TEMPLATES.items():
+        for name, text in TEMPLATES.items():
             (tmp_path / "source" / "additional_chat_templates" / f"{name}.jinja").write_text(text)
-        for name, text in self.FILES.items():
+        for name, text in FILES.items():
             (tmp_path / "source" / name).write_text(text)
         (tmp_path / "source" / "modeling.py").write_text("code is not carried")
         (tmp_path / "source" / "training_args.bin").write_text("nor is this")
@@ -146,7 +147,7 @@ class TestTokenizerFiles:
             assert not list(place.rglob("*.py")) and not list(place.rglob("*.bin"))
         models = [ps.load_model(place) for place in (source, tmp_path / "ours", tmp_path / "back")]
         first, *others = [model.tokenizer for model in models]
-        assert first is not None and {*first.backend.chat_template} == {"default", *self.TEMPLATES}
+        assert first is not None and {*first.backend.chat_template} == {"default", *TEMPLATES}
         for other in others:
             assert other is not None and other.fingerprint == first.fingerprint
             assert other.backend.chat_template == first.backend.chat_template
