@@ -70,8 +70,13 @@ def followed(target: Path) -> Path:
 
 
 def _stays_in_place(target: Path) -> bool:
-    """Whether a directory can be filled, but not be replaced: a mounted disk, or one in a folder of others."""
-    return target.is_dir() and (os.path.ismount(target) or not os.access(target.parent, os.W_OK))
+    """Whether a directory can be filled, but should not be replaced.
+
+    That is a mounted disk, the folder that this process works in, and one in a folder of others.
+    """
+    if not target.is_dir():
+        return False
+    return os.path.ismount(target) or target == Path.cwd() or not os.access(target.parent, os.W_OK)
 
 
 def _move_contents(fresh: Path, target: Path, old: Path) -> None:

@@ -119,6 +119,14 @@ class TestMountedDisks:
         assert (mounted / "file").read_text() == "old"
 
 
+def test_the_working_directory_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell would else be left in a folder that is gone."""
+    monkeypatch.chdir(tmp_path)
+    number = tmp_path.stat().st_ino
+    write(Path())
+    assert Path("file").read_text() == "new" and tmp_path.stat().st_ino == number
+
+
 def interrupted(target: Path, error: BaseException) -> None:
     """Write half of a directory, then be ended."""
     with replacing(target, (), "mine") as fresh:

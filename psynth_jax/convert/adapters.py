@@ -10,13 +10,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from psynth_jax.convert import adapter_directory, peft, release
 from psynth_jax.convert.adapter_directory import Adapter
+from psynth_jax.convert.adapter_numbers import rounded
 from psynth_jax.convert.base import Base
 from psynth_jax.convert.hub import download, is_hub_id, list_files
 from psynth_jax.convert.peft_config import shown
 from psynth_jax.errors import AdapterError, InputError
 from psynth_jax.mapper import Mapper
+from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
 
 Layout = Literal["psynth", "release", "peft"]
@@ -137,6 +141,17 @@ def load_adapter(source: str | Path, model: Base) -> Adapter:
       CheckpointError: a file is damaged, or a mapper file holds anything but tensors.
       ModelMismatchError: it was made for another base model.
     """
+    adapter = _read(source, model)
+    if isinstance(model, Model) and adapter.lora is not None:
+        # Factors are used in the model's dtype.
+        dtype = model.rows("embedding", 0, 1).dtype
+        for half, factors in (("down", adapter.lora.down), ("up", adapter.lora.up)):
+            for target, values in factors.items():
+                rounded(str(source), f"{half} of {target}", np.asarray(values), dtype)
+    return adapter
+
+
+def _read(source: str | Path, model: Base) -> Adapter:
     directory, layout = find_adapter(source)
     if layout == "psynth":
         return adapter_directory.read_adapter(directory, model)

@@ -18,6 +18,7 @@ import numpy as np
 from psynth_jax.axes import Array, HostArray
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.convert.adapter_numbers import refuse_not_finite, rounded
+from psynth_jax.convert.progress import tell
 from psynth_jax.convert.rules import FLOAT32, widest
 from psynth_jax.errors import AdapterError, InputError
 from psynth_jax.mapper import Mapper
@@ -133,6 +134,7 @@ def _of_deltas(first: Lora, second: Lora, weight: float, rank: int) -> tuple[Lor
     lost = total = 0.0
     shares = (weight * float(first.scale), (1 - weight) * float(second.scale))
     for target in first.down:
+        tell(f"averaging what the adapters add to {target}")
         left, right = (
             np.concatenate([_flat(lora, half, target) * np.float64(share) for lora, share in pairs], axis)
             for half, axis, pairs in (

@@ -22,6 +22,7 @@ from psynth_jax.convert.adapters import find_adapter, load_adapter, trained_from
 from psynth_jax.convert.torch_file import read_torch_file, write_torch_file
 from psynth_jax.errors import AdapterError, UserError
 from psynth_jax.mapper import Mapper
+from psynth_jax.nn.adapter import Lora
 from tests.tiny import random_lora, random_mapper, tiny_config, tiny_model
 
 WRONG: list[Any] = [
@@ -234,6 +235,35 @@ def test_what_float16_cannot_hold_is_not_saved(model: ps.Model, tmp_path: Path) 
     with pytest.raises(AdapterError, match=r"lora\.o\.up has numbers up to 1e\+05, which float16 cannot represent"):
         ps.save_adapter(tmp_path / "adapter", ps.Adapter(lora, None), model, dtype="float16")
     ps.save_adapter(tmp_path / "adapter", ps.Adapter(lora, None), model, dtype="bfloat16")
+
+
+def test_what_float16_cannot_hold_is_not_used_in_it(tmp_path: Path) -> None:
+    model = ps.load_model("tiny-random")
+    lora = random_lora(model.config, 1)
+    lora.up["o"] = lora.up["o"].at[0, 0, 0].set(1e5)
+    ps.save_adapter(tmp_path / "adapter", ps.Adapter(lora, None), model)
+    halved = ps.Model(model.decoder, model.tokenizer, model.stop_ids, model.name)
+    rows = np.zeros((1, 64), np.float16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ps.Model, "rows", lambda *_: rows)
+        with pytest.raises(AdapterError, match=r"up of o has numbers up to 1e\+05, which float16 cannot represent"):
+            load_adapter(tmp_path / "adapter", halved)
+    assert load_adapter(tmp_path / "adapter", model).lora is not None
+
+
+class TestLorasInMemory:
+    def test_numbers_that_are_not_finite(self, model: ps.Model) -> None:
+        lora = random_lora(tiny_config(), 1)
+        lora.down["v"] = lora.down["v"].at[0, 1, 2].set(np.nan)
+        with pytest.raises(AdapterError, match="down of 'v' has numbers that are not finite"):
+            ps.ParallelSynthesis(model, adapter=lora)
+
+    @pytest.mark.parametrize(
+        ("down", "up"), [([1], {}), ({}, {}), ({"q": 5}, {"q": 5}), ({"q": np.float32(1)}, {}), ({5: np.ones(3)}, {})]
+    )
+    def test_factors_that_are_none(self, model: ps.Model, down: Any, up: Any) -> None:
+        with pytest.raises(AdapterError, match="the adapter does not fit"):
+            ps.ParallelSynthesis(model, adapter=Lora(down, up, np.float32(1)))  # type: ignore[arg-type]
 
 
 class TestFoldersThatAreNoAdapters:
