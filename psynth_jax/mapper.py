@@ -48,12 +48,12 @@ class Mapper:
 
         Raises `AdapterError` listing every missing, extra or misshaped one, or naming one that is not of finite numbers.
         """
+        names = [field.name for field in dataclasses.fields(cls)]
         given: object = arrays
         if not isinstance(given, Mapping):
-            names = ", ".join(field.name for field in dataclasses.fields(cls))
-            raise AdapterError(f"a mapper is made of a dict with the arrays {names}, not of a {type(given).__name__}")
+            kind = type(given).__name__
+            raise AdapterError(f"a mapper is made of a dict with the arrays {', '.join(names)}, not of a {kind}")
         found = {name: _numbers(name, value) for name, value in arrays.items()}
-        names = [field.name for field in dataclasses.fields(cls)]
         bias_shape = found["hidden_bias"].shape if "hidden_bias" in found else ()
         hidden = bias_shape[0] if len(bias_shape) == 1 else HIDDEN
         shapes = dict(zip(names, [(len(FEATURES), hidden), (hidden,), (hidden, 4), (4,)], strict=True))

@@ -30,6 +30,7 @@ from psynth_jax.convert.adapters import (
 from psynth_jax.convert.load import open_model
 from psynth_jax.convert.model_directory import write_model_directory
 from psynth_jax.convert.progress import tell
+from psynth_jax.convert.safetensors_file import read_json
 from psynth_jax.convert.stream import ModelStream
 from psynth_jax.convert.write_hf import write_hf
 from psynth_jax.directories import replacing, writing
@@ -123,8 +124,8 @@ def convert(
     place = Path(target).expanduser()
     if adapter:
         find_adapter(source)  # what is wrong with it is said before anything long begins
-    else:
-        refuse_training_run(Path(source).expanduser())
+    elif not _names_a_family(Path(source)):
+        refuse_training_run(Path(source))
     with writing(place), replacing(place, (), "an empty directory") as fresh:
         if not adapter:
             stream = open_model(source, dtype)
@@ -140,6 +141,12 @@ def convert(
         else:
             release.write_release(fresh, found, stream, training_summary(source))
         return Converted("adapter", str(source), stream.name)
+
+
+def _names_a_family(directory: Path) -> bool:
+    """Whether config.json is a model's: one of a training run has no model_type."""
+    file = directory / "config.json"
+    return file.is_file() and "model_type" in read_json(file)
 
 
 def base_of(source: str | Path, base: str | Path | None) -> str | Path:

@@ -205,6 +205,16 @@ class TestBases:
         with pytest.raises(AdapterError, match=r"such as .*checkpoint-7"):
             convert(tmp_path / "run", tmp_path / "out", "psynth")
 
+    def test_the_folder_of_a_run(self, tmp_path: Path) -> None:
+        """Its config.json is not a model's; a model may have a folder of that name."""
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "run" / "config.json").write_text('{"workdir": "run"}')
+        with pytest.raises(AdapterError, match="psynth export"):
+            convert(tmp_path / "run", tmp_path / "out", "psynth")
+        convert("tiny-random", tmp_path / "model", "hf")
+        (tmp_path / "model" / "checkpoints").mkdir()
+        assert convert(tmp_path / "model", tmp_path / "out", "psynth").kind == "model"
+
 
 def test_a_merged_weight_that_overflows(tmp_path: Path) -> None:
     convert("tiny-random", tmp_path / "base", "hf", dtype="float16")
