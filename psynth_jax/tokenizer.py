@@ -132,9 +132,22 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that decides which ids a text or a conversation has: the tokenizer and its chat template."""
-        content = json.dumps([self._fast.to_str(), self.backend.chat_template], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        """A hash of everything that decides which ids a text or a conversation has.
+
+        That is the tokenizer, its chat templates, and the special tokens that they name.
+        """
+        return self.fingerprints[0]
+
+    @functools.cached_property
+    def fingerprints(self) -> tuple[str, ...]:
+        """`fingerprint`, and the one that version 0.1.0 noted, which does not cover special tokens of templates."""
+        content: list[Any] = [self._fast.to_str(), self.backend.chat_template]
+        spelled = json.dumps(self.backend.chat_template)
+        named = {role: str(token) for role, token in self.backend.special_tokens_map.items() if role in spelled}
+        digests = []
+        for covered in ([*content, named] if named else content, content):
+            digests.append(hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest())
+        return tuple(dict.fromkeys(digests))
 
     def encode(self, text: str) -> list[int]:
         """Tokenise text; no token is added, and special tokens that the text spells out are recognised."""

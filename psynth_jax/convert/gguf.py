@@ -351,7 +351,7 @@ class _NormsFromOne:
 
     def __init__(self, source: TensorSource):
         self._source = source
-        self.shapes, self.dtype = source.shapes, source.dtype
+        self.path, self.shapes, self.dtype = source.path, source.shapes, source.dtype
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> HostArray:
         """Read one tensor, or a piece of it."""

@@ -9,8 +9,10 @@ It is written tensor by tensor, and read piece by piece through tensorstore.
 
 from __future__ import annotations
 
+import contextvars
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import tensorstore
 
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
+from psynth_jax.convert.progress import counted
 from psynth_jax.convert.rules import (
     Form,
     Rule,
@@ -60,17 +63,28 @@ def write_model_directory(directory: Path, stream: ModelStream) -> None:
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step that it takes
     place, tensors = directory / _PARAMETERS, tensors_of(stream, _rules(stream.config), stream.config)
+    tensors = counted(tensors, f"converting {stream.name}")
     context = ocp.Context()
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
     context.memory.deepcopy_host_arrays = False  # nobody changes them while they are written
     with context:
         for group in in_groups(sorted(tensors, key=lambda tensor: -tensor.size)):  # tables first, while little is held
-            ocp.partial.save(place, {tensor.name: tensor.read() for tensor in group})
-        ocp.partial.finalize(place)
+            arrays = {tensor.name: tensor.read() for tensor in group}
+            _to_its_end(ocp.partial.save, place, arrays)
+        _to_its_end(ocp.partial.finalize, place)
     write_companions(directory, stream, stream.config, {tensor.dtype for tensor in tensors})
     fingerprint = stream.written_identity().fingerprint
     write_json(directory / _DESCRIPTION, {"format": FORMAT, "fingerprint": fingerprint, "name": stream.name})
+
+
+def _to_its_end(write: Callable[..., Any], *arguments: Any) -> None:
+    """Let Orbax write in a thread and wait for that, even where a signal ends this function.
+
+    Otherwise its own threads would still put files into a folder that is just being removed.
+    """
+    with ThreadPoolExecutor(1) as pool:  # leaving the block waits
+        pool.submit(contextvars.copy_context().run, write, *arguments).result()
 
 
 class OrbaxTensors:

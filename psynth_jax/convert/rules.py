@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -46,6 +46,15 @@ def parameter_dtype(name: str | None) -> np.dtype | None:
     if name not in DTYPES:
         raise ConfigError(f"dtype {name!r} is not supported; use one of {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def widest(dtypes: Iterable[np.dtype]) -> np.dtype:
+    """Return the dtype that holds numbers of all of these: the one that they share, or float32.
+
+    (NumPy knows none for bfloat16 and float16 together.)
+    """
+    kinds = {np.dtype(dtype) for dtype in dtypes}
+    return kinds.pop() if len(kinds) == 1 else FLOAT32
 
 
 def axis_sizes(config: DecoderConfig) -> dict[str, int]:
@@ -462,7 +471,7 @@ class StoredParameter:
         for at in np.ndindex(*map(len, ranges[:depth])):
             place = tuple(stacked[i] for stacked, i in zip(ranges, at, strict=False))
             names[at] = place, every[place]
-        dtype = self.dtype or np.result_type(*{self.source.dtype(name) for _, name in names.values()})
+        dtype = self.dtype or widest(self.source.dtype(name) for _, name in names.values())
         if not depth and self.source.dtype(every[()]) == dtype:  # the largest tensors, tables, need not be held twice
             return self._read_tensor(every[()], (), tensor_index, begin, sizes)
         stack = np.empty([len(r) for r in ranges], dtype)

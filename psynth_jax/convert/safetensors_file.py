@@ -11,13 +11,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
+import safetensors.numpy
 
 from psynth_jax.axes import HostArray
 from psynth_jax.errors import CheckpointError
-from psynth_jax.files import refuse_special
+from psynth_jax.files import is_lfs_pointer, refuse_special, umask_mode
 
 _PIECE_BYTES = 64 << 20  # the most that is read of an open file
-_POINTER = b"version https://git-lfs.github.com/spec/"
 _FLOATS = {
     "F32": np.dtype(np.float32),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -91,13 +91,14 @@ def _open(path: Path) -> Any:
 
 def refuse_pointer(path: Path) -> None:
     """Raise `CheckpointError` for a file that only says where Git LFS keeps the real one."""
-    try:
-        with path.open("rb") as file:
-            begin = file.read(len(_POINTER))
-    except OSError:
-        return
-    if begin == _POINTER:
+    if is_lfs_pointer(path):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in {path.parent}")
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, HostArray], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors to a file whose mode is what the umask says; safetensors itself makes it 600."""
+    with umask_mode(path):
+        safetensors.numpy.save_file(dict(tensors), path, metadata=metadata)
 
 
 def read_json(path: Path, finite: bool = True) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
 from psynth_jax.data.record import read_json_lines
+from psynth_jax.directories import followed
 from psynth_jax.errors import DataError, InputError
+from psynth_jax.files import write_text
 
 Row: TypeAlias = dict[str, Any]
 Key: TypeAlias = tuple[str, str, str]
@@ -52,7 +54,7 @@ class RowFile:
         self.folder = Path(folder)
         self._file: TextIO | None = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            followed(self.folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the folder {folder}: {error.strerror}") from None
         self._same = dict(same or {})
@@ -136,12 +138,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _write_whole(path: Path, value: Mapping[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def _shown(value: Any) -> str:
