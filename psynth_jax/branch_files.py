@@ -21,6 +21,7 @@ from psynth_jax.branches import Branch, Branches, Segment
 from psynth_jax.cache import KVCache, in_device_layout, slot_bucket
 from psynth_jax.directories import replacing
 from psynth_jax.errors import CheckpointError, InputError
+from psynth_jax.files import umask_mode
 from psynth_jax.ops.cached_heads import CachedHeads
 
 FORMAT = 1
@@ -62,7 +63,8 @@ def save(branches: Branches, directory: str | Path) -> None:
         "questions": questions,
     }
     with replacing(Path(directory), (_DESCRIPTION, _TENSORS), "a directory of branches") as fresh:
-        safetensors.flax.save_file(tensors, str(fresh / _TENSORS))
+        with umask_mode(fresh / _TENSORS):
+            safetensors.flax.save_file(tensors, str(fresh / _TENSORS))
         (fresh / _DESCRIPTION).write_text(json.dumps(description, ensure_ascii=False, indent=1), encoding="utf-8")
 
 

@@ -5,8 +5,10 @@ Knows no format.  Whole directories are written by `directories.replacing`.
 
 from __future__ import annotations
 
+import contextlib
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from psynth_jax.errors import InputError, UserError
@@ -52,3 +54,25 @@ def write_text(path: str | Path, text: str) -> None:
         part = Path(scratch) / target.name
         part.write_text(text, encoding="utf-8")
         part.replace(target)
+
+
+@contextlib.contextmanager
+def umask_mode(path: Path) -> Iterator[None]:
+    """Give a file that the block writes the mode that the umask says.
+
+    For writers that make files which only their owner can read, as safetensors does.
+    """
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    yield
+    path.chmod(mode)
+
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what git leaves in place of a large file that it has not fetched."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
+    return False

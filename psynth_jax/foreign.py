@@ -19,10 +19,10 @@ from pathlib import Path
 from types import TracebackType
 
 from psynth_jax.errors import CheckpointError, UserError
+from psynth_jax.files import is_lfs_pointer
 
 _PACKAGE = Path(__file__).parent
 _LONGEST = 300  # characters of a library's message that are shown
-_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,18 +114,14 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
-def is_pointer(path: str | Path) -> bool:
-    """Whether a file is what Git leaves in the place of a large file that has not been fetched."""
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(len(_POINTER)) == _POINTER
-    except (OSError, ValueError):
-        return False
+def lfs_pointer(path: str | Path) -> str:
+    """Say that a file is a pointer of Git LFS, and how to get what it stands for."""
+    return f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in {Path(path).parent}"
 
 
 def _told(path: str | Path, said: str) -> str:
-    if Path(path).is_file() and is_pointer(path):
-        return f"{path} is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`"
+    if Path(path).is_file() and is_lfs_pointer(Path(path)):
+        return lfs_pointer(path)
     return f"{path} {said}"
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psynth_jax.axes import Array, MapperScalars
-from psynth_jax.errors import AdapterError
+from psynth_jax.errors import AdapterError, listing
 
 FEATURES = ("log1p_span", "log1p_branches", "relative_layer")
 IDENTITY = (1.0, 0.0, 1.0, 0.0)
@@ -44,21 +44,43 @@ class Mapper:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
-        """Take the four named arrays.  Raises `AdapterError` listing every missing, extra or misshaped one."""
+        """Take the four named arrays.
+
+        Raises `AdapterError` listing every missing, extra or misshaped one, or naming one that is not of finite numbers.
+        """
         names = [field.name for field in dataclasses.fields(cls)]
-        bias_shape = np.shape(arrays["hidden_bias"]) if "hidden_bias" in arrays else ()
+        given: object = arrays
+        if not isinstance(given, Mapping):
+            kind = type(given).__name__
+            raise AdapterError(f"a mapper is made of a dict with the arrays {', '.join(names)}, not of a {kind}")
+        found = {name: _numbers(name, value) for name, value in arrays.items()}
+        bias_shape = found["hidden_bias"].shape if "hidden_bias" in found else ()
         hidden = bias_shape[0] if len(bias_shape) == 1 else HIDDEN
         shapes = dict(zip(names, [(len(FEATURES), hidden), (hidden,), (hidden, 4), (4,)], strict=True))
-        wrong = [f"missing {name}" for name in names if name not in arrays]
-        wrong += [f"extra {name}" for name in arrays if name not in shapes]
-        wrong += [
-            f"{name} has shape {list(np.shape(arrays[name]))}, expected {list(shape)}"
-            for name, shape in shapes.items()
-            if name in arrays and np.shape(arrays[name]) != shape
-        ]
+        wrong = [f"missing {name}" for name in names if name not in found]
+        wrong += [f"extra {name}" for name in found if name not in shapes]
+        for name, shape in shapes.items():
+            if name in found and found[name].shape != shape:
+                wrong.append(f"{name} has shape {list(found[name].shape)}, expected {list(shape)}")
         if wrong:
-            raise AdapterError("mapper arrays are not usable: " + "; ".join(wrong))
-        return cls(**{name: jnp.asarray(arrays[name], jnp.float32) for name in names})
+            raise AdapterError(f"mapper arrays are not usable: {listing(wrong)}")
+        for name, values in found.items():
+            if not np.isfinite(values).all():
+                raise AdapterError(f"mapper arrays are not usable: {name} has numbers that are not finite")
+        return cls(**{name: jnp.asarray(found[name]) for name in names})
+
+
+def _numbers(name: object, value: object) -> np.ndarray:
+    """Return what a user gives for an array, as float32; infinite is what float32 cannot hold."""
+    try:
+        array = np.asarray(value)
+        if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+            raise ValueError(f"it holds {array.dtype}")
+        with np.errstate(over="ignore"):
+            return array.astype(np.float32)
+    except (ValueError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AdapterError(f"mapper arrays are not usable: {name!r} is no array of numbers: {reason}") from None
 
 
 def mapper_scalars(mapper: Mapper | None, span: Array, valid: Array, layers: int) -> MapperScalars:

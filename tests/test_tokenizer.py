@@ -152,7 +152,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changed", "error", "named"),
         [
-            ({"ggml__model": "llama"}, UnsupportedModelError, "'llama'"),
+            ({"ggml__model": "bert"}, UnsupportedModelError, "'bert' .* gpt2"),
             ({"ggml__pre": "tekken"}, UnsupportedModelError, "pre-tokenizer 'tekken' .* qwen2"),
             ({"ggml__merges": None}, CheckpointError, r"tokenizer\.ggml\.merges"),
             ({"ggml__token_type": [1, 1]}, CheckpointError, "270 tokens and 2 token types"),
@@ -259,6 +259,12 @@ class TestStream:
         assert words.decode([0, 1, 2, 1]) == "one twos two"
 
 
+def tokenizer_of(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """Return the tokenizer with another chat template."""
+    tokenizer.backend.chat_template = template
+    return Tokenizer(tokenizer.backend)
+
+
 class TestFingerprint:
     def test_is_that_of_the_same_tokenizer(self, tmp_path: Path) -> None:
         first = byte_tokenizer()
@@ -276,6 +282,17 @@ class TestFingerprint:
         other_tokens.backend.add_tokens(["whole"])
         assert len({t.fingerprint for t in (byte_tokenizer(), other_template, other_tokens)}) == 3
         assert other_tokens.size == BYTES_VOCABULARY + 1
+
+    def test_changes_with_the_special_tokens_that_a_template_names(self) -> None:
+        """They are part of what is rendered; a template that names none is not told from before."""
+        plain, other_end = byte_tokenizer(), byte_tokenizer()
+        other_end.backend.eos_token = "<|im_start|>"
+        assert plain.fingerprints == (plain.fingerprint,) == other_end.fingerprints
+        first, second = (tokenizer_of(tokenizer, "{{ eos_token }}") for tokenizer in (plain, other_end))
+        messages = [{"role": "user", "content": "x"}]
+        assert first.chat(messages) != second.chat(messages)
+        assert first.fingerprint != second.fingerprint
+        assert first.fingerprints[1] == second.fingerprints[1], "what 0.1.0 noted is accepted"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from typing import Any
 import jax
 
 from psynth_jax.convert.load import cache_folder
+from psynth_jax.directories import followed
 from psynth_jax.errors import UserError
-from psynth_jax.files import refuse_special
+from psynth_jax.files import refuse_special, write_text
 from psynth_jax.ops.branch_attention import tuned
 from psynth_jax.ops.branch_attention.tuned import Key, Table
 
@@ -78,18 +78,8 @@ def _text(file: Path) -> str | None:
 def _replace(file: Path, text: str) -> None:
     """Write a file next to its place, then move it there: nobody ever reads half of it."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=file.parent, prefix=f".{file.name}-", delete=False
-        ) as fresh:
-            try:
-                fresh.write(text)
-                fresh.flush()
-                os.fsync(fresh.fileno())
-                Path(fresh.name).replace(file)
-            except BaseException:
-                Path(fresh.name).unlink()
-                raise
+        followed(file).parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, text)
     except OSError as error:
         raise UserError(
             f"cannot write the tilings to {file}: {error.strerror}; set PSYNTH_CACHE to a folder that can be written"

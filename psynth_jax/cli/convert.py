@@ -12,9 +12,8 @@ from psynth_jax.cli.setting import console, write_json
 from psynth_jax.convert import convert as conversion
 from psynth_jax.convert import hub
 from psynth_jax.convert.adapter_directory import save_adapter
-from psynth_jax.convert.adapters import load_adapter, training_summary
-from psynth_jax.convert.load import open_model
-from psynth_jax.convert.merging import merge_adapters
+from psynth_jax.convert.adapters import find_adapter, load_adapter, training_summary
+from psynth_jax.convert.merging import check_choices, merge_adapters
 from psynth_jax.directories import replacing, writing
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
@@ -58,7 +57,10 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Average two adapters."""
-    model = open_model(conversion.base_of(first, base))
+    check_choices(weight, how, rank, mapper)  # type: ignore[arg-type]
+    for adapter in (first, second):
+        find_adapter(adapter)
+    model = conversion.open_base(first, base, "float32")
     merged = merge_adapters(load_adapter(first, model), load_adapter(second, model), weight, how, rank, mapper)  # type: ignore[arg-type]
     facts: dict[str, Any] = {"first": first, "second": second, "weight": weight, "how": how, "mapper": mapper}
     facts |= {"rank": merged.adapter.lora.rank if merged.adapter.lora else None, "error": merged.error}

@@ -81,7 +81,7 @@ def show(
     if not 0 <= number < len(shard):
         raise InputError(f"there is no example {number} in {shard.directory}: it has 0 to {len(shard) - 1}")
     tokenizer = _tokenizer(model or shard.info["model"])
-    facts = _decoded(Shard(shard.directory, tokenizer.fingerprint), number, tokenizer)
+    facts = _decoded(Shard(shard.directory, tokenizer.fingerprints), number, tokenizer)
     if as_json:
         write_json(facts)
     else:

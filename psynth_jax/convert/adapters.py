@@ -7,15 +7,20 @@ adapter_config.json                      a LoRA of PEFT alone  `peft.py`
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from psynth_jax.convert import adapter_directory, peft, release
 from psynth_jax.convert.adapter_directory import Adapter
+from psynth_jax.convert.adapter_numbers import rounded
 from psynth_jax.convert.base import Base
 from psynth_jax.convert.hub import download, is_hub_id, list_files
-from psynth_jax.errors import AdapterError, InputError
+from psynth_jax.errors import AdapterError, InputError, shown
 from psynth_jax.mapper import Mapper
+from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
 
 Layout = Literal["psynth", "release", "peft"]
@@ -27,9 +32,30 @@ _HUB_FILES = ["*.json", "*.safetensors", release.MAPPER, f"*/{release.MAPPER}", 
 def shipped_adapter(model: Base) -> Path | None:
     """Return the directory of the adapter that comes with this package for a model; None: there is none."""
     for place in sorted(_SHIPPED.glob(f"*/{adapter_directory.DESCRIPTION}")):
-        if adapter_directory.describe(place.parent)["base_fingerprint"] == model.fingerprint:
+        if model.identity.matches(adapter_directory.describe(place.parent)["base_fingerprint"]):
             return place.parent
     return None
+
+
+def no_shipped_adapter(model: Base) -> str | None:
+    """Return the line to show where a model's name suggests a shipped adapter and none fits its weights; else None.
+
+    Such a model is the same one in another dtype or quantisation, or a fine-tuned one.
+    """
+    if shipped_adapter(model) is not None:
+        return None
+    called = _letters(model.name)
+    for place in sorted(_SHIPPED.glob(f"*/{adapter_directory.DESCRIPTION}")):
+        described = adapter_directory.describe(place.parent)
+        base = str(described["base_name"])
+        if _letters(base) in called:
+            told = model.identity.told_from(described["base_fingerprint"], base, model.name)
+            return f"no shipped adapter fits: {place.parent.name} was made for {told}"
+    return None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def find_adapter(source: str | Path) -> tuple[Path, Layout]:
@@ -37,7 +63,7 @@ def find_adapter(source: str | Path) -> tuple[Path, Layout]:
 
     Raises `InputError` when there is no such directory or repository, `AdapterError` when it is no adapter.
     """
-    directory = Path(source).expanduser()
+    directory = _path(source)
     name = str(source).removeprefix("hf://")
     if not directory.is_dir() and Path(name).name == name and adapter_directory.is_adapter(_SHIPPED / name):
         directory = _SHIPPED / name
@@ -51,16 +77,52 @@ def find_adapter(source: str | Path) -> tuple[Path, Layout]:
         return found, "release"
     if (directory / peft.CONFIG).is_file():
         return directory, "peft"
-    if (directory / "checkpoints").is_dir():
-        raise AdapterError(f"{source} is the folder of a training run: `psynth export` makes an adapter of it")
+    refuse_training_run(directory)
+    if any((directory / "snapshots").glob("*")):
+        raise AdapterError(f"{source} is a folder of the hub's cache: name the hub id, or a folder in its snapshots")
+    if (directory / "config.json").is_file():
+        raise AdapterError(f"{source} is a model, not an adapter")
     raise AdapterError(
         f"{source} is not an adapter: it has no psynth_adapter.json, {release.MAPPER}, {release.LORA} or {peft.CONFIG}"
     )
 
 
+def refuse_training_run(directory: Path) -> None:
+    """Refuse the folder of a training run, ours or one of transformers, and say where its adapters are.
+
+    Raises `AdapterError`.
+    """
+    if (directory / "checkpoints").is_dir():
+        raise AdapterError(f"{directory} is the folder of a training run: `psynth export` makes an adapter of it")
+    if checkpoints := _checkpoints_with_adapters(directory):
+        raise AdapterError(
+            f"{directory} is the folder of a training run with {len(checkpoints)} checkpoints: name one of them, "
+            f"such as {checkpoints[-1]}"
+        )
+
+
+def _checkpoints_with_adapters(directory: Path) -> list[Path]:
+    """Return what a Trainer of transformers saved on its way, oldest first."""
+    found = []
+    for place in directory.glob("checkpoint-*"):
+        for inner in (place, place / "adapter"):
+            if place.name.removeprefix("checkpoint-").isdecimal() and (inner / peft.CONFIG).is_file():
+                found.append((int(place.name.removeprefix("checkpoint-")), inner))
+    return [inner for _, inner in sorted(found)]
+
+
+def _path(source: Any) -> Path:
+    if not isinstance(source, str | Path):
+        raise InputError(f"an adapter is named by a text or a path, not by {shown(source)}")
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:  # "~nobody"
+        return Path(source)
+
+
 def holds_adapter(source: str | Path) -> bool:
     """Whether a source is an adapter; anything else may be a model.  Asks the hub about "owner/name"."""
-    directory = Path(source).expanduser()
+    directory = _path(source)
     if directory.is_dir():
         names = [path.relative_to(directory).as_posix() for path in directory.glob("*")]
         return bool(_MARKS & {*names}) or release.find_release(directory) is not None
@@ -100,6 +162,17 @@ def load_adapter(source: str | Path, model: Base) -> Adapter:
       CheckpointError: a file is damaged, or a mapper file holds anything but tensors.
       ModelMismatchError: it was made for another base model.
     """
+    adapter = _read(source, model)
+    if isinstance(model, Model) and adapter.lora is not None:
+        # Factors are used in the model's dtype.
+        dtype = model.rows("embedding", 0, 1).dtype
+        for half, factors in (("down", adapter.lora.down), ("up", adapter.lora.up)):
+            for target, values in factors.items():
+                rounded(str(source), f"{half} of {target}", np.asarray(values), dtype)
+    return adapter
+
+
+def _read(source: str | Path, model: Base) -> Adapter:
     directory, layout = find_adapter(source)
     if layout == "psynth":
         return adapter_directory.read_adapter(directory, model)
@@ -109,7 +182,10 @@ def load_adapter(source: str | Path, model: Base) -> Adapter:
     release.check_base(directory, model)
     mapper, sink = release.read_mapper(directory), release.noted_sink(directory, model)
     if not (directory / release.LORA).is_dir():
-        return _adapter(None, mapper, release.noted_vocabulary(directory) or model.config.vocab_size, model, sink)
+        vocabulary = release.noted_vocabulary(directory) or model.config.vocab_size
+        if vocabulary > model.config.vocab_size:
+            raise AdapterError(f"{directory} chooses from {vocabulary} tokens, {model.name} has {model.config.vocab_size}")
+        return _adapter(None, mapper, vocabulary, model, sink)
     lora, vocabulary = peft.read_peft(directory / release.LORA, model)
     return _adapter(lora, mapper, vocabulary, model, sink)
 

@@ -18,13 +18,23 @@ import numpy as np
 from psynth_jax.axes import HostArray
 from psynth_jax.convert import release
 from psynth_jax.convert.adapter_directory import Adapter, save_adapter
-from psynth_jax.convert.adapters import holds_adapter, load_adapter, trained_from, training_summary
+from psynth_jax.convert.adapter_numbers import refuse_not_finite, rounded
+from psynth_jax.convert.adapters import (
+    find_adapter,
+    holds_adapter,
+    load_adapter,
+    refuse_training_run,
+    trained_from,
+    training_summary,
+)
 from psynth_jax.convert.load import open_model
 from psynth_jax.convert.model_directory import write_model_directory
+from psynth_jax.convert.progress import tell
+from psynth_jax.convert.safetensors_file import read_json
 from psynth_jax.convert.stream import ModelStream
 from psynth_jax.convert.write_hf import write_hf
 from psynth_jax.directories import replacing, writing
-from psynth_jax.errors import InputError
+from psynth_jax.errors import ConfigError, InputError, UserError
 from psynth_jax.nn.adapter import delta_of_weight
 
 Format = Literal["psynth", "hf", "peft"]
@@ -112,12 +122,17 @@ def convert(
     if not adapter and base is not None:
         raise InputError(f"base is for adapters, and {source} is a model")
     place = Path(target).expanduser()
+    if adapter:
+        find_adapter(source)  # what is wrong with it is said before anything long begins
+    elif not _names_a_family(Path(source)):
+        refuse_training_run(Path(source))
     with writing(place), replacing(place, (), "an empty directory") as fresh:
         if not adapter:
             stream = open_model(source, dtype)
             _write_model(fresh, stream, to)
             return Converted("model", str(source), None)
-        stream = open_model(base_of(source, base), dtype)
+        stream = open_base(source, base, dtype)
+        tell(f"checking that {source} belongs to {stream.name}")
         found = load_adapter(source, stream)
         if merge:
             return Converted("model", str(source), stream.name, _write_merged(fresh, stream, found))
@@ -128,12 +143,42 @@ def convert(
         return Converted("adapter", str(source), stream.name)
 
 
+def _names_a_family(directory: Path) -> bool:
+    """Whether config.json is a model's: one of a training run has no model_type."""
+    file = directory / "config.json"
+    return file.is_file() and "model_type" in read_json(file)
+
+
 def base_of(source: str | Path, base: str | Path | None) -> str | Path:
-    """Return the base of an adapter: `base`, or the one that it names.  Raises `InputError` when there is neither."""
+    """Return the base of an adapter: `base`, or the one that it names.
+
+    Raises `InputError` when there is neither, or when `base` is an adapter.
+    """
     named = trained_from(source) if base is None else base
     if named is None:
-        raise InputError(f"{source} does not say which model it belongs to: give base")
+        raise InputError(f"{source} does not say which model it belongs to: give the model as base (--base MODEL)")
+    if base is not None and Path(base).is_dir() and holds_adapter(base):
+        raise InputError(f"base must be the model that {source} belongs to, and {base} is an adapter")
     return named
+
+
+def open_base(source: str | Path, base: str | Path | None, dtype: str | None = None) -> ModelStream:
+    """Open the base of an adapter, see `base_of`.
+
+    Raises `InputError`, naming --base, where the model that the adapter names is not here.
+    """
+    named = base_of(source, base)
+    try:
+        return open_model(named, dtype)
+    except ConfigError:
+        raise
+    except UserError as error:
+        if base is not None:
+            raise
+        raise InputError(
+            f"{source} was made for the model {named!r}, which cannot be opened here: give the model with --base "
+            f"(base in Python), a directory, file or hub id; {error}"
+        ) from None
 
 
 def _write_model(directory: Path, stream: ModelStream, to: Format) -> None:
@@ -160,7 +205,11 @@ def _write_merged(directory: Path, stream: ModelStream, adapter: Adapter) -> tup
         target = name.removeprefix("layers.")
         if adapter.lora is None or target not in adapter.lora.down:
             return values
-        return (values.astype(np.float32) + delta_of_weight(adapter.lora, target, place[0])).astype(values.dtype)
+        name = f"{name} with the adapter, layer {place[0]}"
+        with np.errstate(over="ignore", invalid="ignore"):
+            changed = values.astype(np.float32) + delta_of_weight(adapter.lora, target, place[0])
+        refuse_not_finite(stream.name, name, changed)
+        return rounded(stream.name, name, changed, values.dtype)
 
     write_hf(directory, stream, config, change)
     return tuple(name for name, part in (("the cache mapper", adapter.mapper), ("the sink", adapter.sink)) if part)

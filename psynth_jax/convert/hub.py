@@ -15,7 +15,19 @@ from psynth_jax.foreign import first_line, is_raised_by
 _WORTH_PUSHING = ("psynth_adapter.json", "adapter_config.json", "cache_mapper.pt", "config.json")
 # What a model or an adapter is made of; `*` goes through folders.  No pickle but the published mapper's, and no code.
 _PULLED = [
-    *("*.json", "*.safetensors", "*.jinja", "*.md", "*.txt", "*.model", "*.gguf", "LICENSE*", "NOTICE*"),
+    *(
+        "*.json",
+        "*.safetensors",
+        "*.jinja",
+        "*.md",
+        "*.txt",
+        "*.model",
+        "*.spm",
+        "*.tiktoken",
+        "*.gguf",
+        "LICENSE*",
+        "NOTICE*",
+    ),
     *("cache_mapper.pt", "*/cache_mapper.pt", "parameters/*"),
 ]
 _ID = re.compile(r"[\w.-]+/[\w.-]+")

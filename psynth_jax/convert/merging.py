@@ -11,17 +11,23 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from psynth_jax.axes import Array, HostArray
 from psynth_jax.convert.adapter_directory import Adapter
+from psynth_jax.convert.adapter_numbers import refuse_not_finite, rounded
+from psynth_jax.convert.progress import tell
+from psynth_jax.convert.rules import FLOAT32, widest
 from psynth_jax.errors import AdapterError, InputError
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn.adapter import Lora
 
 How = Literal["deltas", "factors"]
 MapperOf = Literal["first", "second", "average"]
+MOST_RANK = 1 << 16
+_RESULT = "the average of the adapters"  # what a message says has numbers that are not finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +56,12 @@ def merge_adapters(
 
     Raises:
       InputError: a weight, rank or choice that is none.
-      AdapterError: the adapters cannot be averaged: other targets, vocabularies or sinks, or, for "factors", other ranks or
-        scales.
+      AdapterError: the adapters cannot be averaged: other targets, vocabularies or sinks, numbers that are not finite or
+        whose average is not, or, for "factors", other ranks or scales.
     """
-    if not 0 <= weight <= 1:
-        raise InputError(f"weight is {weight}; it must be from 0 to 1")
-    for name, value, allowed in (("how", how, get_args(How)), ("mapper", mapper, get_args(MapperOf))):
-        if value not in allowed:
-            raise InputError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
-    if rank is not None and (rank < 1 or how == "factors"):
-        raise InputError("rank must be at least 1, and is for averages of deltas: factors keep theirs")
+    check_choices(weight, how, rank, mapper)
+    for which, adapter in (("first", first), ("second", second)):
+        _refuse_not_finite(which, adapter)
     if first.vocabulary != second.vocabulary:
         raise AdapterError(f"the adapters choose from {first.vocabulary} and {second.vocabulary} tokens")
     if first.sink != second.sink:
@@ -80,20 +82,45 @@ def merge_adapters(
     return Merged(merged, error)
 
 
+def check_choices(weight: float, how: How, rank: int | None, mapper: MapperOf) -> None:
+    """Refuse what no two adapters can be merged with; see `merge_adapters`.  Raises `InputError`."""
+    if not 0 <= weight <= 1:
+        raise InputError(f"weight is {weight}; it must be from 0 to 1")
+    for name, value, allowed in (("how", how, get_args(How)), ("mapper", mapper, get_args(MapperOf))):
+        if value not in allowed:
+            raise InputError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    if rank is not None and (rank < 1 or how == "factors"):
+        raise InputError("rank must be at least 1, and is for averages of deltas: factors keep theirs")
+    if rank is not None and rank > MOST_RANK:
+        raise InputError(f"rank is {rank}; it must be at most {MOST_RANK}")
+
+
+def _refuse_not_finite(which: str, adapter: Adapter) -> None:
+    """Refuse NaN and infinities, which an adapter that was made in memory may have."""
+    for path, leaf in jax.tree.leaves_with_path((adapter.lora, adapter.mapper)):
+        refuse_not_finite(f"the {which} adapter", jax.tree_util.keystr(path), np.asarray(leaf))
+
+
 def _of_factors(first: Lora, second: Lora, weight: float) -> Lora:
     if (first.rank, float(first.scale)) != (second.rank, float(second.scale)):
         raise AdapterError(
             f"factors can be averaged only at the same rank and scale: {first.rank} and {second.rank}, "
             f"{float(first.scale)} and {float(second.scale)}"
         )
-    down = {target: _average(x, second.down[target], weight) for target, x in first.down.items()}
-    up = {target: _average(x, second.up[target], weight) for target, x in first.up.items()}
+    down, up = {}, {}
+    for target in first.down:
+        down[target] = _average(f"down of {target}", first.down[target], second.down[target], weight)
+        up[target] = _average(f"up of {target}", first.up[target], second.up[target], weight)
     return Lora(down, up, first.scale)
 
 
-def _average(x: Array, y: Array, weight: float) -> Array:
-    mean = weight * np.asarray(x, np.float32) + (1 - weight) * np.asarray(y, np.float32)
-    return jnp.asarray(mean.astype(np.asarray(x).dtype))
+def _average(name: str, x: Array, y: Array, weight: float) -> Array:
+    """Return the average in the wider one of the two dtypes."""
+    one, other = np.asarray(x), np.asarray(y)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = weight * one.astype(np.float32) + (1 - weight) * other.astype(np.float32)
+    refuse_not_finite(_RESULT, name, mean)
+    return jnp.asarray(rounded(_RESULT, name, mean, widest((one.dtype, other.dtype))))
 
 
 def _of_deltas(first: Lora, second: Lora, weight: float, rank: int) -> tuple[Lora, float]:
@@ -107,6 +134,7 @@ def _of_deltas(first: Lora, second: Lora, weight: float, rank: int) -> tuple[Lor
     lost = total = 0.0
     shares = (weight * float(first.scale), (1 - weight) * float(second.scale))
     for target in first.down:
+        tell(f"averaging what the adapters add to {target}")
         left, right = (
             np.concatenate([_flat(lora, half, target) * np.float64(share) for lora, share in pairs], axis)
             for half, axis, pairs in (
@@ -114,16 +142,19 @@ def _of_deltas(first: Lora, second: Lora, weight: float, rank: int) -> tuple[Lor
                 ("up", 1, ((first, shares[0]), (second, shares[1]))),
             )
         )
-        q, r = np.linalg.qr(left)
-        p, s = np.linalg.qr(right.swapaxes(1, 2))
-        u, values, v = np.linalg.svd(r @ s.swapaxes(1, 2))
+        try:
+            q, r = np.linalg.qr(left)
+            p, s = np.linalg.qr(right.swapaxes(1, 2))
+            u, values, v = np.linalg.svd(r @ s.swapaxes(1, 2))
+        except np.linalg.LinAlgError as error:
+            raise AdapterError(f"the average of the deltas of {target} has no singular values: {error}") from None
         kept = min(rank, values.shape[1])
         root = np.sqrt(values[:, :kept])
         made = ((q @ u[..., :kept]) * root[:, None, :], root[:, :, None] * (v[:, :kept] @ p.swapaxes(1, 2)))
         missing = rank - kept
         made = (np.pad(made[0], ((0, 0), (0, 0), (0, missing))), np.pad(made[1], ((0, 0), (0, missing), (0, 0))))
-        down[target] = _shaped(made[0], (*np.shape(first.down[target])[:-1], rank))
-        up[target] = _shaped(made[1], (len(made[1]), rank, *np.shape(first.up[target])[2:]))
+        down[target] = _shaped(f"down of {target}", made[0], (*np.shape(first.down[target])[:-1], rank))
+        up[target] = _shaped(f"up of {target}", made[1], (len(made[1]), rank, *np.shape(first.up[target])[2:]))
         lost += float((values[:, kept:] ** 2).sum())
         total += float((values**2).sum())
     return Lora(down, up, jnp.float32(1)), (lost / total) ** 0.5 if total else 0.0
@@ -136,8 +167,9 @@ def _flat(lora: Lora, half: str, target: str) -> HostArray:
     return factor.reshape(shape)
 
 
-def _shaped(values: HostArray, shape: tuple[int, ...]) -> Array:
-    return jnp.asarray(values.reshape(shape).astype(np.float32))
+def _shaped(name: str, values: HostArray, shape: tuple[int, ...]) -> Array:
+    refuse_not_finite(_RESULT, name, values)
+    return jnp.asarray(rounded(_RESULT, name, values.reshape(shape), FLOAT32))
 
 
 def _mapper(first: Mapper | None, second: Mapper | None, weight: float, choice: MapperOf) -> Mapper | None:
@@ -150,4 +182,5 @@ def _mapper(first: Mapper | None, second: Mapper | None, weight: float, choice: 
     if first.hidden_bias.shape != second.hidden_bias.shape:
         raise AdapterError(f"mappers of {first.hidden_bias.size} and {second.hidden_bias.size} hidden units have no average")
     names = [field.name for field in dataclasses.fields(first)]
-    return Mapper(**{name: _average(getattr(first, name), getattr(second, name), weight) for name in names})
+    averages = {name: _average(name, getattr(first, name), getattr(second, name), weight) for name in names}
+    return Mapper(**averages)

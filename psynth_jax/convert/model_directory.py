@@ -9,8 +9,10 @@ It is written tensor by tensor, and read piece by piece through tensorstore.
 
 from __future__ import annotations
 
+import contextvars
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import tensorstore
 
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
+from psynth_jax.convert.progress import counted
 from psynth_jax.convert.rules import (
     Form,
     Rule,
@@ -62,16 +65,28 @@ def write_model_directory(directory: Path, stream: ModelStream) -> None:
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step that it takes
     place, tensors = directory / _PARAMETERS, tensors_of(stream, _rules(stream.config), stream.config)
+    tensors = counted(tensors, f"converting {stream.name}")
     context = ocp.Context()
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
     context.memory.deepcopy_host_arrays = False  # nobody changes them while they are written
     with context:
         for group in in_groups(sorted(tensors, key=lambda tensor: -tensor.size)):  # tables first, while little is held
-            ocp.partial.save(place, {tensor.name: tensor.read() for tensor in group})
-        ocp.partial.finalize(place)
+            arrays = {tensor.name: tensor.read() for tensor in group}
+            _to_its_end(ocp.partial.save, place, arrays)
+        _to_its_end(ocp.partial.finalize, place)
     write_companions(directory, stream, stream.config, {tensor.dtype for tensor in tensors})
-    write_json(directory / _DESCRIPTION, {"format": FORMAT, "fingerprint": stream.fingerprint, "name": stream.name})
+    fingerprint = stream.written_identity().fingerprint
+    write_json(directory / _DESCRIPTION, {"format": FORMAT, "fingerprint": fingerprint, "name": stream.name})
+
+
+def _to_its_end(write: Callable[..., Any], *arguments: Any) -> None:
+    """Let Orbax write in a thread and wait for that, even where a signal ends this function.
+
+    Otherwise its own threads would still put files into a folder that is just being removed.
+    """
+    with ThreadPoolExecutor(1) as pool:  # leaving the block waits
+        pool.submit(contextvars.copy_context().run, write, *arguments).result()
 
 
 class OrbaxTensors:
@@ -79,9 +94,9 @@ class OrbaxTensors:
 
     def __init__(self, directory: Path):
         """Read what there is.  Raises `CheckpointError` for a checkpoint that is absent, unfinished or damaged."""
-        state = directory / _STATE
-        for file in state.rglob("*"):  # tensorstore would wait for ever
+        for file in sorted(directory.rglob("*")):  # tensorstore would wait for ever
             refuse_special(file, CheckpointError)
+        state = directory / _STATE
         described = read_json(state / "_METADATA")
         try:
             names = [item["key_metadata"][0]["key"] for item in described["tree_metadata"].values()]
@@ -92,7 +107,7 @@ class OrbaxTensors:
             texts = False
         if not texts:
             raise CheckpointError(f"{state / '_METADATA'} does not describe an Orbax checkpoint of arrays")
-        self._directory = directory
+        self.path = directory
         self._arrays: dict[str, Any] = {}
         opening = {}
         for name in names:
@@ -104,7 +119,7 @@ class OrbaxTensors:
                 self._arrays[name] = future.result()
 
     def _reading(self, name: str) -> AbstractContextManager[None]:
-        return reading(f"{name} of {self._directory}", "tensorstore")
+        return reading(f"{name} of {self.path}", "tensorstore")
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return name -> shape of every array."""
@@ -119,6 +134,12 @@ class OrbaxTensors:
         array = self._arrays[name]
         with self._reading(name):
             values = (array[index] if index else array).read().result()
+        return np.asarray(values)
+
+    def pick(self, name: str, places: tuple[HostArray, ...]) -> HostArray:
+        """Read single elements of an array, an index array for each axis; every chunk that has one is read once."""
+        with self._reading(name):
+            values = self._arrays[name].vindex[places].read().result()
         return np.asarray(values)
 
 

@@ -1,11 +1,16 @@
 """LoRA adapters of the PEFT library: adapter_config.json and adapter_model.safetensors, read and written without PEFT.
 
+Which projections of which layers are adapted is what the file has factors for; a layer without them gets
+zeros, which add nothing.  Ranks and scales may differ between projections: factors are padded with zeros to
+the largest rank, and where scales differ, what one has more or less than the adapter goes into its factor B.
+
 What such an adapter stores next to its factors is looked at, too: PEFT saves the embedding and the head along when the
 vocabulary was resized.  They are the base's own rows, then, and say how much of the vocabulary the adapter was trained with.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,35 +18,23 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 from psynth_jax.axes import HostArray
-from psynth_jax.config import DecoderConfig
+from psynth_jax.convert.adapter_numbers import refuse_not_finite
 from psynth_jax.convert.base import Base
-from psynth_jax.convert.rules import Form, axis_sizes
-from psynth_jax.convert.safetensors_file import SafetensorsFile, read_json, write_json
-from psynth_jax.errors import AdapterError, CheckpointError, ModelMismatchError
+from psynth_jax.convert.peft_config import PeftConfig, read_peft_config
+from psynth_jax.convert.rules import FLOAT32, Form, axis_sizes, widest
+from psynth_jax.convert.safetensors_file import SafetensorsFile, read_json, write_json, write_safetensors
+from psynth_jax.errors import AdapterError, ModelMismatchError, shown
 from psynth_jax.nn.adapter import ATTENTION_TARGETS, Lora, targets_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
 _PREFIX = "base_model.model."
-_FACTOR = _PREFIX + "model.layers.{l}.{module}_proj.lora_{half}.weight"
+_FACTOR = _PREFIX + "{module}.lora_{half}.weight"
 _TABLES = {_PREFIX + "model.embed_tokens.weight": "embedding", _PREFIX + "lm_head.weight": "head"}
-_REFUSED = (
-    *("use_dora", "fan_in_fan_out", "lora_bias", "rank_pattern", "alpha_pattern", "layer_replication", "exclude_modules"),
-    *(
-        "alora_invocation_tokens",
-        "loftq_config",
-        "use_qalora",
-        "use_bdlora",
-        "kasa_config",
-        "velora_config",
-        "monteclora_config",
-    ),
-    *("target_parameters", "megatron_config"),
-)
 _ROWS = 4096  # of a table, compared at once
+_SHOWN = 8  # tensors that a message names
 
 # Target -> forms of the factors A (down) and B (up); the letter A is the rank.
 _FORMS: Mapping[str, tuple[Form, Form]] = {
@@ -56,113 +49,139 @@ _FORMS: Mapping[str, tuple[Form, Form]] = {
 _HALVES = ("down", "A"), ("up", "B")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Adapted:
+    """One projection of one layer that has factors: what PEFT calls it, and the rank and scale that it has there."""
+
+    target: str
+    layer: int
+    rank: int
+    scale: float
+
+    @property
+    def module(self) -> str:
+        return _module(self.target, self.layer)
+
+    def factor(self, half: str) -> str:
+        """Return the name of its factor A or B."""
+        return _FACTOR.format(module=self.module, half=half)
+
+
 def read_peft(directory: Path, base: Base) -> tuple[Lora, int]:
     """Read an adapter of `base`; return it with the number of tokens that it was trained to choose from.
 
     Raises:
       CheckpointError: a file is absent or damaged.
-      AdapterError: another kind of adapter, or tensors that do not fit the model, all of them listed.
+      AdapterError: another kind of adapter, tensors that do not fit the model, all of them listed, or numbers that are not
+        finite.
       ModelMismatchError: it stores an embedding or a head that is not the base's.
     """
-    described = read_json(directory / CONFIG)
+    described = read_peft_config(directory / CONFIG)
     file = SafetensorsFile(directory / WEIGHTS)
     if file.problems:
-        raise AdapterError(f"{file.path}: " + "; ".join(file.problems[:8]))
-    targets, scale = _targets(directory, described, file.shapes, base.config), _scale(directory, described)
+        raise AdapterError(f"{file.path}: " + _listed(file.problems))
+    _refuse_targets(directory, file.shapes, base)
     tables = {name: table for name, table in _TABLES.items() if name in file.shapes}
-    layers = _adapted_layers(directory, described, base.config)
-    names = _factor_names(targets, layers)
-    _refuse_misfits(directory, file.shapes, names, tables, base.config, int(described["r"]))
+    adapted = _adapted(file.shapes, described, base)
+    _refuse_misfits(directory, file.shapes, adapted, tables, described, base)
     vocabulary = _vocabulary(directory, file, tables, base)
-    factors: dict[str, dict[str, Any]] = {"down": {}, "up": {}}
-    sizes = axis_sizes(base.config) | {"A": int(described["r"])}
-    for target in targets:
-        for (half, letter), form in zip(_HALVES, _FORMS[target], strict=True):
-            stack: HostArray | None = None
-            for layer in layers:
-                piece = form.to_ours(file.read(_factor_name(target, layer, letter)), sizes)
-                stack = np.zeros((base.config.layers, *piece.shape), piece.dtype) if stack is None else stack
-                stack[layer] = piece
-            factors[half][target] = jnp.asarray(stack)
-    return Lora(factors["down"], factors["up"], jnp.float32(scale)), vocabulary
+    scales = {one.scale for one in adapted}
+    scale = scales.pop() if len(scales) == 1 else described.scale_of(described.rank, described.alpha)
+    rank = max(one.rank for one in adapted)
+    down: dict[str, Any] = {}
+    up: dict[str, Any] = {}
+    for target in _FORMS:
+        ours = [one for one in adapted if one.target == target]
+        if ours:
+            down[target] = jnp.asarray(_stacked(file, ours, "A", rank, scale, base))
+            up[target] = jnp.asarray(_stacked(file, ours, "B", rank, scale, base))
+    return Lora(down, up, jnp.float32(scale)), vocabulary
 
 
-def _targets(directory: Path, described: Mapping[str, Any], names: Iterable[str], config: DecoderConfig) -> list[str]:
-    """Return the projections that it changes, by the names of its tensors, after refusing what would be read wrongly."""
-    refused = [f"{key} {described[key]!r}" for key in _REFUSED if described.get(key)]
-    if described.get("peft_type") != "LORA":
-        refused.append(f"peft_type {described.get('peft_type')!r} (LORA is supported)")
-    if described.get("bias", "none") != "none":
-        refused.append(f"bias {described['bias']!r}")
-    if described.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal", "eva"):
-        refused.append(f"init_lora_weights {described['init_lora_weights']!r}, which changes the base")
-    saved = described.get("modules_to_save") or []
-    if not isinstance(saved, list) or {str(name) for name in saved} - {"embed_tokens", "lm_head"}:
-        refused.append(f"modules_to_save {saved}")
+def _stacked(file: SafetensorsFile, adapted: list[_Adapted], half: str, rank: int, scale: float, base: Base) -> HostArray:
+    """Return one factor of all layers, padded with zeros to a rank and to all layers."""
+    form = _FORMS[adapted[0].target]["AB".index(half)]
+    sizes = axis_sizes(base.config)
+    dtypes = [file.dtypes[one.factor(half)] for one in adapted]
+    if half == "B" and any(one.scale != scale for one in adapted):
+        dtypes.append(FLOAT32)
+    stack = np.zeros((base.config.layers, *form.our_shape(sizes | {"A": rank})), widest(dtypes))
+    for one in adapted:
+        name = one.factor(half)
+        piece = form.to_ours(file.read(name), sizes | {"A": one.rank})
+        if half == "B" and one.scale != scale:
+            with np.errstate(over="ignore"):  # looked at just below, with the tensor's name
+                piece = piece.astype(np.float32) * np.float32(one.scale / scale)
+        refuse_not_finite(file.path, name, piece)
+        own = slice(one.rank)
+        # A has the rank as its last axis, B as its first
+        stack[one.layer][(..., own) if half == "A" else own] = piece
+    return stack
+
+
+def _module(target: str, layer: int) -> str:
+    return f"model.layers.{layer}.{'self_attn' if target in ATTENTION_TARGETS else 'mlp'}.{target}_proj"
+
+
+def _refuse_targets(directory: Path, names: Iterable[str], base: Base) -> None:
+    """Refuse factors of modules that no adapter may change."""
     changed = {found[1] for name in names if (found := re.search(r"\.(\w+)\.lora_[AB]\.weight$", name))}
-    supported = {f"{target}_proj": target for target in targets_of(config)}
+    supported = [f"{target}_proj" for target in targets_of(base.config)]
     beyond = sorted(changed - {*supported})
     if beyond or not changed:
-        refused.append(f"target_modules {', '.join(beyond) or 'none'} ({', '.join(supported)} are supported)")
-    if refused:
-        raise AdapterError(f"{directory / CONFIG} uses what is not supported: " + "; ".join(refused))
-    return [target for name, target in supported.items() if name in changed]
-
-
-def _scale(directory: Path, described: Mapping[str, Any]) -> float:
-    rank, alpha = described.get("r"), described.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float) or not 0 < alpha < 1e9:
-        raise AdapterError(f"{directory / CONFIG} has r {rank!r} and lora_alpha {alpha!r}; both must be positive numbers")
-    return float(alpha) / (rank**0.5 if described.get("use_rslora") else rank)
-
-
-def _adapted_layers(directory: Path, described: Mapping[str, Any], config: DecoderConfig) -> list[int]:
-    chosen = described.get("layers_to_transform")
-    if chosen is None:
-        return list(range(config.layers))
-    layers = chosen if isinstance(chosen, list) else [chosen]
-    if not layers or not all(type(x) is int and 0 <= x < config.layers for x in layers):
         raise AdapterError(
-            f"{directory / CONFIG}: layers_to_transform is {chosen}, the model has layers 0 to {config.layers - 1}"
+            f"{directory / WEIGHTS} uses what is not supported: target_modules {', '.join(beyond[:_SHOWN]) or 'none'} "
+            f"({', '.join(supported)} are supported)"
         )
-    return sorted(set(layers))
 
 
-def _factor_name(target: str, layer: int, half: str) -> str:
-    module = f"self_attn.{target}" if target in ATTENTION_TARGETS else f"mlp.{target}"
-    return _FACTOR.format(l=layer, module=module, half=half)
-
-
-def _factor_names(targets: Iterable[str], layers: Iterable[int]) -> dict[str, Form]:
-    layers = list(layers)
-    return {
-        _factor_name(target, layer, letter): form
-        for target in targets
-        for (_, letter), form in zip(_HALVES, _FORMS[target], strict=True)
-        for layer in layers
-    }
+def _adapted(names: Mapping[str, Any], described: PeftConfig, base: Base) -> list[_Adapted]:
+    """List what has a factor A or B in the file."""
+    found = []
+    for target in targets_of(base.config):
+        for layer in range(base.config.layers):
+            module = _module(target, layer)
+            if any(_FACTOR.format(module=module, half=half) in names for _, half in _HALVES):
+                rank, scale = described.of_module(module)
+                found.append(_Adapted(target, layer, rank, scale))
+    return found
 
 
 def _refuse_misfits(
     directory: Path,
     shapes: Mapping[str, tuple[int, ...]],
-    names: Mapping[str, Form],
+    adapted: list[_Adapted],
     tables: Mapping[str, str],
-    config: DecoderConfig,
-    rank: int,
+    described: PeftConfig,
+    base: Base,
 ) -> None:
-    sizes = axis_sizes(config) | {"A": rank}
-    wrong = [f"missing {name}" for name in names if name not in shapes]
-    wrong += [f"extra {name} {list(shape)}" for name, shape in shapes.items() if name not in names and name not in tables]
-    for name, form in names.items():
-        if name in shapes and shapes[name] != form.their_shape(sizes):
-            wrong.append(f"{name} has shape {list(shapes[name])}, expected {list(form.their_shape(sizes))}")
+    expected: dict[str, tuple[int, ...]] = {}
+    for one in adapted:
+        for (_, half), form in zip(_HALVES, _FORMS[one.target], strict=True):
+            expected[one.factor(half)] = form.their_shape(axis_sizes(base.config) | {"A": one.rank})
+    wrong = [f"missing {name}" for name in expected if name not in shapes]
+    extra = [name for name in shapes if name not in expected and name not in tables]
+    wrong += [f"extra {name} {list(shapes[name])}" for name in extra]
+    for name, shape in expected.items():
+        if name in shapes and shapes[name] != shape:
+            wrong.append(f"{name} has shape {list(shapes[name])}, expected {list(shape)}")
     for name in tables:
-        if len(shapes[name]) != 2 or shapes[name][1] != config.width or not 1 <= shapes[name][0] <= config.vocab_size:
-            wrong.append(f"{name} has shape {list(shapes[name])}, the base [{config.vocab_size}, {config.width}]")
-    if wrong:
-        shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
-        raise AdapterError(f"{directory / WEIGHTS} does not fit the model: {shown}")
+        if (
+            len(shapes[name]) != 2
+            or shapes[name][1] != base.config.width
+            or not 1 <= shapes[name][0] <= base.config.vocab_size
+        ):
+            wrong.append(f"{name} has shape {list(shapes[name])}, the base [{base.config.vocab_size}, {base.config.width}]")
+    wrong += [
+        f"{one.module} has factors, though {CONFIG} leaves it out" for one in adapted if described.leaves_out(one.module)
+    ]
+    if wrong or not adapted:
+        raise AdapterError(f"{directory / WEIGHTS} does not fit the model: {_listed(wrong) or 'it has no factors'}")
+
+
+def _listed(problems: list[str]) -> str:
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more
 
 
 def _vocabulary(directory: Path, file: SafetensorsFile, tables: Mapping[str, str], base: Base) -> int:
@@ -176,7 +195,10 @@ def _vocabulary(directory: Path, file: SafetensorsFile, tables: Mapping[str, str
         for first in range(0, count, _ROWS):
             stop = min(first + _ROWS, count)
             rows = base.rows(table, first, stop)
-            stored = file.read(name, (slice(first, stop), slice(None))).astype(rows.dtype)
+            stored = file.read(name, (slice(first, stop), slice(None)))
+            refuse_not_finite(file.path, name, stored)
+            with np.errstate(over="ignore"):  # a value that the base's dtype cannot hold differs from the base's
+                stored = stored.astype(rows.dtype)
             if not np.array_equal(stored, rows):
                 apart = np.abs(stored.astype(np.float32) - rows.astype(np.float32)).max(axis=1)
                 row = first + int(np.argmax(apart > 0))
@@ -199,7 +221,7 @@ def write_peft(directory: Path, lora: Lora, base: Base, vocabulary: int, base_na
         for (half, letter), form in zip(_HALVES, _FORMS[target], strict=True):
             stack = np.asarray(getattr(lora, half)[target])
             for layer in range(base.config.layers):
-                name = _factor_name(target, layer, letter)
+                name = _FACTOR.format(module=_module(target, layer), half=letter)
                 tensors[name] = np.ascontiguousarray(form.to_theirs(stack[layer], sizes))
     if vocabulary < base.config.vocab_size:
         for name, table in _TABLES.items():
@@ -217,7 +239,7 @@ def write_peft(directory: Path, lora: Lora, base: Base, vocabulary: int, base_na
         "inference_mode": True,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    write_safetensors(directory / WEIGHTS, tensors, {"format": "pt"})
     write_json(directory / CONFIG, described)
 
 
@@ -227,9 +249,14 @@ def _whole(value: float) -> int | float:
 
 
 def named_base(directory: Path) -> str | None:
-    """Return the base model that adapter_config.json names, if it names one."""
-    try:
-        name = read_json(directory / CONFIG).get("base_model_name_or_path")
-    except CheckpointError:
+    """Return the base model that adapter_config.json names; None: there is no such file, or it names none.
+
+    Raises `CheckpointError` for a file that cannot be read, `AdapterError` for a name that is no text.
+    """
+    file = directory / CONFIG
+    if not (file.exists() or file.is_symlink()):
         return None
-    return name if isinstance(name, str) and name else None
+    name = read_json(file).get("base_model_name_or_path")
+    if name is not None and not isinstance(name, str):
+        raise AdapterError(f"{file}: base_model_name_or_path must be a text, not {shown(name)}")
+    return name or None

@@ -20,11 +20,13 @@ import numpy as np
 from psynth_jax.axes import HostArray
 from psynth_jax.convert import peft
 from psynth_jax.convert.adapter_directory import Adapter, checked_sink
+from psynth_jax.convert.adapter_numbers import refuse_not_finite, rounded
 from psynth_jax.convert.base import Base
 from psynth_jax.convert.hub import is_hub_id
+from psynth_jax.convert.rules import FLOAT32
 from psynth_jax.convert.safetensors_file import read_json, write_json
 from psynth_jax.convert.torch_file import read_torch_file, write_torch_file
-from psynth_jax.errors import AdapterError, ModelMismatchError
+from psynth_jax.errors import AdapterError, ModelMismatchError, listing, shown
 from psynth_jax.mapper import FEATURES, Mapper
 
 MAPPER, MAPPER_CONFIG, LORA = "cache_mapper.pt", "cache_mapper_config.json", "judger_lora"
@@ -53,27 +55,35 @@ _RESIZE = "For PEFT, cut the base first: `model.resize_token_embeddings({})`."
 def find_release(directory: Path) -> Path | None:
     """Return where inside a directory the mapper or the LoRA lies; None: nowhere."""
     places = (directory / name for name in _WITHIN)
-    return next((place for place in places if (place / MAPPER).is_file() or (place / LORA).is_dir()), None)
+    return next((place for place in places if _is_there(place / MAPPER) or (place / LORA).is_dir()), None)
+
+
+def _is_there(file: Path) -> bool:
+    """Whether a directory has such an entry, be it a link to nothing: reading it says so, then."""
+    return file.is_symlink() or file.exists()
 
 
 def read_mapper(directory: Path) -> Mapper | None:
     """Read cache_mapper.pt; None: there is none, which is the identity.
 
     A mapper that was trained without some features is one whose weights for them are zero.  Raises `CheckpointError` for a
-    file that is damaged or holds anything but tensors, `AdapterError` for another mapper.
+    file that is damaged or holds anything but tensors, `AdapterError` for another mapper, or numbers that are not finite.
     """
-    if not (directory / MAPPER).is_file():
+    if not _is_there(directory / MAPPER):
         return None
     tensors = read_torch_file(directory / MAPPER)
     strange = sorted({*tensors} ^ {*_NAMES})
     if strange:
-        raise AdapterError(f"{directory / MAPPER} must hold {', '.join(_NAMES)}; it differs in {', '.join(strange)}")
-    arrays = {ours: np.asarray(tensors[theirs], np.float32).T for theirs, ours in _NAMES.items()}
-    described = read_json(directory / MAPPER_CONFIG) if (directory / MAPPER_CONFIG).is_file() else {}
+        raise AdapterError(f"{directory / MAPPER} must hold {', '.join(_NAMES)}; it differs in {listing(strange, ', ')}")
+    arrays = {}
+    for theirs, ours in _NAMES.items():
+        refuse_not_finite(directory / MAPPER, theirs, tensors[theirs])
+        arrays[ours] = rounded(directory / MAPPER, theirs, tensors[theirs], FLOAT32).T
+    described = _json_if_there(directory / MAPPER_CONFIG)
     kind = described.get("metadata_features", "both")
     if not isinstance(kind, str) or kind not in _INPUTS:
         raise AdapterError(
-            f"{directory / MAPPER_CONFIG}: metadata_features is {kind!r}, expected one of {', '.join(_INPUTS)}"
+            f"{directory / MAPPER_CONFIG}: metadata_features is {shown(kind)}, expected one of {', '.join(_INPUTS)}"
         )
     given, kernel = _INPUTS[kind], arrays["hidden_kernel"]
     if kernel.ndim != 2 or len(kernel) != len(given):
@@ -88,8 +98,10 @@ def read_mapper(directory: Path) -> Mapper | None:
     except AdapterError as error:
         raise AdapterError(f"{directory / MAPPER}: {error}") from None
     hidden = described.get("hidden_dim", mapper.hidden_bias.size)
-    if hidden != mapper.hidden_bias.size:
-        raise AdapterError(f"{directory / MAPPER_CONFIG} says hidden_dim {hidden}, the mapper has {mapper.hidden_bias.size}")
+    if type(hidden) is not int or hidden != mapper.hidden_bias.size:
+        raise AdapterError(
+            f"{directory / MAPPER_CONFIG} says hidden_dim {shown(hidden)}, the mapper has {mapper.hidden_bias.size}"
+        )
     return mapper
 
 
@@ -104,14 +116,20 @@ def write_mapper(directory: Path, mapper: Mapper) -> None:
 def check_base(directory: Path, base: Base) -> None:
     """Refuse a base other than the one whose fingerprint was noted; the published code notes none."""
     noted = _meta(directory).get("base_fingerprint")
-    if noted is not None and noted != base.fingerprint:
-        raise ModelMismatchError(f"{directory} was made for another base model than {base.name}")
+    if noted is not None and not base.identity.matches(noted):
+        told = base.identity.told_from(noted, "another base model", base.name)
+        raise ModelMismatchError(f"{directory} was made for {told}")
 
 
 def noted_vocabulary(directory: Path) -> int | None:
-    """Return the cut vocabulary that was noted, which a mapper alone has no rows to tell."""
+    """Return the cut vocabulary that was noted, which a mapper alone has no rows to tell.
+
+    Raises `AdapterError` for what is no number of tokens.
+    """
     noted = _meta(directory).get("vocab_size")
-    return noted if type(noted) is int and noted > 0 else None
+    if noted is not None and (type(noted) is not int or noted < 1):
+        raise AdapterError(f"{directory / META}: vocab_size must be a positive whole number, not {shown(noted)}")
+    return noted
 
 
 def noted_sink(directory: Path, base: Base) -> tuple[int, ...]:
@@ -120,14 +138,23 @@ def noted_sink(directory: Path, base: Base) -> tuple[int, ...]:
 
 
 def training_summary(directory: Path) -> dict[str, Any]:
-    """Return what the checkpoint says of its training; empty: nothing."""
+    """Return what the checkpoint says of its training; empty: nothing.
+
+    Raises `AdapterError` for a training that is no object.
+    """
     meta = _meta(directory)
     known = meta.get("training", {key: meta[key] for key in ("global_step", "epoch", "metrics") if key in meta})
-    return dict(known) if isinstance(known, dict) else {}
+    if known is not None and not isinstance(known, dict):
+        raise AdapterError(f"{directory / META}: training must be an object, not {shown(known)}")
+    return dict(known or {})
 
 
 def _meta(directory: Path) -> dict[str, Any]:
-    return read_json(directory / META) if (directory / META).is_file() else {}
+    return _json_if_there(directory / META)
+
+
+def _json_if_there(file: Path) -> dict[str, Any]:
+    return read_json(file) if _is_there(file) else {}
 
 
 def write_release(directory: Path, adapter: Adapter, base: Base, training: Mapping[str, Any]) -> None:
@@ -156,10 +183,11 @@ def model_card(adapter: Adapter, base: Base, training: Mapping[str, Any], sums: 
         parts.append(f"a sink of {len(adapter.sink)} tokens, which psynth_jax alone reads before all branches (`{META}`)")
     if adapter.vocabulary is not None:
         parts.append(f"trained with the first {adapter.vocabulary:,} of {base.config.vocab_size:,} tokens")
-    config = training.get("config", {})
+    config = training.get("config")
+    config = config if isinstance(config, dict) else {}
     facts = {key: value for key, value in training.items() if not isinstance(value, dict | list)}
     facts |= {key: config[key] for key in ("seed", "reads") if key in config}
-    rows = [f"| {name} | {value} |" for name, value in facts.items()]
+    rows = [f"| {name} | {' '.join(str(value).split())} |" for name, value in facts.items()]
     return "\n".join(
         [
             "---",

@@ -11,10 +11,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
+import safetensors.numpy
 
+from psynth_jax import foreign
 from psynth_jax.axes import HostArray
 from psynth_jax.errors import CheckpointError
-from psynth_jax.files import read_text, refuse_special
+from psynth_jax.files import is_lfs_pointer, refuse_special, umask_mode
 from psynth_jax.foreign import reading
 
 _PIECE_BYTES = 64 << 20  # the most that is read of an open file
@@ -66,6 +68,13 @@ class SafetensorsFile:
             whole[row:end] = self._read(name, (slice(first + row, first + end), *index[1:]))
         return whole
 
+    def pick(self, name: str, places: tuple[HostArray, ...]) -> HostArray:
+        """Read single elements of a tensor, an index array for each axis, with the file opened once."""
+        with _open(self.path) as file:
+            part = file.get_slice(name)
+            found = [part[tuple(slice(int(i), int(i) + 1) for i in place)] for place in zip(*places, strict=True)]
+        return np.concatenate([element.reshape(1) for element in found])
+
     def _read(self, name: str, index: tuple[slice, ...]) -> HostArray:
         with _open(self.path) as file:
             return np.asarray(file.get_slice(name)[index] if index else file.get_tensor(name))
@@ -79,16 +88,56 @@ def _open(path: Path) -> Any:
         return safetensors.safe_open(str(path), framework="np")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.  Raises `CheckpointError` naming the file when it is absent, or is not one."""
-    if not path.exists():
-        raise CheckpointError(f"{path.parent} has no {path.name}")
-    text = read_text(path, CheckpointError)
+def refuse_pointer(path: Path) -> None:
+    """Raise `CheckpointError` for a file that only says where Git LFS keeps the real one."""
+    if is_lfs_pointer(path):
+        raise CheckpointError(foreign.lfs_pointer(path))
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, HostArray], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors to a file whose mode is what the umask says; safetensors itself makes it 600."""
+    with umask_mode(path):
+        safetensors.numpy.save_file(dict(tensors), path, metadata=metadata)
+
+
+def read_json(path: Path, finite: bool = True) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+      finite: refuse NaN and infinities, which Python's reader takes though JSON has none.
+
+    Raises `CheckpointError` naming the file when it is absent, is no regular file, or is not a JSON object.
+    """
+    refuse_special(path, CheckpointError)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no {path.name}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path} is not a UTF-8 text file") from None
     with reading(path, "json"):
         value = json.loads(text)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}")
+    if finite and (key := _not_finite(value)) is not None:
+        raise CheckpointError(f"{path}: {key} is not a finite number")
     return value
+
+
+def _not_finite(value: Mapping[str, Any]) -> str | None:
+    """Return the key of a number in nested JSON values that is NaN or infinite; None: all are finite."""
+    left: list[tuple[str, Any]] = list(value.items())
+    while left:
+        key, item = left.pop()
+        if isinstance(item, dict):
+            left += [(f"{key}.{inner}", nested) for inner, nested in item.items()]
+        elif isinstance(item, list):
+            left += [(key, nested) for nested in item]
+        elif isinstance(item, float) and not math.isfinite(item):
+            return key
+    return None
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

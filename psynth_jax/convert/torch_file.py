@@ -21,7 +21,9 @@ import ml_dtypes
 import numpy as np
 
 from psynth_jax.axes import HostArray
+from psynth_jax.convert.safetensors_file import refuse_pointer
 from psynth_jax.errors import CheckpointError
+from psynth_jax.files import refuse_special
 
 # What a pickle or an archive whose bytes make no sense ends in.
 _DAMAGE = (
@@ -168,6 +170,8 @@ def read_torch_file(path: Path) -> dict[str, HostArray]:
 
     Raises `CheckpointError`, naming the file, when it is absent, no such archive, damaged, or holds anything but tensors.
     """
+    refuse_special(path, CheckpointError)
+    refuse_pointer(path)
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(archive)

@@ -5,25 +5,29 @@ Shard by shard, each small: a model of any size can be written on a machine with
 
 from __future__ import annotations
 
+import glob
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from psynth_jax.config import DecoderConfig, LinearRope, Llama3Rope, YarnRope
-from psynth_jax.convert.hf import ARCHITECTURES
-from psynth_jax.convert.rules import hf_rules
-from psynth_jax.convert.safetensors_file import read_json, write_json
+from psynth_jax.convert.hf import ARCHITECTURES, config_from_hf
+from psynth_jax.convert.progress import counted
+from psynth_jax.convert.rules import hf_rules, widest
+from psynth_jax.convert.safetensors_file import read_json, write_json, write_safetensors
 from psynth_jax.convert.stream import Change, ModelStream, Tensor, in_groups, tensors_of
 from psynth_jax.errors import UnsupportedModelError
 
-_CARRIED = (
-    *("generation_config.json", "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
-    *("*.jinja", "LICENSE*", "NOTICE*"),
+# What tokenizers of transformers save and load, besides what a tokenizer's class names itself.
+_TOKENIZER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+    *("*.model", "*.spm", "*.tiktoken", "tekken.json"),
+    *("*.jinja", "chat_template*", "additional_chat_templates/*.jinja"),
 )
+_CARRIED = ("generation_config.json", *_TOKENIZER_FILES, "LICENSE*", "NOTICE*")
 
 
 def write_hf(directory: Path, stream: ModelStream, config: DecoderConfig, change: Change | None = None) -> None:
@@ -34,7 +38,7 @@ def write_hf(directory: Path, stream: ModelStream, config: DecoderConfig, change
       config: its config, perhaps with a smaller vocabulary, to which embedding and head are cut.
       change: of parameters on their way, such as adding a LoRA.
     """
-    tensors = tensors_of(stream, hf_rules(config), config, change)
+    tensors = counted(tensors_of(stream, hf_rules(config), config, change), f"converting {stream.name}")
     write_shards(directory, tensors)
     write_companions(directory, stream, config, {tensor.dtype for tensor in tensors})
 
@@ -46,7 +50,7 @@ def write_shards(directory: Path, tensors: Sequence[Tensor]) -> None:
     names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)] if count > 1 else ["model.safetensors"]
     for name, shard in zip(names, shards, strict=True):
         arrays = {tensor.name: np.ascontiguousarray(tensor.read()) for tensor in shard}
-        safetensors.numpy.save_file(arrays, directory / name, metadata={"format": "pt"})
+        write_safetensors(directory / name, arrays, {"format": "pt"})
     if count > 1:
         weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": sum(tensor.size for tensor in tensors)}, "weight_map": weight_map}
@@ -64,14 +68,13 @@ def write_companions(directory: Path, stream: ModelStream, config: DecoderConfig
             write_json(directory / "generation_config.json", {"eos_token_id": sorted(stream.stop_ids)})
     else:
         raw = read_json(source / "config.json")
-        for pattern in _CARRIED:
-            for path in source.glob(pattern):
-                if path.is_file():
-                    shutil.copyfile(path, directory / path.name)
+        _carry(source, directory, stream)
     changed = dict(raw)
     if stream.config.vocab_size != config.vocab_size:
         changed["vocab_size"] = config.vocab_size
-    main = max(dtypes, key=lambda dtype: dtype.itemsize).name
+    if config_from_hf(raw).tied_head != config.tied_head:
+        changed["tie_word_embeddings"] = config.tied_head
+    main = widest(dtypes).name
     key = "dtype" if "dtype" in raw else "torch_dtype"
     if source is None or (len(dtypes) == 1 and raw.get(key) not in (main, None)):
         changed[key] = main
@@ -79,6 +82,17 @@ def write_companions(directory: Path, stream: ModelStream, config: DecoderConfig
         shutil.copyfile(source / "config.json", directory / "config.json")
     else:
         write_json(directory / "config.json", changed)
+
+
+def _carry(source: Path, directory: Path, stream: ModelStream) -> None:
+    """Copy tokenizer, generation config and licence as they are."""
+    own = getattr(stream.tokenizer.backend, "vocab_files_names", {}) if stream.tokenizer is not None else {}
+    for pattern in (*_CARRIED, *map(glob.escape, own.values())):
+        for path in source.glob(pattern):
+            target = directory / path.relative_to(source)
+            if path.is_file():
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)
 
 
 def config_to_hf(config: DecoderConfig, stop_ids: frozenset[int] = frozenset()) -> dict[str, Any]:

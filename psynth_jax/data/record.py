@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from psynth_jax.directories import made, writing
+from psynth_jax.directories import followed, made, writing
 from psynth_jax.errors import DataError
 
 
@@ -135,19 +135,20 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
     Raises `DataError` naming the file when it cannot be written.
     """
     path = Path(path)
-    with writing(path), made(path.parent):
+    with writing(path), made(followed(path).parent):
         return _write_records(path, records)
 
 
 def _write_records(path: Path, records: Iterable[Record]) -> int:
-    part = path.with_name(f".{path.name}.part")
+    target = followed(path)  # a link stays a link
+    part = target.with_name(f".{target.name}.part")
     count = 0
     try:
         with gzip.open(part, "wt", encoding="utf-8") if path.suffix == ".gz" else part.open("w", encoding="utf-8") as file:
             for record in records:
                 file.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
                 count += 1
-        part.replace(path)
+        part.replace(target)
     finally:
         part.unlink(missing_ok=True)
     return count

@@ -24,7 +24,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, SupportsIndex
@@ -189,19 +189,19 @@ class Shard:
     lengths: int32 `[E, 7]`, read-only, columns as in `Lengths`.  info: what task.json says.
     """
 
-    def __init__(self, directory: str | Path, tokenizer: str | None = None):
+    def __init__(self, directory: str | Path, tokenizer: str | Collection[str] | None = None):
         """Open a directory and check that its files belong together.
 
         Args:
           directory: of one task.
-          tokenizer: fingerprint of the tokenizer that its tokens must be of; None takes any.
+          tokenizer: fingerprint of the tokenizer that its tokens must be of, or several that are right; None takes any.
 
         Raises:
           DataError: it is no such directory, another version's, another tokenizer's, or one of its files is missing or
             damaged; the message says which and what helps.
         """
         self.directory = Path(directory)
-        self._tokenizer = tokenizer
+        self._tokenizer = (tokenizer,) if isinstance(tokenizer, str) else tokenizer
         self.info: dict[str, Any] = self._read_info()
         self.task: str = self.info["task"]
         self.lengths = self._read_lengths()
@@ -229,7 +229,7 @@ class Shard:
         except (RuntimeError, UnicodeDecodeError, DataError) as error:
             raise self._damaged(_EXAMPLES, f"example {number}: {str(error).split(';')[0]}") from None
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Path, str | None]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[Path, Collection[str] | None]]:
         return type(self), (self.directory, self._tokenizer)
 
     def _read_info(self) -> dict[str, Any]:
@@ -245,7 +245,7 @@ class Shard:
         missing = [key for key in (*_INFO, *(f.name for f in dataclasses.fields(Vocabulary))) if key not in info]
         if missing:
             raise self._damaged(_TASK, f"it has no {', '.join(missing)}")
-        if self._tokenizer is not None and info["tokenizer"] != self._tokenizer:
+        if self._tokenizer is not None and info["tokenizer"] not in self._tokenizer:
             raise DataError(
                 f"{self.directory} was prepared with the tokenizer of {info['model']}, which is another than this model's: "
                 "prepare it again with this model"
@@ -269,7 +269,7 @@ class Shard:
         return DataError(f"{self.directory / file} is missing or damaged ({' '.join(reason.split())}): prepare it again")
 
 
-def open_shards(directory: str | Path, tokenizer: str | None = None) -> list[Shard]:
+def open_shards(directory: str | Path, tokenizer: str | Collection[str] | None = None) -> list[Shard]:
     """Open what `psynth data prepare` wrote: one task's directory, or the one that has those of several, by name.
 
     Arguments and errors as for `Shard`; a directory without any is a `DataError`, too.

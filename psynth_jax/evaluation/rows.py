@@ -11,13 +11,15 @@ its question is asked again.  Knows no model.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
 from psynth_jax.data.record import read_json_lines
+from psynth_jax.directories import followed
 from psynth_jax.errors import DataError, InputError
+from psynth_jax.files import write_text
 
 Row: TypeAlias = dict[str, Any]
 Key: TypeAlias = tuple[str, str, str]
@@ -33,11 +35,17 @@ def key_of(row: Row) -> Key:
 class RowFile:
     """The rows of a folder: those that are there, and a way to add more."""
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, Any]):
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: Mapping[str, Any],
+        same: Mapping[str, Callable[[Any], bool]] | None = None,
+    ):
         """Open a folder, made if it is not there; read its rows.
 
         Args:
           settings: JSON values by name.  None is for what no row depends on yet, such as an adapter that no method uses.
+          same: by name, whether a value in the folder means the setting of today, where equality is not enough.
 
         Raises:
           InputError: the folder cannot be made, is of something else, or its rows were made with other settings.
@@ -46,9 +54,10 @@ class RowFile:
         self.folder = Path(folder)
         self._file: TextIO | None = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            followed(self.folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the folder {folder}: {error.strerror}") from None
+        self._same = dict(same or {})
         self.settings = self._take_settings(settings)
         self.rows = self._read()
 
@@ -84,7 +93,7 @@ class RowFile:
         wrong = [
             f"{name} is {_shown(value)}, it was {_shown(before[name])}"
             for name, value in settings.items()
-            if None not in (value, before.get(name)) and value != before[name]
+            if None not in (value, before.get(name)) and not self._means(name, before[name], value)
         ]
         if wrong:
             raise InputError(f"{self.folder} has rows of another evaluation: {'; '.join(wrong)}; choose another folder")
@@ -92,6 +101,10 @@ class RowFile:
         if merged != before:
             _write_whole(path, merged)
         return merged
+
+    def _means(self, name: str, before: Any, value: Any) -> bool:
+        same = self._same.get(name)
+        return before == value or (same is not None and same(before))
 
     def _read(self) -> dict[Key, Row]:
         path = self.folder / ROWS
@@ -125,14 +138,9 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _write_whole(path: Path, value: Mapping[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def _shown(value: Any) -> str:
     """Show a setting, a digest by its first letters."""
-    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) >= 64 else str(value)

@@ -38,6 +38,11 @@ def targets_of(config: DecoderConfig) -> tuple[str, ...]:
     return ATTENTION_TARGETS if config.experts else tuple(FACTOR_LETTERS)
 
 
+def is_array(value: object) -> bool:
+    """Whether something is an array of JAX or NumPy."""
+    return isinstance(value, jax.Array | np.ndarray)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Lora:
@@ -65,11 +70,18 @@ class Lora:
         return cls(down, up, jnp.float32(alpha / rank))
 
     def misfits(self, config: DecoderConfig) -> list[str]:
-        """List every factor that does not fit a model of this config."""
-        sizes = config.sizes | {"A": self.rank}
+        """List every factor that does not fit a model of this config, or has numbers that are not finite."""
+        given: tuple[tuple[str, object], ...] = (("down", self.down), ("up", self.up))
+        wrong = [f"{half} must be a dict of arrays" for half, factors in given if not isinstance(factors, dict)]
+        if wrong or not self.down:
+            return wrong or ["it has no factors"]
+        for half, factors in (("down", self.down), ("up", self.up)):
+            wrong += [f"{half} of {x!r} is no array" for x, value in factors.items() if not is_array(value)]
+        if wrong:
+            return wrong
+        sizes = config.sizes | {"A": (jnp.shape(next(iter(self.down.values()))) or (0,))[-1]}
         known = {target: FACTOR_LETTERS[target] for target in targets_of(config)}
-        wrong = []
-        for target in sorted({*self.down, *self.up}):
+        for target in sorted({*self.down, *self.up}, key=str):
             for half, factors, letters in zip(
                 ("down", "up"), (self.down, self.up), known.get(target, ("", "")), strict=True
             ):
@@ -80,6 +92,8 @@ class Lora:
                     shape = list(jnp.shape(factors[target]))
                     right = "there is no such target" if expected is None else f"expected {list(expected)}"
                     wrong.append(f"{half} of {target!r} has shape {shape}, {right}")
+                elif not jnp.isfinite(factors[target]).all():
+                    wrong.append(f"{half} of {target!r} has numbers that are not finite")
         return wrong
 
     def on(self, mesh: Mesh, config: DecoderConfig) -> Self:

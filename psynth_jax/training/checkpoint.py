@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from psynth_jax.errors import CheckpointError, TrainingError
+from psynth_jax.errors import CheckpointError, TrainingError, listing
 from psynth_jax.training.config import Checkpoints
 from psynth_jax.training.step import TrainState
 
@@ -124,7 +124,7 @@ class CheckpointStore:
             if name in held and tuple(held[name].shape) != np.shape(array)
         ]
         if wrong:
-            raise CheckpointError(f"checkpoint {step} of {self._folder} does not fit: " + "; ".join(wrong))
+            raise CheckpointError(f"checkpoint {step} of {self._folder} does not fit: {listing(wrong)}")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
         found = self._restore(step, {_STATE: ocp.args.StandardRestore(abstract), _DATA: ocp.args.JsonRestore()})
         state = jax.tree.unflatten(jax.tree.structure(like), [found[_STATE][name] for name in wanted])

@@ -44,7 +44,7 @@ def load_tasks(config: TrainConfig) -> tuple[list[TaskData], list[TaskData]]:
 def _loaded(config: TrainConfig, tasks: Sequence[Task], tokenizer: Tokenizer, split: Split) -> Iterator[TaskData]:
     for task in tasks:
         if task.path is not None:
-            for shard in open_shards(task.path, tokenizer.fingerprint):
+            for shard in open_shards(task.path, tokenizer.fingerprints):
                 yield TaskData(task, _read(config, shard, tokenizer))
         elif task.synthetic is not None and tokenizer.end_id is not None:
             records = synthetic_records(count=task.synthetic, seed=config.seed, split=split)

@@ -25,7 +25,7 @@ from psynth_jax.convert.adapter_directory import Adapter, save_adapter
 from psynth_jax.data.shards import digest
 from psynth_jax.data.sink import WithSink
 from psynth_jax.directories import writing
-from psynth_jax.errors import ConfigError, InputError, TrainingError
+from psynth_jax.errors import ConfigError, InputError, TrainingError, listing
 from psynth_jax.model import Model
 from psynth_jax.sharding import put, replicated
 from psynth_jax.training.batch import BatchBuilder, place
@@ -166,10 +166,11 @@ class Trainer:
 
     def _take(self, store: CheckpointStore, step: int) -> None:
         about = store.about(step)
-        if about["fingerprint"] != self.model.fingerprint:
-            raise ConfigError(f"{self.workdir} was trained on the base model {about['model']}, not on {self.model.name}")
+        if not self.model.identity.matches(about["fingerprint"]):
+            told = self.model.identity.told_from(about["fingerprint"], about["model"], self.model.name)
+            raise ConfigError(f"{self.workdir} was trained on the base model {told}")
         if wrong := differences(self.config, about["config"]):
-            raise ConfigError(f"config and checkpoint of {self.workdir} disagree: " + "; ".join(wrong))
+            raise ConfigError(f"config and checkpoint of {self.workdir} disagree: {listing(wrong)}")
         if about.get("teacher", self._taught_by) != self._taught_by:
             raise ConfigError(f"{self.workdir} was taught by another adapter than {self.config.teacher} is now")
         self.state, self._data_state = store.restore(step, self.state)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import psynth_jax as ps
+from psynth_jax.convert import load
 from psynth_jax.convert.convert import table
 from tests.cli.conftest import Command, Refused
 from tests.tiny import random_lora
@@ -87,4 +88,30 @@ def test_refused(refused: Refused, adapters: list[Path], tmp_path: Path) -> None
     assert "must be from 0 to 1" in refused("merge", *adapters, tmp_path / "out", "--weight", 2)
     assert "is not an empty directory" in refused("merge", *adapters, adapters[1])
     assert "no such directory" in refused("merge", adapters[0], tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_wrong_is_told_before_a_model_is_opened(
+    refused: Refused, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(source: object) -> Path:
+        raise AssertionError(f"{source} was opened")
+
+    monkeypatch.setattr(load, "resolve", opened)
+    out, nowhere = tmp_path / "out", tmp_path / "nowhere"
+    assert "no such directory" in refused("merge", adapters[0], nowhere, out)
+    assert "must be from 0 to 1" in refused("merge", *adapters, out, "--weight", 2)
+    assert "deltas, factors" in refused("merge", *adapters, out, "--how", "sum")
+    (adapters[1] / "psynth_adapter.json").unlink()
+    assert "is not an adapter" in refused("merge", *adapters, out)
+    assert "is an adapter" in refused("convert", adapters[0], out, "--to", "peft", "--base", adapters[0])
+    assert "is not an empty directory" in refused("convert", adapters[0], adapters[1], "--to", "peft")
+
+
+def test_a_base_of_another_machine(refused: Refused, adapters: list[Path], tmp_path: Path) -> None:
+    file = adapters[0] / "psynth_adapter.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_name": "/data/ann/model"}))
+    for command in (("convert", adapters[0], tmp_path / "out", "--to", "peft"), ("merge", *adapters, tmp_path / "out")):
+        said = refused(*command)
+        assert "/data/ann/model" in said and "--base" in said
     assert not (tmp_path / "out").exists()

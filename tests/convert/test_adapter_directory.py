@@ -156,7 +156,7 @@ class TestWriting:
         if before:
             save_adapter(str(target), adapter, model)
 
-        def no_space(tensors: Any, path: Path) -> None:
+        def no_space(tensors: Any, path: Path, **_: Any) -> None:
             Path(path).write_bytes(b"half of it")
             raise OSError("No space left on device")
 

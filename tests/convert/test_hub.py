@@ -97,6 +97,24 @@ def test_a_model_is_converted_by_its_name(hub: fake.Hub, psynth: Psynth, tmp_pat
     assert contents(tmp_path / "copy") == contents(tmp_path / "model")
 
 
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_what_is_pulled_has_the_mode_of_the_umask(
+    hub: fake.Hub, psynth: Psynth, adapter: Path, tmp_path: Path, mask: int, mode: int
+) -> None:
+    """And a link to another disk stays a link."""
+    hub.repositories["ann/reader"] = contents(adapter)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "reader")
+    before = os.umask(mask)
+    try:
+        done = psynth("pull", "ann/reader", tmp_path / "link")
+    finally:
+        os.umask(before)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "link").is_symlink()
+    found = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "disk" / "reader").iterdir()}
+    assert found == dict.fromkeys((path.name for path in adapter.iterdir()), mode)
+
+
 def test_private_and_without_a_token(hub: fake.Hub, psynth: Psynth, adapter: Path, tmp_path: Path) -> None:
     assert psynth("push", adapter, "ann/secret", "--private").returncode == 0
     assert hub.private == {"ann/secret"}

@@ -121,3 +121,54 @@ def test_adapters_after_different_sinks_have_no_average() -> None:
     assert merge_adapters(first, second).adapter.sink == (1, 2)
     with pytest.raises(AdapterError, match="different sinks"):
         merge_adapters(first, dataclasses.replace(second, sink=()))
+
+
+class TestNumbersThatAreNotFinite:
+    @pytest.mark.parametrize("how", ["deltas", "factors"])
+    @pytest.mark.parametrize("number", [np.nan, np.inf])
+    @pytest.mark.parametrize("which", ["first", "second"])
+    def test_are_named(self, how: Any, number: float, which: str) -> None:
+        adapters = {"first": adapter(1), "second": adapter(2)}
+        spoiled = adapters[which].lora
+        assert spoiled is not None
+        spoiled.up["v"] = spoiled.up["v"].at[2, 1, 0, 3].set(number)
+        with pytest.raises(AdapterError, match=rf"the {which} adapter: \S*up\S*v\S* has 1 of .*first at \[2, 1, 0, 3\]"):
+            merge_adapters(adapters["first"], adapters["second"], how=how)
+
+    def test_of_a_mapper(self) -> None:
+        second = adapter(2)
+        assert second.mapper is not None
+        spoiled = dataclasses.replace(second.mapper, out_bias=second.mapper.out_bias.at[1].set(np.nan))
+        with pytest.raises(AdapterError, match=r"the second adapter: .*out_bias"):
+            merge_adapters(adapter(1), dataclasses.replace(second, mapper=spoiled))
+
+    def test_a_sum_that_overflows(self) -> None:
+        first, second = adapter(1), adapter(2)
+        for one in (first, second):
+            assert one.lora is not None
+            one.lora.down["q"] = jnp.full_like(one.lora.down["q"], 1e25)
+            one.lora.up["q"] = jnp.full_like(one.lora.up["q"], 1e38)
+        with pytest.raises(AdapterError, match=r"the average of the adapters: (down|up) of q has"):
+            merge_adapters(first, second)
+
+    def test_singular_values_that_are_not_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fails(*_: Any) -> Any:
+            raise np.linalg.LinAlgError("SVD did not converge")
+
+        monkeypatch.setattr(np.linalg, "svd", fails)
+        with pytest.raises(AdapterError, match=r"deltas of \w+ has no singular values: SVD did not converge"):
+            merge_adapters(adapter(1), adapter(2))
+
+
+@pytest.mark.parametrize("narrow", ["first", "second"])
+def test_the_average_of_factors_has_the_wider_dtype(narrow: str) -> None:
+    """It took the dtype of the first adapter."""
+    first, second = adapter(1), adapter(2)
+    changed = {"first": first, "second": second}[narrow].lora
+    assert changed is not None and first.lora is not None and second.lora is not None
+    changed.down["q"] = changed.down["q"].astype(jnp.bfloat16)
+    merged = merge_adapters(first, second, weight=0.3, how="factors").adapter.lora
+    assert merged is not None
+    expected = 0.3 * np.asarray(first.lora.down["q"], np.float32) + 0.7 * np.asarray(second.lora.down["q"], np.float32)
+    assert merged.down["q"].dtype == np.float32
+    np.testing.assert_allclose(merged.down["q"], expected, atol=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -281,3 +282,32 @@ class TestOpenShards:
     def test_none(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="there are no examples in"):
             open_shards(tmp_path)
+
+
+def test_several_fingerprints_may_be_right(tmp_path: Path) -> None:
+    """Another version of this library may have noted the same tokenizer by another one."""
+    directory = write(tmp_path)
+    assert len(open_shards(directory, ("beef", WORDS.tokenizer))[0]) == len(EXAMPLES)
+    with pytest.raises(DataError, match="another than this model's"):
+        open_shards(directory, ("beef", "cafe"))
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_mode_is_what_the_umask_says(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        directory = write(tmp_path / "data")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {mode}
+
+
+def test_a_link_to_another_disk_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "disk" / "data")
+    write(tmp_path / "data")
+    assert (tmp_path / "data").is_symlink() and (tmp_path / "disk" / "data" / "qa" / "task.json").is_file()
+    (tmp_path / "data" / "other").symlink_to(tmp_path / "disk" / "other")
+    write(tmp_path / "data", task="other")
+    assert (tmp_path / "disk" / "data" / "other").is_symlink()
+    assert len(Shard(tmp_path / "disk" / "other")) == len(EXAMPLES)
