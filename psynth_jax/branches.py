@@ -23,6 +23,7 @@ from psynth_jax.axes import Array, HostArray
 from psynth_jax.cache import KVCache
 from psynth_jax.errors import InputError, ModelMismatchError
 from psynth_jax.ops.branch_attention import ContextPart, Segments
+from psynth_jax.texts import shown
 
 PositionMode: TypeAlias = Literal["exact", "reference_live"]
 FinishReason: TypeAlias = Literal["stop", "length", "given"]
@@ -70,6 +71,12 @@ class Branches:
         if not self.questions or (not batched and len(self.questions) != 1):
             raise InputError(f"branches of {len(self.questions)} questions: one is needed, or a batch of at least one")
 
+    def __repr__(self) -> str:
+        """Show how many branches there are, how long they are, and which model made them."""
+        counts = [len(branches) for branches in self.questions]
+        many = f"{len(counts)} questions of {shown(counts)}" if self.batched else f"{counts[0]}"
+        return f"Branches({many} branches, lengths {shown(self.lengths)}, made by {shown(self.fingerprint[:12])})"
+
     def _each(self, pick: Callable[[Branch], object]) -> list[Any]:
         nested = [[pick(branch) for branch in branches] for branches in self.questions]
         return nested if self.batched else nested[0]
@@ -112,7 +119,10 @@ class Branches:
             return Branches([_pick(self.questions, index)], self.fingerprint, batched=False)
         branches = self.questions[0]
         if isinstance(index, slice):
-            chosen: Sequence[Branch] = branches[index]
+            try:
+                chosen: Sequence[Branch] = branches[index]
+            except (TypeError, ValueError) as error:  # ValueError: a step of 0
+                raise InputError(f"branches are selected by their numbers: {error}") from None
         else:
             chosen = [_pick(branches, number) for number in _numbers(index)]
         return Branches([chosen], self.fingerprint, batched=False)
@@ -129,7 +139,7 @@ class Branches:
           InputError: the groups have different numbers of questions, or there is none.
           ModelMismatchError: they were made by different models.
         """
-        _check_same_model(groups)
+        groups = _checked_groups(groups)
         if len({(len(group.questions), group.batched) for group in groups}) != 1:
             raise InputError("branches can be joined when all of them belong to the same number of questions")
         merged = [
@@ -138,48 +148,62 @@ class Branches:
         return Branches(merged, groups[0].fingerprint, batched=groups[0].batched)
 
     @staticmethod
-    def batch(groups: Sequence[Branches]) -> Branches:
+    def batch(groups: Iterable[Branches]) -> Branches:
         """Make a batch of questions of several groups.  Raises as `join` does."""
-        _check_same_model(groups)
+        groups = _checked_groups(groups)
         questions = [branches for group in groups for branches in group.questions]
         return Branches(questions, groups[0].fingerprint, batched=True)
 
     def save(self, directory: str | Path) -> None:
-        """Write the branches to a directory: `branches.json` and `branches.safetensors`.  See `branch_files`."""
+        """Write the branches to a directory: `branches.json` and `branches.safetensors`.  See `branch_files`.
+
+        Raises `InputError` for a directory that holds something else, and `OSError` when it cannot be written.
+        """
         from psynth_jax import branch_files
 
         branch_files.save(self, directory)
 
     @staticmethod
     def load(directory: str | Path) -> Branches:
-        """Read branches that `save` wrote; whether a model fits them is checked when it reads them."""
+        """Read branches that `save` wrote; whether a model fits them is checked when it reads them.
+
+        Raises `InputError` when there is no such directory, and `CheckpointError` for files that are damaged.
+        """
         from psynth_jax import branch_files
 
         return branch_files.load(directory)
 
 
 def _numbers(index: Any) -> list[Any]:
-    return list(index) if isinstance(index, Sequence | np.ndarray) and not isinstance(index, str) else [index]
+    if isinstance(index, np.ndarray) and index.ndim != 1:
+        raise InputError(f"branches are selected by a number or a list of numbers, not by {shown(index)}")
+    several = isinstance(index, Sequence | np.ndarray) and not isinstance(index, str | bytes | bytearray)
+    return list(index) if several else [index]
 
 
 def _pick(items: Sequence[Any], index: Any) -> Any:
     if not isinstance(index, int | np.integer) or isinstance(index, bool):
-        raise InputError(f"branches are selected by their numbers; {index!r} is none")
+        raise InputError(f"branches are selected by their numbers; {shown(index)} is none")
     if not -len(items) <= index < len(items):
-        raise InputError(f"no number {index} here: there are {len(items)}, counted from 0")
+        raise InputError(f"no number {shown(index)} here: there are {len(items)}, counted from 0")
     return items[int(index)]
 
 
-def _check_same_model(groups: Sequence[Any]) -> None:
-    if not groups:
+def _checked_groups(groups: Any) -> tuple[Branches, ...]:
+    """Return groups of branches as a tuple.  Raises when there is none, one is none, or models made them that differ."""
+    if isinstance(groups, str | bytes) or not isinstance(groups, Iterable):
+        raise InputError(f"branches must be what `work` or `encode` returned, not {shown(groups)}")
+    found = tuple(groups)
+    if not found:
         raise InputError("no branches given")
-    wrong = [group for group in groups if not isinstance(group, Branches)]
-    if wrong:
-        raise InputError(f"branches must be what `work` or `encode` returned, not {wrong[0]!r}")
-    if len({group.fingerprint for group in groups}) > 1:
+    for group in found:
+        if not isinstance(group, Branches):
+            raise InputError(f"branches must be what `work` or `encode` returned, not {shown(group)}")
+    if len({group.fingerprint for group in found}) > 1:
         raise ModelMismatchError(
             "these branches were made by different models; a synthesizer can read one model's caches only"
         )
+    return found
 
 
 @jax.tree_util.register_dataclass
