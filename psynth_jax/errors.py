@@ -37,6 +37,10 @@ class ModelMismatchError(UserError):
     """A cache or an adapter was made by another model than the one that is asked to read it."""
 
 
+class NotFiniteError(UserError):
+    """Logits, or a cache, hold NaN or infinities: the weights overflow in this dtype, or are not finite themselves."""
+
+
 class MemoryLimitError(UserError):
     """The device has not enough memory for this call; the message says what to lower."""
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from psynth_jax.axes import Array, MapperScalars
 from psynth_jax.errors import AdapterError
+from psynth_jax.texts import checked_text, shown
 
 FEATURES = ("log1p_span", "log1p_branches", "relative_layer")
 IDENTITY = (1.0, 0.0, 1.0, 0.0)
@@ -44,8 +45,15 @@ class Mapper:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
-        """Take the four named arrays.  Raises `AdapterError` listing every missing, extra or misshaped one."""
+        """Take the four named arrays.
+
+        Raises `AdapterError` listing every missing, extra or misshaped one, and naming one that holds no finite numbers.
+        """
         names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(arrays, Mapping):
+            raise AdapterError(f"mapper arrays must be a mapping with {', '.join(names)}, not {shown(arrays)}")
+        arrays = {checked_text(name, "the name of a mapper array", AdapterError): arrays[name] for name in arrays}
+        arrays = {name: _numbers(name, value) for name, value in arrays.items()}
         bias_shape = np.shape(arrays["hidden_bias"]) if "hidden_bias" in arrays else ()
         hidden = bias_shape[0] if len(bias_shape) == 1 else HIDDEN
         shapes = dict(zip(names, [(len(FEATURES), hidden), (hidden,), (hidden, 4), (4,)], strict=True))
@@ -59,6 +67,18 @@ class Mapper:
         if wrong:
             raise AdapterError("mapper arrays are not usable: " + "; ".join(wrong))
         return cls(**{name: jnp.asarray(arrays[name], jnp.float32) for name in names})
+
+
+def _numbers(name: str, value: object) -> np.ndarray:
+    """Return what a caller gives as an array of float32.  Raises `AdapterError` for anything but finite numbers."""
+    try:
+        with np.errstate(over="ignore"):  # what overflows is found below
+            found = np.asarray(value).astype(np.float32, casting="unsafe")
+    except (TypeError, ValueError):
+        raise AdapterError(f"mapper array {name} holds no numbers: {shown(value)}") from None
+    if not np.isfinite(found).all():
+        raise AdapterError(f"mapper array {name} holds NaN or infinities")
+    return found
 
 
 def mapper_scalars(mapper: Mapper | None, span: Array, valid: Array, layers: int) -> MapperScalars:

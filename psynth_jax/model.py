@@ -22,7 +22,7 @@ from psynth_jax.tokenizer import Tokenizer
 _SAMPLES = 2048  # elements of each parameter that the fingerprint covers
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """decoder with its weights; tokenizer (None: token ids only); stop_ids: what ends a text; name: where it came from."""
 
@@ -30,6 +30,11 @@ class Model:
     tokenizer: Tokenizer | None
     stop_ids: frozenset[int]
     name: str
+
+    def __repr__(self) -> str:
+        """Show what it is called, how large it is, and in which dtype."""
+        count = sum(value.size for value in self.decoder.parameters().values())
+        return f"Model({self.name!r}, {self.config.family}, {count:,} parameters, {self.decoder.dtype.name})"
 
     @property
     def config(self) -> DecoderConfig:
