@@ -82,7 +82,6 @@ def save(branches: Branches, directory: str | Path) -> None:
         description["sha256"] = {"tensors": _sha256(fresh / _TENSORS), "description": _digest(description)}
         (fresh / _DESCRIPTION).write_text(json.dumps(description, ensure_ascii=False, indent=1), encoding="utf-8")
 
-
     _log.info("saved %r to %s", branches, directory)
 
 

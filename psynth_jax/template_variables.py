@@ -17,8 +17,22 @@ TemplateVariables: TypeAlias = Mapping[str, Any]
 
 # What the library itself passes to the template, or to the function that renders it.
 _RESERVED = frozenset(
-    "conversation messages chat_template add_generation_prompt continue_final_message tokenize sanitize_control_tokens "
-    "padding truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs".split()
+    {
+        "conversation",
+        "messages",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "sanitize_control_tokens",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    }
 )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
 from psynth_jax.errors import CheckpointError, ConfigError
+from psynth_jax.texts import shown
 
 DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
@@ -32,16 +33,28 @@ DTYPES: dict[str, np.dtype] = {
 FLOAT32 = DTYPES["float32"]
 
 
-def parameter_dtype(name: str | None) -> np.dtype | None:
-    """Return the NumPy dtype of a parameter dtype name; None, as each is stored, stays None.
+def parameter_dtype(name: str | np.dtype | type | None) -> np.dtype | None:
+    """Return the NumPy dtype of a parameter dtype; None, as each is stored, stays None.
 
-    Raises `ConfigError` for any name but the three of `DTYPES`.
+    It may be a name, or a dtype of NumPy or JAX, such as `jnp.bfloat16`.  Raises `ConfigError` for any but the three of
+    `DTYPES`.
     """
     if name is None:
         return None
-    if name not in DTYPES:
-        raise ConfigError(f"dtype {name!r} is not supported; use one of {', '.join(DTYPES)}")
-    return DTYPES[name]
+    known = name if isinstance(name, str) else _dtype_name(name)
+    if known not in DTYPES:
+        raise ConfigError(f"dtype {shown(name)} is not supported; use one of {', '.join(DTYPES)}")
+    return DTYPES[known]
+
+
+def _dtype_name(value: object) -> str | None:
+    """Return the name of a dtype, or of a type that stands for one; None for anything else, Python's float among it."""
+    if value is float:
+        return None  # NumPy would take it for float64
+    try:
+        return np.dtype(value).name  # type: ignore[call-overload]
+    except (TypeError, ValueError, SyntaxError):
+        return None
 
 
 def axis_sizes(config: DecoderConfig) -> dict[str, int]:
