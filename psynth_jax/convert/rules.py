@@ -48,9 +48,9 @@ def parameter_dtype(name: str | np.dtype | type | None) -> np.dtype | None:
 
 
 def _dtype_name(value: object) -> str | None:
-    """Return the name of a dtype, or of a type that stands for one; None for anything else, Python's float among it."""
-    if value is float:
-        return None  # NumPy would take it for float64
+    """Return the name of a dtype, or of a type that stands for one; None for anything else."""
+    if isinstance(value, bytes):  # NumPy would read it as a name
+        return None
     try:
         return np.dtype(value).name  # type: ignore[call-overload]
     except (TypeError, ValueError, SyntaxError):
