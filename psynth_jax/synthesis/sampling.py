@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,9 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         """Raise `InputError` naming the option that is out of range."""
+        # NumPy's small numbers overflow in sums with lengths, and in comparisons with large ones.
+        for name in ("max_new_tokens", "temperature", "top_p", "top_k"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         ranges = (
             ("max_new_tokens", _is_whole(self.max_new_tokens) and self.max_new_tokens >= 1, "a whole number of at least 1"),
             ("temperature", _is_number(self.temperature) and 0 <= self.temperature <= _LARGEST, "0 (greedy) or more"),
@@ -56,9 +59,8 @@ class SamplingOptions:
         for stop in self.stops:
             if isinstance(stop, str):
                 checked_text(stop, "a stop text")
-        # NumPy's small integers overflow in sums with lengths, so plain numbers are kept.
-        for name, kind in (("max_new_tokens", int), ("temperature", float), ("top_p", float), ("top_k", int)):
-            object.__setattr__(self, name, kind(getattr(self, name)))
+        object.__setattr__(self, "temperature", float(self.temperature))
+        object.__setattr__(self, "top_p", float(self.top_p))
 
     @property
     def stops(self) -> tuple[str | int, ...]:
@@ -72,6 +74,13 @@ class SamplingOptions:
     def greedy(self) -> bool:
         """Whether no random number is drawn."""
         return self.temperature < LEAST or self.top_p < LEAST
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy scalar as the Python number that it is, and anything else as it is."""
+    if isinstance(value, np.integer):
+        return int(value)
+    return float(value) if isinstance(value, np.floating) else value
 
 
 def _is_whole(value: object) -> bool:

@@ -59,13 +59,13 @@ class TestFolder:
     def test_is_made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert ps.keep_compiled_programs(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
         assert (tmp_path / "a" / "b").is_dir()
-        assert jax.config.read("jax_compilation_cache_dir") == str(tmp_path / "a" / "b")
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "a" / "b")
         monkeypatch.setenv("PSYNTH_CACHE", str(tmp_path / "cache"))
         assert ps.keep_compiled_programs() == tmp_path / "cache" / "compiled"
 
     def test_that_cannot_be_is_refused_if_it_was_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "file").write_text("x")
-        before = jax.config.read("jax_compilation_cache_dir")
+        before = jax.config.jax_compilation_cache_dir
         for wrong in (tmp_path / "file", tmp_path / "file" / "in", "a\0b", 7, b"x"):
             with pytest.raises(InputError) as caught:
                 ps.keep_compiled_programs(wrong)  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ class TestFolder:
 
         monkeypatch.setattr(Path, "home", nobody)
         assert ps.keep_compiled_programs() is None
-        assert jax.config.read("jax_compilation_cache_dir") == before
+        assert jax.config.jax_compilation_cache_dir == before
 
 
 class TestLogging:
