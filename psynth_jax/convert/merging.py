@@ -19,6 +19,7 @@ from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.errors import AdapterError, InputError
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn.adapter import Lora
+from psynth_jax.template_variables import described
 
 How = Literal["deltas", "factors"]
 MapperOf = Literal["first", "second", "average"]
@@ -62,6 +63,12 @@ def merge_adapters(
         raise InputError("rank must be at least 1, and is for averages of deltas: factors keep theirs")
     if first.vocabulary != second.vocabulary:
         raise AdapterError(f"the adapters choose from {first.vocabulary} and {second.vocabulary} tokens")
+    template = second.template if first.template is None else first.template
+    if second.template is not None and template != second.template:
+        raise AdapterError(
+            f"the adapters were trained with {described(template or {})}, and with {described(second.template)}: "
+            "average those trained with the same template variables"
+        )
     if first.sink != second.sink:
         raise AdapterError(
             "the adapters read branches after different sinks: average those trained with the same trainable.sink"
@@ -76,7 +83,7 @@ def merge_adapters(
             lora = _of_factors(first.lora, second.lora, weight)
         else:
             lora, error = _of_deltas(first.lora, second.lora, weight, rank or max(first.lora.rank, second.lora.rank))
-    merged = Adapter(lora, _mapper(first.mapper, second.mapper, weight, mapper), first.vocabulary, first.sink)
+    merged = Adapter(lora, _mapper(first.mapper, second.mapper, weight, mapper), first.vocabulary, first.sink, template)
     return Merged(merged, error)
 
 

@@ -121,3 +121,11 @@ def test_adapters_after_different_sinks_have_no_average() -> None:
     assert merge_adapters(first, second).adapter.sink == (1, 2)
     with pytest.raises(AdapterError, match="different sinks"):
         merge_adapters(first, dataclasses.replace(second, sink=()))
+
+
+def test_adapters_of_different_template_variables_have_no_average() -> None:
+    first, second = (dataclasses.replace(adapter(seed), template={"enable_thinking": False}) for seed in (1, 2))
+    assert merge_adapters(first, second).adapter.template == {"enable_thinking": False}
+    assert merge_adapters(adapter(1), second).adapter.template == {"enable_thinking": False}
+    with pytest.raises(AdapterError, match="no template variables, and with enable_thinking=false"):
+        merge_adapters(dataclasses.replace(first, template={}), second)

@@ -323,5 +323,5 @@ def test_a_model_whose_numbers_are_not_finite_ends_the_run(data: Path, folder: P
     parameters["layers.down"] = parameters["layers.down"].at[0, 1, 2].set(math.nan)
     broken = dataclasses.replace(model, decoder=Decoder(model.config, parameters))
     with pytest.raises(NotFiniteError, match="not finite"):
-        evaluate(plan(data, METHODS[name]), Synthesizers.over(broken, Adapter(None, None)), folder)
+        evaluate(Plan.of(QATask(data), [METHODS[name]], batch=2), Synthesizers.over(broken, Adapter(None, None)), folder)
     assert not (folder / "summary.json").exists()
