@@ -89,7 +89,8 @@ def run(
     if as_json:
         write_json(
             _described(asked, names, branches, results)
-            | {"adapter": None if chosen_adapter is None else str(chosen_adapter), "template": dict(synth.template)}
+            | {"adapter": None if chosen_adapter is None else str(chosen_adapter)}
+            | ({"template": dict(synth.template)} if synth.template else {})
         )
         return
     if compare:

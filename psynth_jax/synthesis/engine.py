@@ -316,13 +316,16 @@ class Engine:
         return [joined[row, : length - 1] for row, length in enumerate(lengths)]
 
 
-def not_finite(model: Decoder, what: str) -> NotFiniteError:
-    """Return the error for numbers of a decoder that are NaN or infinite; `what` says where they were met."""
-    if model.dtype == np.float16:
+def not_finite(engine: Engine, what: str) -> NotFiniteError:
+    """Return the error for numbers of an engine that are NaN or infinite; `what` says where they were met."""
+    dtype = engine.model.dtype.name
+    if dtype == "float16":
         why = "float16 overflows above 65,504: load the model with dtype bfloat16 or float32"
+    elif engine.cache_dtype == "float16":
+        why = "float16 overflows above 65,504: use another cache_dtype, such as bfloat16"
     else:
         why = "the weights, the adapter or the branches hold NaN or infinities, or numbers that overflow"
-    return NotFiniteError(f"{what} are not finite numbers ({model.dtype.name}): {why}")
+    return NotFiniteError(f"{what} are not finite numbers ({dtype}): {why}")
 
 
 def _described(args: Any, static: dict[str, Any]) -> str:

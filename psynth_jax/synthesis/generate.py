@@ -176,7 +176,7 @@ def generate(
         for row, output in enumerate(outputs):
             # Rows that run idle may read anything; what was fed a token, if only to be cached, has to be sound.
             if output is not None and fed[row] and sampled[row] == NOT_FINITE:
-                raise not_finite(engine.model, f"logits of {output.name}")
+                raise not_finite(engine, f"logits of {output.name}")
             if output is not None and output.finish_reason is None:
                 piece = output.push(int(sampled[row]))
                 feeding[row] = output.feeds(feed_last)

@@ -117,7 +117,9 @@ class ParallelSynthesis:
     @property
     def adapter(self) -> Adapter:
         """The synthesizer's LoRA and mapper, to be saved, with the template variables that it was trained with."""
-        template = self.template if self._adapter_template is None else self._adapter_template
+        template = self._adapter_template
+        if template is None and self.template:
+            template = self.template
         return Adapter(self._lora, self._mapper, self._vocabulary, self._sink, template)
 
     def set_mapper(self, parameters: Mapping[str, HostArray]) -> None:
@@ -370,7 +372,7 @@ class ParallelSynthesis:
         for number, logp in enumerate(found, start=1):
             if not np.isfinite(logp).all():
                 which = f" {number}" if batched else ""
-                raise not_finite(self.model.decoder, f"logits of prompt{which} and its target")
+                raise not_finite(self.engine, f"logits of prompt{which} and its target")
         scores = [logp[len(first) - 1 :] for logp, first in zip(found, before, strict=True)]
         return scores if batched else scores[0]
 

@@ -154,7 +154,7 @@ def encode_workers(
     finite = np.isfinite(np.asarray(hidden)).all(axis=-1)
     for row, worker in zip(plan.of, workers, strict=True):
         if not finite[row]:
-            raise not_finite(engine.model, f"keys and values of {_text_name(worker, workers)}")
+            raise not_finite(engine, f"keys and values of {_text_name(worker, workers)}")
     return [
         _branch(cache, row, worker, shared, worker.given, "given", tokenizer, positions)
         for row, worker, shared in zip(plan.of, workers, prefixes.of_worker, strict=True)

@@ -113,6 +113,11 @@ def test_float16_that_overflows_says_what_to_do() -> None:
     refused(lambda: synth.synthesize(PROMPT, max_new_tokens=2), r"not finite numbers \(float16\).*bfloat16")
 
 
+def test_a_float16_cache_says_what_to_do() -> None:
+    synth = ps.ParallelSynthesis(with_weight("layers.v", (), 6e4), cache_dtype="float16")
+    refused(lambda: synth.work([PROMPT], max_new_tokens=3), r"not finite numbers \(float32\).*cache_dtype")
+
+
 def test_later_steps_are_looked_at() -> None:
     """The token that breaks a row is one that it writes itself."""
     synth = ps.ParallelSynthesis(tiny_model(layers=1))
