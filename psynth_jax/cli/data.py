@@ -14,6 +14,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from psynth_jax.cli import data_view
 from psynth_jax.cli.setting import console, write_json
+from psynth_jax.cli.template_option import TemplateOption, template_variables
 from psynth_jax.convert.load import open_model
 from psynth_jax.data.example import Lengths
 from psynth_jax.data.prepare import PrepareOptions, Tally, Watch, known_sources, prepare_examples, prepare_records
@@ -43,6 +44,7 @@ def prepare(
     split: Annotated[str | None, typer.Option(help="of a directory, a data set on the hub, or what is generated")] = None,
     config: Annotated[str | None, typer.Option(help="of the data set, where it has several")] = None,
     revision: Annotated[str | None, typer.Option(help="of the data set on the hub")] = None,
+    template: TemplateOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn the rows of a source into tokenised examples (--into and --model), or into records (--records)."""
@@ -50,9 +52,13 @@ def prepare(
         {"source": source, "input": given, "options": tuple(option or ()), "limit": limit, "seed": seed}
         | {"split": split, "config": config, "revision": revision}
     )
+    variables = template_variables(template)
     if into is not None and model is not None and records is None:
-        write = functools.partial(prepare_examples, asked, into, _tokenizer(model), model)
-    elif records is not None and into is None and model is None:
+        tokenizer = _tokenizer(model)
+        if variables is not None:
+            tokenizer = tokenizer.with_template(variables)
+        write = functools.partial(prepare_examples, asked, into, tokenizer, model)
+    elif records is not None and into is None and model is None and variables is None:
         write = functools.partial(prepare_records, asked, records)
     else:
         raise InputError("give --into DIR and --model M for tokenised examples, or --records FILE alone for texts")
@@ -154,5 +160,5 @@ def _described(shard: Shard) -> dict[str, Any]:
         points = np.percentile(values, list(data_view.PERCENTILES.values()), method="nearest").tolist()
         total = int(values.sum(dtype=np.int64))
         lengths[name] = dict(zip(data_view.PERCENTILES, points, strict=True)) | {"mean": total / len(values), "total": total}
-    kept = ("count", "model", "tokenizer", "vocabulary", "end_id", "source", "dropped")
+    kept = ("count", "model", "tokenizer", "vocabulary", "end_id", "template", "source", "dropped")
     return {name: shard.info[name] for name in kept} | {"lengths": lengths}

@@ -80,7 +80,8 @@ def prepare_examples(
 
     Args:
       asked: source, input and options.
-      tokenizer: of the model that is to be trained; it needs a chat template and an end token.
+      tokenizer: of the model that is to be trained; it needs a chat template and an end token.  Its template variables are
+        written down.
       model: what that model is called, for `task.json`.
       on_progress: called with the tally after every row.
 
@@ -91,7 +92,7 @@ def prepare_examples(
     run = _Run(asked, on_progress)
     if tokenizer.end_id is None:
         raise InputError(f"the tokenizer of {model} has no end token, with which a target ends")
-    vocabulary = Vocabulary(tokenizer.fingerprint, tokenizer.size, tokenizer.end_id, model)
+    vocabulary = Vocabulary(tokenizer.fingerprint, tokenizer.size, tokenizer.end_id, model, tokenizer.template_variables)
     writers: dict[str, ShardWriter] = {}
     with contextlib.ExitStack() as stack:
         for example in _examples(run.records(), tokenizer, tokenizer.end_id, run.tally):

@@ -3,7 +3,8 @@
     DIR/<task>/examples.array_record   an example a record, compressed one by one (group_size:1)
     DIR/<task>/lengths.npy             int32 [E, 7], columns as in `Lengths`
     DIR/<task>/task.json               format, task, count, vocabulary, end_id, tokenizer (its fingerprint), wording (that of
-                                       the prompts), model, source (what it was made from), dropped {reason: count}
+                                       the prompts), template (variables of the chat template; absent: none), model, source
+                                       (what it was made from), dropped {reason: count}
 
 An example is little-endian int32, then its id:
 
@@ -38,6 +39,7 @@ from psynth_jax.data.example import BranchTokens, Example, ExampleSource, Length
 from psynth_jax.directories import made, replacing, writing
 from psynth_jax.errors import DataError
 from psynth_jax.prompts import baseline_messages, synthesis_messages
+from psynth_jax.template_variables import TemplateVariables, checked_variables, described
 
 FORMAT = 1
 _EXAMPLES, _LENGTHS, _TASK = "examples.array_record", "lengths.npy", "task.json"
@@ -91,13 +93,14 @@ def wording() -> str:
 class Vocabulary:
     """Which tokens examples are made of: the tokenizer's fingerprint, how many tokens it has, and what ends a target.
 
-    model: what the user called the model whose tokenizer it is.
+    model: what the user called the model whose tokenizer it is.  template: variables of its chat template.
     """
 
     tokenizer: str
     vocabulary: int
     end_id: int
     model: str
+    template: TemplateVariables = dataclasses.field(default_factory=dict)
 
 
 class ShardWriter:
@@ -189,19 +192,26 @@ class Shard:
     lengths: int32 `[E, 7]`, read-only, columns as in `Lengths`.  info: what task.json says.
     """
 
-    def __init__(self, directory: str | Path, tokenizer: str | Collection[str] | None = None):
+    def __init__(
+        self,
+        directory: str | Path,
+        tokenizer: str | Collection[str] | None = None,
+        template: TemplateVariables | None = None,
+    ):
         """Open a directory and check that its files belong together.
 
         Args:
           directory: of one task.
           tokenizer: fingerprint of the tokenizer that its tokens must be of, or several that are right; None takes any.
+          template: variables of the chat template that its prompts must be rendered with; None takes any.
 
         Raises:
-          DataError: it is no such directory, another version's, another tokenizer's, or one of its files is missing or
-            damaged; the message says which and what helps.
+          DataError: it is no such directory, another version's, another tokenizer's, made with other template variables,
+            or one of its files is missing or damaged; the message says which and what helps.
         """
         self.directory = Path(directory)
         self._tokenizer = (tokenizer,) if isinstance(tokenizer, str) else tokenizer
+        self._template = template
         self.info: dict[str, Any] = self._read_info()
         self.task: str = self.info["task"]
         self.lengths = self._read_lengths()
@@ -229,8 +239,8 @@ class Shard:
         except (RuntimeError, UnicodeDecodeError, DataError) as error:
             raise self._damaged(_EXAMPLES, f"example {number}: {str(error).split(';')[0]}") from None
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Path, Collection[str] | None]]:
-        return type(self), (self.directory, self._tokenizer)
+    def __reduce__(self) -> tuple[type[Self], tuple[Path, Collection[str] | None, TemplateVariables | None]]:
+        return type(self), (self.directory, self._tokenizer, self._template)
 
     def _read_info(self) -> dict[str, Any]:
         try:
@@ -242,6 +252,8 @@ class Shard:
         if not isinstance(info, dict) or info.get("format") != FORMAT:
             found = info.get("format") if isinstance(info, dict) else None
             raise DataError(f"{self.directory} has format {found!r}, this version reads {FORMAT}: prepare it again")
+        # Earlier versions knew no template variables, and wrote none.
+        info["template"] = checked_variables(info.get("template"), f"template of {self.directory / _TASK}", DataError)
         missing = [key for key in (*_INFO, *(f.name for f in dataclasses.fields(Vocabulary))) if key not in info]
         if missing:
             raise self._damaged(_TASK, f"it has no {', '.join(missing)}")
@@ -249,6 +261,11 @@ class Shard:
             raise DataError(
                 f"{self.directory} was prepared with the tokenizer of {info['model']}, which is another than this model's: "
                 "prepare it again with this model"
+            )
+        if self._template is not None and info["template"] != self._template:
+            raise DataError(
+                f"{self.directory} was prepared with {described(info['template'])}, and is used with "
+                f"{described(self._template)}: prepare it again (--template), or train with the same `template`"
             )
         if info["wording"] != wording():
             raise DataError(f"{self.directory} was prepared with other words around the questions: prepare it again")
@@ -269,15 +286,19 @@ class Shard:
         return DataError(f"{self.directory / file} is missing or damaged ({' '.join(reason.split())}): prepare it again")
 
 
-def open_shards(directory: str | Path, tokenizer: str | Collection[str] | None = None) -> list[Shard]:
+def open_shards(
+    directory: str | Path,
+    tokenizer: str | Collection[str] | None = None,
+    template: TemplateVariables | None = None,
+) -> list[Shard]:
     """Open what `psynth data prepare` wrote: one task's directory, or the one that has those of several, by name.
 
     Arguments and errors as for `Shard`; a directory without any is a `DataError`, too.
     """
     directory = Path(directory)
     if (directory / _TASK).is_file():
-        return [Shard(directory, tokenizer)]
+        return [Shard(directory, tokenizer, template)]
     tasks = sorted(file.parent for file in directory.glob(f"*/{_TASK}") if not file.parent.name.startswith("."))
     if not tasks:
         raise DataError(f"there are no examples in {directory}: neither it nor a directory in it has a {_TASK}")
-    return [Shard(task, tokenizer) for task in tasks]
+    return [Shard(task, tokenizer, template) for task in tasks]

@@ -87,7 +87,8 @@ class RowFile:
         path = self.folder / SETTINGS
         before: Mapping[str, Any] = {}
         if path.exists():
-            before = _read_object(path)
+            # Earlier versions had no template variables, and did not say so.
+            before = {"template": {}, **_read_object(path)} if "template" in settings else _read_object(path)
         elif any(self.folder.iterdir()):
             raise InputError(f"{self.folder} is not the folder of an evaluation: it has files, but no {SETTINGS}")
         wrong = [

@@ -206,6 +206,7 @@ def _settings(plan: Plan, synthesizers: Synthesizers) -> dict[str, Any]:
         "format": 1,
         "data": questions_digest(plan.everything),
         "model": model.fingerprint,
+        "template": dict(synthesizers.base.template),
         "dtype": model.decoder.dtype.name,
         "adapter": digests.get("adapter"),
         "text_adapter": digests.get("text_adapter"),

@@ -13,11 +13,12 @@ import pytest
 
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.data.record import BranchText, Record, write_records
-from psynth_jax.errors import ContextLengthError, DataError, InputError
+from psynth_jax.errors import ContextLengthError, DataError, InputError, NotFiniteError
 from psynth_jax.evaluation.methods import METHODS, Method, Synthesizers
 from psynth_jax.evaluation.rows import RowFile
 from psynth_jax.evaluation.run import Plan, evaluate
 from psynth_jax.evaluation.tasks import QATask, Question
+from psynth_jax.nn.decoder import Decoder
 from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
 from tests.evaluation.conftest import record
 from tests.tiny import random_lora, talking_model
@@ -324,3 +325,15 @@ def test_digest_of_an_adapter_is_of_all_that_counts(synthesizers: Synthesizers) 
     different = [Adapter(lora, None), Adapter(other, None), Adapter(None, None), Adapter(lora, None, 50)]
     different += [Adapter(lora, None, sink=sink) for sink in ((1,), (2,))]
     assert len({adapter.digest for adapter in different}) == len(different)
+
+
+@pytest.mark.parametrize("name", ["text", "branches", "question"])
+def test_a_model_whose_numbers_are_not_finite_ends_the_run(data: Path, folder: Path, name: str) -> None:
+    """An F1 of 0 would be a result."""
+    model = talking_model()
+    parameters = dict(model.decoder.parameters())
+    parameters["layers.down"] = parameters["layers.down"].at[0, 1, 2].set(math.nan)
+    broken = dataclasses.replace(model, decoder=Decoder(model.config, parameters))
+    with pytest.raises(NotFiniteError, match="not finite"):
+        evaluate(Plan.of(QATask(data), [METHODS[name]], batch=2), Synthesizers.over(broken, Adapter(None, None)), folder)
+    assert not (folder / "summary.json").exists()
