@@ -176,6 +176,7 @@ class TestRefused:
     def test_lengths_of_another_shape(self, tmp_path: Path) -> None:
         directory = write(tmp_path)
         np.save(directory / "lengths.npy", np.zeros((30, 4), np.int32))
+        edit(directory, lambda info: info.pop("lengths_sha256"))
         with pytest.raises(DataError, match=r"it is int32 \[30, 4\], not int32 \[E, 7\]"):
             Shard(directory)
 
