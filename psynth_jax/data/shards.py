@@ -35,6 +35,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from psynth_jax.axes import HostArray
+from psynth_jax.data.counts import counted
 from psynth_jax.data.example import BranchTokens, Example, ExampleSource, Lengths, lengths_of
 from psynth_jax.directories import made, replacing, writing
 from psynth_jax.errors import DataError
@@ -45,8 +46,15 @@ FORMAT = 1
 _EXAMPLES, _LENGTHS, _TASK = "examples.array_record", "lengths.npy", "task.json"
 # What task.json has besides its format, and of which kind it is.  int: not negative.
 _INFO: Mapping[str, type] = {
-    **{"task": str, "count": int, "wording": str, "source": dict, "dropped": dict},
-    **{"tokenizer": str, "vocabulary": int, "end_id": int, "model": str},
+    "task": str,
+    "count": int,
+    "wording": str,
+    "source": dict,
+    "dropped": dict,
+    "tokenizer": str,
+    "vocabulary": int,
+    "end_id": int,
+    "model": str,
 }
 _MOST = 2**31 - 1
 # What the reader of examples raises for damaged files.
@@ -84,6 +92,8 @@ def from_bytes(stored: bytes, task: str) -> Example:
     tokens = sum(lengths)
     if min(lengths) < 0 or (start + tokens) * _INT.itemsize + numbers[0] != len(stored):
         raise DataError("its lengths do not add up")
+    if tokens and numbers[start : start + tokens].min() < 0:
+        raise DataError("it has a token below 0")
     borders = [start, *(start + end for end in itertools.accumulate(lengths))]
     prompt, pasted, target, *kept = (numbers[first:last] for first, last in itertools.pairwise(borders))
     branches = tuple(BranchTokens(*pair) for pair in zip(kept[::2], kept[1::2], strict=True))
@@ -223,7 +233,7 @@ class Shard:
             raise self._damaged(_EXAMPLES, str(error).split(";")[0]) from None
         if not len(self._source) == len(self.lengths) == self.info["count"]:
             # A file that is cut off opens, and has no examples.
-            found = f"{len(self._source)} examples and {len(self.lengths)} rows of lengths"
+            found = f"{counted(len(self._source), 'example')} and {counted(len(self.lengths), 'row')} of lengths"
             raise self._damaged(_EXAMPLES, f"there are {found}, not {self.info['count']} of each")
 
     def __len__(self) -> int:
@@ -274,6 +284,8 @@ class Shard:
         missing = [key for key in _INFO if key not in info]
         if missing:
             raise self._damaged(_TASK, f"it has no {', '.join(missing)}")
+        if info["count"] == 0:
+            raise self._damaged(_TASK, "it has no examples")
         for key, kind in _INFO.items():
             value = info[key]
             is_number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST

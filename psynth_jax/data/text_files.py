@@ -1,6 +1,6 @@
-"""Text files as users have them: plain or gzipped, with a byte-order mark or not, with any line ends.
+r"""Text files as users have them: plain or gzipped, with a byte-order mark or not, with any line ends.
 
-    bytes ──gzip, by content──> UTF-8, a mark in front dropped ──\\r\\n and \\r become \\n──> chunks of text, or lines
+    bytes ──gzip, by content──> UTF-8, a mark in front dropped ──\r\n and \r become \n──> chunks of text, or lines
 
 What comes before a damaged place is given before the error is raised.  Knows no format.
 """

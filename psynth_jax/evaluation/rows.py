@@ -124,7 +124,8 @@ class RowFile:
             wrong = self._wrong(row)
             if wrong:
                 raise DataError(
-                    f"{path}:{number}: not a row of an evaluation: {wrong}; take the line out, and its question is asked again"
+                    f"{path}:{number}: not a row of an evaluation: {wrong}; take the line out, and "
+                    "its question is asked again"
                 )
             rows[key_of(row)] = row
         return rows

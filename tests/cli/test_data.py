@@ -27,6 +27,7 @@ def prepared(psynth: Command, model_directory: Path, tmp_path: Path) -> Path:
         "rows": 9,
         "tasks": {"synthetic_join": 5, "synthetic_count": 4},
         "dropped": {},
+        "directories": {f"synthetic_{kind}": str(into / f"synthetic_{kind}") for kind in ("join", "count")},
     }
     return into
 
@@ -106,8 +107,8 @@ class TestShow:
     def test_refused(self, refused: Refused, prepared: Path, model_copy: ModelCopy) -> None:
         one = prepared / "synthetic_join"
         assert "has several tasks, show one: " in refused("data", "show", prepared)
-        assert "it has 0 to 4" in refused("data", "show", one, "--number", 5)
-        assert "it has 0 to 4" in refused("data", "show", one, "--number", -1)
+        assert "it has 5 examples, 0 to 4" in refused("data", "show", one, "--number", 5)
+        assert "it has 5 examples, 0 to 4" in refused("data", "show", one, "--number", -1)
         assert "there are no examples in" in refused("data", "show", prepared.parent)
         template = model_copy.path / "chat_template.jinja"
         template.write_text(template.read_text() + " ")

@@ -67,7 +67,10 @@ def is_true(value: Any, name: str) -> bool:
 
 
 def items(value: Any, name: str) -> list[Any]:
-    """Return a field as a list; what is missing is [], and a text that spells a list is read.  Raises `UnfitError` for other kinds."""
+    """Return a field as a list; what is missing is [], and a text that spells a list is read.
+
+    Raises `UnfitError` for other kinds.
+    """
     value = structure(value)
     if value is None or (isinstance(value, str) and not value.strip()):
         return []
@@ -159,7 +162,10 @@ def kept(row: Row, *names: str) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> str:
-    """Write a value as JSON on one line, null for what is missing; what JSON has no form for is written as Python writes it."""
+    """Write a value as JSON on one line, null for what is missing.
+
+    What JSON has no form for is written as Python writes it.  Raises `UnfitError` where that fails.
+    """
     try:
         written = json.dumps(_plain(value), ensure_ascii=False, default=str)
     except (TypeError, ValueError, RecursionError):  # keys that are no texts, or an object without end
