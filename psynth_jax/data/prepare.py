@@ -100,7 +100,7 @@ def prepare_examples(
       asked: source, input and options.
       tokenizer: of the model that is to be trained; it needs a chat template and an end token.
       model: what that model is called, for `task.json`.
-      on_progress: called with the tally after every row.
+      on_progress: called with the tally after every row and every record.
       vocabulary_size: tokens that the model has an embedding for; None is not known, and nothing is compared.
 
     Raises:
@@ -127,6 +127,7 @@ def prepare_examples(
                 writers[example.task] = stack.enter_context(ShardWriter(into, example.task, vocabulary))
             writers[example.task].add(example)
             run.tally.tasks[example.task] += 1
+            run.tell()
         run.check_not_empty()
         facts = run.source_facts()
         for writer in writers.values():
@@ -147,6 +148,7 @@ def prepare_records(asked: PrepareOptions, file: str | Path, on_progress: Watch 
     def counted() -> Iterator[Record]:
         for record in run.records():
             run.tally.tasks[record.task] += 1
+            run.tell()
             yield record
         run.check_not_empty()
 
@@ -250,8 +252,12 @@ class _Run:
             self.tally.rows += 1
             self._files[where.rpartition(":")[0]] = None
             yield where, row
-            if self._on_progress is not None:
-                self._on_progress(self.tally)
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell whoever watches how far it is."""
+        if self._on_progress is not None:
+            self._on_progress(self.tally)
 
     def _placed_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         if self._input is None:

@@ -54,7 +54,7 @@ class TestExamples:
         )
         dropped = {"no answer": 2, "no paragraph with text": 1, "the same record was there before": 1}
         assert (tally.rows, tally.tasks, tally.dropped) == (6, {"hotpotqa": 2}, dropped)
-        assert seen == [1, 2, 3, 4, 5, 6]
+        assert seen == [1, 1, 2, 3, 3, 4, 5, 6]  # after records, and after rows
         shard = Shard(tmp_path / "data" / "hotpotqa", tokenizer.fingerprint)
         assert [shard[0].id, shard[1].id] == ["q1", "q3"]
         assert tokenizer.decode(shard[1].branches[0].kept.tolist()) == "Ann\nAnn wrote it. In 3."
