@@ -25,6 +25,7 @@ import io
 import itertools
 import json
 import os
+import tokenize
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -284,6 +285,8 @@ class Shard:
         missing = [key for key in _INFO if key not in info]
         if missing:
             raise self._damaged(_TASK, f"it has no {', '.join(missing)}")
+        if not info["task"].strip():
+            raise self._damaged(_TASK, "its task is empty")
         if info["count"] == 0:
             raise self._damaged(_TASK, "it has no examples")
         for key, kind in _INFO.items():
@@ -314,8 +317,17 @@ class Shard:
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError("another version of the format")
             shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
-        except (ValueError, TypeError, SyntaxError, LookupError, AttributeError, RecursionError, EOFError) as error:
-            raise self._damaged(_LENGTHS, str(error)) from None
+        # The head is read as a Python literal.
+        except (
+            ValueError,
+            TypeError,
+            SyntaxError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+            tokenize.TokenError,
+        ) as error:
+            raise self._damaged(_LENGTHS, str(error)[:200]) from None
         if shape[1:] != (columns,) or dtype != _INT or by_column:
             raise self._damaged(_LENGTHS, f"it is {dtype} {list(shape)}, not int32 [E, {columns}]")
         numbers = content[file.tell() :]

@@ -122,13 +122,14 @@ def _table(
             names = fields
             twice = [name for name in names if names.count(name) > 1]
             if twice:
-                raise DataError(f"{shown}:{number}: two columns are called {twice[0]!r}")
+                raise DataError(f"{shown}:{number}: two columns are called {twice[0]!r:.80}")
         is_head, first = first and fields == names, False
         if is_head:
             continue
         if len(fields) != len(names):
             found = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
-            raise DataError(f"{shown}:{number}: {found}, not {len(names)} ({', '.join(names)})")
+            expected = " ".join(", ".join(names).split())
+            raise DataError(f"{shown}:{number}: {found}, not {len(names)} ({expected:.200})")
         yield number, dict(zip(names, fields, strict=True))
 
 
@@ -174,7 +175,7 @@ def _parquet(path: Path, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
             names = file.schema_arrow.names
             twice = [name for name in names if names.count(name) > 1]
             if twice:
-                raise DataError(f"{shown}: two columns are called {twice[0]!r}")
+                raise DataError(f"{shown}: two columns are called {twice[0]!r:.80}")
             for group in range(file.num_row_groups):
                 for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=[group]):
                     for row in batch.to_pylist():
