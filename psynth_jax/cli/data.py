@@ -15,7 +15,7 @@ from psynth_jax.convert.load import open_model
 from psynth_jax.convert.stream import ModelStream
 from psynth_jax.data.counts import counted
 from psynth_jax.data.example import Lengths
-from psynth_jax.data.prepare import PrepareOptions, check, known_sources, prepare_examples, prepare_records
+from psynth_jax.data.prepare import PrepareOptions, check, known_sources, name_of, prepare_examples, prepare_records
 from psynth_jax.data.shards import Shard, open_shards
 from psynth_jax.errors import InputError
 from psynth_jax.tokenizer import Tokenizer
@@ -68,10 +68,15 @@ def prepare(
             assert records is not None
             stage.says("reading")
             tally = prepare_records(asked, records, stage.watch)
-    facts: dict[str, Any] = {"source": source, "input": given, "into": str(into or records), "rows": tally.rows}
+    facts: dict[str, Any] = {
+        "source": source,
+        "input": given,
+        "into": name_of(into or records or Path()),
+        "rows": tally.rows,
+    }
     facts |= {"tasks": dict(tally.tasks), "dropped": dict(tally.dropped)}
     if into is not None:
-        facts["directories"] = {task: str(into / task) for task in tally.tasks}
+        facts["directories"] = {task: name_of(into / task) for task in tally.tasks}
     if as_json:
         write_json(facts)
     else:

@@ -277,7 +277,7 @@ class _Run:
         base = given if given.is_dir() else given.parent
         files = [Path(name) for name in self._files if given.exists()]
         facts |= {"input": self._input, "revision": self._revision, "config": self._config, "split": self._split}
-        return facts | {"sha256": {_name(file.relative_to(base)): _sha256(file) for file in files}}
+        return facts | {"sha256": {name_of(file.relative_to(base)): _sha256(file) for file in files}}
 
     def check_not_empty(self) -> None:
         """Raise `DataError` when nothing came of the rows."""
@@ -291,7 +291,7 @@ class _Run:
             raise DataError(read + (f" ({reasons})" if reasons else ""))
 
 
-def _name(file: Path) -> str:
+def name_of(file: Path) -> str:
     """Return the name of a file as Unicode text, whatever bytes it has."""
     return str(file).encode("utf-8", "backslashreplace").decode()
 

@@ -285,15 +285,15 @@ class Shard:
         missing = [key for key in _INFO if key not in info]
         if missing:
             raise self._damaged(_TASK, f"it has no {', '.join(missing)}")
-        if not info["task"].strip():
-            raise self._damaged(_TASK, "its task is empty")
-        if info["count"] == 0:
-            raise self._damaged(_TASK, "it has no examples")
         for key, kind in _INFO.items():
             value = info[key]
             is_number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST
             if not (is_number if kind is int else isinstance(value, kind)):
                 raise self._damaged(_TASK, f"its {key} is {value!r:.40}")
+        if not info["task"].strip():
+            raise self._damaged(_TASK, "its task is empty")
+        if info["count"] == 0:
+            raise self._damaged(_TASK, "it has no examples")
         if not all(isinstance(count, int) for count in info["dropped"].values()):
             raise self._damaged(_TASK, "its dropped has a value that is no count")
         try:

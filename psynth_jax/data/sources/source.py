@@ -70,7 +70,7 @@ class Source:
                 raise ConfigError(f"{pair!r} {problem}; write key=value, once each, with a key of: {known}")
             try:
                 values[key] = json.loads(value.lower() if value.lower() in ("true", "false") else value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 values[key] = value
         return self.options.parse(values)
 
