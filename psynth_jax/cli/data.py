@@ -56,7 +56,7 @@ def prepare(
     examples = into is not None and model is not None and records is None
     if not examples and (records is None or into is not None or model is not None):
         raise InputError("give --into DIR and --model M for tokenised examples, or --records FILE alone for texts")
-    check(asked)  # before a model is opened: that may take a while
+    check(asked, into, records)  # before a model is opened: that may take a while
     with progress(console, limit) as stage:
         if into is not None and model is not None:
             stage.says(f"opening the tokenizer of {model}")

@@ -19,7 +19,7 @@ from typing import Any
 
 from psynth_jax.config import Config, Count
 from psynth_jax.data.example import Example, tokenise
-from psynth_jax.data.record import Record, write_records
+from psynth_jax.data.record import Record, check_target, write_records
 from psynth_jax.data.shards import ShardWriter, Vocabulary, is_shard
 from psynth_jax.data.sources import SOURCES, Dropped, Source, convert_rows, hub, read_rows
 from psynth_jax.data.sources.rows import find_input
@@ -78,12 +78,17 @@ def known_sources() -> dict[str, Source]:
     return {**SOURCES, SYNTHETIC.name: SYNTHETIC}
 
 
-def check(asked: PrepareOptions) -> None:
-    """Check all that can be checked without reading: source, options, that the input is there, what would be ignored.
+def check(asked: PrepareOptions, into: str | Path | None = None, records: str | Path | None = None) -> None:
+    """Check all that can be checked without reading and without a model.
 
-    Raises `InputError`, `ConfigError` or `DataError`, as `prepare_examples` does.
+    Source, options, that the input is there, what would be ignored, and where it is to be written: the directory for
+    examples, or the file for records.  Raises `InputError`, `ConfigError` or `DataError`, as `prepare_examples` does.
     """
     _Run(asked, None)
+    if into is not None:
+        _check_into(Path(into))
+    if records is not None:
+        _check_records(records)
 
 
 def prepare_examples(
@@ -141,9 +146,7 @@ def prepare_records(asked: PrepareOptions, file: str | Path, on_progress: Watch 
     Arguments and errors as for `prepare_examples`.
     """
     run = _Run(asked, on_progress)
-    other = next((ending for ending in _OTHER_FORMATS if str(file).endswith(ending)), None)
-    if other is not None:
-        raise InputError(f"records are JSON lines, and {file} would be read as {other}: name it .jsonl or .jsonl.gz")
+    _check_records(file)
 
     def counted() -> Iterator[Record]:
         for record in run.records():
@@ -154,6 +157,14 @@ def prepare_records(asked: PrepareOptions, file: str | Path, on_progress: Watch 
 
     write_records(file, counted())
     return run.tally
+
+
+def _check_records(file: str | Path) -> None:
+    """Refuse what no file can be written to, and the names of other formats."""
+    other = next((ending for ending in _OTHER_FORMATS if str(file).endswith(ending)), None)
+    if other is not None:
+        raise InputError(f"records are JSON lines, and {file} would be read as {other}: name it .jsonl or .jsonl.gz")
+    check_target(file)
 
 
 def _check_into(into: Path) -> None:
@@ -297,5 +308,8 @@ def name_of(file: Path) -> str:
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    try:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror or error}") from None

@@ -174,17 +174,24 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
 
     Raises `DataError` naming the file when it cannot be written.
     """
-    target = _target(Path(path))
+    target = check_target(path)
     with writing(target), made(target.parent):
         return _write_records(target, records)
 
 
-def _target(path: Path) -> Path:
-    """Return where a file is to be written: links are followed, so that they stay links."""
+def check_target(path: str | Path) -> Path:
+    """Return where a file is to be written: links are followed, so that they stay links.
+
+    Raises `DataError` for what no file can be written to.
+    """
     try:
-        target = path.expanduser().resolve()
+        given = Path(path).expanduser().absolute()
+        target = given.resolve()
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"cannot write {str(path)!r}: {error}") from None
+    # /dev/stdout leads to the file behind it: it would be replaced, with all that is in it.
+    if given.is_relative_to("/dev") or given.is_relative_to("/proc"):
+        raise DataError(f"cannot write {path}: give the name of a file, which is written atomically")
     refuse_special(target, DataError)
     if target.is_dir():
         raise DataError(f"cannot write {path}: it is a directory, give the name of a file")

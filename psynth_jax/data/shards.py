@@ -93,7 +93,7 @@ def from_bytes(stored: bytes, task: str) -> Example:
     tokens = sum(lengths)
     if min(lengths) < 0 or (start + tokens) * _INT.itemsize + numbers[0] != len(stored):
         raise DataError("its lengths do not add up")
-    if tokens and numbers[start : start + tokens].min() < 0:
+    if tokens and np.min(numbers[start : start + tokens]) < 0:
         raise DataError("it has a token below 0")
     borders = [start, *(start + end for end in itertools.accumulate(lengths))]
     prompt, pasted, target, *kept = (numbers[first:last] for first, last in itertools.pairwise(borders))
@@ -334,7 +334,7 @@ class Shard:
         if len(numbers) != shape[0] * columns * _INT.itemsize:
             raise self._damaged(_LENGTHS, f"it has {len(numbers):,} bytes for {shape[0]:,} rows")
         lengths = np.frombuffer(numbers, _INT).reshape(shape)
-        if lengths.size and lengths.min() < 0:
+        if lengths.size and np.min(lengths) < 0:
             raise self._damaged(_LENGTHS, "it has a length below 0")
         return lengths
 

@@ -113,7 +113,7 @@ def _read(file: _Binary, shown: str, lines: int) -> bytes:
 
 def _refuse_other_encoding(content: bytes, shown: str) -> None:
     encoding = next((name for mark, name in _OTHER_MARKS if content.startswith(mark)), None)
-    if encoding is None and b"\0" in content[:4]:
+    if encoding is None and b"\0" in content[:4] and content[:4].strip(b"\0"):
         encoding = "UTF-16 or UTF-32"  # without a mark: each ASCII character brings zero bytes
     if encoding is not None:
         raise DataError(f"{shown} is {encoding} text: save it as UTF-8")

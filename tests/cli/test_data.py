@@ -88,6 +88,9 @@ class TestPrepare:
         arguments = ("--into", tmp_path / "d", "--model", tmp_path / "no-model")
         assert "no data at" in refused("data", "prepare", "hotpotqa", tmp_path / "none.jsonl", *arguments)
         assert "no source 'wiki'" in refused("data", "prepare", "wiki", *arguments)
+        (tmp_path / "file").write_text("mine")
+        arguments = ("--limit", 1, "--model", tmp_path / "no-model", "--into", tmp_path / "file")
+        assert "file is a file: --into names a directory" in refused("data", "prepare", "synthetic", *arguments)
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

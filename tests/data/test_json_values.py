@@ -92,6 +92,7 @@ def test_values_come_before_the_file_is_read_to_its_end(tmp_path: Path) -> None:
         (b'[{"a": 1}]\n\n{}', r"x:3: not JSON: Extra data at column 1"),
         (b'{"a": tru}', r"x:1: not JSON: Expecting value at column 7"),
         (b'{"a": "\\ux"}', r"x:1: not JSON: Invalid \\uXXXX escape.*"),
+        (b"\0" * 5000, r"x:1: not JSON: Expecting value at column 1"),
         (b'{"a": 1}\n\0\0\0\0', r"x:2: not JSON: Expecting value at column 1"),
         (b'{"a": 1}\n{"a": "\xe9"}\n', r"x:2: not UTF-8 text"),
         (b'{"a": 1}\r\n{"a": "\xe9"}\r\n', r"x:2: not UTF-8 text"),

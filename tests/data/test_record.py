@@ -150,6 +150,8 @@ class TestWhereTheyAreWritten:
         for name, said in (("folder", "it is a directory"), ("fifo", "is not a regular file")):
             with pytest.raises(DataError, match=said):
                 write_records(tmp_path / name, [RECORD])
+        with pytest.raises(DataError, match="cannot write /dev/stdout: give the name of a file"):
+            write_records("/dev/stdout", [RECORD])
         assert (tmp_path / "fifo").is_fifo() and sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "folder"]
 
     def test_mode_is_that_of_other_files(self, tmp_path: Path) -> None:

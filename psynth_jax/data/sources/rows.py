@@ -60,7 +60,7 @@ def read_rows(
         return
     configs = [config] if config is None or isinstance(config, str) else list(config)
     if path is not None:
-        names = sorted(str(file.relative_to(path).as_posix()) for file in path.rglob("*") if file.is_file())
+        names = _files_in(path)
         card = path / "README.md" if "README.md" in names else None
         for one in configs:
             for name in choose_files(names, card, str(path), one, split):
@@ -71,6 +71,13 @@ def read_rows(
         for one in configs:
             for name in choose_files(data_set.files, card, data_set.name, one, split):
                 yield from read_file(data_set.fetch(name), columns, f"{data_set.name}/{name}")
+
+
+def _files_in(directory: Path) -> list[str]:
+    try:
+        return sorted(str(file.relative_to(directory).as_posix()) for file in directory.rglob("*") if file.is_file())
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename or directory}: {error.strerror or error}") from None
 
 
 def find_input(path_or_hub_id: str | Path) -> Path | None:

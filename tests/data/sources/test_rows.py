@@ -222,6 +222,14 @@ class TestDirectories:
         with pytest.raises(DataError, match="it has test_sft, train_sft"):
             numbers(tmp_path)
 
+    def test_one_that_cannot_be_looked_into(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def closed(self: Path, pattern: str) -> list[Path]:
+            raise PermissionError(13, "Permission denied", str(self / "inner"))
+
+        monkeypatch.setattr(Path, "rglob", closed)
+        with pytest.raises(DataError, match="cannot read .*inner: Permission denied"):
+            numbers(tmp_path)
+
     def test_a_damaged_card_and_an_empty_directory(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"the data card \(README.md\) of .* cannot be read"):
             numbers(lay_out(tmp_path / "a", "---\nconfigs: [\n---\n"))
