@@ -227,7 +227,7 @@ class TestDirectories:
             raise PermissionError(13, "Permission denied", str(self / "inner"))
 
         monkeypatch.setattr(Path, "rglob", closed)
-        with pytest.raises(DataError, match="cannot read .*inner: Permission denied"):
+        with pytest.raises(DataError, match=r"cannot read .*inner: Permission denied"):
             numbers(tmp_path)
 
     def test_a_damaged_card_and_an_empty_directory(self, tmp_path: Path) -> None:
