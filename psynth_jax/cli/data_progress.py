@@ -9,13 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from psynth_jax.data.counts import counted
-from psynth_jax.data.prepare import Tally
+
+if TYPE_CHECKING:  # it takes a while to import
+    from psynth_jax.data.prepare import Tally
 
 # Seconds between lines: often at first, while it is asked whether anything happens at all.
 FIRST, LATER, LATER_AFTER = 3.0, 30.0, 60.0
@@ -52,6 +54,8 @@ def progress(console: Console, total: int | None) -> Iterator[Stage]:
         with _lines(console) as stage:
             yield stage
         return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     columns = (SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=total)

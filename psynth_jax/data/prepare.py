@@ -170,9 +170,13 @@ def _check_records(file: str | Path) -> None:
 def _check_into(into: Path) -> None:
     """Refuse what would be a directory of a task inside that of another, and what is no directory."""
     refuse_special(into, InputError)
-    if into.exists() and not into.is_dir():
+    try:
+        is_file, is_task = into.is_file(), is_shard(into)
+    except (OSError, ValueError) as error:  # a name that is too long, a folder that nobody may look into
+        raise InputError(f"cannot write to {str(into)!r}: {error}") from None
+    if is_file:
         raise InputError(f"{into} is a file: --into names a directory, and each task gets one in it")
-    if is_shard(into):
+    if is_task:
         raise InputError(
             f"{into} holds the examples of a task: each task gets a directory of its own in --into, so give {into.parent}, "
             "or another directory"

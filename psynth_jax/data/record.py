@@ -187,13 +187,14 @@ def check_target(path: str | Path) -> Path:
     try:
         given = Path(path).expanduser().absolute()
         target = given.resolve()
+        is_directory = target.is_dir()
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"cannot write {str(path)!r}: {error}") from None
     # /dev/stdout leads to the file behind it: it would be replaced, with all that is in it.
     if given.is_relative_to("/dev") or given.is_relative_to("/proc"):
         raise DataError(f"cannot write {path}: give the name of a file, which is written atomically")
     refuse_special(target, DataError)
-    if target.is_dir():
+    if is_directory:
         raise DataError(f"cannot write {path}: it is a directory, give the name of a file")
     return target
 

@@ -260,8 +260,11 @@ class Shard:
 
     def _read_info(self) -> dict[str, Any]:
         path = self.directory / _TASK
-        if not path.exists():
-            raise DataError(f"{self.directory} is no directory of examples: it has no {_TASK}")
+        try:
+            if not path.exists():
+                raise DataError(f"{self.directory} is no directory of examples: it has no {_TASK}")
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot read {str(self.directory)!r}: {error}") from None
         try:
             info = json.loads(read_text(path, DataError))
         except DataError as error:
@@ -353,9 +356,13 @@ def open_shards(directory: str | Path, tokenizer: str | None = None) -> list[Sha
     Arguments and errors as for `Shard`; a directory without any is a `DataError`, too.
     """
     directory = Path(directory)
-    if (directory / _TASK).exists():
+    try:
+        is_one = (directory / _TASK).exists()
+        tasks = sorted(file.parent for file in directory.glob(f"*/{_TASK}") if not file.parent.name.startswith("."))
+    except (OSError, ValueError) as error:  # a name that is too long, a folder that nobody may look into
+        raise DataError(f"cannot read {str(directory)!r}: {error}") from None
+    if is_one:
         return [Shard(directory, tokenizer)]
-    tasks = sorted(file.parent for file in directory.glob(f"*/{_TASK}") if not file.parent.name.startswith("."))
     if not tasks:
         raise DataError(f"there are no examples in {directory}: neither it nor a directory in it has a {_TASK}")
     return [Shard(task, tokenizer) for task in tasks]

@@ -207,6 +207,16 @@ class TestInfo:
         assert "synthetic_count: 4 examples of synthetic" in done.err
         assert "p99" in done.err and "nothing was dropped" in done.err
 
+    def test_names_that_no_file_has(self, refused: Refused, tmp_path: Path) -> None:
+        name = "x" * 5000
+        assert "cannot read" in refused("data", "info", name)
+        assert "cannot read" in refused("data", "show", name)
+        assert "no data at" in refused("data", "prepare", "hotpotqa", name, "--records", tmp_path / "r.jsonl")
+        synthetic = ("data", "prepare", "synthetic", "--limit", 1)
+        assert "cannot write" in refused(*synthetic, "--records", name)
+        assert "cannot write" in refused(*synthetic, "--into", name, "--model", "no-model")
+        assert "cannot read" in refused("eval", "--data", name, "--into", tmp_path / "e", "--methods", "text")
+
     def test_refused(self, refused: Refused, prepared: Path) -> None:
         (prepared / "synthetic_join" / "lengths.npy").unlink()
         assert "lengths.npy is missing or damaged" in refused("data", "info", prepared)
