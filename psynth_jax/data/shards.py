@@ -38,6 +38,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from psynth_jax.axes import HostArray
 from psynth_jax.data.counts import counted
 from psynth_jax.data.example import BranchTokens, Example, ExampleSource, Lengths, lengths_of
+from psynth_jax.data.missing import without_missing
 from psynth_jax.directories import made, replacing, writing
 from psynth_jax.errors import DataError
 from psynth_jax.files import read_text, refuse_special
@@ -300,9 +301,9 @@ class Shard:
         if not all(isinstance(count, int) for count in info["dropped"].values()):
             raise self._damaged(_TASK, "its dropped has a value that is no count")
         try:
-            json.dumps(info, ensure_ascii=False).encode()
-        except ValueError:  # half of a surrogate pair
-            raise self._damaged(_TASK, "it has text that is not Unicode") from None
+            json.dumps(without_missing(info), ensure_ascii=False).encode()
+        except (ValueError, RecursionError):  # half of a surrogate pair, lists thousands deep
+            raise self._damaged(_TASK, "it has text that is not Unicode, or values that are too deep") from None
 
     def _read_lengths(self) -> HostArray:
         path, columns = self.directory / _LENGTHS, len(Lengths._fields)

@@ -218,6 +218,15 @@ class TestRefused:
             Shard(directory)
         str(raised.value).encode()
 
+    @pytest.mark.parametrize("depth", [101, 600, 3000, 200_000])
+    def test_a_description_without_end(self, tmp_path: Path, depth: int) -> None:
+        directory = write(tmp_path)
+        edit(directory, lambda info: info.update(source={"a": "DEEP"}))
+        path = directory / "task.json"
+        path.write_text(path.read_text().replace('"DEEP"', "[" * depth + "]" * depth))
+        with pytest.raises(DataError, match=r"task\.json is missing or damaged \(.*(deep|recursion)"):
+            open_shards(directory)
+
     def test_lengths_of_other_examples(self, tmp_path: Path) -> None:
         directory, other = write(tmp_path / "a"), write(tmp_path / "b", EXAMPLES[::-1])
         (directory / "lengths.npy").write_bytes((other / "lengths.npy").read_bytes())

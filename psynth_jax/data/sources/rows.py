@@ -28,6 +28,7 @@ from psynth_jax.files import refuse_special
 PlacedRow: TypeAlias = tuple[str, dict[str, Any]]
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_INDEX = re.compile(r"__index_level_\d+__")  # what pandas writes for the numbers of rows, and hides again
 _PARQUET_ROWS = 256  # as Python objects at a time
 
 
@@ -183,8 +184,9 @@ def _parquet(path: Path, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
             twice = [name for name in names if names.count(name) > 1]
             if twice:
                 raise DataError(f"{shown}: two columns are called {twice[0]!r:.80}")
+            kept = [name for name in names if not _INDEX.fullmatch(name)]
             for group in range(file.num_row_groups):
-                for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=[group]):
+                for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=[group], columns=kept):
                     for row in batch.to_pylist():
                         number += 1
                         yield number, row

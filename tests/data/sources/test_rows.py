@@ -16,6 +16,7 @@ from huggingface_hub import errors
 from huggingface_hub.hf_api import DatasetInfo, RepoSibling
 from pyarrow import parquet
 
+from psynth_jax.data import text_files
 from psynth_jax.data.sources.rows import read_rows
 from psynth_jax.errors import DataError
 
@@ -67,6 +68,19 @@ class TestFiles:
             limit = csv.field_size_limit()
             assert [row for _, row in read_rows(path)] == [{"q": 'who, "me', "a": f"l1\nl2 {long}"}]
             assert csv.field_size_limit() == limit
+
+    def test_a_line_has_a_longest_size(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(text_files, "LONGEST_LINE", 100)
+        monkeypatch.setattr(text_files, "CHUNK", 16)
+        (tmp_path / "x.tsv").write_text("q\ta\n" + "b" * 90 + "\tc\n" + "d" * 200 + "\te\n")
+        rows = read_rows(tmp_path / "x.tsv")
+        assert next(rows)[1] == {"q": "b" * 90, "a": "c"}
+        with pytest.raises(DataError, match=r"x\.tsv:3: the line is longer than 100 characters"):
+            next(rows)
+
+    def test_the_numbers_of_rows_that_pandas_writes(self, tmp_path: Path) -> None:
+        parquet.write_table(pyarrow.table({"a": [1, 2], "__index_level_0__": [7, 8]}), tmp_path / "x.parquet")
+        assert [row for _, row in read_rows(tmp_path / "x.parquet")] == [{"a": 1}, {"a": 2}]
 
     def test_only_line_ends_end_lines(self, tmp_path: Path) -> None:
         (tmp_path / "x.tsv").write_text("q\ta\nb\u2028c\x0b\x1c\x85d\te\n", encoding="utf-8")
