@@ -1,4 +1,4 @@
-"""How far `psynth data prepare` is: a bar on a terminal, a line now and then where nobody looks at one.
+"""How far `psynth data prepare` is: a bar on a terminal, elsewhere a line now and then.
 
 A command that is done within `FIRST` seconds says nothing but its result.
 """

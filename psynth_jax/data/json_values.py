@@ -4,7 +4,7 @@
     {"a": 2}              "a": 1          {"a": 2}]
     JSON lines          } one object     a list, on one line or on many
 
-All of these are read under any name, and none needs to be in memory as a whole: a value at a time is.
+All of these are read under any name.  One value at a time is in memory, never the whole file.
 
 What JSON readers disagree about:
 
@@ -26,7 +26,8 @@ from psynth_jax.errors import DataError
 
 _BLANK = re.compile(r"[ \t\n\ufeff]*")  # files that were joined have byte-order marks inside
 LONGEST = 1 << 30  # characters of one value
-_LONGEST_LITERAL = 16  # more than "-Infinity" or an escape: what is cut off may be told as an error so far back
+# A text that is cut off inside of a literal or an escape is an error so many characters before its end.
+_LONGEST_LITERAL = 16
 
 
 class _TwiceError(ValueError):
@@ -116,7 +117,10 @@ class _Text:
         self._go_to(self.at + 1)
 
     def value(self) -> Any:
-        """Decode the value that begins here, and go past it.  Raises `DataError` for what is not JSON."""
+        """Decode the value that begins here, and go past it.
+
+        Raises `DataError` for what is not JSON.
+        """
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.at)
@@ -139,7 +143,7 @@ class _Text:
         line = self.line + self.text.count("\n", self.at, place)
         line_end = self.text.rfind("\n", 0, place)
         column = place - line_end if line_end >= 0 else self._gone + place + 1
-        # The line where the value begins is the one to look at: where a line is torn, the next one seems wrong.
+        # Where a line is torn, the next one seems wrong: name the line in which the value begins.
         place_shown = f"column {column}" if line == self.line else f"line {line} column {column}"
         return DataError(f"{self._shown}:{self.line}: not JSON: {reason} at {place_shown}")
 
@@ -151,7 +155,10 @@ class _Text:
         self.at = place
 
     def _more(self) -> bool:
-        """Read on, as much again as is left, so that a long value is decoded a few times only; False at the end."""
+        """Read as much again as is left, so that a long value is decoded only a few times.
+
+        Returns whether there was any more.
+        """
         length = len(self.text) - self.at
         if length > LONGEST:
             raise DataError(f"{self._shown}:{self.line}: a JSON value is longer than {LONGEST:,} characters")

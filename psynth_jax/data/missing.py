@@ -24,7 +24,7 @@ class TooDeepError(ValueError):
 def without_missing(value: Any, depth: int = 0) -> Any:
     """Return a value in which everything that is missing is None, keys and their order kept.
 
-    Tuples and arrays become lists, decimal numbers become int or float; what else there is stays as it is.
+    Tuples and arrays become lists, decimal numbers become int or float; all else stays as it is.
     Raises `TooDeepError`.
     """
     if value is None or isinstance(value, str | bool | int):
@@ -45,7 +45,10 @@ def without_missing(value: Any, depth: int = 0) -> Any:
 
 
 def number_text(value: int | float) -> str:
-    """Write a number: a float without a fraction as the integer that it is.  Raises `ValueError` for thousands of digits."""
+    """Write a number, a float without a fraction as the integer that it is.
+
+    Raises `ValueError` for an integer of thousands of digits.
+    """
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         return str(int(value))
     return str(value)

@@ -81,8 +81,10 @@ def known_sources() -> dict[str, Source]:
 def check(asked: PrepareOptions, into: str | Path | None = None, records: str | Path | None = None) -> None:
     """Check all that can be checked without reading and without a model.
 
-    Source, options, that the input is there, what would be ignored, and where it is to be written: the directory for
-    examples, or the file for records.  Raises `InputError`, `ConfigError` or `DataError`, as `prepare_examples` does.
+    That is: source, options, that the input is there, what would be ignored, and the target, which
+    is a directory for examples or a file for records.
+
+    Raises `InputError`, `ConfigError` or `DataError`, as `prepare_examples` does.
     """
     _Run(asked, None)
     if into is not None:
@@ -106,7 +108,7 @@ def prepare_examples(
       tokenizer: of the model that is to be trained; it needs a chat template and an end token.
       model: what that model is called, for `task.json`.
       on_progress: called with the tally after every row and every record.
-      vocabulary_size: tokens that the model has an embedding for; None is not known, and nothing is compared.
+      vocabulary_size: number of tokens that the model has an embedding for; None compares nothing.
 
     Raises:
       DataError: the input cannot be read, a row is wrong, no row gives an example, a token has no embedding in the model,
@@ -121,7 +123,7 @@ def prepare_examples(
             f"the end token of {model} ({tokenizer.end_id}) has no embedding: the model has {vocabulary_size:,}, from 0"
         )
     _check_into(Path(into))
-    tokenizer.chat(synthesis_messages("?"))  # one that has no chat template says so before anything is read
+    tokenizer.chat(synthesis_messages("?"))  # without a chat template, fail before anything is read
     vocabulary = Vocabulary(tokenizer.fingerprint, tokenizer.size, tokenizer.end_id, model)
     writers: dict[str, ShardWriter] = {}
     with contextlib.ExitStack() as stack:
@@ -178,8 +180,8 @@ def _check_into(into: Path) -> None:
         raise InputError(f"{into} is a file: --into names a directory, and each task gets one in it")
     if is_task:
         raise InputError(
-            f"{into} holds the examples of a task: each task gets a directory of its own in --into, so give {into.parent}, "
-            "or another directory"
+            f"{into} holds the examples of a task: each task gets a directory of its own in --into, "
+            f"so give {into.parent}, or another directory"
         )
 
 

@@ -29,7 +29,7 @@ class UnfitError(Exception):
 def text(value: Any, name: str) -> str:
     """Return a field as stripped text; what is missing is "", and a number is written out, without ".0".
 
-    Raises `UnfitError` for other kinds, and for half a surrogate pair, which JSON can spell but no file can hold.
+    Raises `UnfitError` for other kinds, and for half a surrogate pair, which no file can hold.
     """
     value = _plain(value)
     if value is None:

@@ -1,9 +1,9 @@
 r"""Rows of a data set, wherever they are: one file, a directory, or a data set on the Hugging Face hub.
 
-    .jsonl .json        JSON by content: an object a line, objects over several lines, or a list of objects
-    .tsv                columns named by the caller or else by the first line; a field's newlines are written \n
-    .csv                the same, with quotes around fields that hold commas, quotes or newlines
-    .parquet            read one row group after the other
+    .jsonl .json   JSON by content: an object a line, objects over several lines, or a list of objects
+    .tsv           columns named by the caller or the first line; a field's newlines are written \n
+    .csv           the same, with quotes around fields that hold commas, quotes or newlines
+    .parquet       read one row group after the other
 
 All but the last may be gzipped, with .gz behind the ending.  Each row comes with its place, "file:number" from 1, for
 messages.  Knows no source.
@@ -190,8 +190,8 @@ def _parquet(path: Path, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
                     for row in batch.to_pylist():
                         number += 1
                         yield number, row
-    # Besides its own errors: text that is not UTF-8, times out of range, time zones that nobody knows, sizes of a damaged
-    # file that no memory holds.
+    # Besides its own errors: text that is not UTF-8, times out of range, unknown time zones, and sizes
+    # in a damaged file that no memory holds.
     except (
         *(pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError),
         *(ArithmeticError, RuntimeError, MemoryError, ImportError),
