@@ -1,31 +1,46 @@
 """Branches on disk: only the slots that a branch owns, with a JSON description next to them.
 
-DIR/branches.json          format, fingerprint of the model, per branch: tokens, text, shift, span, segments
+DIR/branches.json          format, fingerprint of the model, per branch: tokens, text, shift, span, segments; SHA-256 of the
+                           tensors' file and of the description itself
 DIR/branches.safetensors   q<i>.b<j>.s<k>.k and .v, each [L, K, slots, H], in the cache's own dtype; for int8 caches also
                            .k_scale and .v_scale [L, K, 1, slots]
+
+What a file says is checked before it is believed: a changed number would give other answers, and no error.  The hashes find
+what cannot be seen in a number, such as another shift; files of earlier versions have none, and the rest is checked alike.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+import logging
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, get_args
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.flax
 
+from psynth_jax import foreign
 from psynth_jax.axes import Array
-from psynth_jax.branches import Branch, Branches, Segment
+from psynth_jax.branches import Branch, Branches, FinishReason, Segment
 from psynth_jax.cache import KVCache, in_device_layout, slot_bucket
 from psynth_jax.directories import replacing
-from psynth_jax.errors import CheckpointError, InputError
-from psynth_jax.files import umask_mode
+from psynth_jax.errors import CheckpointError, InputError, shown
+from psynth_jax.files import read_text, refuse_special, umask_mode
 from psynth_jax.ops.cached_heads import CachedHeads
+from psynth_jax.texts import checked_text
 
 FORMAT = 1
 _DESCRIPTION, _TENSORS = "branches.json", "branches.safetensors"
+_NUMBERS = ("F32", "BF16", "F16")  # what safetensors calls the dtypes of caches; int8 has scales besides
+_QUANTISED = "I8"
+_INT32 = 2**31 - 1
+_log = logging.getLogger(__name__)
 
 
 def save(branches: Branches, directory: str | Path) -> None:
@@ -33,6 +48,7 @@ def save(branches: Branches, directory: str | Path) -> None:
 
     Raises `InputError` when the directory holds something else than branches.
     """
+    directory = _named(directory)
     tensors: dict[str, Array] = {}
     questions = []
     every = [segment for group in branches.questions for branch in group for segment in branch.segments]
@@ -62,10 +78,13 @@ def save(branches: Branches, directory: str | Path) -> None:
         "batched": branches.batched,
         "questions": questions,
     }
-    with replacing(Path(directory), (_DESCRIPTION, _TENSORS), "a directory of branches") as fresh:
+    with replacing(directory, (_DESCRIPTION, _TENSORS), "a directory of branches") as fresh:
         with umask_mode(fresh / _TENSORS):
             safetensors.flax.save_file(tensors, str(fresh / _TENSORS))
+        description["sha256"] = {"tensors": _sha256(fresh / _TENSORS), "description": _digest(description)}
         (fresh / _DESCRIPTION).write_text(json.dumps(description, ensure_ascii=False, indent=1), encoding="utf-8")
+
+    _log.info("saved %r to %s", branches, directory)
 
 
 def load(directory: str | Path) -> Branches:
@@ -73,28 +92,136 @@ def load(directory: str | Path) -> Branches:
 
     Raises:
       InputError: no such directory.
-      CheckpointError: a file is missing, truncated or of another format.
+      CheckpointError: a file is missing, truncated, changed or of another format, or says what cannot be.
     """
-    source = Path(directory)
+    source = _named(directory)
     if not source.is_dir():
         raise InputError(f"no such directory: {source}")
     try:
-        description = json.loads((source / _DESCRIPTION).read_text(encoding="utf-8"))
-        if description["format"] != FORMAT:
-            raise CheckpointError(f"{source}: branches format {description['format']}, this version reads format {FORMAT}")
-        tensors = safetensors.flax.load_file(str(source / _TENSORS))
-        segments = _pack(tensors)
-        questions = [
-            [_branch(entry, segments, f"q{number}.b{index}") for index, entry in enumerate(group)]
-            for number, group in enumerate(description["questions"])
-        ]
-        described = sum(len(entry["segments"]) for group in description["questions"] for entry in group)
-        per_segment = 4 if any(name.endswith("_scale") for name in tensors) else 2
-        if len(segments) * per_segment != len(tensors) or len(segments) != described:
-            raise ValueError("tensors and description do not name the same segments")
-        return Branches(questions, description["fingerprint"], batched=description["batched"])
-    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{source} does not hold readable branches: {error}") from None
+        description = _parsed(read_text(source / _DESCRIPTION, CheckpointError))
+        _require(isinstance(description, dict), "its description is no JSON object")
+        if description.get("format") != FORMAT:
+            found = shown(description.get("format"))
+            raise CheckpointError(f"{source}: branches format {found}, this version reads format {FORMAT}")
+        noted = _noted(description)
+        _check_hashes(source, description)
+        segments = _segments(source / _TENSORS, noted)
+        questions = [[_branch(entry, segments) for entry in group] for group in noted]
+        branches = Branches(questions, description["fingerprint"], batched=description["batched"])
+    except (OSError, InputError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{source} does not hold readable branches: {foreign.reason(error)}") from None
+    _log.info("loaded %r from %s", branches, source)
+    return branches
+
+
+def _named(directory: object) -> Path:
+    """Return a directory that a caller names.  Raises `InputError` for what is no path."""
+    if not isinstance(directory, str | Path) or "\0" in str(directory):
+        raise InputError(f"a directory of branches is named by a text or a path, not by {shown(directory)}")
+    return Path(directory)
+
+
+def _require(fine: bool, wrong: str) -> None:
+    if not fine:
+        raise ValueError(wrong)
+
+
+def _parsed(text: str) -> Any:
+    """Read JSON without the numbers that JSON does not have, and without a key that is given twice."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is no JSON number")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        _require(len(found) == len(pairs), "a key is given twice")
+        return found
+
+    return json.loads(text, parse_constant=refuse, object_pairs_hook=once)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Noted:
+    """What the description says of a branch.  name: of its tensors.  segments: slots of each."""
+
+    name: str
+    token_ids: tuple[int, ...]
+    text: str
+    shift: int
+    span: int
+    finish_reason: FinishReason
+    segments: tuple[int, ...]
+
+
+def _noted(description: Mapping[str, Any]) -> list[list[_Noted]]:
+    """Check all that a description says, and return it branch by branch."""
+    _keys(description, {"format", "fingerprint", "batched", "questions"}, {"sha256"}, "the description")
+    checked_text(description["fingerprint"], "fingerprint")
+    batched, questions = description["batched"], description["questions"]
+    _require(type(batched) is bool, f"batched is {shown(batched)}, neither true nor false")
+    _require(isinstance(questions, list) and bool(questions), "questions must be a list of at least one")
+    _require(batched or len(questions) == 1, f"there are {len(questions)} questions, and batched is false")
+    found = []
+    for number, group in enumerate(questions):
+        _require(isinstance(group, list), f"question {number} is no list of branches")
+        found.append([_noted_branch(entry, f"q{number}.b{index}") for index, entry in enumerate(group)])
+    return found
+
+
+def _noted_branch(entry: Any, name: str) -> _Noted:
+    _require(isinstance(entry, dict), f"{name} is no JSON object")
+    _keys(entry, {"token_ids", "text", "shift", "span", "finish_reason", "segments"}, set(), name)
+    token_ids = _whole_numbers(entry["token_ids"], 0, f"token_ids of {name}")
+    segments = _whole_numbers(entry["segments"], 1, f"segments of {name}")
+    shift, span = _whole_numbers([entry["shift"], entry["span"]], 0, f"shift and span of {name}")
+    reason = entry["finish_reason"]
+    _require(reason in get_args(FinishReason), f"finish_reason of {name} is {shown(reason)}")
+    cached = sum(segments)
+    _require(cached == len(token_ids), f"{name} has {cached} cached slots and {len(token_ids)} token ids")
+    # What was written in several turns may have had other tokens between them, whose positions it spans.
+    spans = span >= cached if len(segments) > 1 else span == cached
+    _require(spans, f"{name} has {len(token_ids)} token ids and a span of {span}")
+    _require(shift + span <= _INT32, f"shift and span of {name} pass {_INT32}")
+    text = checked_text(entry["text"], f"text of {name}")
+    return _Noted(name, token_ids, text, shift, span, reason, segments)
+
+
+def _keys(entry: Mapping[str, Any], needed: set[str], allowed: set[str], what: str) -> None:
+    missing, extra = sorted(needed - entry.keys()), sorted(entry.keys() - needed - allowed)
+    _require(not missing, f"{what} has no {', '.join(missing)}")
+    _require(not extra, f"{what} has what this version does not know: {', '.join(map(shown, extra[:8]))}")
+
+
+def _whole_numbers(values: Any, least: int, what: str) -> tuple[int, ...]:
+    _require(isinstance(values, list), f"{what} must be a list, not {shown(values)}")
+    for value in values:
+        fine = type(value) is int and least <= value <= _INT32  # a bool is no number here, nor is 3.0
+        _require(fine, f"{what} must be whole numbers from {least} to {_INT32}, not {shown(value)}")
+    return tuple(values)
+
+
+def _check_hashes(source: Path, description: Mapping[str, Any]) -> None:
+    """Compare both files with the hashes that were written with them, where there are any."""
+    refuse_special(source / _TENSORS, CheckpointError)
+    if "sha256" not in description:
+        return
+    hashes = description["sha256"]
+    expected = {"tensors": _sha256(source / _TENSORS), "description": _digest(description)}
+    _require(isinstance(hashes, dict), "sha256 must be a JSON object")
+    _keys(hashes, set(expected), set(), "sha256")
+    for name, file in (("tensors", _TENSORS), ("description", _DESCRIPTION)):
+        _require(hashes[name] == expected[name], f"{file} was changed after it was written: its SHA-256 differs")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    """Return a hash of all that a description says but the hashes."""
+    content = {name: value for name, value in description.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _slots_of(segment: Segment, quantised: bool) -> dict[str, Array]:
@@ -105,39 +232,64 @@ def _slots_of(segment: Segment, quantised: bool) -> dict[str, Array]:
     return {"k": k, "v": v}
 
 
-def _pack(tensors: dict[str, Array]) -> dict[str, Segment]:
-    """Lay all segments into the rows of one cache, so that a synthesizer reads one part; return name -> segment."""
-    names = [name.removesuffix(".k") for name in tensors if name.endswith(".k")]
-    if not names:  # every branch is empty: there is nothing to cache
+def _segments(file: Path, noted: list[list[_Noted]]) -> dict[str, Segment]:
+    """Read the tensors of all branches into the rows of one cache, so that a synthesizer reads one part.
+
+    Returns the segments by name.
+    """
+    lengths = {
+        f"{branch.name}.s{part}": length
+        for group in noted
+        for branch in group
+        for part, length in enumerate(branch.segments)
+    }
+    halves = _checked_header(file, lengths)
+    if not lengths:  # every branch is empty: there is nothing to cache
         return {}
-    shapes = {tensors[f"{name}.k"].shape[:2] + tensors[f"{name}.k"].shape[3:] for name in names}
-    if any(tensors[f"{name}.k"].shape != tensors[f"{name}.v"].shape for name in names) or len(shapes) != 1:
-        raise ValueError("keys and values of the segments do not have matching shapes")
-    slots = slot_bucket(max(tensors[f"{name}.k"].shape[2] for name in names))
+    tensors = safetensors.flax.load_file(str(file))
+    slots = slot_bucket(max(lengths.values()))
+    arrays: dict[str, Any] = {}
+    for half in halves:
+        axis = 3 if half.endswith("_scale") else 2
+        rows = []
+        for name in lengths:
+            values = np.asarray(tensors[f"{name}.{half}"])
+            _require(bool(np.isfinite(values).all()), f"{name}.{half} holds NaN or infinities")
+            width = [(0, 0)] * 4
+            width[axis] = (0, slots - values.shape[axis])
+            rows.append(np.pad(values, width))
+        arrays[half] = jnp.asarray(np.stack(rows, axis=1))
+    length = jnp.asarray(list(lengths.values()), jnp.int32)
+    cache = KVCache(in_device_layout(CachedHeads(**arrays)), length)
+    return {name: Segment(cache, row, 0, slots) for row, (name, slots) in enumerate(lengths.items())}
 
-    def rows(half: str) -> Array:
-        heads, axis = [np.asarray(tensors[f"{name}.{half}"]) for name in names], 3 if half.endswith("_scale") else 2
-        widths = [[(0, slots - h.shape[i]) if i == axis else (0, 0) for i in range(4)] for h in heads]
-        return jnp.asarray(np.stack([np.pad(h, width) for h, width in zip(heads, widths, strict=True)], axis=1))
 
-    lengths = [tensors[f"{name}.k"].shape[2] for name in names]
-    halves = ["k", "v"] + (["k_scale", "v_scale"] if f"{names[0]}.k_scale" in tensors else [])
-    arrays: dict[str, Any] = {half: rows(half) for half in halves}
-    cache = KVCache(in_device_layout(CachedHeads(**arrays)), jnp.asarray(lengths, jnp.int32))
-    return {name: Segment(cache, row, 0, length) for row, (name, length) in enumerate(zip(names, lengths, strict=True))}
+def _checked_header(file: Path, lengths: Mapping[str, int]) -> tuple[str, ...]:
+    """Check names, dtypes and shapes of all tensors before any is read; return what each segment has a tensor of."""
+    with safetensors.safe_open(str(file), framework="numpy") as opened:
+        header = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  it is no mapping
+        found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in header.items()}
+    quantised = any(name.endswith("_scale") for name in found)
+    halves = ("k", "v", "k_scale", "v_scale") if quantised else ("k", "v")
+    expected = {f"{name}.{half}" for name in lengths for half in halves}
+    missing, extra = sorted(expected - found.keys()), sorted(found.keys() - expected)
+    _require(not missing, f"missing tensors: {', '.join(missing[:8])}")
+    _require(not extra, f"tensors that no branch has: {', '.join(map(shown, extra[:8]))}")
+    if not lengths:
+        return halves
+    kind, first = found[f"{next(iter(lengths))}.k"]
+    _require(kind == _QUANTISED if quantised else kind in _NUMBERS, f"keys and values are {kind}, which no cache is")
+    _require(len(first) == 4 and math.prod(first) > 0, f"keys have shape {list(first)}, not [L, K, slots, H]")
+    layers, heads, _, width = first
+    for name, length in lengths.items():
+        for half in halves:
+            scale = half.endswith("_scale")
+            right = ("F32" if scale else kind, (layers, heads, 1, length) if scale else (layers, heads, length, width))
+            dtype, shape = found[f"{name}.{half}"]
+            _require((dtype, shape) == right, f"{name}.{half} is {dtype} {list(shape)}, not {right[0]} {list(right[1])}")
+    return halves
 
 
-def _branch(entry: dict[str, Any], segments: dict[str, Segment], name: str) -> Branch:
-    mine = tuple(segments[f"{name}.s{part}"] for part in range(len(entry["segments"])))
-    if [segment.length for segment in mine] != entry["segments"]:
-        raise ValueError(f"{name} is described with other lengths than its tensors have")
-    if sum(entry["segments"]) != len(entry["token_ids"]):
-        raise ValueError(f"{name} has {sum(entry['segments'])} cached slots and {len(entry['token_ids'])} token ids")
-    return Branch(
-        tuple(int(token) for token in entry["token_ids"]),
-        str(entry["text"]),
-        int(entry["shift"]),
-        int(entry["span"]),
-        mine,
-        entry["finish_reason"],
-    )
+def _branch(noted: _Noted, segments: Mapping[str, Segment]) -> Branch:
+    mine = tuple(segments[f"{noted.name}.s{part}"] for part in range(len(noted.segments)))
+    return Branch(noted.token_ids, noted.text, noted.shift, noted.span, mine, noted.finish_reason)

@@ -21,7 +21,7 @@ import numpy as np
 
 from psynth_jax.axes import Array, HostArray
 from psynth_jax.cache import KVCache
-from psynth_jax.errors import InputError, ModelMismatchError
+from psynth_jax.errors import InputError, ModelMismatchError, listing, shown
 from psynth_jax.identity import joined, short
 from psynth_jax.ops.branch_attention import ContextPart, Segments
 
@@ -71,6 +71,12 @@ class Branches:
         if not self.questions or (not batched and len(self.questions) != 1):
             raise InputError(f"branches of {len(self.questions)} questions: one is needed, or a batch of at least one")
 
+    def __repr__(self) -> str:
+        """Show how many branches there are, how long they are, and which model made them."""
+        counts = [len(branches) for branches in self.questions]
+        many = f"{len(counts)} questions of {shown(counts)}" if self.batched else f"{counts[0]}"
+        return f"Branches({many} branches, lengths {shown(self.lengths)}, made by {shown(self.fingerprint[:12])})"
+
     def _each(self, pick: Callable[[Branch], object]) -> list[Any]:
         nested = [[pick(branch) for branch in branches] for branches in self.questions]
         return nested if self.batched else nested[0]
@@ -113,7 +119,10 @@ class Branches:
             return Branches([_pick(self.questions, index)], self.fingerprint, batched=False)
         branches = self.questions[0]
         if isinstance(index, slice):
-            chosen: Sequence[Branch] = branches[index]
+            try:
+                chosen: Sequence[Branch] = branches[index]
+            except (TypeError, ValueError) as error:  # ValueError: a step of 0
+                raise InputError(f"branches are selected by their numbers: {error}") from None
         else:
             chosen = [_pick(branches, number) for number in _numbers(index)]
         return Branches([chosen], self.fingerprint, batched=False)
@@ -130,6 +139,7 @@ class Branches:
           InputError: the groups have different numbers of questions, or there is none.
           ModelMismatchError: they were made by different models.
         """
+        groups = _checked_groups(groups)
         fingerprint = _common_fingerprint(groups)
         if len({(len(group.questions), group.batched) for group in groups}) != 1:
             raise InputError("branches can be joined when all of them belong to the same number of questions")
@@ -139,50 +149,68 @@ class Branches:
         return Branches(merged, fingerprint, batched=groups[0].batched)
 
     @staticmethod
-    def batch(groups: Sequence[Branches]) -> Branches:
+    def batch(groups: Iterable[Branches]) -> Branches:
         """Make a batch of questions of several groups.  Raises as `join` does."""
+        groups = _checked_groups(groups)
         fingerprint = _common_fingerprint(groups)
         questions = [branches for group in groups for branches in group.questions]
         return Branches(questions, fingerprint, batched=True)
 
     def save(self, directory: str | Path) -> None:
-        """Write the branches to a directory: `branches.json` and `branches.safetensors`.  See `branch_files`."""
+        """Write the branches to a directory: `branches.json` and `branches.safetensors`.  See `branch_files`.
+
+        Raises `InputError` for a directory that holds something else, and `OSError` when it cannot be written.
+        """
         from psynth_jax import branch_files
 
         branch_files.save(self, directory)
 
     @staticmethod
     def load(directory: str | Path) -> Branches:
-        """Read branches that `save` wrote; whether a model fits them is checked when it reads them."""
+        """Read branches that `save` wrote; whether a model fits them is checked when it reads them.
+
+        Raises `InputError` when there is no such directory, and `CheckpointError` for files that are damaged.
+        """
         from psynth_jax import branch_files
 
         return branch_files.load(directory)
 
 
 def _numbers(index: Any) -> list[Any]:
-    return list(index) if isinstance(index, Sequence | np.ndarray) and not isinstance(index, str) else [index]
+    if isinstance(index, np.ndarray) and index.ndim != 1:
+        raise InputError(f"branches are selected by a number or a list of numbers, not by {shown(index)}")
+    several = isinstance(index, Sequence | np.ndarray) and not isinstance(index, str | bytes | bytearray)
+    return list(index) if several else [index]
 
 
 def _pick(items: Sequence[Any], index: Any) -> Any:
     if not isinstance(index, int | np.integer) or isinstance(index, bool):
-        raise InputError(f"branches are selected by their numbers; {index!r} is none")
+        raise InputError(f"branches are selected by their numbers; {shown(index)} is none")
     if not -len(items) <= index < len(items):
-        raise InputError(f"no number {index} here: there are {len(items)}, counted from 0")
+        raise InputError(f"no number {shown(index)} here: there are {len(items)}, counted from 0")
     return items[int(index)]
 
 
-def _common_fingerprint(groups: Sequence[Any]) -> str:
-    """Return the digest of the model that made all groups.  Raises when there is none, or no group."""
-    if not groups:
+def _checked_groups(groups: Any) -> tuple[Branches, ...]:
+    """Return groups of branches as a tuple.  Raises when there is none, or one is not a `Branches`."""
+    if isinstance(groups, str | bytes) or not isinstance(groups, Iterable):
+        raise InputError(f"branches must be what `work` or `encode` returned, not {shown(groups)}")
+    found = tuple(groups)
+    if not found:
         raise InputError("no branches given")
-    wrong = [group for group in groups if not isinstance(group, Branches)]
-    if wrong:
-        raise InputError(f"branches must be what `work` or `encode` returned, not {wrong[0]!r}")
+    for group in found:
+        if not isinstance(group, Branches):
+            raise InputError(f"branches must be what `work` or `encode` returned, not {shown(group)}")
+    return found
+
+
+def _common_fingerprint(groups: Sequence[Branches]) -> str:
+    """Return the digest of the model that made all groups.  Raises `ModelMismatchError` when several did."""
     fingerprint = joined([group.fingerprint for group in groups])
     if fingerprint is None:
         made_by = sorted({short(group.fingerprint) for group in groups})
         raise ModelMismatchError(
-            f"these branches were made by different models (weights {', '.join(made_by[:8])}); "
+            f"these branches were made by different models (weights {listing(made_by, ', ')}); "
             "a synthesizer can read one model's caches only"
         )
     return fingerprint

@@ -6,7 +6,11 @@ and exits with 2; anything else that is raised is our fault and exits with 1.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
+
+_SHOWN = 80  # characters of a value in a message
+_SHORT = reprlib.Repr(maxstring=64, maxother=64, maxlong=64)
 
 
 class UserError(Exception):
@@ -41,6 +45,10 @@ class ModelMismatchError(UserError):
     """A cache or an adapter was made by another model than the one that is asked to read it."""
 
 
+class NotFiniteError(UserError):
+    """Logits, or a cache, hold NaN or infinities: the weights overflow in this dtype, or are not finite themselves."""
+
+
 class MemoryLimitError(UserError):
     """The device has not enough memory for this call; the message says what to lower."""
 
@@ -60,12 +68,11 @@ def listing(items: Sequence[object], separator: str = "; ", most: int = 8) -> st
     return f"{told}{separator}and {left} more" if left > 0 else told
 
 
-def shown(value: object, most: int = 60) -> str:
-    """Spell a value for a message in one line, the start of a long one."""
-    if isinstance(value, int) and value.bit_length() > 4 * most:
-        return "a whole number of so many digits"  # Python itself refuses to spell the largest
+def shown(value: object) -> str:
+    """Describe a value on one line that any terminal can print; of a long one the start."""
     try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        return f"a {type(value).__name__}"
-    return text if len(text) <= most else f"{text[:most]}..."
+        text = _SHORT.repr(value)
+    except Exception as failed:  # noqa: BLE001  the repr of a caller's object is the caller's code
+        text = f"<{type(value).__name__} whose repr raises {type(failed).__name__}>"
+    text = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psynth_jax.axes import Array, MapperScalars
-from psynth_jax.errors import AdapterError, listing
+from psynth_jax.errors import AdapterError, listing, shown
 
 FEATURES = ("log1p_span", "log1p_branches", "relative_layer")
 IDENTITY = (1.0, 0.0, 1.0, 0.0)
@@ -46,19 +46,18 @@ class Mapper:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
         """Take the four named arrays.
 
-        Raises `AdapterError` listing every missing, extra or misshaped one, or naming one that is not of finite numbers.
+        Raises `AdapterError` listing every missing, extra or misshaped one, and naming one that holds no finite numbers.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         given: object = arrays
         if not isinstance(given, Mapping):
-            kind = type(given).__name__
-            raise AdapterError(f"a mapper is made of a dict with the arrays {', '.join(names)}, not of a {kind}")
+            raise AdapterError(f"mapper arrays must be a mapping with {', '.join(names)}, not {shown(given)}")
         found = {name: _numbers(name, value) for name, value in arrays.items()}
         bias_shape = found["hidden_bias"].shape if "hidden_bias" in found else ()
         hidden = bias_shape[0] if len(bias_shape) == 1 else HIDDEN
         shapes = dict(zip(names, [(len(FEATURES), hidden), (hidden,), (hidden, 4), (4,)], strict=True))
         wrong = [f"missing {name}" for name in names if name not in found]
-        wrong += [f"extra {name}" for name in found if name not in shapes]
+        wrong += [f"extra {shown(name)}" for name in found if name not in shapes]
         for name, shape in shapes.items():
             if name in found and found[name].shape != shape:
                 wrong.append(f"{name} has shape {list(found[name].shape)}, expected {list(shape)}")
@@ -80,7 +79,7 @@ def _numbers(name: object, value: object) -> np.ndarray:
             return array.astype(np.float32)
     except (ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise AdapterError(f"mapper arrays are not usable: {name!r} is no array of numbers: {reason}") from None
+        raise AdapterError(f"mapper arrays are not usable: {shown(name)} is no array of numbers: {reason}") from None
 
 
 def mapper_scalars(mapper: Mapper | None, span: Array, valid: Array, layers: int) -> MapperScalars:

@@ -17,7 +17,7 @@ from psynth_jax.sharding import pick, replicated
 from psynth_jax.tokenizer import Tokenizer
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """decoder with its weights; tokenizer (None: token ids only); stop_ids: what ends a text; name: where it came from.
 
@@ -29,6 +29,11 @@ class Model:
     stop_ids: frozenset[int]
     name: str
     stored: tuple[Decoder, Identity] | None = dataclasses.field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        """Show what it is called, how large it is, and in which dtype."""
+        count = sum(value.size for value in self.decoder.parameters().values())
+        return f"Model({self.name!r}, {self.config.family}, {count:,} parameters, {self.decoder.dtype.name})"
 
     @property
     def config(self) -> DecoderConfig:

@@ -6,33 +6,47 @@ Knows no model and no file format: `from_gguf` takes the metadata, not the file.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from psynth_jax.errors import InputError, UnsupportedModelError
+from psynth_jax.errors import InputError, UnsupportedModelError, shown
 from psynth_jax.gguf_metadata import Metadata
+from psynth_jax.template_variables import TemplateVariables, checked_variables
 from psynth_jax.text import gguf_vocabulary
+from psynth_jax.texts import checked_text, checked_texts, surrogate
 from psynth_jax.tokenizer_files import has_tokenizer, load_backend
 
 if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
+RENDER_SECONDS = 10.0  # a chat template that renders for longer does not end, as far as a caller is concerned
 
 _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+_LONGEST_LINE = 300  # characters of what another library says
 _END_TOKENS = frozenset({"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>"})
 
 
 class Tokenizer:
-    """A tokenizer as the pipeline needs it: no token is ever added that the text does not spell."""
+    """A tokenizer as the pipeline needs it: no token is ever added that the text does not spell.
+
+    template_variables: what its chat template reads besides messages, in every conversation; see `with_template`.
+    Threads may share one.
+    """
 
     def __init__(self, backend: PreTrainedTokenizerFast, end_tokens: Iterable[int] = ()):
         """Wrap a fast transformers tokenizer; `end_tokens` are the model's, to which the tokenizer's own is added.
@@ -46,6 +60,7 @@ class Tokenizer:
         fast.no_truncation()
         fast.no_padding()
         self.backend = backend
+        self.template_variables: TemplateVariables = {}
         self._fast: tokenizers.Tokenizer = fast
         own = [] if backend.eos_token_id is None else [backend.eos_token_id]
         self.stop_ids: frozenset[int] = frozenset(end_tokens) | frozenset(own)
@@ -141,45 +156,120 @@ class Tokenizer:
             digests.append(hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest())
         return tuple(dict.fromkeys(digests))
 
+    def with_template(self, variables: TemplateVariables | None) -> Tokenizer:
+        """Return this tokenizer, whose chat template is given these variables in every conversation.
+
+        They take the place of those that it has; None or an empty mapping: of none.
+
+        Raises:
+          InputError: they are no mapping from names to JSON values, the library sets one itself, or the chat template
+            reads no variable of that name.
+        """
+        checked = checked_variables(variables)
+        if checked:
+            written = "\n".join(self._templates().values())
+            unread = [name for name in checked if not re.search(rf"\b{name}\b", written)]
+            if unread:
+                raise InputError(f"the chat template of this tokenizer reads no variable {', '.join(unread)}")
+        changed = copy.copy(self)
+        changed.template_variables = checked
+        return changed
+
     def encode(self, text: str) -> list[int]:
-        """Tokenise text; no token is added, and special tokens that the text spells out are recognised."""
-        return list(self._fast.encode(text, add_special_tokens=False).ids)
+        """Tokenise text; no token is added, and special tokens that the text spells out are recognised.
+
+        Raises `InputError` for what is no text, for lone surrogates, and for what the tokenizer cannot take.
+        """
+        text = checked_text(text, "the text")
+        try:
+            return list(self._fast.encode(text, add_special_tokens=False).ids)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  see `from_directory`
+            raise InputError(f"the tokenizer does not take the text {shown(text)}: {_one_line(error)}") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids; special tokens are left out."""
         return self._fast.decode(list(ids), skip_special_tokens=True)
 
+    def _templates(self) -> dict[str, str]:
+        """Return the chat templates by name; a single one is called default."""
+        found = self.backend.chat_template
+        if isinstance(found, Mapping):
+            return dict(found)
+        return {"default": found} if found else {}
+
     def chat_text(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> str:
         """Render messages `[{"role": ..., "content": ...}, ...]` with the model's chat template.
+
+        The template is code of whoever published the model.  It runs in transformers' sandbox, for `RENDER_SECONDS` at most.
 
         Args:
           messages: the conversation.
           add_generation_prompt: end with the header of the assistant's turn.
-          variables: what else the template reads, such as `enable_thinking=False`.
+          variables: what else the template reads, such as `enable_thinking=False`, besides `template_variables`.
 
         Raises:
-          InputError: the tokenizer has no chat template, a message lacks its role or content, or the template refuses them.
+          InputError: the tokenizer has no chat template, or several and no default; a message lacks its role or content, or
+            one is no Unicode text; the template refuses them, fails, does not end, or renders nothing.
         """
-        if not self.backend.chat_template:
+        templates = self._templates()
+        if not templates:
             raise InputError("this model's tokenizer has no chat template; give text or token ids instead of chat messages")
-        for message in messages:
-            if not _is_message(message):
-                raise InputError(f'a chat message must be {{"role": ..., "content": ...}}, not {message!r}')
-        from jinja2 import TemplateError
-
-        conversation = [dict(message) for message in messages]
+        variables = {**self.template_variables, **checked_variables(variables)}
+        if "default" not in templates and not ("tool_use" in templates and variables.get("tools") is not None):
+            raise InputError(
+                f"this model's tokenizer has several chat templates ({', '.join(sorted(map(str, templates)))}) and no "
+                "default: call one of them default in its files, or give token ids instead of chat messages"
+            )
+        conversation = [_checked_message(message) for message in messages]
         try:
-            return str(
-                self.backend.apply_chat_template(
+            with _at_most(RENDER_SECONDS):
+                text = self.backend.apply_chat_template(
                     conversation, tokenize=False, add_generation_prompt=add_generation_prompt, **variables
                 )
-            )
-        except (TemplateError, TypeError) as error:
+        except _TooLong:
+            raise InputError(f"the chat template has not ended after {RENDER_SECONDS:g} s: its loops are too long") from None
+        except Exception as error:  # noqa: BLE001  a template may raise anything
             raise InputError(f"the chat template does not accept these messages: {_one_line(error)}") from None
+        text = str(text)
+        if not text.strip():
+            raise InputError("the chat template renders nothing for these messages")
+        if surrogate(text) is not None:
+            raise InputError("the chat template renders a lone surrogate, which is not a Unicode character")
+        return text
 
     def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> list[int]:
         """Render messages and tokenise the text, adding nothing.  Arguments and errors as for `chat_text`."""
         return self.encode(self.chat_text(messages, add_generation_prompt, **variables))
+
+
+class _TooLong(Exception):
+    """A chat template renders for too long."""
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raise `_TooLong` from inside of a chat template's loops when its time is up.
+
+    jinja2 compiles a template to Python code, so a trace of its lines, in this thread alone, is enough; code of the
+    libraries is not traced.
+    """
+    deadline = time.monotonic() + seconds
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        if frame.f_code.co_filename != "<template>":
+            return None
+        if time.monotonic() > deadline:
+            raise _TooLong
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 class TextStream:
@@ -229,9 +319,24 @@ class TextStream:
         return text[len(self._context_text) :] if text.startswith(self._context_text) else None
 
 
-def _is_message(value: object) -> bool:
-    return isinstance(value, Mapping) and "role" in value and bool({"content", "tool_calls"} & set(value))
+def _checked_message(message: object) -> dict[str, Any]:
+    """Return a copy of a chat message.
+
+    Raises `InputError` when it has no role, neither content nor tool calls, or when a text in it is not Unicode.
+    """
+    if not isinstance(message, Mapping) or "role" not in message or not {"content", "tool_calls"} & set(message):
+        raise InputError(f'a chat message must be {{"role": ..., "content": ...}}, not {shown(message)}')
+    checked_text(message["role"], "the role of a chat message")
+    content = message.get("content")
+    if not isinstance(content, str | list | tuple) and not (content is None and message.get("tool_calls")):
+        raise InputError(f"the content of a chat message must be a text, not {shown(content)}")
+    checked_texts(message, "a chat message")
+    return dict(message)
 
 
-def _one_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+def _one_line(error: BaseException) -> str:
+    """Return what an error says, on one line of bounded length."""
+    said = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()
+    if not said:
+        return type(error).__name__
+    return said if len(said) <= _LONGEST_LINE else f"{said[:_LONGEST_LINE]}..."

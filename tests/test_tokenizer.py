@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ pytest.importorskip("transformers", reason="tokenizers are transformers'")
 
 from tokenizers.pre_tokenizers import ByteLevel
 
+from psynth_jax import tokenizer as tokenizer_module
 from psynth_jax.errors import CheckpointError, InputError, UnsupportedModelError
 from psynth_jax.tokenizer import TextStream, Tokenizer
 from tests.tiny import BYTES_VOCABULARY, byte_tokenizer
@@ -334,3 +336,176 @@ class TestSmolLM2:
         assert ours.stop_ids == {ours.encode("<|endoftext|>")[0], ours.encode("<|im_end|>")[0]}
         assert ours.chat([{"role": "user", "content": "Hi"}])[:1] == ours.encode("<|im_start|>")
         assert len(ours.backend) == 49_152
+
+
+def templated(template: Any) -> Tokenizer:
+    """A tokenizer of bytes with a chat template of its own."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend.chat_template = template
+    return tokenizer
+
+
+class TestForeignTemplates:
+    """A chat template is code of whoever published the model: whatever it does, one line comes out."""
+
+    MESSAGES = ({"role": "user", "content": "hello"},)
+
+    @pytest.mark.parametrize(
+        ("template", "said"),
+        [
+            ("{{ raise_exception('no way') }}", "no way"),
+            ("{{ raise_exception('') }}", "TemplateError"),
+            ("{{ 1 / 0 }}", "division by zero"),
+            ("{{ messages[7].content }}", "no element 7"),
+            ("{{ messages + 1 }}", "can only concatenate"),
+            ("{{ missing.thing }}", "'missing' is undefined"),
+            ("{% for m in messages %}", "Unexpected end of template"),
+            ("{{ nowhere() }}", "'nowhere' is undefined"),
+            ("{{ 'x'|unknown }}", "No filter named"),
+            ("{{ ''.__class__.__mro__ }}", "unsafe"),
+            ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+            ("{{ messages.append(1) }}", "unsafe"),
+            ("{{ raise_exception('two\nlines') }}", "two lines"),
+            ("{{ int('x') }}", "undefined"),
+            ("{{ range(10 ** 9) }}", "Range too big"),
+            ("{% include 'other' %}", "loader|other"),
+        ],
+    )
+    def test_that_raise(self, template: str, said: str) -> None:
+        with pytest.raises(InputError, match=said) as caught:
+            templated(template).chat(self.MESSAGES)
+        assert str(caught.value).startswith("the chat template does not accept these messages: ")
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("error", [ZeroDivisionError("x"), RecursionError(), KeyError("role"), MemoryError(), OSError()])
+    def test_errors_of_any_kind(self, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+        tokenizer = byte_tokenizer()
+
+        def failing(*_: Any, **__: Any) -> str:
+            raise error
+
+        monkeypatch.setattr(tokenizer.backend, "apply_chat_template", failing)
+        with pytest.raises(InputError, match=r"the chat template does not accept these messages: .+"):
+            tokenizer.chat(self.MESSAGES)
+
+    def test_an_interruption_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tokenizer = byte_tokenizer()
+
+        def interrupted(*_: Any, **__: Any) -> str:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(tokenizer.backend, "apply_chat_template", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tokenizer.chat(self.MESSAGES)
+
+    @pytest.mark.parametrize("template", ["{% if false %}x{% endif %}", "{# nothing #}", "{{ '' }}", " \n\n "])
+    def test_that_render_nothing(self, template: str) -> None:
+        with pytest.raises(InputError, match="the chat template renders nothing"):
+            templated(template).chat(self.MESSAGES)
+
+    def test_that_render_what_is_no_text(self) -> None:
+        with pytest.raises(InputError, match="renders a lone surrogate"):
+            templated("{{ '\\ud800' }}").chat(self.MESSAGES)
+
+    @pytest.mark.parametrize(
+        "loops", ["{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}x", "{{ f() }}"]
+    )
+    def test_that_do_not_end(self, monkeypatch: pytest.MonkeyPatch, loops: str) -> None:
+        monkeypatch.setattr(tokenizer_module, "RENDER_SECONDS", 0.2)
+        macro = "{% macro f() %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endmacro %}"
+        traced = sys.gettrace()
+        with pytest.raises(InputError, match=r"has not ended after 0\.2 s"):
+            templated(macro + loops).chat(self.MESSAGES)
+        assert sys.gettrace() is traced
+
+    def test_several_without_a_default(self) -> None:
+        several = templated({"rag": "x", "tool_use": "tools: {{ tools }}"})
+        with pytest.raises(InputError, match=r"several chat templates \(rag, tool_use\) and no default"):
+            several.chat(self.MESSAGES)
+        assert several.chat_text(self.MESSAGES, tools=[{"name": "f"}]).startswith("tools")
+        assert templated({"rag": "x", "default": "yes"}).chat_text(self.MESSAGES) == "yes"
+
+    def test_of_another_type(self) -> None:
+        with pytest.raises(InputError, match="does not accept"):
+            templated(7).chat(self.MESSAGES)
+
+
+class TestText:
+    @pytest.mark.parametrize("text", ["\ud800", "a\udc80b", "x" * 100 + "\udfff"])
+    def test_lone_surrogates_are_refused(self, tokenizer: Tokenizer, text: str) -> None:
+        with pytest.raises(InputError, match=r"lone surrogate \(U\+D...") as caught:
+            tokenizer.encode(text)
+        str(caught.value).encode()
+        for message in (
+            {"role": text, "content": "x"},
+            {"role": "user", "content": text},
+            {"role": "user", "content": [{"type": "text", "text": text}]},
+            {"role": "user", "content": "x", text: 1},
+            {"role": "user", "content": "x", "name": {"deep": [text]}},
+        ):
+            with pytest.raises(InputError, match="lone surrogate"):
+                tokenizer.chat_text([message])
+
+    @pytest.mark.parametrize("text", [b"bytes", None, 7, ["a"], 1.5, bytearray(b"x")])
+    def test_what_is_none_is_refused(self, tokenizer: Tokenizer, text: Any) -> None:
+        with pytest.raises(InputError, match="must be a text"):
+            tokenizer.encode(text)
+        with pytest.raises(InputError, match="the role of a chat message must be a text"):
+            tokenizer.chat_text([{"role": text, "content": "x"}])
+        if not isinstance(text, list):
+            with pytest.raises(InputError, match="the content of a chat message must be a text"):
+                tokenizer.chat_text([{"role": "user", "content": text}])
+        with pytest.raises(InputError, match="chat message"):
+            tokenizer.chat_text([{"role": "user", "content": "x", "more": [b"x"]}])
+
+    def test_tool_calls_need_no_content(self) -> None:
+        calls = templated("{% for m in messages %}{{ m.tool_calls }}{% endfor %}")
+        message = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+        assert "'f'" in calls.chat_text([message])
+
+    def test_what_the_tokenizer_cannot_take_is_one_line(self) -> None:
+        from tokenizers import Tokenizer as Fast
+        from tokenizers import models
+        from transformers import PreTrainedTokenizerFast
+
+        fast = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=Fast(models.WordLevel({"a": 0}, unk_token="<unk>"))))
+        with pytest.raises(InputError, match="does not take the text 'b'"):
+            fast.encode("b")
+
+
+class TestTemplateVariables:
+    TEMPLATE = "{% if enable_thinking is false %}short{% else %}long{% endif %}{{ depth }}:{{ messages[0].content }}"
+    MESSAGES = ({"role": "user", "content": "hello"},)
+
+    def test_are_in_every_conversation(self) -> None:
+        plain = templated(self.TEMPLATE)
+        quick = plain.with_template({"enable_thinking": False, "depth": 2})
+        assert plain.chat_text(self.MESSAGES) == "long:hello"
+        assert quick.chat_text(self.MESSAGES) == "short2:hello"
+        assert quick.chat_text(self.MESSAGES, depth=3) == "short3:hello"
+        assert quick.with_template(None).chat_text(self.MESSAGES) == "long:hello"
+        assert quick.with_template({"depth": [1]}).template_variables == {"depth": [1]}
+        assert plain.template_variables == {}
+        assert quick.fingerprint == plain.fingerprint and quick.encode("x") == plain.encode("x")
+
+    @pytest.mark.parametrize(
+        ("variables", "said"),
+        [
+            ("enable_thinking=false", "must be a mapping"),
+            ([("enable_thinking", False)], "must be a mapping"),
+            ({"enable thinking": 1}, "is not the name"),
+            ({1: 2}, "must be a text"),
+            ({"messages": []}, "messages is set by the library"),
+            ({"tokenize": True}, "tokenize is set by the library"),
+            ({"chat_template": "x"}, "chat_template is set by the library"),
+            ({"depth": float("nan")}, "must hold JSON values"),
+            ({"depth": {1, 2}}, "must hold JSON values"),
+            ({"depth": b"x"}, "must be a text"),
+            ({"depth": "\ud800"}, "lone surrogate"),
+            ({"dept": 1}, "reads no variable dept"),
+        ],
+    )
+    def test_that_are_none_are_refused(self, variables: Any, said: str) -> None:
+        with pytest.raises(InputError, match=said) as caught:
+            templated(self.TEMPLATE).with_template(variables)
+        assert "\n" not in str(caught.value)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from psynth_jax.cli import data_view
+from psynth_jax.cli.data_progress import progress
 from psynth_jax.cli.setting import console, write_json
+from psynth_jax.cli.template_option import TemplateOption, template_variables
 from psynth_jax.convert.load import open_model
+from psynth_jax.convert.stream import ModelStream
+from psynth_jax.data.counts import counted
 from psynth_jax.data.example import Lengths
-from psynth_jax.data.prepare import PrepareOptions, Tally, Watch, known_sources, prepare_examples, prepare_records
+from psynth_jax.data.prepare import PrepareOptions, check, known_sources, name_of, prepare_examples, prepare_records
 from psynth_jax.data.shards import Shard, open_shards
 from psynth_jax.errors import InputError
 from psynth_jax.tokenizer import Tokenizer
@@ -34,15 +34,20 @@ def prepare(
         str | None,
         typer.Argument(metavar="[INPUT]", help="file, directory or hub id; default: the source's own data set"),
     ] = None,
-    into: Annotated[Path | None, typer.Option(help="directory for tokenised examples, one in it for each task")] = None,
-    records: Annotated[Path | None, typer.Option(help="write records as JSON lines instead; .gz is gzipped")] = None,
+    into: Annotated[Path | None, typer.Option(help="tokenised examples: each task's in DIR/<task>", metavar="DIR")] = None,
+    records: Annotated[
+        Path | None, typer.Option(help="write records as JSON lines instead; .gz is gzipped", metavar="FILE")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="whose tokens: preset, directory, .gguf file, or hub id")] = None,
     option: Annotated[list[str] | None, typer.Option(help="key=value for the source; may be repeated")] = None,
     limit: Annotated[int | None, typer.Option(help="only the first so many records")] = None,
     seed: Annotated[int | None, typer.Option(help="for a source that draws")] = None,
-    split: Annotated[str | None, typer.Option(help="of a directory, a data set on the hub, or what is generated")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="of a directory, a data set on the hub, or what is generated; not of a file")
+    ] = None,
     config: Annotated[str | None, typer.Option(help="of the data set, where it has several")] = None,
     revision: Annotated[str | None, typer.Option(help="of the data set on the hub")] = None,
+    template: TemplateOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn the rows of a source into tokenised examples (--into and --model), or into records (--records)."""
@@ -50,16 +55,33 @@ def prepare(
         {"source": source, "input": given, "options": tuple(option or ()), "limit": limit, "seed": seed}
         | {"split": split, "config": config, "revision": revision}
     )
-    if into is not None and model is not None and records is None:
-        write = functools.partial(prepare_examples, asked, into, _tokenizer(model), model)
-    elif records is not None and into is None and model is None:
-        write = functools.partial(prepare_records, asked, records)
-    else:
+    variables = template_variables(template)
+    examples = into is not None and model is not None and records is None
+    if not examples and (records is None or into is not None or model is not None or variables is not None):
         raise InputError("give --into DIR and --model M for tokenised examples, or --records FILE alone for texts")
-    with _progress() as watch:
-        tally = write(watch)
-    facts: dict[str, Any] = {"source": source, "input": given, "into": str(into or records), "rows": tally.rows}
+    check(asked, into, records)  # before a model is opened: that may take a while
+    with progress(console, limit) as stage:
+        if into is not None and model is not None:
+            stage.says(f"opening the tokenizer of {model}")
+            opened = open_model(model)
+            stage.says("reading")
+            tokenizer, size = _tokenizer(opened, model), opened.config.vocab_size
+            if variables is not None:
+                tokenizer = tokenizer.with_template(variables)
+            tally = prepare_examples(asked, into, tokenizer, model, stage.watch, size)
+        else:
+            assert records is not None
+            stage.says("reading")
+            tally = prepare_records(asked, records, stage.watch)
+    facts: dict[str, Any] = {
+        "source": source,
+        "input": given,
+        "into": name_of(into or records or Path()),
+        "rows": tally.rows,
+    }
     facts |= {"tasks": dict(tally.tasks), "dropped": dict(tally.dropped)}
+    if into is not None:
+        facts["directories"] = {task: name_of(into / task) for task in tally.tasks}
     if as_json:
         write_json(facts)
     else:
@@ -79,8 +101,12 @@ def show(
         raise InputError(f"{directory} has several tasks, show one: {', '.join(str(shard.directory) for shard in shards)}")
     shard = shards[0]
     if not 0 <= number < len(shard):
-        raise InputError(f"there is no example {number} in {shard.directory}: it has 0 to {len(shard) - 1}")
-    tokenizer = _tokenizer(model or shard.info["model"])
+        numbers = "number 0" if len(shard) == 1 else f"0 to {len(shard) - 1}"
+        raise InputError(
+            f"there is no example {number} in {shard.directory}: it has {counted(len(shard), 'example')}, {numbers}"
+        )
+    name = model or shard.info["model"]
+    tokenizer = _tokenizer(open_model(name), name)
     facts = _decoded(Shard(shard.directory, tokenizer.fingerprints), number, tokenizer)
     if as_json:
         write_json(facts)
@@ -98,25 +124,10 @@ def info(directory: Prepared, as_json: AsJson = False) -> None:
         console.print(data_view.tasks(described))
 
 
-def _tokenizer(model: str) -> Tokenizer:
-    tokenizer = open_model(model).tokenizer
-    if tokenizer is None:
+def _tokenizer(opened: ModelStream, model: str) -> Tokenizer:
+    if opened.tokenizer is None:
         raise InputError(f"{model} has no tokenizer: nothing can be turned into its tokens")
-    return tokenizer
-
-
-@contextmanager
-def _progress() -> Iterator[Watch]:
-    """Show on a terminal how far it is; yield what takes the tally."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        line = progress.add_task("reading")
-
-        def watch(tally: Tally) -> None:
-            written, dropped = sum(tally.tasks.values()), sum(tally.dropped.values())
-            progress.update(line, description=f"{tally.rows:,} rows read · {written:,} written · {dropped:,} dropped")
-
-        yield watch
+    return opened.tokenizer
 
 
 def _decoded(shard: Shard, number: int, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -154,5 +165,5 @@ def _described(shard: Shard) -> dict[str, Any]:
         points = np.percentile(values, list(data_view.PERCENTILES.values()), method="nearest").tolist()
         total = int(values.sum(dtype=np.int64))
         lengths[name] = dict(zip(data_view.PERCENTILES, points, strict=True)) | {"mean": total / len(values), "total": total}
-    kept = ("count", "model", "tokenizer", "vocabulary", "end_id", "source", "dropped")
+    kept = ("count", "model", "tokenizer", "vocabulary", "end_id", "template", "source", "dropped")
     return {name: shard.info[name] for name in kept} | {"lengths": lengths}

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from psynth_jax.cli.view import printable
+from psynth_jax.data.counts import counted
 
 PERCENTILES = {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}
 _MEANING = {
@@ -27,10 +28,12 @@ _MEANING = {
 
 def prepared(facts: Mapping[str, Any]) -> Group:
     """Show what `psynth data prepare` wrote and what it dropped."""
-    table = _table("task", "written")
+    places = facts.get("directories", {})
+    table = _table("task", "written", *(["to"] if places else []))
     for task, count in facts["tasks"].items():
-        table.add_row(task, f"{count:,}")
-    title = Text(f"{facts['source']}: {facts['rows']:,} rows read, {_count(facts['tasks'], 'written')} to {facts['into']}")
+        table.add_row(printable(task), f"{count:,}", *([printable(places[task])] if places else []))
+    rows, written = counted(facts["rows"], "row"), _count(facts["tasks"], "written")
+    title = Text(printable(f"{facts['source']}: {rows} read, {written} to {facts['into']}"))
     return Group(title, table, *_dropped(facts["dropped"]))
 
 
@@ -40,25 +43,27 @@ def tasks(described: Mapping[str, Mapping[str, Any]]) -> Group:
     for task, facts in described.items():
         source = facts["source"]
         given = f" from {source['input']}" if source.get("input") else ""
-        title = f"{task}: {facts['count']:,} examples of {source.get('name', 'unknown')}{given}, tokens of {facts['model']}"
+        examples = counted(facts["count"], "example")
+        title = f"{task}: {examples} of {source.get('name', 'unknown')}{given}, tokens of {facts['model']}"
         table = _table("tokens", *PERCENTILES, "mean", "total")
         for name, meaning in _MEANING.items():
             row = facts["lengths"][name]
             numbers = [f"{row[column]:,.0f}" for column in PERCENTILES]
             table.add_row(meaning, *numbers, f"{row['mean']:,.1f}", f"{row['total']:,}")
-        shown += [Text(title), table, *_dropped(facts["dropped"])]
+        shown += [Text(printable(title)), table, *_dropped(facts["dropped"])]
     return Group(*shown)
 
 
 def example(facts: Mapping[str, Any]) -> Group:
     """Show an example as text, branch by branch; what is prefilled and not kept is dim."""
-    panels = [_panel(f"prompt · {facts['lengths']['prompt']:,} tokens", Text(printable(facts["prompt"])))]
+    panels = [_panel(f"prompt · {counted(facts['lengths']['prompt'], 'token')}", Text(printable(facts["prompt"])))]
     for number, branch in enumerate(facts["branches"], start=1):
         text = Text.assemble((printable(branch["prefix"]), "dim"), printable(branch["text"]))
         before = f", {branch['prefix_tokens']:,} before it" if branch["prefix_tokens"] else ""
-        panels.append(_panel(f"branch {number} · {branch['tokens']:,} tokens{before}", text))
-    panels.append(_panel(f"target · {facts['lengths']['target']:,} tokens", Text(printable(facts["target"]))))
-    return Group(Text(f"{facts['task']}, example {facts['number']} of {facts['count']:,}: {facts['id']}"), *panels)
+        panels.append(_panel(f"branch {number} · {counted(branch['tokens'], 'token')}{before}", text))
+    panels.append(_panel(f"target · {counted(facts['lengths']['target'], 'token')}", Text(printable(facts["target"]))))
+    title = f"{facts['task']}, example {facts['number']} of {facts['count']:,}: {facts['id']}"
+    return Group(Text(printable(title)), *panels)
 
 
 def _panel(title: str, text: Text) -> Panel:

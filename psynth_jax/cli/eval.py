@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from psynth_jax.cli.setting import console, load, write_json
+from psynth_jax.cli.template_option import TemplateOption, template_variables
 from psynth_jax.convert.rules import parameter_dtype
 from psynth_jax.evaluation.methods import METHODS, Synthesizers, Weights, choose
 from psynth_jax.evaluation.run import OnRow, Plan, evaluate
@@ -37,6 +38,7 @@ def eval_(
     seed: Annotated[int, typer.Option(help="of the bootstrap, and of sampling")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     mesh: Annotated[str | None, typer.Option(help="devices to run on, as in branch=2,tensor=2; default: one")] = None,
+    template: TemplateOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as one JSON object on stdout")] = False,
 ) -> None:
     """Answer the questions of a file in several ways: EM, F1, time to first token, tokens."""
@@ -44,8 +46,9 @@ def eval_(
     names = [name.strip() for name in methods.split(",") if name.strip()]
     chosen = choose(names, {kind for kind, given in adapters.items() if given is not None})
     parameter_dtype(dtype)
+    variables = template_variables(template)
     plan = Plan.of(QATask(data), chosen, limit, batch, max_new_tokens, temperature, seed)
-    synthesizers = Synthesizers.over(load(model, dtype, mesh), adapter, text_adapter)
+    synthesizers = Synthesizers.over(load(model, dtype, mesh), adapter, text_adapter, variables)
     with _progress(plan) as on_row:
         summary = evaluate(plan, synthesizers, into, on_row)
     if as_json:

@@ -14,6 +14,7 @@ from psynth_jax.branches import Branches, PositionMode
 from psynth_jax.cache import CACHE_DTYPES
 from psynth_jax.cli import view
 from psynth_jax.cli.setting import console, load, text_or_file, write_json
+from psynth_jax.cli.template_option import TemplateOption, template_variables
 from psynth_jax.convert.adapters import shipped_adapter
 from psynth_jax.errors import ContextLengthError, InputError
 from psynth_jax.prompts import Role, load_roles, synthesis_messages, worker_prompts
@@ -53,6 +54,7 @@ def run(
         str | None, typer.Option(help=f"of branch caches: {', '.join(CACHE_DTYPES)}; that of the model, if not given")
     ] = None,
     mesh: Annotated[str | None, typer.Option(help="devices to run on, as in branch=2,tensor=2; default: one")] = None,
+    template: TemplateOption = None,
 ) -> None:
     """Let workers answer QUESTION in parallel, and a synthesizer read their caches."""
     asked = text_or_file(question)
@@ -60,10 +62,17 @@ def run(
     chosen = load_roles(roles)
     _check(asked, given, workers, worker_tokens, positions, cache_dtype)
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+    variables = template_variables(template)
     SamplingOptions(max_new_tokens, temperature, top_p, top_k)  # what is wrong here must not wait for a model
     loaded = load(model, dtype, mesh)
     chosen_adapter = shipped_adapter(loaded) if adapter is None else None if adapter == "none" else adapter
-    synth = ParallelSynthesis(loaded, chosen_adapter, positions, cache_dtype=cache_dtype)  # type: ignore[arg-type]
+    synth = ParallelSynthesis(
+        loaded,
+        chosen_adapter,
+        positions,  # type: ignore[arg-type]
+        cache_dtype=cache_dtype,
+        template=variables,
+    )
     _check_window(synth, asked, 0, max_new_tokens)
     if given:
         names = [f"branch {number}" for number in range(1, len(given) + 1)]
@@ -81,6 +90,7 @@ def run(
         write_json(
             _described(asked, names, branches, results)
             | {"adapter": None if chosen_adapter is None else str(chosen_adapter)}
+            | ({"template": dict(synth.template)} if synth.template else {})
         )
         return
     if compare:

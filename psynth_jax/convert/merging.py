@@ -23,6 +23,7 @@ from psynth_jax.convert.rules import FLOAT32, widest
 from psynth_jax.errors import AdapterError, InputError
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn.adapter import Lora
+from psynth_jax.template_variables import described
 
 How = Literal["deltas", "factors"]
 MapperOf = Literal["first", "second", "average"]
@@ -64,6 +65,12 @@ def merge_adapters(
         _refuse_not_finite(which, adapter)
     if first.vocabulary != second.vocabulary:
         raise AdapterError(f"the adapters choose from {first.vocabulary} and {second.vocabulary} tokens")
+    template = second.template if first.template is None else first.template
+    if second.template is not None and template != second.template:
+        raise AdapterError(
+            f"the adapters were trained with {described(template or {})}, and with {described(second.template)}: "
+            "average those trained with the same template variables"
+        )
     if first.sink != second.sink:
         raise AdapterError(
             "the adapters read branches after different sinks: average those trained with the same trainable.sink"
@@ -78,7 +85,7 @@ def merge_adapters(
             lora = _of_factors(first.lora, second.lora, weight)
         else:
             lora, error = _of_deltas(first.lora, second.lora, weight, rank or max(first.lora.rank, second.lora.rank))
-    merged = Adapter(lora, _mapper(first.mapper, second.mapper, weight, mapper), first.vocabulary, first.sink)
+    merged = Adapter(lora, _mapper(first.mapper, second.mapper, weight, mapper), first.vocabulary, first.sink, template)
     return Merged(merged, error)
 
 

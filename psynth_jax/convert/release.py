@@ -28,6 +28,7 @@ from psynth_jax.convert.safetensors_file import read_json, write_json
 from psynth_jax.convert.torch_file import read_torch_file, write_torch_file
 from psynth_jax.errors import AdapterError, ModelMismatchError, listing, shown
 from psynth_jax.mapper import FEATURES, Mapper
+from psynth_jax.template_variables import TemplateVariables, checked_variables
 
 MAPPER, MAPPER_CONFIG, LORA = "cache_mapper.pt", "cache_mapper_config.json", "judger_lora"
 META, CARD = "checkpoint_meta.json", "README.md"
@@ -137,6 +138,12 @@ def noted_sink(directory: Path, base: Base) -> tuple[int, ...]:
     return checked_sink(_meta(directory).get("sink", []), base, directory / META)
 
 
+def noted_template(directory: Path) -> TemplateVariables | None:
+    """Return the template variables that were noted; None: nothing is known of them.  Raises `AdapterError`."""
+    noted = _meta(directory).get("template")
+    return None if noted is None else checked_variables(noted, f"template of {directory / META}", AdapterError)
+
+
 def training_summary(directory: Path) -> dict[str, Any]:
     """Return what the checkpoint says of its training; empty: nothing.
 
@@ -166,7 +173,7 @@ def write_release(directory: Path, adapter: Adapter, base: Base, training: Mappi
         peft.write_peft(directory / LORA, adapter.lora, base, vocabulary, base.name)
     steps = training.get("steps", training.get("global_step"))
     meta = {"global_step": steps, "base_fingerprint": base.fingerprint, "training": dict(training)}
-    meta |= {"vocab_size": adapter.vocabulary, "sink": list(adapter.sink) or None}
+    meta |= {"vocab_size": adapter.vocabulary, "sink": list(adapter.sink) or None, "template": adapter.template}
     write_json(directory / META, {key: value for key, value in meta.items() if value is not None})
     files = sorted(path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
     sums = {str(path): hashlib.sha256((directory / path).read_bytes()).hexdigest() for path in files}

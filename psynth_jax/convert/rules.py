@@ -15,7 +15,7 @@ import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -23,7 +23,7 @@ import numpy as np
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
 from psynth_jax.convert.finite import refuse_not_finite, refuse_overflow
-from psynth_jax.errors import CheckpointError, ConfigError, listing
+from psynth_jax.errors import CheckpointError, ConfigError, listing, shown
 from psynth_jax.identity import Samples
 
 DTYPES: dict[str, np.dtype] = {
@@ -36,16 +36,28 @@ DTYPES: dict[str, np.dtype] = {
 FLOAT32 = DTYPES["float32"]
 
 
-def parameter_dtype(name: str | None) -> np.dtype | None:
-    """Return the NumPy dtype of a parameter dtype name; None, as each is stored, stays None.
+def parameter_dtype(name: Any) -> np.dtype | None:
+    """Return the NumPy dtype of a parameter dtype; None, as each is stored, stays None.
 
-    Raises `ConfigError` for any name but the three of `DTYPES`.
+    It may be a name, or a dtype of NumPy or JAX, such as `jnp.bfloat16`.  Raises `ConfigError` for any but the three of
+    `DTYPES`.
     """
     if name is None:
         return None
-    if name not in DTYPES:
-        raise ConfigError(f"dtype {name!r} is not supported; use one of {', '.join(DTYPES)}")
-    return DTYPES[name]
+    known = name if isinstance(name, str) else _dtype_name(name)
+    if known not in DTYPES:
+        raise ConfigError(f"dtype {shown(name)} is not supported; use one of {', '.join(DTYPES)}")
+    return DTYPES[known]
+
+
+def _dtype_name(value: Any) -> str | None:
+    """Return the name of a dtype, or of a type that stands for one; None for anything else."""
+    if isinstance(value, bytes):  # NumPy would read it as a name
+        return None
+    try:
+        return str(np.dtype(value).name)
+    except (TypeError, ValueError, SyntaxError):
+        return None
 
 
 def widest(dtypes: Iterable[np.dtype]) -> np.dtype:

@@ -16,8 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from psynth_jax.directories import followed, made, writing
+from psynth_jax.data.json_values import read_json_values
+from psynth_jax.data.missing import TooDeepError, without_missing
+from psynth_jax.directories import made, writing
 from psynth_jax.errors import DataError
+from psynth_jax.files import refuse_special
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,25 +48,41 @@ class Record:
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse what nothing can be learned from.  Raises `DataError` naming the field."""
+        """Refuse what nothing can be learned from, and what no file can hold.  Raises `DataError` naming the field."""
+        shown = _shown(self.id)
         for name in ("id", "task", "query", "target"):
-            if not getattr(self, name).strip():
-                raise DataError(f"record {self.id!r}: its {name} is empty")
+            _check_text(f"record {shown}: its {name}", getattr(self, name))
+        for name in ("id", "task"):
+            if "\0" in getattr(self, name):
+                raise DataError(f"record {shown}: its {name} has a NUL character")
         if not self.branches:
-            raise DataError(f"record {self.id!r} has no branches")
+            raise DataError(f"record {shown} has no branches")
         for number, branch in enumerate(self.branches, start=1):
-            if not branch.text.strip():
-                raise DataError(f"record {self.id!r}: branch {number} is empty")
+            _check_text(f"record {shown}: branch {number}", branch.text)
+            _check_text(f"record {shown}: the prefix of branch {number}", branch.prefix, may_be_empty=True)
+        for number, answer in enumerate(self.answers, start=1):
+            _check_text(f"record {shown}: answer {number}", answer, may_be_empty=True)
+        try:
+            json.dumps(self.meta, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise DataError(f"record {shown}: its meta has no JSON form: {_shown(str(error))[1:-1]}") from None
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
-        """Read a record from its JSON form.  Raises `DataError` for a missing, unknown or wrongly typed key."""
-        if not isinstance(value, dict):
+        """Read a record from its JSON form; null, and what else is missing, is as if it was not there.
+
+        Raises `DataError` for a missing, unknown or wrongly typed key.
+        """
+        if not isinstance(value, Mapping):
             raise DataError(f"a record is a JSON object, not {type(value).__name__}")
+        try:
+            value = _given(without_missing(value))
+        except TooDeepError as error:
+            raise DataError(str(error)) from None
         known = {field.name for field in dataclasses.fields(cls)}
         required = known - {"answers", "meta"}
         wrong = [f"missing {name}" for name in sorted(required - value.keys())]
-        wrong += [f"unknown {name}" for name in sorted(value.keys() - known)]
+        wrong += [f"unknown {_shown(name)[1:-1]}" for name in sorted(map(str, value.keys() - known))]
         texts = ("id", "task", "query", "target")
         wrong += [f"{name} is no text" for name in texts if name in value and not isinstance(value[name], str)]
         wrong += [] if _are_texts(value.get("answers", [])) else ["answers is no list of texts"]
@@ -72,7 +91,7 @@ class Record:
         if not isinstance(branches, list) or not all(map(_is_branch, branches)):
             wrong.append('branches is no list of {"text": ..., "prefix": ...}')
         if wrong:
-            raise DataError(f"record {value.get('id', '')!r}: " + "; ".join(wrong))
+            raise DataError(f"record {_shown(value.get('id', ''))}: " + "; ".join(wrong))
         return cls(
             **{name: value[name] for name in texts},
             branches=tuple(BranchText(branch["text"], branch.get("prefix", "")) for branch in branches),
@@ -82,9 +101,51 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form; what is empty and optional is left out."""
-        value = dataclasses.asdict(self)
-        value["branches"] = [{k: v for k, v in branch.items() if v} for branch in value["branches"]]
-        return {name: field for name, field in value.items() if field or name not in ("answers", "meta")}
+        branches = []
+        for branch in self.branches:
+            branches.append({"text": branch.text} | ({"prefix": branch.prefix} if branch.prefix else {}))
+        value: dict[str, Any] = {
+            "id": self.id,
+            "task": self.task,
+            "query": self.query,
+            "branches": branches,
+            "target": self.target,
+        }
+        if self.answers:
+            value["answers"] = list(self.answers)
+        if self.meta:
+            value["meta"] = self.meta
+        return value
+
+
+def _check_text(what: str, value: object, may_be_empty: bool = False) -> None:
+    if not isinstance(value, str):
+        raise DataError(f"{what} is no text")
+    if not may_be_empty and not value.strip():
+        raise DataError(f"{what} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = f"half of a surrogate pair (\\u{ord(value[error.start]):04x}) at character {error.start + 1}"
+        raise DataError(f"{what} is not Unicode text: {half}") from None
+
+
+def _given(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is null: keys of the record, prefixes, and answers among others."""
+    given = {name: field for name, field in value.items() if field is not None}
+    answers, branches = given.get("answers"), given.get("branches")
+    if isinstance(answers, list):
+        given["answers"] = [answer for answer in answers if answer is not None]
+    for branch in branches if isinstance(branches, list) else ():
+        if isinstance(branch, dict) and branch.get("prefix", "") is None:
+            del branch["prefix"]
+    return given
+
+
+def _shown(value: Any) -> str:
+    """Show a value in a message: short, and such that it can be printed."""
+    text = repr(value)  # which escapes what is not printable, half a surrogate pair among it
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _are_texts(value: Any) -> bool:
@@ -96,33 +157,12 @@ def _is_branch(value: Any) -> bool:
     return texts and "text" in value and not value.keys() - {"text", "prefix"}
 
 
-def read_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
-    """Go through the JSON values of a .jsonl or .jsonl.gz file with their line numbers, from 1; empty lines are passed over.
-
-    Raises `DataError` naming the file, and the line where one is not JSON.
-    """
-    path = Path(path)
-    number = 0
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}:{number + 1}: not UTF-8 text") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists thousands deep
-        raise DataError(f"{path}:{number}: JSON that cannot be read: {error}") from None
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is damaged after line {number}: {error}") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-
-
 def read_records(path: str | Path) -> Iterator[Record]:
-    """Go through the records of a .jsonl or .jsonl.gz file.  Raises `DataError` naming file, line and what is wrong."""
-    for number, value in read_json_lines(path):
+    """Go through the records of a file of JSON lines, or of a JSON list, plain or gzipped.
+
+    Raises `DataError` naming file, line and what is wrong.
+    """
+    for number, value in read_json_values(path):
         try:
             yield Record.from_json(value)
         except DataError as error:
@@ -134,21 +174,40 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
 
     Raises `DataError` naming the file when it cannot be written.
     """
-    path = Path(path)
-    with writing(path), made(followed(path).parent):
-        return _write_records(path, records)
+    target = check_target(path)
+    with writing(target), made(target.parent):
+        return _write_records(target, records, gzipped=Path(path).suffix == ".gz")
 
 
-def _write_records(path: Path, records: Iterable[Record]) -> int:
-    target = followed(path)  # a link stays a link
-    part = target.with_name(f".{target.name}.part")
+def check_target(path: str | Path) -> Path:
+    """Return where a file is to be written: links are followed, so that they stay links.
+
+    Raises `DataError` for what no file can be written to.
+    """
+    try:
+        given = Path(path).expanduser().absolute()
+        target = given.resolve()
+        is_directory = target.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"cannot write {str(path)!r}: {error}") from None
+    # /dev/stdout leads to the file behind it: it would be replaced, with all that is in it.
+    if given.is_relative_to("/dev") or given.is_relative_to("/proc"):
+        raise DataError(f"cannot write {path}: give the name of a file, which is written atomically")
+    refuse_special(target, DataError)
+    if is_directory:
+        raise DataError(f"cannot write {path}: it is a directory, give the name of a file")
+    return target
+
+
+def _write_records(path: Path, records: Iterable[Record], *, gzipped: bool) -> int:
+    part = path.with_name(f".{path.name}.part")
     count = 0
     try:
-        with gzip.open(part, "wt", encoding="utf-8") if path.suffix == ".gz" else part.open("w", encoding="utf-8") as file:
+        with gzip.open(part, "wt", encoding="utf-8") if gzipped else part.open("w", encoding="utf-8") as file:
             for record in records:
                 file.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
                 count += 1
-        part.replace(target)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
     return count

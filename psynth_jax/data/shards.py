@@ -3,7 +3,9 @@
     DIR/<task>/examples.array_record   an example a record, compressed one by one (group_size:1)
     DIR/<task>/lengths.npy             int32 [E, 7], columns as in `Lengths`
     DIR/<task>/task.json               format, task, count, vocabulary, end_id, tokenizer (its fingerprint), wording (that of
-                                       the prompts), model, source (what it was made from), dropped {reason: count}
+                                       the prompts), template (variables of the chat template; absent: none), model, source
+                                       (what it was made from), dropped {reason: count}, lengths_sha256 (of lengths.npy;
+                                       older directories have none)
 
 An example is little-endian int32, then its id:
 
@@ -24,7 +26,8 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Collection, Iterator
+import tokenize
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, SupportsIndex
@@ -34,14 +37,32 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from psynth_jax.axes import HostArray
+from psynth_jax.data.counts import counted
 from psynth_jax.data.example import BranchTokens, Example, ExampleSource, Lengths, lengths_of
+from psynth_jax.data.missing import without_missing
 from psynth_jax.directories import made, replacing, writing
 from psynth_jax.errors import DataError
+from psynth_jax.files import read_text, refuse_special
 from psynth_jax.prompts import baseline_messages, synthesis_messages
+from psynth_jax.template_variables import TemplateVariables, checked_variables, described
 
 FORMAT = 1
 _EXAMPLES, _LENGTHS, _TASK = "examples.array_record", "lengths.npy", "task.json"
-_INFO = ("task", "count", "wording", "source", "dropped")  # of task.json, besides the format and the vocabulary
+# What task.json has besides its format, and of which kind it is.  int: not negative.
+_INFO: Mapping[str, type] = {
+    "task": str,
+    "count": int,
+    "wording": str,
+    "source": dict,
+    "dropped": dict,
+    "tokenizer": str,
+    "vocabulary": int,
+    "end_id": int,
+    "model": str,
+}
+_MOST = 2**31 - 1
+# What the reader of examples raises for damaged files.
+_READER_ERRORS = (RuntimeError, OSError, ValueError, LookupError, TypeError, OverflowError, SystemError)
 _PROMPT_PARTS = 5  # the lengths before those of the branches
 _INT = np.dtype("<i4")
 
@@ -75,6 +96,8 @@ def from_bytes(stored: bytes, task: str) -> Example:
     tokens = sum(lengths)
     if min(lengths) < 0 or (start + tokens) * _INT.itemsize + numbers[0] != len(stored):
         raise DataError("its lengths do not add up")
+    if tokens and np.min(numbers[start : start + tokens]) < 0:
+        raise DataError("it has a token below 0")
     borders = [start, *(start + end for end in itertools.accumulate(lengths))]
     prompt, pasted, target, *kept = (numbers[first:last] for first, last in itertools.pairwise(borders))
     branches = tuple(BranchTokens(*pair) for pair in zip(kept[::2], kept[1::2], strict=True))
@@ -91,13 +114,14 @@ def wording() -> str:
 class Vocabulary:
     """Which tokens examples are made of: the tokenizer's fingerprint, how many tokens it has, and what ends a target.
 
-    model: what the user called the model whose tokenizer it is.
+    model: what the user called the model whose tokenizer it is.  template: variables of its chat template.
     """
 
     tokenizer: str
     vocabulary: int
     end_id: int
     model: str
+    template: TemplateVariables = dataclasses.field(default_factory=dict)
 
 
 class ShardWriter:
@@ -168,6 +192,7 @@ class ShardWriter:
         (self._fresh / _LENGTHS).write_bytes(lengths.getvalue())
         info = {"format": FORMAT, "task": self.task, "count": len(self), **dataclasses.asdict(self._vocabulary)}
         info |= {"wording": wording(), "source": self.source, "dropped": self.dropped}
+        info["lengths_sha256"] = hashlib.sha256(lengths.getvalue()).hexdigest()
         (self._fresh / _TASK).write_text(json.dumps(info, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
@@ -189,30 +214,38 @@ class Shard:
     lengths: int32 `[E, 7]`, read-only, columns as in `Lengths`.  info: what task.json says.
     """
 
-    def __init__(self, directory: str | Path, tokenizer: str | Collection[str] | None = None):
+    def __init__(
+        self,
+        directory: str | Path,
+        tokenizer: str | Collection[str] | None = None,
+        template: TemplateVariables | None = None,
+    ):
         """Open a directory and check that its files belong together.
 
         Args:
           directory: of one task.
           tokenizer: fingerprint of the tokenizer that its tokens must be of, or several that are right; None takes any.
+          template: variables of the chat template that its prompts must be rendered with; None takes any.
 
         Raises:
-          DataError: it is no such directory, another version's, another tokenizer's, or one of its files is missing or
-            damaged; the message says which and what helps.
+          DataError: it is no such directory, another version's, another tokenizer's, made with other template variables,
+            or one of its files is missing or damaged; the message says which and what helps.
         """
         self.directory = Path(directory)
         self._tokenizer = (tokenizer,) if isinstance(tokenizer, str) else tokenizer
+        self._template = template
         self.info: dict[str, Any] = self._read_info()
         self.task: str = self.info["task"]
         self.lengths = self._read_lengths()
         file = self.directory / _EXAMPLES
         try:
+            refuse_special(file, DataError)
             self._source = ArrayRecordDataSource(str(file))
-        except (RuntimeError, OSError) as error:
+        except (*_READER_ERRORS, DataError) as error:
             raise self._damaged(_EXAMPLES, str(error).split(";")[0]) from None
         if not len(self._source) == len(self.lengths) == self.info["count"]:
             # A file that is cut off opens, and has no examples.
-            found = f"{len(self._source)} examples and {len(self.lengths)} rows of lengths"
+            found = f"{counted(len(self._source), 'example')} and {counted(len(self.lengths), 'row')} of lengths"
             raise self._damaged(_EXAMPLES, f"there are {found}, not {self.info['count']} of each")
 
     def __len__(self) -> int:
@@ -225,59 +258,133 @@ class Shard:
         """
         number = range(len(self))[index]
         try:
-            return from_bytes(self._source[number], self.task)
-        except (RuntimeError, UnicodeDecodeError, DataError) as error:
+            example = from_bytes(self._source[number], self.task)
+        except (*_READER_ERRORS, DataError) as error:
             raise self._damaged(_EXAMPLES, f"example {number}: {str(error).split(';')[0]}") from None
+        if list(lengths_of(example)) != self.lengths[number].tolist():
+            # What is planned by the lengths would not hold the example.
+            raise self._damaged(_LENGTHS, f"example {number} has other lengths")
+        return example
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Path, Collection[str] | None]]:
-        return type(self), (self.directory, self._tokenizer)
+    def __reduce__(self) -> tuple[type[Self], tuple[Path, Collection[str] | None, TemplateVariables | None]]:
+        return type(self), (self.directory, self._tokenizer, self._template)
 
     def _read_info(self) -> dict[str, Any]:
+        path = self.directory / _TASK
         try:
-            info = json.loads((self.directory / _TASK).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(f"{self.directory} is no directory of examples: it has no {_TASK}") from None
+            if not path.exists():
+                raise DataError(f"{self.directory} is no directory of examples: it has no {_TASK}")
         except (OSError, ValueError) as error:
+            raise DataError(f"cannot read {str(self.directory)!r}: {error}") from None
+        try:
+            info = json.loads(read_text(path, DataError))
+        except DataError as error:
+            raise self._damaged(_TASK, str(error)) from None
+        except (ValueError, RecursionError) as error:
             raise self._damaged(_TASK, str(error)) from None
         if not isinstance(info, dict) or info.get("format") != FORMAT:
             found = info.get("format") if isinstance(info, dict) else None
-            raise DataError(f"{self.directory} has format {found!r}, this version reads {FORMAT}: prepare it again")
-        missing = [key for key in (*_INFO, *(f.name for f in dataclasses.fields(Vocabulary))) if key not in info]
-        if missing:
-            raise self._damaged(_TASK, f"it has no {', '.join(missing)}")
+            raise DataError(f"{self.directory} has format {found!r:.40}, this version reads {FORMAT}: prepare it again")
+        # Earlier versions knew no template variables, and wrote none.
+        info["template"] = checked_variables(info.get("template"), f"template of {self.directory / _TASK}", DataError)
+        self._check_info(info)
         if self._tokenizer is not None and info["tokenizer"] not in self._tokenizer:
             raise DataError(
                 f"{self.directory} was prepared with the tokenizer of {info['model']}, which is another than this model's: "
                 "prepare it again with this model"
             )
+        if self._template is not None and info["template"] != self._template:
+            raise DataError(
+                f"{self.directory} was prepared with {described(info['template'])}, and is used with "
+                f"{described(self._template)}: prepare it again (--template), or train with the same `template`"
+            )
         if info["wording"] != wording():
             raise DataError(f"{self.directory} was prepared with other words around the questions: prepare it again")
         return info
 
-    def _read_lengths(self) -> HostArray:
+    def _check_info(self, info: Mapping[str, Any]) -> None:
+        missing = [key for key in _INFO if key not in info]
+        if missing:
+            raise self._damaged(_TASK, f"it has no {', '.join(missing)}")
+        for key, kind in _INFO.items():
+            value = info[key]
+            is_number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST
+            if not (is_number if kind is int else isinstance(value, kind)):
+                raise self._damaged(_TASK, f"its {key} is {value!r:.40}")
+        if not info["task"].strip():
+            raise self._damaged(_TASK, "its task is empty")
+        if info["count"] == 0:
+            raise self._damaged(_TASK, "it has no examples")
+        if not all(isinstance(count, int) for count in info["dropped"].values()):
+            raise self._damaged(_TASK, "its dropped has a value that is no count")
         try:
-            lengths = np.load(self.directory / _LENGTHS, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            json.dumps(without_missing(info), ensure_ascii=False).encode()
+        except (ValueError, RecursionError):  # half of a surrogate pair, lists thousands deep
+            raise self._damaged(_TASK, "it has text that is not Unicode, or values that are too deep") from None
+
+    def _read_lengths(self) -> HostArray:
+        path, columns = self.directory / _LENGTHS, len(Lengths._fields)
+        try:
+            refuse_special(path, DataError)
+            content = path.read_bytes()
+        except (OSError, DataError) as error:
             raise self._damaged(_LENGTHS, str(error)) from None
-        columns = len(Lengths._fields)
-        if lengths.shape[1:] != (columns,) or lengths.dtype != _INT:
-            raise self._damaged(_LENGTHS, f"it is {lengths.dtype} {list(lengths.shape)}, not int32 [E, {columns}]")
-        lengths.flags.writeable = False
+        expected = self.info.get("lengths_sha256")
+        if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+            raise self._damaged(_LENGTHS, f"it is not the file that {_TASK} is of")
+        # Not np.load: it believes what the head of a damaged file says, and reads other formats, too.
+        file = io.BytesIO(content)
+        try:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("another version of the format")
+            shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
+        # The head is read as a Python literal.
+        except (
+            ValueError,
+            TypeError,
+            SyntaxError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+            tokenize.TokenError,
+        ) as error:
+            raise self._damaged(_LENGTHS, str(error)[:200]) from None
+        if shape[1:] != (columns,) or dtype != _INT or by_column:
+            raise self._damaged(_LENGTHS, f"it is {dtype} {list(shape)}, not int32 [E, {columns}]")
+        numbers = content[file.tell() :]
+        if len(numbers) != shape[0] * columns * _INT.itemsize:
+            raise self._damaged(_LENGTHS, f"it has {len(numbers):,} bytes for {shape[0]:,} rows")
+        lengths = np.frombuffer(numbers, _INT).reshape(shape)
+        if lengths.size and np.min(lengths) < 0:
+            raise self._damaged(_LENGTHS, "it has a length below 0")
         return lengths
 
     def _damaged(self, file: str, reason: str) -> DataError:
         return DataError(f"{self.directory / file} is missing or damaged ({' '.join(reason.split())}): prepare it again")
 
 
-def open_shards(directory: str | Path, tokenizer: str | Collection[str] | None = None) -> list[Shard]:
+def is_shard(directory: Path) -> bool:
+    """Whether a directory is that of one task."""
+    return (directory / _TASK).is_file()
+
+
+def open_shards(
+    directory: str | Path,
+    tokenizer: str | Collection[str] | None = None,
+    template: TemplateVariables | None = None,
+) -> list[Shard]:
     """Open what `psynth data prepare` wrote: one task's directory, or the one that has those of several, by name.
 
     Arguments and errors as for `Shard`; a directory without any is a `DataError`, too.
     """
     directory = Path(directory)
-    if (directory / _TASK).is_file():
-        return [Shard(directory, tokenizer)]
-    tasks = sorted(file.parent for file in directory.glob(f"*/{_TASK}") if not file.parent.name.startswith("."))
+    try:
+        is_one = (directory / _TASK).exists()
+        tasks = sorted(file.parent for file in directory.glob(f"*/{_TASK}") if not file.parent.name.startswith("."))
+    except (OSError, ValueError) as error:  # a name that is too long, a folder that nobody may look into
+        raise DataError(f"cannot read {str(directory)!r}: {error}") from None
+    if is_one:
+        return [Shard(directory, tokenizer, template)]
     if not tasks:
         raise DataError(f"there are no examples in {directory}: neither it nor a directory in it has a {_TASK}")
-    return [Shard(task, tokenizer) for task in tasks]
+    return [Shard(task, tokenizer, template) for task in tasks]

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
 from psynth_jax.convert.adapter_directory import Adapter
+from psynth_jax.convert.adapters import load_adapter
 from psynth_jax.errors import DataError, InputError
 from psynth_jax.evaluation.tasks import Question
 from psynth_jax.model import Model
 from psynth_jax.prompts import baseline_messages, synthesis_messages
 from psynth_jax.synthesis.inputs import tokenizer_of
 from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
+from psynth_jax.template_variables import TemplateVariables
 
 Weights: TypeAlias = Literal["base", "adapter", "text_adapter"]
 Answer: TypeAlias = Callable[[ParallelSynthesis, Sequence[Question], Mapping[str, Any]], list[SynthesisResult]]
@@ -125,15 +127,26 @@ class Synthesizers:
 
     @classmethod
     def over(
-        cls, model: Model, adapter: str | Path | Adapter | None = None, text_adapter: str | Path | Adapter | None = None
+        cls,
+        model: Model,
+        adapter: str | Path | Adapter | None = None,
+        text_adapter: str | Path | Adapter | None = None,
+        template: TemplateVariables | None = None,
     ) -> Self:
         """Put adapters on a model.
+
+        template: variables of the chat template, the same for all, so that all are asked the same; None: those that the
+        adapter, or else the text adapter, was trained with.
 
         Raises `AdapterError`, `ModelMismatchError` or `InputError` for an adapter that cannot be used; a text adapter
         without a LoRA cannot: pasted texts are read without a mapper.
         """
-        base = ParallelSynthesis(model)
-        adapted, for_text = (None if a is None else ParallelSynthesis(model, a) for a in (adapter, text_adapter))
+        given = [load_adapter(a, model) if isinstance(a, str | Path) else a for a in (adapter, text_adapter)]
+        if template is None:
+            noted = [a.template for a in given if a is not None and a.template]
+            template = noted[0] if noted else None
+        base = ParallelSynthesis(model, template=template)
+        adapted, for_text = (None if a is None else ParallelSynthesis(model, a, template=template) for a in given)
         if for_text is not None and for_text.adapter.lora is None:
             raise InputError("the text adapter has no LoRA: text-lora would be text")
         return cls(base, adapted, for_text)

@@ -11,20 +11,28 @@ its question is asked again.  Knows no model.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
-from psynth_jax.data.record import read_json_lines
+from psynth_jax.data.json_values import read_json_values
 from psynth_jax.directories import followed
 from psynth_jax.errors import DataError, InputError
-from psynth_jax.files import write_text
+from psynth_jax.files import read_text, refuse_special, write_text
 
 Row: TypeAlias = dict[str, Any]
 Key: TypeAlias = tuple[str, str, str]
 
 SETTINGS, ROWS, SUMMARY = "settings.json", "rows.jsonl", "summary.json"
+
+# What every row has besides its scores.  "number?" is a number, or null where the question did not fit.
+DOES_NOT_FIT = "does_not_fit"  # a finish reason
+_KEYS = {
+    **dict.fromkeys(("method", "task", "id", "finish_reason"), "text"),
+    **dict.fromkeys(("ttft_s", "prompt_tokens", "cached_tokens", "generated_tokens"), "number?"),
+}
 
 
 def key_of(row: Row) -> Key:
@@ -39,11 +47,14 @@ class RowFile:
         self,
         folder: str | Path,
         settings: Mapping[str, Any],
+        scores: Sequence[str] = (),
         same: Mapping[str, Callable[[Any], bool]] | None = None,
     ):
         """Open a folder, made if it is not there; read its rows.
 
         Args:
+          folder: where it is.
+          scores: names of the scores that every row must have, each from 0 to 1.
           settings: JSON values by name.  None is for what no row depends on yet, such as an adapter that no method uses.
           same: by name, whether a value in the folder means the setting of today, where equality is not enough.
 
@@ -56,15 +67,24 @@ class RowFile:
         try:
             followed(self.folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot make the folder {folder}: {error.strerror}") from None
+            raise InputError(f"cannot make the folder {folder}: {error.strerror or error}") from None
+        except ValueError as error:  # a zero byte in the name
+            raise InputError(f"cannot make the folder {str(folder)!r}: {error}") from None
+        self._scores = scores
         self._same = dict(same or {})
         self.settings = self._take_settings(settings)
         self.rows = self._read()
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Keep the file open for `append`."""
-        with (self.folder / ROWS).open("a", encoding="utf-8") as self._file:
+        """Keep the file open for `append`.  Raises `InputError` when it cannot be written."""
+        path = self.folder / ROWS
+        try:
+            refuse_special(path)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+        with self._file:
             yield
         self._file = None
 
@@ -79,7 +99,7 @@ class RowFile:
         self.rows[key_of(row)] = row
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write the summary, whole or not at all."""
+        """Write the summary, whole or not at all.  Raises `InputError` when it cannot be written."""
         _write_whole(self.folder / SUMMARY, summary)
 
     def _take_settings(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -87,8 +107,9 @@ class RowFile:
         path = self.folder / SETTINGS
         before: Mapping[str, Any] = {}
         if path.exists():
-            before = _read_object(path)
-        elif any(self.folder.iterdir()):
+            # Earlier versions had no template variables, and did not say so.
+            before = {"template": {}, **_read_object(path)} if "template" in settings else _read_object(path)
+        elif _has_files(self.folder):
             raise InputError(f"{self.folder} is not the folder of an evaluation: it has files, but no {SETTINGS}")
         wrong = [
             f"{name} is {_shown(value)}, it was {_shown(before[name])}"
@@ -110,27 +131,62 @@ class RowFile:
         path = self.folder / ROWS
         if not path.exists():
             return {}
+        refuse_special(path)
         _drop_torn_line(path)
         rows = {}
-        for number, row in read_json_lines(path):
-            if not isinstance(row, dict) or not {"method", "task", "id"} <= row.keys():
-                raise DataError(f"{path}:{number}: not a row of an evaluation")
+        for number, row in read_json_values(path):
+            wrong = self._wrong(row)
+            if wrong:
+                raise DataError(
+                    f"{path}:{number}: not a row of an evaluation: {wrong}; take the line out, and "
+                    "its question is asked again"
+                )
             rows[key_of(row)] = row
         return rows
 
+    def _wrong(self, row: Any) -> str:
+        """Say what makes a value no row; "" for nothing."""
+        if not isinstance(row, dict):
+            return "it is no object"
+        for name in (*_KEYS, *self._scores):
+            if name not in row:
+                return f"it has no {name}"
+            kind, value = _KEYS.get(name, "score"), row[name]
+            is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            right = {
+                "text": isinstance(value, str),
+                "number?": value is None or (is_number and value >= 0),
+                "score": is_number and 0 <= value <= 1,
+            }
+            if not right[kind]:
+                return f"its {name} is {value!r:.40}"
+        if row["finish_reason"] != DOES_NOT_FIT and None in (row[name] for name, kind in _KEYS.items() if kind == "number?"):
+            return "it has no time or no tokens, and does not say that it did not fit"
+        return ""
+
+
+def _has_files(folder: Path) -> bool:
+    try:
+        return any(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror or error}") from None
+
 
 def _drop_torn_line(path: Path) -> None:
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
+    try:
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with path.open("r+b") as file:
+                file.truncate(whole)
+    except OSError as error:
+        raise InputError(f"cannot read and mend {path}: {error.strerror or error}") from None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no settings")
@@ -138,9 +194,18 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _write_whole(path: Path, value: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    try:
+        refuse_special(path)
+        write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _shown(value: Any) -> str:
-    """Show a setting, a digest by its first letters."""
-    return f"{value[:12]}…" if isinstance(value, str) and len(value) >= 64 else str(value)
+    """Show a setting, a digest by its first letters, and nothing at length."""
+    if isinstance(value, str) and len(value) >= 64:
+        return f"{value[:12]}…"
+    try:
+        return f"{value!s:.80}".encode("utf-8", "backslashreplace").decode()
+    except (RecursionError, ValueError):  # lists thousands deep, or a number of thousands of digits
+        return f"a value of type {type(value).__name__}"

@@ -18,8 +18,8 @@ import jax
 from psynth_jax.errors import ContextLengthError, InputError
 from psynth_jax.evaluation import intervals
 from psynth_jax.evaluation.methods import METHODS, Method, Synthesizers, with_wrong_branches
-from psynth_jax.evaluation.rows import Row, RowFile
-from psynth_jax.evaluation.summary import DOES_NOT_FIT, summarise
+from psynth_jax.evaluation.rows import DOES_NOT_FIT, Row, RowFile
+from psynth_jax.evaluation.summary import summarise
 from psynth_jax.evaluation.tasks import Question, Task, questions_digest
 from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
 from psynth_jax.synthesis.sampling import SamplingOptions, checked_seed
@@ -108,7 +108,8 @@ def evaluate(plan: Plan, synthesizers: Synthesizers, into: str | Path, on_row: O
     """
     ready = [(method, synthesizers.of(method)) for method in plan.methods]
     identity = synthesizers.base.model.identity
-    file = RowFile(into, _settings(plan, synthesizers), same={"model": identity.matches})
+    same = {"model": identity.matches}
+    file = RowFile(into, _settings(plan, synthesizers), _score_names(plan), same)
     options = {"max_new_tokens": plan.max_new_tokens, "temperature": plan.temperature, "seed": plan.seed}
     with file.open():
         for method, synth in ready:
@@ -206,6 +207,7 @@ def _settings(plan: Plan, synthesizers: Synthesizers) -> dict[str, Any]:
         "format": 1,
         "data": questions_digest(plan.everything),
         "model": model.fingerprint,
+        "template": dict(synthesizers.base.template),
         "dtype": model.decoder.dtype.name,
         "adapter": digests.get("adapter"),
         "text_adapter": digests.get("text_adapter"),

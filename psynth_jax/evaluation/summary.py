@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psynth_jax.evaluation.intervals import Interval, difference_interval, mean_interval, ratio_interval
-from psynth_jax.evaluation.rows import Row
+from psynth_jax.evaluation.rows import DOES_NOT_FIT, Row
 
-DOES_NOT_FIT = "does_not_fit"
 COMPARED = "branches"
 
 

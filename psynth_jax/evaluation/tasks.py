@@ -70,12 +70,12 @@ class Task(abc.ABC):
 
 
 class QATask(Task):
-    """Questions with short answers from a file of records (.jsonl, .jsonl.gz); EM and F1."""
+    """Questions with short answers from a file of records (JSON lines or a JSON list, plain or gzipped); EM and F1."""
 
     def __init__(self, path: str | Path, max_new_tokens: int = 32):
         """Name the file; it is read when questions are asked for."""
         self.path = Path(path)
-        self.name = self.path.name.removesuffix(".gz").removesuffix(".jsonl")
+        self.name = self.path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
         self.max_new_tokens = max_new_tokens
 
     def questions(self) -> Sequence[Question]:

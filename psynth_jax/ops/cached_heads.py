@@ -162,5 +162,6 @@ def _quantise(heads: Array) -> tuple[Array, Array]:
     """Return int8 `[..., T, H]` and scales `[..., 1, T]`: the largest number of each head and slot becomes 127."""
     wide = heads.astype(jnp.float32)
     largest = jnp.abs(wide).max(axis=-1, keepdims=True)
-    scale = jnp.where(largest > 0, largest, 1.0) / _INT8_LARGEST
+    # Not largest > 0, which NaN is not: its scale has to be NaN, for no int8 can be.
+    scale = jnp.where(largest == 0, 1.0, largest) / _INT8_LARGEST
     return jnp.round(wide / scale).astype(jnp.int8), scale.swapaxes(-1, -2)

@@ -52,8 +52,8 @@ def merge_stacked(parts: Partial) -> Partial:
 
 
 def finalize(partial: Partial) -> Array:
-    """Return the attention output `[..., H]`; zeros for a query that saw no key."""
-    seen = partial.row_sum > 0
+    """Return the attention output `[..., H]`; zeros for a query that saw no key, NaN for one that saw NaN."""
+    seen = partial.row_sum != 0  # not > 0, which NaN is not: it would come out as zeros, and nobody would know
     return jnp.where(seen[..., None], partial.out / jnp.where(seen, partial.row_sum, 1.0)[..., None], 0.0)
 
 
@@ -64,5 +64,5 @@ def normalised(out: Array, level: Array) -> Partial:
 
 def level(row_max: Array, row_sum: Array) -> Array:
     """Return the log of the sum of exp(logit) over all that a query saw, -inf where it saw nothing."""
-    seen = row_sum > 0
+    seen = row_sum != 0  # see `finalize`
     return jnp.where(seen, row_max + jnp.log(jnp.where(seen, row_sum, 1.0)), -jnp.inf)

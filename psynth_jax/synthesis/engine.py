@@ -11,6 +11,9 @@ the first chunk.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from psynth_jax.axes import Array, HostArray, pad_rows
 from psynth_jax.cache import KVCache, cache_shardings, placement_on, slot_bucket
-from psynth_jax.errors import MemoryLimitError
+from psynth_jax.errors import MemoryLimitError, NotFiniteError
 from psynth_jax.nn.decoder import Decoder
 from psynth_jax.nn.ragged import list_rows
 from psynth_jax.ops.branch_attention import Implementation
@@ -33,6 +36,10 @@ from psynth_jax.synthesis.step import Reader, Rows
 # Rows are fed as a list that is at most so long as their first chunk is with its padding, if it saves this many tokens:
 # there are more sizes of lists than of chunks, and each is compiled.
 RAGGED, LEAST_SAVED = 0.8, 1024
+_log = logging.getLogger(__name__)
+# Programs over several devices meet in collectives: all devices must be given them in one order, whoever calls.
+_ONE_ORDER = threading.Lock()
+
 CHUNKS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -90,6 +97,9 @@ class Engine:
     """Runs one decoder, over the mesh that its weights lie on.  Holds compiled steps, no other state.
 
     cache_dtype: of the caches that become branches; None is the model's own.
+
+    Threads may share one: every call has its own caches, a step is compiled by one thread while those that want to compile
+    wait, and each thread counts the time that it waited for compilations (`now`).
     """
 
     def __init__(self, model: Decoder, implementation: Implementation = "auto", cache_dtype: str | None = None):
@@ -99,11 +109,20 @@ class Engine:
         self.compile_seconds = 0.0
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._functions: dict[Any, Any] = {}
+        self._compiling = threading.RLock()
+        self._waited = threading.local()
 
     @property
     def compilations(self) -> int:
         """How many programs have been compiled so far."""
         return len(self._compiled)
+
+    def now(self) -> float:
+        """Return a clock's seconds without those in which this thread compiled, or waited for another that did.
+
+        Only differences of two readings by the same thread mean something; they are never negative.
+        """
+        return time.perf_counter() - float(getattr(self._waited, "seconds", 0.0))
 
     @property
     def mesh(self) -> Mesh | None:
@@ -147,12 +166,9 @@ class Engine:
         shapes = tuple((np.shape(x), x.dtype) for x in leaves)
         key = (function, row_axes, structure, shapes, tuple(static.items()))
         try:
-            if key not in self._compiled:
-                begin = time.perf_counter()
-                lowered = self.jitted(function, row_axes).lower(self.model, *args, **static)
-                self._compiled[key] = lowered.compile()
-                self.compile_seconds += time.perf_counter() - begin
-            return self._compiled[key](self.model, *args)
+            program = self._compiled.get(key) or self._compile(key, args, static)
+            with contextlib.nullcontext() if self.mesh is None else _ONE_ORDER:
+                return program(self.model, *args)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -160,6 +176,25 @@ class Engine:
                 "the device has not enough memory for this call: use fewer or shorter branches, fewer rows at once, "
                 "a lower max_new_tokens, or dtype bfloat16"
             ) from None
+
+    def _compile(self, key: Any, args: Any, static: dict[str, Any]) -> Callable[..., Any]:
+        """Compile a step, or take it from the thread that has just done so."""
+        function, row_axes = key[:2]
+        begin = time.perf_counter()
+        try:
+            with self._compiling:
+                if key not in self._compiled:
+                    started = time.perf_counter()
+                    lowered = self.jitted(function, row_axes).lower(self.model, *args, **static)
+                    self._compiled[key] = lowered.compile()
+                    seconds = time.perf_counter() - started
+                    self.compile_seconds += seconds
+                    name = function.__name__.strip("_")
+                    _log.info("compiled %s for %s in %.2f s", name, _described(args, static), seconds)
+                return self._compiled[key]
+        finally:
+            waited = time.perf_counter() - begin
+            self._waited.seconds = getattr(self._waited, "seconds", 0.0) + waited
 
     def allocate(self, rows: int, slots: int, row_axes: tuple[str, ...] = (), *, for_branches: bool = False) -> KVCache:
         """Return an empty own cache, in `cache_dtype` if its rows will become branches.
@@ -279,3 +314,22 @@ class Engine:
             first += size
         joined = np.concatenate(found, axis=1)
         return [joined[row, : length - 1] for row, length in enumerate(lengths)]
+
+
+def not_finite(engine: Engine, what: str) -> NotFiniteError:
+    """Return the error for numbers of an engine that are NaN or infinite; `what` says where they were met."""
+    dtype = engine.model.dtype.name
+    if dtype == "float16":
+        why = "float16 overflows above 65,504: load the model with dtype bfloat16 or float32"
+    elif engine.cache_dtype == "float16":
+        why = "float16 overflows above 65,504: use another cache_dtype, such as bfloat16"
+    else:
+        why = "the weights, the adapter or the branches hold NaN or infinities, or numbers that overflow"
+    return NotFiniteError(f"{what} are not finite numbers ({dtype}): {why}")
+
+
+def _described(args: Any, static: dict[str, Any]) -> str:
+    """Return the shapes of a step's arguments, and its static ones, for the log."""
+    shapes = [f"{x.dtype}{list(np.shape(x))}" for x in jax.tree.leaves(args)]
+    options = [f"{name}={value}" for name, value in static.items()]
+    return " ".join([*shapes, *options])

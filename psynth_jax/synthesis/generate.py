@@ -9,7 +9,6 @@ Rows that have stopped idle along, writing behind their own last token.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,8 +17,8 @@ from psynth_jax.axes import HostArray
 from psynth_jax.branches import FinishReason
 from psynth_jax.cache import KVCache
 from psynth_jax.errors import InputError
-from psynth_jax.synthesis.engine import Engine
-from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
+from psynth_jax.synthesis.engine import Engine, not_finite
+from psynth_jax.synthesis.sampling import NOT_FINITE, SamplingOptions, row_sampling
 from psynth_jax.synthesis.step import Reader
 from psynth_jax.tokenizer import TextStream, Tokenizer
 
@@ -54,8 +53,15 @@ class RowOutput:
     Where a stop text begins inside of a token, that token is not among token_ids, but its letters before are in the text.
     """
 
-    def __init__(self, options: SamplingOptions, stop_ids: frozenset[int], tokenizer: Tokenizer | None):
-        """Start with nothing.  Raises `InputError` for stop texts without a tokenizer to find them."""
+    def __init__(
+        self,
+        options: SamplingOptions,
+        stop_ids: frozenset[int],
+        tokenizer: Tokenizer | None,
+        name: str = "the answer",
+    ):
+        """Start with nothing.  name: in messages.  Raises `InputError` for stop texts without a tokenizer to find them."""
+        self.name = name
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.text = ""
@@ -106,6 +112,13 @@ class RowOutput:
         return piece
 
 
+@dataclasses.dataclass
+class OwnCache:
+    """The own cache while a call goes on: each step takes the last one's buffers, so that only the newest can be read."""
+
+    value: KVCache
+
+
 @dataclasses.dataclass(frozen=True)
 class Generated:
     """cache: the own cache, every kept token fed if `feed_last`.
@@ -131,32 +144,43 @@ def generate(
     on_token: Callable[[int, str, int | None], None] | None = None,
     *,
     feed_last: bool,
+    held: OwnCache | None = None,
 ) -> Generated:
     """Decode every row until it stops, filling `outputs`.
 
     Args:
       prompts, outputs, seeds: one per row; see `RowOutput` and `row_sampling`.  A row without an output is fed nothing.
       cache, filled, offset: as for `Engine.prefill`.
-      on_token: called with (row, text piece, token id) after each token of a row that is going on.
+      on_token: called with (row, text piece, token id) after each token of a row that is going on.  What it raises ends
+        the call.
       feed_last: also feed the last token of a row that is cut off, so that the cache holds all its tokens.
+      held: takes the newest cache after every step; it is what is left when the call is broken off.
+
+    Raises:
+      NotFiniteError: logits of a row that is going on are NaN or infinite; the row's name is told.
     """
-    begin, compiled = time.perf_counter(), engine.compile_seconds
+    begin = engine.now()
     sampling = engine.place(row_sampling(options, seeds))
     cache, hidden, token = engine.prefill(reader, prompts, cache, filled, offset, sampling, greedy=options.greedy)
     filled = filled + np.array([len(prompt) for prompt in prompts], np.int32)
     first_token_s, decode_s, index = 0.0, np.zeros(len(outputs)), 0
+    fed = np.array([output is not None for output in outputs])
     while True:
+        if held is not None:
+            held.value = cache
         assert token is not None
         sampled = np.asarray(token)
         if index == 0:
-            first_token_s = time.perf_counter() - begin - (engine.compile_seconds - compiled)
-            begin, compiled = time.perf_counter(), engine.compile_seconds
+            first_token_s, begin = engine.now() - begin, engine.now()
         feeding = np.zeros_like(filled)
         for row, output in enumerate(outputs):
+            # Rows that run idle may read anything; what was fed a token, if only to be cached, has to be sound.
+            if output is not None and fed[row] and sampled[row] == NOT_FINITE:
+                raise not_finite(engine, f"logits of {output.name}")
             if output is not None and output.finish_reason is None:
                 piece = output.push(int(sampled[row]))
                 feeding[row] = output.feeds(feed_last)
-                decode_s[row] = time.perf_counter() - begin - (engine.compile_seconds - compiled)
+                decode_s[row] = engine.now() - begin
                 if on_token is not None:
                     on_token(row, piece, int(sampled[row]))
         if not feeding.any():
@@ -165,4 +189,4 @@ def generate(
         cache, hidden, token = engine.decode(
             reader, token, cache, filled, feeding, offset, hidden, sampling, index, greedy=options.greedy
         )
-        filled = filled + feeding
+        filled, fed = filled + feeding, feeding > 0

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, overload
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from psynth_jax.axes import HostArray
-from psynth_jax.branches import Branch, Branches, FinishReason, PositionMode, branch_view, offsets
+from psynth_jax.branches import Branch, Branches, PositionMode, branch_view, offsets
 from psynth_jax.cache import CACHE_DTYPES
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.convert.adapters import load_adapter
 from psynth_jax.data.sink import after_sink
-from psynth_jax.errors import AdapterError, InputError, ModelMismatchError, listing
-from psynth_jax.identity import short
+from psynth_jax.errors import AdapterError, InputError, listing, shown
 from psynth_jax.mapper import Mapper, mapper_scalars
 from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
@@ -28,29 +27,19 @@ from psynth_jax.ops.branch_attention import Implementation, check_runs_here
 from psynth_jax.prompts import baseline_messages, question_messages, synthesis_messages
 from psynth_jax.sharding import DATA, shards
 from psynth_jax.synthesis import inputs
-from psynth_jax.synthesis.engine import Engine, slots_needed
+from psynth_jax.synthesis.engine import Engine, not_finite, slots_needed
 from psynth_jax.synthesis.generate import OnToken, RowOutput, StreamedToken, generate
+from psynth_jax.synthesis.inputs import Prompt, Text
 from psynth_jax.synthesis.placement import PlacedCaches, question_axes
+from psynth_jax.synthesis.result import SynthesisResult, result_of
 from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed
+from psynth_jax.synthesis.session import Session
 from psynth_jax.synthesis.step import Reader
 from psynth_jax.synthesis.workers import WorkerPrompt, decode_workers, encode_workers, warn_of_copies
+from psynth_jax.template_variables import TemplateVariables, checked_variables, described
+from psynth_jax.texts import checked_text
 
-
-@dataclasses.dataclass(frozen=True)
-class SynthesisResult:
-    """An answer and what it took.
-
-    ttft_s: seconds from branches ready to the first token on the host, tokenisation included, compilation not.
-    prompt_tokens: prefilled for this answer.  cached_tokens: read from branches.  finish_reason: "stop" or "length".
-    """
-
-    text: str
-    token_ids: list[int]
-    ttft_s: float
-    prompt_tokens: int
-    cached_tokens: int
-    decode_tokens_per_s: float
-    finish_reason: FinishReason
+__all__ = ["ParallelSynthesis", "SynthesisResult", "result_of"]
 
 
 class ParallelSynthesis:
@@ -58,6 +47,11 @@ class ParallelSynthesis:
 
     `work`, `encode`, `synthesize`, `synthesize_text` and `score` take one question or a list of them.  Wherever a text goes,
     a list of token ids goes too and is used as it is.
+
+    Threads may share one, and may call it at the same time: calls share weights and compiled steps alone, and what a result
+    says of times is that call's.  `set_mapper` changes calls that begin after it.
+
+    template: the template variables of every chat that it renders.
     """
 
     def __init__(
@@ -68,6 +62,7 @@ class ParallelSynthesis:
         implementation: Implementation = "auto",
         cache_dtype: str | None = None,
         mesh: Mesh | None = None,
+        template: TemplateVariables | None = None,
     ):
         """Set up.
 
@@ -81,27 +76,21 @@ class ParallelSynthesis:
           cache_dtype: of branch caches: one of `CACHE_DTYPES`; None is the model's.  "int8" (a scale per head and slot)
             takes about half the bytes of bfloat16.
           mesh: from `make_mesh`; the weights are moved to it.  None: where the model is.
+          template: variables that the chat template reads besides the messages, as in {"enable_thinking": False}; sessions
+            have them too.  None: those that the adapter was trained with, or else those of the model's tokenizer.  Others
+            than the adapter's are used as given, with a warning.
 
         Raises:
           ConfigError: the mesh does not fit the model.
-          InputError: unknown positions, implementation or cache_dtype.
+          InputError: a model that is none, unknown positions, implementation or cache_dtype, or template variables that
+            the model's template does not read.
           AdapterError, ModelMismatchError: the adapter cannot be used, or belongs to another model.
         """
-        for name, value, allowed in (
-            ("positions", positions, get_args(PositionMode)),
-            ("cache_dtype", cache_dtype, (None, *CACHE_DTYPES)),
-        ):
-            if value not in allowed:
-                raise InputError(f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}")
+        _check_arguments(model, positions, cache_dtype, mesh)
         check_runs_here(implementation)
-        if isinstance(adapter, str | Path):
-            adapter = load_adapter(adapter, model)
-        if isinstance(adapter, Lora):
-            adapter = Adapter(lora=adapter, mapper=None)
-        if adapter is not None and not isinstance(adapter, Adapter):
-            raise AdapterError(f"an adapter is a directory, an Adapter or a Lora, not {adapter!r}")
-        if adapter is not None and adapter.lora is not None and (wrong := adapter.lora.misfits(model.config)):
-            raise AdapterError(f"the adapter does not fit {model.name}: {listing(wrong)}")
+        adapter = _checked_adapter(adapter, model)
+        self._adapter_template = None if adapter is None else adapter.template
+        model = _with_template(model, template, self._adapter_template)
         self._vocabulary = adapter.vocabulary if adapter is not None else None
         placed = model if mesh is None else model.on(mesh)
         writes = self._vocabulary or model.config.vocab_size
@@ -114,10 +103,24 @@ class ParallelSynthesis:
         self._mapper = self.engine.place(adapter.mapper) if adapter is not None else None
         self._sink = adapter.sink if adapter is not None else ()
 
+    def __repr__(self) -> str:
+        """Show the model, and what makes a synthesizer of it."""
+        parts = [name for name, part in (("LoRA", self._lora), ("mapper", self._mapper)) if part is not None]
+        return f"ParallelSynthesis({self.model!r}, {' and '.join(parts) or 'no adapter'}, {self.positions} positions)"
+
+    @property
+    def template(self) -> TemplateVariables:
+        """The template variables of every chat that it renders."""
+        tokenizer = self.model.tokenizer
+        return {} if tokenizer is None else tokenizer.template_variables
+
     @property
     def adapter(self) -> Adapter:
-        """The synthesizer's LoRA and mapper, to be saved."""
-        return Adapter(lora=self._lora, mapper=self._mapper, vocabulary=self._vocabulary, sink=self._sink)
+        """The synthesizer's LoRA and mapper, to be saved, with the template variables that it was trained with."""
+        template = self._adapter_template
+        if template is None and self.template:
+            template = self.template
+        return Adapter(self._lora, self._mapper, self._vocabulary, self._sink, template)
 
     def set_mapper(self, parameters: Mapping[str, HostArray]) -> None:
         """Use another mapper: hidden_kernel `[3, 32]`, hidden_bias `[32]`, out_kernel `[32, 4]`, out_bias `[4]`.
@@ -128,6 +131,8 @@ class ParallelSynthesis:
 
     def mapper_scalars(self, branches: Branches) -> HostArray:
         """Return (aK, bK, aV, bV) of every layer and branch, `[L, B, W, 4]` float32; W is the largest count of the batch."""
+        if not isinstance(branches, Branches):
+            raise InputError(f"branches must be what `work` or `encode` returned, not {shown(branches)}")
         view = branch_view(self._questions_of(branches))
         before = 1 if self._sink else 0
         width = max(len(group) for group in branches.questions)
@@ -156,16 +161,18 @@ class ParallelSynthesis:
         Raises:
           InputError: a prompt is empty, or an option out of range.
           ContextLengthError: a prompt and its answer would not fit the context window.
+          NotFiniteError: a worker's logits are NaN or infinite.
         """
         options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, stop)
+        inputs.check_callback(on_token)
         groups, batched = inputs.by_question(prompts, "prompts")
         seeds = _worker_seeds(seed, groups, batched)
         workers = []
         for number, group in enumerate(groups):
             for index, prompt in enumerate(group):
-                what = _name("prompt", number, index, batched)
+                what = inputs.numbered("prompt", number, index, batched)
                 ids = inputs.prompt_ids(self.model, prompt, what, question_messages)
-                inputs.check_window(self.model, 0, len(ids), max_new_tokens, what)
+                inputs.check_window(self.model, 0, len(ids), options.max_new_tokens, what)
                 workers.append(WorkerPrompt(number, index, ids, seeds[number][index]))
         warn_of_copies(workers, options)
         made = decode_workers(
@@ -183,13 +190,14 @@ class ParallelSynthesis:
 
         Raises:
           InputError: a text is empty, `prefixes` has another shape, or one is missing with "reference_live" positions.
+          NotFiniteError: the cache of a text is NaN or infinite.
         """
         groups, batched = inputs.by_question(texts, "texts")
         before = _shaped_like(groups, batched, prefixes, "prefixes")
         workers = []
         for number, group in enumerate(groups):
             for index, text in enumerate(group):
-                what = _name("text", number, index, batched)
+                what = inputs.numbered("text", number, index, batched)
                 given = inputs.plain_ids(self.model, text, what)
                 prefix = before[number][index]
                 missing = prefix is None or (inputs.is_prompt(prefix) and len(prefix) == 0)
@@ -206,9 +214,10 @@ class ParallelSynthesis:
         jax.block_until_ready([segment.cache for branch in made for segment in branch.segments])
         return branches
 
-    def synthesize(
+    @overload  # a text is a sequence of texts, too: the first signature that fits holds
+    def synthesize(  # type: ignore[overload-overlap]
         self,
-        question: Any,
+        question: Prompt,
         branches: Branches | Sequence[Branches] | None = None,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
@@ -217,7 +226,34 @@ class ParallelSynthesis:
         seed: int = 0,
         stop: Stop = (),
         on_token: OnToken | None = None,
-    ) -> Any:
+    ) -> SynthesisResult: ...
+
+    @overload
+    def synthesize(
+        self,
+        question: Sequence[Prompt],
+        branches: Branches | Sequence[Branches] | None = None,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop: Stop = (),
+        on_token: OnToken | None = None,
+    ) -> list[SynthesisResult]: ...
+
+    def synthesize(
+        self,
+        question: Prompt | Sequence[Prompt],
+        branches: Branches | Sequence[Branches] | None = None,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop: Stop = (),
+        on_token: OnToken | None = None,
+    ) -> SynthesisResult | list[SynthesisResult]:
         """Answer a question from branches; return a `SynthesisResult`, or a list of them for a list of questions.
 
         Args:
@@ -230,19 +266,22 @@ class ParallelSynthesis:
           InputError: empty question, an empty branch, or another number of branch groups than questions.
           ModelMismatchError: the branches were made by another model.
           ContextLengthError: longest branch + prompt + max_new_tokens pass the context window.
+          NotFiniteError: logits are NaN or infinite.
         """
         options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, stop)
+        inputs.check_callback(on_token)
         groups = self._checked_groups(branches)
-        begin = time.perf_counter()
+        begin = self.engine.now()
         questions, batched = inputs.as_questions(question)
         wording = question_messages if groups is None else synthesis_messages
         ids = [inputs.prompt_ids(self.model, item, "the question", wording) for item in questions]
         return self._answer(ids, groups, options, seed, on_token, begin, batched, base=False)
 
-    def synthesize_text(
+    @overload  # a text is a sequence of texts, too: the first signature that fits holds
+    def synthesize_text(  # type: ignore[overload-overlap]
         self,
-        question: Any,
-        texts: Sequence[Any],
+        question: Prompt,
+        texts: Sequence[Text],
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -250,14 +289,42 @@ class ParallelSynthesis:
         seed: int = 0,
         stop: Stop = (),
         on_token: OnToken | None = None,
-    ) -> Any:
+    ) -> SynthesisResult: ...
+
+    @overload
+    def synthesize_text(
+        self,
+        question: Sequence[Prompt],
+        texts: Sequence[Sequence[Text]],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop: Stop = (),
+        on_token: OnToken | None = None,
+    ) -> list[SynthesisResult]: ...
+
+    def synthesize_text(
+        self,
+        question: Prompt | Sequence[Prompt],
+        texts: Sequence[Text] | Sequence[Sequence[Text]],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop: Stop = (),
+        on_token: OnToken | None = None,
+    ) -> SynthesisResult | list[SynthesisResult]:
         """Answer from the workers' texts instead of their caches: the baseline.  The base model, everything prefilled.
 
         Texts are pasted before the same question; token ids (of texts and question) are put one after the other.  Arguments,
         result and errors as for `synthesize`.
         """
         options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, stop)
-        begin = time.perf_counter()
+        inputs.check_callback(on_token)
+        begin = self.engine.now()
         questions, batched = inputs.as_questions(question)
         groups, _ = inputs.by_question(texts, "texts")
         if len(groups) != len(questions):
@@ -265,7 +332,22 @@ class ParallelSynthesis:
         ids = [self._pasted(item, group) for item, group in zip(questions, groups, strict=True)]
         return self._answer(ids, None, options, seed, on_token, begin, batched, base=True)
 
-    def score(self, prompt: Any, target: Any, branches: Branches | Sequence[Branches] | None = None) -> Any:
+    @overload  # a text is a sequence of texts, too: the first signature that fits holds
+    def score(  # type: ignore[overload-overlap]
+        self, prompt: Prompt, target: Text, branches: Branches | Sequence[Branches] | None = None
+    ) -> HostArray: ...
+
+    @overload
+    def score(
+        self, prompt: Sequence[Prompt], target: Sequence[Text], branches: Branches | Sequence[Branches] | None = None
+    ) -> list[HostArray]: ...
+
+    def score(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        target: Text | Sequence[Text],
+        branches: Branches | Sequence[Branches] | None = None,
+    ) -> HostArray | list[HostArray]:
         """Return the log-probability of every target token after the prompt, float32 `[len(target)]`, teacher forced.
 
         Prompt and target are tokenised apart; a list of prompts takes a list of targets and gives a list.  Errors as for
@@ -287,13 +369,15 @@ class ParallelSynthesis:
         rows = [(*first, *last) for first, last in zip(before, after, strict=True)]
         cache = self.engine.allocate(len(rows), slots_needed(0, max(len(row) for row in rows), 0), row_axes)
         found = self.engine.score(reader, rows, cache, offset)
+        for number, logp in enumerate(found, start=1):
+            if not np.isfinite(logp).all():
+                which = f" {number}" if batched else ""
+                raise not_finite(self.engine, f"logits of prompt{which} and its target")
         scores = [logp[len(first) - 1 :] for logp, first in zip(found, before, strict=True)]
         return scores if batched else scores[0]
 
-    def session(self, branches: Branches | None = None) -> Any:
+    def session(self, branches: Branches | None = None) -> Session:
         """Start a conversation over the branches of one question; see `Session`."""
-        from psynth_jax.synthesis.session import Session
-
         return Session(self, branches)
 
     def _answer(
@@ -307,18 +391,20 @@ class ParallelSynthesis:
         batched: bool,
         *,
         base: bool,
-    ) -> Any:
+    ) -> SynthesisResult | list[SynthesisResult]:
         reader, offset, row_axes = self._reader(groups, len(ids), base=base)
         what = "the question behind the pasted texts" if base else "the question"
         for start, prompt in zip(offset, ids, strict=True):
             inputs.check_window(self.model, int(start), len(prompt), options.max_new_tokens, what)
-        compiled = self.engine.compile_seconds
-        outputs = [RowOutput(options, self.model.stop_ids, self.model.tokenizer) for _ in ids]
+        names = ["the answer"]
+        if len(ids) > 1:
+            names = [f"the answer to question {number}" for number in range(1, len(ids) + 1)]
+        outputs = [RowOutput(options, self.model.stop_ids, self.model.tokenizer, name) for name in names]
         seeds = [(checked_seed(seed), 0)] * len(ids)
         longest = max(len(prompt) for prompt in ids)
         cache = self.engine.allocate(len(ids), slots_needed(0, longest, options.max_new_tokens), row_axes)
         report = None if on_token is None else _reporter(on_token)
-        before = time.perf_counter() - begin - (self.engine.compile_seconds - compiled)
+        before = self.engine.now() - begin
         nothing = np.zeros(len(ids), np.int32)
         run = generate(
             self.engine,
@@ -358,25 +444,12 @@ class ParallelSynthesis:
         if branches is None:
             return None
         if isinstance(branches, str) or not isinstance(branches, Branches | Sequence):
-            raise InputError(f"branches must be what `work` or `encode` returned, or a list of these, not {branches!r}")
+            raise InputError(f"branches must be what `work` or `encode` returned, or a list of these, not {shown(branches)}")
         return self._questions_of(branches if isinstance(branches, Branches) else Branches.batch(branches))
 
     def _questions_of(self, branches: Branches) -> Sequence[Sequence[Branch]]:
-        """Return each question's branches, behind the sink.  Raises when another model made them, or one is empty."""
-        if not self.model.identity.matches(branches.fingerprint):
-            mine, theirs = short(self.model.fingerprint), short(branches.fingerprint)
-            raise ModelMismatchError(
-                f"these branches were made by another model than {self.model.name}: by weights {theirs}, not {mine}"
-            )
-        for number, group in enumerate(branches.questions):
-            if not group:
-                raise InputError("there is no branch to read: give at least one, or none at all (branches=None)")
-            for index, branch in enumerate(group):
-                if not branch.segments:
-                    what = _name("branch", number, index, branches.batched)
-                    raise InputError(
-                        f"{what} is empty: its worker stopped at once; select the others, as in branches[[0, 2]]"
-                    )
+        """Return each question's branches, behind the sink.  Raises as `inputs.check_branches` does."""
+        inputs.check_branches(self.model, branches)
         if not self._sink:
             return branches.questions
         sinks, count = self._sinks, len(branches.questions)
@@ -399,7 +472,7 @@ class ParallelSynthesis:
     def _pasted(self, question: Any, texts: Sequence[Any]) -> tuple[int, ...]:
         if isinstance(question, str) and all(isinstance(text, str) for text in texts):
             for index, text in enumerate(texts):
-                if not text.strip():
+                if not checked_text(text, f"text {index + 1}").strip():
                     raise InputError(f"text {index + 1} is empty")
             return inputs.prompt_ids(self.model, question, "the question", lambda asked: baseline_messages(asked, texts))
         ids = [inputs.plain_ids(self.model, text, f"text {index + 1}") for index, text in enumerate(texts)]
@@ -407,20 +480,63 @@ class ParallelSynthesis:
         return (*(token for text in ids for token in text), *tail)
 
 
-def result_of(output: RowOutput, ttft_s: float, decode_s: float, prompt_tokens: int, cached_tokens: int) -> SynthesisResult:
-    """Describe a finished row."""
-    later = len(output.token_ids) - 1
-    rate = later / decode_s if later > 0 and decode_s > 0 else 0.0
-    reason = output.finish_reason or "length"
-    return SynthesisResult(output.text, output.token_ids, ttft_s, prompt_tokens, cached_tokens, rate, reason)
+def _check_arguments(model: object, positions: object, cache_dtype: object, mesh: object) -> None:
+    """Raise `InputError` for an argument of the wrong type, or none of its choices, saying what is right."""
+    if not isinstance(model, Model):
+        how = f": ParallelSynthesis(load_model({shown(model)}))" if isinstance(model, str | Path) else ""
+        raise InputError(f"model is {shown(model)}; it must be what load_model returns{how}")
+    choices = (("positions", positions, get_args(PositionMode)), ("cache_dtype", cache_dtype, (None, *CACHE_DTYPES)))
+    for name, value, allowed in choices:
+        if not isinstance(value, str | None) or value not in allowed:
+            raise InputError(f"{name} is {shown(value)}; it must be one of {', '.join(map(str, allowed))}")
+    if not isinstance(mesh, Mesh | None):
+        raise InputError(f"mesh is {shown(mesh)}; it must be what make_mesh returns, as in make_mesh('branch=2'), or None")
 
 
-def _reporter(on_token: OnToken) -> Any:
+def _checked_adapter(adapter: object, model: Model) -> Adapter | None:
+    """Return an adapter, read from its directory if need be.  Raises `AdapterError` for one that does not fit."""
+    if isinstance(adapter, str | Path):
+        adapter = load_adapter(adapter, model)
+    if isinstance(adapter, Lora):
+        adapter = Adapter(lora=adapter, mapper=None)
+    if adapter is None:
+        return None
+    if not isinstance(adapter, Adapter):
+        raise AdapterError(f"an adapter is a directory, a hub id, an Adapter or a Lora, not {shown(adapter)}")
+    if adapter.lora is not None and (wrong := adapter.lora.misfits(model.config)):
+        raise AdapterError(f"the adapter does not fit {model.name}: {listing(wrong)}")
+    return adapter
+
+
+def _with_template(model: Model, given: object, noted: TemplateVariables | None) -> Model:
+    """Return the model with the template variables that are given, or those that its adapter notes.
+
+    Warns where an adapter is used with other variables than it was trained with.  Raises as `Tokenizer.with_template`.
+    """
+    tokenizer = model.tokenizer
+    variables = checked_variables(given) if given is not None else dict(noted or {})
+    if tokenizer is None:
+        if given is not None and variables:
+            raise InputError(f"template is {shown(given)}, and {model.name} has no tokenizer that has a chat template")
+        return model
+    if given is None and not variables:
+        variables = dict(tokenizer.template_variables)
+    if noted is not None and variables != noted:
+        warnings.warn(
+            f"the adapter was trained with {described(noted)}, and is used with {described(variables)}: "
+            "it is asked in other words than it knows",
+            stacklevel=3,
+        )
+    if variables == tokenizer.template_variables:
+        return model
+    try:
+        return dataclasses.replace(model, tokenizer=tokenizer.with_template(variables))
+    except InputError as error:
+        raise InputError(f"{model.name}: {error}") from None
+
+
+def _reporter(on_token: OnToken) -> Callable[[int, str, int | None], None]:
     return lambda row, piece, token: on_token(StreamedToken(piece, row, None, token))
-
-
-def _name(kind: str, question: int, index: int, batched: bool) -> str:
-    return f"{kind} {index + 1} of question {question + 1}" if batched else f"{kind} {index + 1}"
 
 
 def _shaped_like(groups: list[list[Any]], batched: bool, given: Sequence[Any] | None, what: str) -> list[list[Any]]:

@@ -6,26 +6,33 @@ Every row has its own options and its own random key, so its tokens do not depen
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from psynth_jax.axes import Array, HostArray
-from psynth_jax.errors import InputError
+from psynth_jax.errors import InputError, shown
+from psynth_jax.texts import checked_text
 
 Stop: TypeAlias = str | int | Sequence[str | int] | None
+
+# Below this a temperature or a top_p leaves the most likely token alone.  In float32, and on devices that flush denormals
+# to zero, nothing smaller could be computed with.
+LEAST = 1e-6
+NOT_FINITE = -1  # in place of a token: it comes to the host with the tokens, and costs no transfer of its own
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions:
     """How to decode.
 
-    temperature 0 is greedy.  top_k 0 and top_p 1 are off; both may be on, top_k cuts first.  stop: texts or token ids that
-    end a row, besides the model's own end tokens; one, several or None.  They are not part of the output.
+    temperature 0 is greedy, as is any temperature or top_p below 1e-6.  top_k 0 and top_p 1 are off; both may be on, top_k
+    cuts first.  stop: texts or token ids that end a row, besides the model's own end tokens; one, several or None.  They are
+    not part of the output.  NumPy scalars are taken as the numbers that they are.
     """
 
     max_new_tokens: int = 128
@@ -36,29 +43,44 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         """Raise `InputError` naming the option that is out of range."""
-        stops = self.stops
+        # NumPy's small numbers overflow in sums with lengths, and in comparisons with large ones.
+        for name in ("max_new_tokens", "temperature", "top_p", "top_k"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         ranges = (
             ("max_new_tokens", _is_whole(self.max_new_tokens) and self.max_new_tokens >= 1, "a whole number of at least 1"),
-            ("temperature", _is_number(self.temperature) and 0 <= self.temperature < math.inf, "0 (greedy) or more"),
+            ("temperature", _is_number(self.temperature) and 0 <= self.temperature <= _LARGEST, "0 (greedy) or more"),
             ("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top_k", _is_whole(self.top_k) and self.top_k >= 0, "a whole number, 0 (off) or more"),
-            ("stop", all(_is_stop(stop) for stop in stops), "texts that are not empty, or token ids"),
+            ("stop", all(_is_stop(stop) for stop in self.stops), "texts that are not empty, or token ids"),
         )
         for name, fine, right in ranges:
             if not fine:
-                raise InputError(f"{name} is {getattr(self, name)!r}; it must be {right}")
+                raise InputError(f"{name} is {shown(getattr(self, name))}; it must be {right}")
+        for stop in self.stops:
+            if isinstance(stop, str):
+                checked_text(stop, "a stop text")
+        object.__setattr__(self, "temperature", float(self.temperature))
+        object.__setattr__(self, "top_p", float(self.top_p))
 
     @property
     def stops(self) -> tuple[str | int, ...]:
         """`stop` as a tuple."""
         if self.stop is None:
             return ()
-        return tuple(self.stop) if isinstance(self.stop, Sequence) and not isinstance(self.stop, str) else (self.stop,)
+        several = isinstance(self.stop, Sequence) and not isinstance(self.stop, str | bytes | bytearray)
+        return tuple(self.stop) if several else (self.stop,)  # type: ignore[arg-type,return-value]
 
     @property
     def greedy(self) -> bool:
         """Whether no random number is drawn."""
-        return self.temperature == 0
+        return self.temperature < LEAST or self.top_p < LEAST
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy scalar as the Python number that it is, and anything else as it is."""
+    if isinstance(value, np.integer):
+        return int(value)
+    return float(value) if isinstance(value, np.floating) else value
 
 
 def _is_whole(value: object) -> bool:
@@ -66,17 +88,19 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _is_stop(value: object) -> bool:
-    return _is_whole(value) or (isinstance(value, str) and value != "")
+    if isinstance(value, str):
+        return value != ""
+    return _is_whole(value) and int(value) >= 0  # type: ignore[call-overload]
 
 
 def checked_seed(seed: object) -> int:
     """Return a seed as an int.  Raises `InputError` when it is not a whole number."""
     if not _is_whole(seed):
-        raise InputError(f"seed must be a whole number; {seed!r} is none")
+        raise InputError(f"seed must be a whole number; {shown(seed)} is none")
     return int(seed)  # type: ignore[call-overload]
 
 
@@ -98,29 +122,32 @@ def row_sampling(options: SamplingOptions, seeds: Sequence[tuple[int, int]]) -> 
     word = 0xFFFFFFFF
     seed: HostArray = np.array([[seed & word, seed >> 32 & word, index] for seed, index in seeds], np.uint32)
     top_k = min(options.top_k, np.iinfo(np.int32).max)
-    return RowSampling(fill(options.temperature, np.float32), fill(options.top_p, np.float32), fill(top_k, np.int32), seed)
+    temperature = 0.0 if options.greedy else options.temperature
+    return RowSampling(fill(temperature, np.float32), fill(options.top_p, np.float32), fill(top_k, np.int32), seed)
 
 
 def sample(logits: Array, rows: RowSampling, step: Array, *, greedy: bool) -> Array:
-    """Return one token per row, `[B]` int32, from float32 `logits [B, V]`.
+    """Return one token per row, `[B]` int32, from float32 `logits [B, V]`; `NOT_FINITE` where a logit is NaN or infinite.
 
     step (scalar int32) counts the tokens sampled so far; with the row's seed it makes the random key.  greedy (static) is
     the promise that every row's temperature is 0.
     """
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    finite = jnp.isfinite(logits).all(axis=-1)
     if greedy:
-        return best
+        return jnp.where(finite, best, NOT_FINITE)
 
     def draw(logits: Array, temperature: Array, top_p: Array, top_k: Array, seed: Array) -> Array:
         key = jax.random.key(seed[0])
         for number in (seed[1], seed[2], step):
             key = jax.random.fold_in(key, number)
-        scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
+        # At most 0, so that a low temperature cannot make several logits infinite.
+        scaled = (logits - logits.max()) / jnp.where(temperature > 0, temperature, 1.0)
         kept = _truncate(scaled, top_p, top_k)
         return jnp.argmax(kept + jax.random.gumbel(key, logits.shape, jnp.float32)).astype(jnp.int32)
 
     drawn = jax.vmap(draw)(logits, rows.temperature, rows.top_p, rows.top_k, rows.seed)
-    return jnp.where(rows.temperature > 0, drawn, best)
+    return jnp.where(finite, jnp.where(rows.temperature > 0, drawn, best), NOT_FINITE)
 
 
 def _truncate(logits: Array, top_p: Array, top_k: Array) -> Array:
@@ -131,5 +158,6 @@ def _truncate(logits: Array, top_p: Array, top_k: Array) -> Array:
     probabilities = jax.nn.softmax(jnp.where(keep, descending, -jnp.inf))
     before = jnp.cumsum(probabilities) - probabilities
     keep &= (before < top_p) | (top_p >= 1)
+    keep |= jnp.arange(vocabulary) == 0  # a denormal top_p is 0 where denormals are flushed
     smallest = jnp.where(keep, descending, jnp.inf).min()
     return jnp.where(logits >= smallest, logits, -jnp.inf)

@@ -104,6 +104,8 @@ def advance(
 ) -> tuple[KVCache, Array, Array | None]:
     """Feed tokens; return the cache, every row's hidden state at its last real token `[B, D]`, and sampled tokens `[B]`.
 
+    A token is `sampling.NOT_FINITE` where logits are NaN or infinite.
+
     Args:
       hidden: `[B, D]` of the call before; kept for rows that have no real token in this one.
       sampling: None samples nothing (a chunk that is not the last one).
@@ -130,7 +132,10 @@ def score(
     fresh: bool,
     implementation: Implementation,
 ) -> tuple[KVCache, Array]:
-    """Feed tokens; return the cache and the log-probability `[B, T]` float32 of `targets [B, T]` after each of them."""
+    """Feed tokens; return the cache and the log-probability `[B, T]` float32 of `targets [B, T]` after each of them.
+
+    It is NaN where any logit is not finite.
+    """
     states, cache = _run(model, reader, rows, cache, fresh, implementation)
     flat, wanted = states.reshape(-1, states.shape[-1]), targets.reshape(-1)
     size = min(LOGIT_ROWS, flat.shape[0])
@@ -141,7 +146,8 @@ def score(
     def block(item: tuple[Array, Array]) -> Array:
         logits = model.logits(item[0])
         chosen = jnp.take_along_axis(logits, item[1][:, None], axis=-1)[:, 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
+        logp = chosen - jax.nn.logsumexp(logits, axis=-1)
+        return jnp.where(jnp.isfinite(logits).all(axis=-1), logp, jnp.nan)
 
     logp = jax.lax.map(block, (flat.reshape(blocks, size, -1), wanted.reshape(blocks, size)))
     return cache, logp.reshape(-1)[: targets.size].reshape(targets.shape)

@@ -19,7 +19,7 @@ from psynth_jax.axes import HostArray
 from psynth_jax.branches import Branch, FinishReason, PositionMode, Segment, branch_view
 from psynth_jax.cache import KVCache
 from psynth_jax.sharding import ROW_AXES
-from psynth_jax.synthesis.engine import Engine, slots_needed
+from psynth_jax.synthesis.engine import Engine, not_finite, slots_needed
 from psynth_jax.synthesis.generate import OnToken, RowOutput, StreamedToken, generate
 from psynth_jax.synthesis.placement import RowPlan, plan_rows
 from psynth_jax.synthesis.sampling import SamplingOptions
@@ -100,8 +100,11 @@ def decode_workers(
     positions: PositionMode,
     on_token: OnToken | None = None,
 ) -> list[Branch]:
-    """Let all workers write, in one batch; return the branch of each."""
-    outputs = [RowOutput(options, stop_ids, tokenizer) for _ in workers]
+    """Let all workers write, in one batch; return the branch of each.
+
+    Raises `NotFiniteError` naming the worker whose logits are NaN or infinite.
+    """
+    outputs = [RowOutput(options, stop_ids, tokenizer, _worker_name(worker, workers)) for worker in workers]
     plan = plan_rows([worker.question for worker in workers], engine.mesh)
     prefixes = _prefill_prefixes(engine, workers, plan)
     prompts = [worker.prompt[shared:] for worker, shared in zip(workers, prefixes.of_worker, strict=True)]
@@ -137,18 +140,37 @@ def decode_workers(
 def encode_workers(
     engine: Engine, workers: Sequence[WorkerPrompt], tokenizer: Tokenizer | None, positions: PositionMode
 ) -> list[Branch]:
-    """Compute the caches of fixed texts, each after its prompt, as if a worker had written them."""
+    """Compute the caches of fixed texts, each after its prompt, as if a worker had written them.
+
+    Raises `NotFiniteError` naming the text whose last hidden state, and so whose cache, is NaN or infinite.
+    """
     plan = plan_rows([worker.question for worker in workers], engine.mesh)
     prefixes = _prefill_prefixes(engine, workers, plan)
     fed = [(*worker.prompt, *worker.given)[shared:] for worker, shared in zip(workers, prefixes.of_worker, strict=True)]
     slots = slots_needed(0, max(len(row) for row in fed), 0)
     cache = engine.allocate(plan.count, slots, ROW_AXES, for_branches=True)
     nothing = np.zeros(plan.count, np.int32)
-    cache, _, _ = engine.prefill(prefixes.reader, plan.spread(fed, ()), cache, nothing, prefixes.of_row, None)
+    cache, hidden, _ = engine.prefill(prefixes.reader, plan.spread(fed, ()), cache, nothing, prefixes.of_row, None)
+    finite = np.isfinite(np.asarray(hidden)).all(axis=-1)
+    for row, worker in zip(plan.of, workers, strict=True):
+        if not finite[row]:
+            raise not_finite(engine, f"keys and values of {_text_name(worker, workers)}")
     return [
         _branch(cache, row, worker, shared, worker.given, "given", tokenizer, positions)
         for row, worker, shared in zip(plan.of, workers, prefixes.of_worker, strict=True)
     ]
+
+
+def _worker_name(worker: WorkerPrompt, workers: Sequence[WorkerPrompt]) -> str:
+    return f"worker {worker.worker + 1}{_of_question(worker, workers)}"
+
+
+def _text_name(worker: WorkerPrompt, workers: Sequence[WorkerPrompt]) -> str:
+    return f"text {worker.worker + 1}{_of_question(worker, workers)}"
+
+
+def _of_question(worker: WorkerPrompt, workers: Sequence[WorkerPrompt]) -> str:
+    return f" of question {worker.question + 1}" if workers[-1].question else ""
 
 
 def warn_of_copies(workers: Sequence[WorkerPrompt], options: SamplingOptions) -> None:

@@ -17,6 +17,7 @@ import yaml
 from psynth_jax.config import Config, Count, Positive
 from psynth_jax.errors import ConfigError
 from psynth_jax.nn.adapter import ATTENTION_TARGETS
+from psynth_jax.template_variables import checked_variables
 
 Fraction = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
 NotNegative = Annotated[float, pydantic.Field(ge=0.0)]
@@ -145,17 +146,19 @@ class TrainConfig(Config):
     """A run.
 
     workdir: where everything goes, made if it is not there; one with checkpoints is continued. model, dtype: as for
-    `load_model`. reads: "branches" trains a synthesizer; "text" trains the same adapter on pasted text, the yardstick.
-    teacher: an adapter directory, whose LoRA the teacher has, such as one trained on pasted text; None is the base alone.
-    mesh: axes, such as "data=2,fsdp=4"; None is one device. distributed: start JAX's multi-host runtime ("auto": if the
-    environment names a job; "always": have JAX find it, also by a cloud's metadata). remat: compute layers anew in the
-    backward pass instead of keeping them. loss_rows: positions of a shard whose logits exist at once. implementation: of
-    attention.
+    `load_model`. template: variables of the chat template, such as {enable_thinking: false}; prepared data must have
+    been made with the same, and the adapter notes them. reads: "branches" trains a synthesizer; "text" trains the same
+    adapter on pasted text, the yardstick. teacher: an adapter directory, whose LoRA the teacher has, such as one
+    trained on pasted text; None is the base alone. mesh: axes, such as "data=2,fsdp=4"; None is one device.
+    distributed: start JAX's multi-host runtime ("auto": if the environment names a job; "always": have JAX find it,
+    also by a cloud's metadata). remat: compute layers anew in the backward pass instead of keeping them. loss_rows:
+    positions of a shard whose logits exist at once. implementation: of attention.
     """
 
     workdir: str
     model: str
     dtype: Literal["float32", "bfloat16"] = "float32"
+    template: Mapping[str, Any] = {}
     seed: Annotated[int, pydantic.Field(ge=0)] = 0
     reads: Literal["branches", "text"] = "branches"
     data: Annotated[tuple[Task, ...], pydantic.Field(min_length=1)]
@@ -172,6 +175,11 @@ class TrainConfig(Config):
     remat: bool = True
     loss_rows: Count = 256
     implementation: Literal["auto", "xla", "pallas_tpu", "pallas_gpu", "reference"] = "auto"
+
+    @pydantic.field_validator("template", mode="before")
+    @classmethod
+    def _json_values(cls, value: object) -> dict[str, Any]:
+        return checked_variables(value, "template", ConfigError)
 
     @pydantic.model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -196,6 +204,7 @@ MAY_CHANGE = ("workdir", "train", "checkpoint", "logging", "mesh", "distributed"
 def differences(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:
     """List the fields of a continued run that differ from those it began with, and may not."""
     current = now.model_dump(mode="json")
+    before = {"template": {}, **before}  # runs of earlier versions had no template variables
     found = [name for name in current if name not in MAY_CHANGE and current[name] != before.get(name)]
     if now.train.steps != before.get("train", {}).get("steps") and now.optimizer.schedule != "constant":
         found.append("train.steps")  # the schedule would jump

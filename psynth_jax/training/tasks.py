@@ -30,7 +30,8 @@ def load_tasks(config: TrainConfig) -> tuple[list[TaskData], list[TaskData]]:
     A directory may hold several tasks.  With `trainable.sink` every example has the sink among its branches.
 
     Raises:
-      DataError: a directory is not one of examples, or was made with another tokenizer.
+      DataError: a directory is not one of examples, or was made with another tokenizer or other template variables.
+      InputError: the chat template reads no variable of a name in `template`.
       ConfigError: the model has no tokenizer, or lacks one of `trainable.targets`.
     """
     model = open_model(config.model, config.dtype)
@@ -38,13 +39,14 @@ def load_tasks(config: TrainConfig) -> tuple[list[TaskData], list[TaskData]]:
     check_targets(config.trainable, model.config)
     if tokenizer is None or tokenizer.end_id is None:
         raise ConfigError(f"{config.model} has no tokenizer with an end token: examples cannot be made or checked for it")
+    tokenizer = tokenizer.with_template(config.template)
     return [*_loaded(config, config.data, tokenizer, "train")], [*_loaded(config, config.evaluation, tokenizer, "test")]
 
 
 def _loaded(config: TrainConfig, tasks: Sequence[Task], tokenizer: Tokenizer, split: Split) -> Iterator[TaskData]:
     for task in tasks:
         if task.path is not None:
-            for shard in open_shards(task.path, tokenizer.fingerprints):
+            for shard in open_shards(task.path, tokenizer.fingerprints, tokenizer.template_variables):
                 yield TaskData(task, _read(config, shard, tokenizer))
         elif task.synthetic is not None and tokenizer.end_id is not None:
             records = synthetic_records(count=task.synthetic, seed=config.seed, split=split)

@@ -327,7 +327,7 @@ class Trainer:
         if self._first_process:
             held: Parameters = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), parameters)
             sink = next((source.sink for source in self._sources if isinstance(source, WithSink)), ())
-            adapter = Adapter(held.lora(self._options.lora_scale), held.mapper, sink=sink)
+            adapter = Adapter(held.lora(self._options.lora_scale), held.mapper, sink=sink, template=self.config.template)
             learned = [{"task": s.task, "examples": len(s), "sha256": digest(s)} for s in self._sources]
             summary = {"steps": self.step, "jax": jax.__version__, "data": learned} | self._about() | self._course()
             with writing(Path(directory)):

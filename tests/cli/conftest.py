@@ -18,6 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file, save_file
 
 from psynth_jax import cli
+from psynth_jax.cli import data_progress
 from psynth_jax.convert.hf import config_from_hf
 from psynth_jax.convert.rules import axis_sizes, hf_rules
 from psynth_jax.ops.branch_attention import tuned
@@ -112,6 +113,7 @@ Refused = Callable[..., str]
 @pytest.fixture
 def psynth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache_folder: Path) -> Command:
     """Run `psynth ARGUMENTS` as its entry point does."""
+    monkeypatch.setattr(data_progress, "FIRST", 3600.0)  # how busy the machine is must not show
 
     def run(*arguments: object) -> Finished:
         monkeypatch.setattr(sys, "argv", ["psynth", *map(str, arguments)])

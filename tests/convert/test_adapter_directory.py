@@ -90,6 +90,7 @@ class TestRoundTrip:
             "mapper_hidden": 32,
             "mapper_features": ["log1p_span", "log1p_branches", "relative_layer"],
             "sink": [3, 1, 4],
+            "template": None,
             "training": {"steps": 12, "loss": 0.5},
         }
 
@@ -104,6 +105,28 @@ class TestRoundTrip:
         base = ps.ParallelSynthesis(model)
         base.engine = live.engine
         assert np.abs(base.score(prompt, target, branches=branches) - expected).max() > 1e-2
+
+    @pytest.mark.parametrize("template", [None, {}, {"enable_thinking": False, "depth": [1, "é"]}])
+    def test_keeps_template_variables(self, model: ps.Model, tmp_path: Path, template: Any) -> None:
+        save_adapter(tmp_path / "adapter", Adapter(None, None, template=template), model)
+        assert load_adapter(tmp_path / "adapter", model).template == template
+
+    def test_one_of_an_earlier_version_has_no_template_variables(self, model: ps.Model, saved: Path) -> None:
+        description = json.loads((saved / "psynth_adapter.json").read_text())
+        del description["template"]
+        (saved / "psynth_adapter.json").write_text(json.dumps(description))
+        assert load_adapter(saved, model).template == {}
+
+    @pytest.mark.parametrize("template", [7, "x", [1], {"messages": 1}, {"a b": 1}])
+    def test_template_variables_that_are_none_are_refused(self, model: ps.Model, saved: Path, template: Any) -> None:
+        description = json.loads((saved / "psynth_adapter.json").read_text())
+        (saved / "psynth_adapter.json").write_text(json.dumps(description | {"template": template}))
+        with pytest.raises(AdapterError, match="template of"):
+            load_adapter(saved, model)
+
+    def test_digest_covers_template_variables(self) -> None:
+        plain, empty, some = (Adapter(None, None, template=value) for value in (None, {}, {"a": 1}))
+        assert plain.digest == empty.digest != some.digest
 
     def test_one_without_a_word_of_a_sink_has_none(self, model: ps.Model, saved: Path) -> None:
         description = json.loads((saved / "psynth_adapter.json").read_text())

@@ -172,3 +172,11 @@ def test_the_average_of_factors_has_the_wider_dtype(narrow: str) -> None:
     expected = 0.3 * np.asarray(first.lora.down["q"], np.float32) + 0.7 * np.asarray(second.lora.down["q"], np.float32)
     assert merged.down["q"].dtype == np.float32
     np.testing.assert_allclose(merged.down["q"], expected, atol=1e-6)
+
+
+def test_adapters_of_different_template_variables_have_no_average() -> None:
+    first, second = (dataclasses.replace(adapter(seed), template={"enable_thinking": False}) for seed in (1, 2))
+    assert merge_adapters(first, second).adapter.template == {"enable_thinking": False}
+    assert merge_adapters(adapter(1), second).adapter.template == {"enable_thinking": False}
+    with pytest.raises(AdapterError, match="no template variables, and with enable_thinking=false"):
+        merge_adapters(dataclasses.replace(first, template={}), second)

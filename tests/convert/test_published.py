@@ -124,10 +124,13 @@ def test_a_mapper_alone_keeps_the_cut(base: Path, release: Path, tmp_path: Path)
 def test_a_sink_is_noted(base: Path, release: Path, tmp_path: Path) -> None:
     model = ps.load_model(base)
     published = ps.load_adapter(release, model)
-    assert published.sink == ()
-    ps.save_adapter(tmp_path / "ours", dataclasses.replace(published, sink=(5, 6)), model)
+    assert published.sink == () and published.template is None
+    ps.save_adapter(
+        tmp_path / "ours", dataclasses.replace(published, sink=(5, 6), template={"enable_thinking": False}), model
+    )
     convert(tmp_path / "ours", tmp_path / "back", "peft", base=base)
     assert ps.load_adapter(tmp_path / "back", model).sink == (5, 6)
+    assert ps.load_adapter(tmp_path / "back", model).template == {"enable_thinking": False}
     assert "a sink of 2 tokens" in (tmp_path / "back" / "README.md").read_text()
     merged = convert(tmp_path / "ours", tmp_path / "merged", "hf", base=base, merge=True)
     assert merged.dropped == ("the cache mapper", "the sink")

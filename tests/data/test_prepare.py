@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from psynth_jax.data.example import lengths_of, tokenise
-from psynth_jax.data.prepare import PrepareOptions, Tally, known_sources, prepare_examples, prepare_records
+from psynth_jax.data.prepare import PrepareOptions, Tally, check, known_sources, prepare_examples, prepare_records
 from psynth_jax.data.record import read_records
 from psynth_jax.data.shards import Shard
 from psynth_jax.data.sources.multihop import MultihopOptions
@@ -54,7 +55,7 @@ class TestExamples:
         )
         dropped = {"no answer": 2, "no paragraph with text": 1, "the same record was there before": 1}
         assert (tally.rows, tally.tasks, tally.dropped) == (6, {"hotpotqa": 2}, dropped)
-        assert seen == [1, 2, 3, 4, 5, 6]
+        assert seen == [1, 1, 2, 3, 3, 4, 5, 6]  # after records, and after rows
         shard = Shard(tmp_path / "data" / "hotpotqa", tokenizer.fingerprint)
         assert [shard[0].id, shard[1].id] == ["q1", "q3"]
         assert tokenizer.decode(shard[1].branches[0].kept.tolist()) == "Ann\nAnn wrote it. In 3."
@@ -187,6 +188,13 @@ class TestRefused:
     def test_nothing_but_dropped_rows(self, tmp_path: Path) -> None:
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(row(number, answer="")) + "\n" for number in range(3)))
+        file.write_text("")
+        with pytest.raises(DataError, match=r"rows\.jsonl has no rows"):
+            lost(PrepareOptions(source="hotpotqa", input=str(file)), tmp_path)
+        file.write_text(json.dumps(row(1, answer="")))
+        with pytest.raises(DataError, match=r"the only row of .*rows\.jsonl gives no record for hotpotqa \(no answer: 1\)"):
+            lost(PrepareOptions(source="hotpotqa", input=str(file)), tmp_path)
+        file.write_text("".join(json.dumps(row(number, answer="")) + "\n" for number in range(3)))
         said = r"none of the 3 rows of .*rows\.jsonl gives a record for hotpotqa \(no answer: 3\)"
         with pytest.raises(DataError, match=said):
             lost(PrepareOptions(source="hotpotqa", input=str(file)), tmp_path)
@@ -221,6 +229,83 @@ class TestRefused:
         with pytest.raises(InputError, match="no chat template"):
             prepare_examples(PrepareOptions(source="synthetic", limit=3), tmp_path / "data", speechless, "tiny")
         assert not (tmp_path / "data").exists()
+
+
+class TestTokensWithoutAnEmbedding:
+    """The byte tokenizer has 258 tokens: 256 bytes, and the two marks of a chat, the last of which ends a turn."""
+
+    def prepare(self, tmp_path: Path, tokenizer: Tokenizer, vocabulary_size: int, text: str = "Ann wrote it.") -> Tally:
+        value = {"id": "r1", "task": "qa", "query": "Who?", "target": "Ann", "branches": [{"text": "b", "prefix": text}]}
+        (tmp_path / "r.jsonl").write_text(json.dumps(value))
+        asked = PrepareOptions(source="records", input=str(tmp_path / "r.jsonl"))
+        return prepare_examples(asked, tmp_path / "data", tokenizer, "tiny", None, vocabulary_size)
+
+    def test_all_have_one(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
+        assert self.prepare(tmp_path, tokenizer, BYTES_VOCABULARY).tasks == {"qa": 1}
+
+    def test_the_end_token_has_none(self, tmp_path: Path, tokenizer: Tokenizer) -> None:
+        with pytest.raises(InputError, match=r"the end token of tiny \(257\) has no embedding: the model has 257, from 0"):
+            self.prepare(tmp_path, tokenizer, 257)
+        assert not (tmp_path / "data").exists()
+
+    def test_a_token_of_a_text_has_none(self, tmp_path: Path) -> None:
+        larger = byte_tokenizer()
+        larger.backend.add_tokens(["<new>"])
+        assert self.prepare(tmp_path, larger, BYTES_VOCABULARY).tasks == {"qa": 1}  # no text has it
+        said = r"task qa, example 'r1': its token 258 \('<new>'\) has no embedding in tiny, which has 258, from 0"
+        with pytest.raises(DataError, match=said):
+            self.prepare(tmp_path, larger, BYTES_VOCABULARY, "a <new> b")
+        assert self.prepare(tmp_path, larger, BYTES_VOCABULARY + 1, "a <new> b").tasks == {"qa": 1}
+
+
+class TestInto:
+    ASKED = PrepareOptions(source="synthetic", limit=2, options=("kinds=join",))
+
+    def test_a_directory_of_one_task_is_not_nested(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+        for _ in range(2):
+            prepare_examples(self.ASKED, tmp_path / "data", tokenizer, "tiny")
+        said = r"synthetic_join holds the examples of a task: .* so give .*/data, or another directory"
+        with pytest.raises(InputError, match=said):
+            prepare_examples(self.ASKED, tmp_path / "data" / "synthetic_join", tokenizer, "tiny")
+        assert len(Shard(tmp_path / "data" / "synthetic_join")) == 2
+
+    def test_what_is_no_directory(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("mine")
+        os.mkfifo(tmp_path / "fifo")
+        for name, said in (("file", "is a file: --into names a directory"), ("fifo", "is not a regular file")):
+            with pytest.raises(InputError, match=said):
+                prepare_examples(self.ASKED, tmp_path / name, tokenizer, "tiny")
+
+    @pytest.mark.parametrize("name", ["r.parquet", "r.tsv", "r.csv.gz"])
+    def test_records_are_not_written_under_the_name_of_another_format(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(InputError, match=r"records are JSON lines, and .* name it \.jsonl or \.jsonl\.gz"):
+            prepare_records(self.ASKED, tmp_path / name)
+
+
+class TestWhatIsCheckedFirst:
+    def test_nothing_is_read(self, rows_file: Path) -> None:
+        check(PrepareOptions(source="hotpotqa", input=str(rows_file)))
+        with pytest.raises(DataError, match="no data at none"):
+            check(PrepareOptions(source="hotpotqa", input="none.jsonl"))
+
+    @pytest.mark.parametrize("name", ["revision", "config", "split"])
+    def test_choices_that_would_be_ignored(self, rows_file: Path, name: str) -> None:
+        with pytest.raises(InputError, match=rf"rows\.jsonl is a file, which is read whole: leave out --{name}"):
+            check(PrepareOptions.parse({"source": "hotpotqa", "input": str(rows_file), name: "train"}))
+
+    def test_a_directory_has_no_revision(self, rows_file: Path) -> None:
+        asked = {"source": "hotpotqa", "input": str(rows_file.parent), "split": "train", "config": "c"}
+        check(PrepareOptions.parse(asked))
+        with pytest.raises(InputError, match="is a directory, not a data set on the hub: leave out --revision"):
+            check(PrepareOptions.parse(asked | {"revision": "v1"}))
+
+
+def test_names_of_files_need_not_be_unicode(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / os.fsdecode(b"train-\xe9.jsonl")).write_text(json.dumps(row(1)))
+    prepare_examples(PrepareOptions(source="hotpotqa", input=str(folder)), tmp_path / "data", tokenizer, "tiny")
+    assert list(Shard(tmp_path / "data" / "hotpotqa").info["source"]["sha256"]) == ["train-\\udce9.jsonl"]
 
 
 def test_every_source_is_known_by_its_name() -> None:

@@ -177,6 +177,7 @@ class TestRefused:
     def test_lengths_of_another_shape(self, tmp_path: Path) -> None:
         directory = write(tmp_path)
         np.save(directory / "lengths.npy", np.zeros((30, 4), np.int32))
+        edit(directory, lambda info: info.pop("lengths_sha256"))
         with pytest.raises(DataError, match=r"it is int32 \[30, 4\], not int32 \[E, 7\]"):
             Shard(directory)
 
@@ -191,6 +192,57 @@ class TestRefused:
         assert shard[0].id == shard[2].id.replace("2", "0") == "né-0"
         with pytest.raises(DataError, match=r"examples\.array_record is missing or damaged \(example 1: "):
             shard[1]
+
+    @pytest.mark.parametrize(
+        ("key", "value", "said"),
+        [
+            ("task", 3, "its task is 3"),
+            ("task", " ", "its task is empty"),
+            ("count", "30", "its count is '30'"),
+            ("count", True, "its count is True"),
+            ("count", -1, "its count is -1"),
+            ("count", 0, "it has no examples"),
+            ("end_id", 5.5, r"its end_id is 5\.5"),
+            ("vocabulary", 10**30, "its vocabulary is 10+"),
+            ("model", ["m"], r"its model is \['m'\]"),
+            ("model", "a\ud800", "text that is not Unicode"),
+            ("source", None, "its source is None"),
+            ("dropped", {"a": "b"}, "its dropped has a value that is no count"),
+            ("lengths_sha256", "x", r"lengths\.npy is missing or damaged \(it is not the file that task\.json is of"),
+        ],
+    )
+    def test_wrong_types_in_the_description(self, tmp_path: Path, key: str, value: object, said: str) -> None:
+        directory = write(tmp_path)
+        edit(directory, lambda info: info.update({key: value}))
+        with pytest.raises(DataError, match=f"damaged .*{said}|{said}") as raised:
+            Shard(directory)
+        str(raised.value).encode()
+
+    @pytest.mark.parametrize("depth", [101, 600, 3000, 200_000])
+    def test_a_description_without_end(self, tmp_path: Path, depth: int) -> None:
+        directory = write(tmp_path)
+        edit(directory, lambda info: info.update(source={"a": "DEEP"}))
+        path = directory / "task.json"
+        path.write_text(path.read_text().replace('"DEEP"', "[" * depth + "]" * depth))
+        with pytest.raises(DataError, match=r"task\.json is missing or damaged \(.*(deep|recursion)"):
+            open_shards(directory)
+
+    def test_lengths_of_other_examples(self, tmp_path: Path) -> None:
+        directory, other = write(tmp_path / "a"), write(tmp_path / "b", EXAMPLES[::-1])
+        (directory / "lengths.npy").write_bytes((other / "lengths.npy").read_bytes())
+        with pytest.raises(DataError, match=r"lengths\.npy is missing or damaged \(it is not the file"):
+            Shard(directory)
+        edit(directory, lambda info: info.pop("lengths_sha256"))  # as older directories are
+        with pytest.raises(DataError, match=r"lengths\.npy is missing or damaged \(example 0 has other lengths\)"):
+            Shard(directory)[0]
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_fifo_is_refused_and_not_waited_for(self, tmp_path: Path, name: str) -> None:
+        directory = write(tmp_path)
+        (directory / name).unlink()
+        os.mkfifo(directory / name)
+        with pytest.raises(DataError, match=rf"{name}.*is not a regular file"):
+            open_shards(directory)
 
     def test_no_directory(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"is no directory of examples: it has no task\.json"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import pytest
 
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.data.record import BranchText, Record, write_records
-from psynth_jax.errors import ContextLengthError, DataError, InputError
+from psynth_jax.errors import ContextLengthError, DataError, InputError, NotFiniteError, UserError
 from psynth_jax.evaluation.methods import METHODS, Method, Synthesizers
 from psynth_jax.evaluation.rows import RowFile
 from psynth_jax.evaluation.run import Plan, evaluate
 from psynth_jax.evaluation.tasks import QATask, Question
+from psynth_jax.nn.decoder import Decoder
 from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
 from tests.evaluation.conftest import record
 from tests.tiny import random_lora, talking_model
@@ -244,6 +246,59 @@ class TestRefuses:
         with pytest.raises(InputError, match="has rows of another evaluation: model is "):
             evaluate(plan(data, Scripted(), limit=2), synthesizers, folder)
 
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"id": ["q0"]}, r"its id is \['q0'\]"),
+            ({"method": None}, "its method is None"),
+            ({"f1": float("nan")}, "its f1 is None"),
+            ({"f1": "1.0"}, r"its f1 is '1\.0'"),
+            ({"f1": 3}, "its f1 is 3"),
+            ({"em": True}, "its em is True"),
+            ({"ttft_s": "soon"}, "its ttft_s is 'soon'"),
+            ({"prompt_tokens": -1}, "its prompt_tokens is -1"),
+            ({"generated_tokens": None}, "it has no time or no tokens, and does not say that it did not fit"),
+        ],
+    )
+    def test_a_row_with_wrong_values(
+        self, data: Path, folder: Path, synthesizers: Synthesizers, change: dict[str, Any], said: str
+    ) -> None:
+        evaluate(plan(data, Scripted(), limit=2), synthesizers, folder)
+        first, *others = lines(folder)
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (first | change, *others)))
+        with pytest.raises(DataError, match=rf"rows\.jsonl:1: not a row of an evaluation: {said}; take the line out"):
+            evaluate(plan(data, Scripted()), synthesizers, folder)
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
+        assert evaluate(plan(data, Scripted()), synthesizers, folder)["questions"] == 5
+
+    @pytest.mark.parametrize("name", ["rows.jsonl", "settings.json", "summary.json"])
+    def test_a_fifo_is_refused_and_not_waited_for(
+        self, data: Path, folder: Path, synthesizers: Synthesizers, name: str
+    ) -> None:
+        evaluate(plan(data, Scripted()), synthesizers, folder)
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(UserError, match=rf"{name} is not a regular file"):
+            evaluate(plan(data, Scripted()), synthesizers, folder)
+
+    @pytest.mark.parametrize(
+        "text", ["[" * 100_000, '{"data": ' + "9" * 5000 + "}", '{"data": [' + "[" * 90 + "]" * 91 + "}", "\xff"]
+    )
+    def test_damaged_settings(self, data: Path, folder: Path, synthesizers: Synthesizers, text: str) -> None:
+        folder.mkdir()
+        (folder / "settings.json").write_text(text, encoding="latin-1")
+        with pytest.raises(UserError, match=r"settings\.json|another evaluation") as raised:
+            evaluate(plan(data, Scripted()), synthesizers, folder)
+        assert len(str(raised.value)) < 1000
+
+    @pytest.mark.parametrize("name", ["rows.jsonl", "summary.json"])
+    def test_files_that_cannot_be_written(self, data: Path, folder: Path, synthesizers: Synthesizers, name: str) -> None:
+        evaluate(plan(data, Scripted(), limit=1), synthesizers, folder)
+        (folder / name).unlink()
+        (folder / name).mkdir()
+        with pytest.raises(UserError, match=name):
+            evaluate(plan(data, Scripted()), synthesizers, folder)
+
     def test_a_full_disk(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if not Path("/dev/full").exists():
             pytest.skip("there is no /dev/full to write to")
@@ -324,3 +379,15 @@ def test_digest_of_an_adapter_is_of_all_that_counts(synthesizers: Synthesizers) 
     different = [Adapter(lora, None), Adapter(other, None), Adapter(None, None), Adapter(lora, None, 50)]
     different += [Adapter(lora, None, sink=sink) for sink in ((1,), (2,))]
     assert len({adapter.digest for adapter in different}) == len(different)
+
+
+@pytest.mark.parametrize("name", ["text", "branches", "question"])
+def test_a_model_whose_numbers_are_not_finite_ends_the_run(data: Path, folder: Path, name: str) -> None:
+    """An F1 of 0 would be a result."""
+    model = talking_model()
+    parameters = dict(model.decoder.parameters())
+    parameters["layers.down"] = parameters["layers.down"].at[0, 1, 2].set(math.nan)
+    broken = dataclasses.replace(model, decoder=Decoder(model.config, parameters))
+    with pytest.raises(NotFiniteError, match="not finite"):
+        evaluate(Plan.of(QATask(data), [METHODS[name]], batch=2), Synthesizers.over(broken, Adapter(None, None)), folder)
+    assert not (folder / "summary.json").exists()

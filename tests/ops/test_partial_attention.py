@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from psynth_jax.ops.branch_attention import AttentionSpec, Context, pallas_gpu, pallas_tpu, reference, xla
+from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, finalize, merge
 from tests.ops.forms import part, whole
 from tests.ops.test_pallas_gpu import case
@@ -66,3 +67,27 @@ def test_gradients_through_a_merge(which: str) -> None:
     expected = loss(lambda *drawn: whole(reference.attend)(*drawn, 1, SPEC))
     for name, one, other in zip(("q", "k", "v", "scalars"), found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5 * max(1, float(jnp.abs(other).max())), err_msg=name)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("which", PARTS)
+def test_a_query_that_is_not_finite_stays_so(which: str, value: float) -> None:
+    """And it alone: zeros in its place would be taken for attention to nothing."""
+    q, k, v, own, context = case(3, two_parts=True)
+    bad = (0, 0, 1)
+    drawn = (q.at[(*bad, 0)].set(value), k, v, own, context)
+    found = np.array(merged(jax.jit(on_devices, static_argnums=0)(which, *drawn)))
+    assert not np.isfinite(found[bad]).all()
+    found[bad] = 0
+    assert np.isfinite(found).all()
+
+
+def test_int8_keeps_what_is_not_finite() -> None:
+    heads = CachedHeads.allocate((1, 1, 1, 4, 8), jnp.int8, packed=False)
+    drawn = np.random.default_rng(0).standard_normal((1, 1, 1, 4, 8)).astype(np.float32)
+    drawn[..., 1, 3], drawn[..., 2, 5] = np.nan, np.inf
+    stored = heads.stored(jnp.asarray(drawn), jnp.zeros((1, 1, 1, 4, 8)))
+    k, v = stored.read(0, 0, 1, 0, 4)
+    finite = np.isfinite(np.asarray(k)).all(axis=-1).ravel()
+    assert finite.tolist() == [True, False, False, True]
+    assert not np.asarray(v).any()

@@ -11,8 +11,9 @@ import pytest
 
 import psynth_jax as ps
 from psynth_jax.branches import Branch, Branches
-from psynth_jax.errors import AdapterError, ContextLengthError, InputError, ModelMismatchError
-from tests.tiny import random_lora, random_mapper, tiny_config, tiny_decoder, token_ids
+from psynth_jax.errors import AdapterError, ConfigError, ContextLengthError, InputError, ModelMismatchError
+from psynth_jax.prompts import Role
+from tests.tiny import random_lora, random_mapper, talking_model, tiny_config, tiny_decoder, token_ids
 
 PROMPT, TARGET = token_ids(1, 7), token_ids(2, 5)
 
@@ -250,6 +251,209 @@ class TestSynthesizer:
         live = ps.ParallelSynthesis(synth.model, positions="reference_live")
         for prefixes in (None, [[1], []], [[1], None]):
             refused(InputError, "text . has no prefix", live.encode, [[1], [2]], prefixes=prefixes)
+
+
+SURROGATES = ("\ud800", "why\udc80?", "\udfff" * 50)
+NO_TEXTS = (b"bytes", bytearray(b"x"), memoryview(b"x"), 7, 1.5, object(), {"a": 1}, {1, 2})
+
+
+@pytest.mark.usefixtures("nothing_runs")
+class TestText:
+    """Every entrance of text: what is no Unicode text is refused by one line that names the argument."""
+
+    @pytest.mark.parametrize("text", SURROGATES)
+    def test_lone_surrogates(self, talking: ps.ParallelSynthesis, text: str) -> None:
+        chat = [{"role": "user", "content": text}]
+        named = [{"role": text, "content": "why?"}]
+        for call in (
+            lambda: talking.work([text]),
+            lambda: talking.work([["fine"], ["fine", text]]),
+            lambda: talking.work([chat]),
+            lambda: talking.work([named]),
+            lambda: talking.encode([text]),
+            lambda: talking.encode(["fine"], prefixes=[text]),
+            lambda: talking.encode(["fine"], prefixes=[chat]),
+            lambda: talking.synthesize(text),
+            lambda: talking.synthesize(["fine", text]),
+            lambda: talking.synthesize(chat),
+            lambda: talking.synthesize(named),
+            lambda: talking.synthesize_text(text, ["fine"]),
+            lambda: talking.synthesize_text("why?", ["fine", text]),
+            lambda: talking.synthesize_text([1, 2], ["fine", text]),
+            lambda: talking.score(text, "so"),
+            lambda: talking.score("why?", text),
+            lambda: talking.score(["a", "b"], ["c", text]),
+            lambda: talking.synthesize("why?", stop=text),
+            lambda: talking.work(["why?"], stop=["fine", text]),
+            lambda: talking.session().reply(text),
+            lambda: talking.session().reply(chat),
+            lambda: talking.session().reply("why?", stop=[text]),
+            lambda: ps.worker_prompts(text, ps.load_roles(), 2),
+            lambda: ps.worker_prompts("why?", [Role("x", text)], 2),
+            lambda: ps.worker_prompts("why?", [Role(text, "x")], 2),
+        ):
+            refused(InputError, r"lone surrogate \(U\+D", call)
+
+    @pytest.mark.parametrize("text", NO_TEXTS)
+    def test_what_is_no_text(self, talking: ps.ParallelSynthesis, text: Any) -> None:
+        for call in (
+            lambda: talking.work([text]),
+            lambda: talking.work(text),
+            lambda: talking.work([[{"role": "user", "content": text}]]),
+            lambda: talking.encode([text]),
+            lambda: talking.encode(text),
+            lambda: talking.encode(["fine"], prefixes=[text]),
+            lambda: talking.synthesize(text),
+            lambda: talking.synthesize(["fine", text]),
+            lambda: talking.synthesize([{"role": text, "content": "x"}]),
+            lambda: talking.synthesize_text(text, ["fine"]),
+            lambda: talking.synthesize_text("why?", [text]),
+            lambda: talking.synthesize_text("why?", text),
+            lambda: talking.score(text, "so"),
+            lambda: talking.score("why?", text),
+            lambda: talking.session().reply(text),
+            lambda: ps.worker_prompts(text, ps.load_roles(), 2),
+            lambda: ps.worker_prompts("why?", [Role("x", text)], 2),
+            lambda: ps.worker_prompts("why?", text, 2),
+            lambda: ps.worker_prompts("why?", [text], 2),
+        ):
+            refused(InputError, ".", call)
+
+    def test_of_a_later_turn(self, talking: ps.ParallelSynthesis) -> None:
+        chat = talking.session()
+        chat._dialogue = (1, 2, 3)
+        for text in (*SURROGATES, *NO_TEXTS, "", "  "):
+            refused(InputError, "the question", chat.reply, text)
+
+    def test_a_template_that_renders_nothing_is_named_with_the_model(self) -> None:
+        model = talking_model(layers=1)
+        model.tokenizer.backend.chat_template = "{% if false %}x{% endif %}"
+        synth = ps.ParallelSynthesis(model)
+        for call in (lambda: synth.synthesize("why?"), lambda: synth.session().reply("why?"), lambda: synth.work(["why?"])):
+            refused(InputError, "for talking: the chat template renders nothing", call)
+
+
+@pytest.mark.usefixtures("nothing_runs")
+class TestArguments:
+    """Arguments of the wrong type: the argument, its value, and what is right."""
+
+    @pytest.mark.parametrize("model", ["smollm2-135m", Path("smollm2-135m"), None, 7, b"x"])
+    def test_model(self, model: Any) -> None:
+        refused(InputError, "model is .*; it must be what load_model returns", ps.ParallelSynthesis, model)
+
+    def test_a_name_says_how_to_load_it(self) -> None:
+        refused(InputError, r"ParallelSynthesis\(load_model\('smollm2-135m'\)\)", ps.ParallelSynthesis, "smollm2-135m")
+
+    @pytest.mark.parametrize("mesh", ["branch=2", {"branch": 2}, 2, [1]])
+    def test_mesh(self, synth: ps.ParallelSynthesis, mesh: Any) -> None:
+        refused(InputError, "mesh is .*make_mesh", ps.ParallelSynthesis, synth.model, mesh=mesh)
+        refused(ConfigError, "mesh is .*make_mesh", ps.load_model, "tiny-random", mesh=mesh)
+
+    @pytest.mark.parametrize("adapter", [7, b"x", {}, [1], object(), random_mapper(1)])
+    def test_adapter(self, synth: ps.ParallelSynthesis, adapter: Any) -> None:
+        refused(AdapterError, "an adapter is a directory.*not ", ps.ParallelSynthesis, synth.model, adapter)
+
+    @pytest.mark.parametrize("wrong", [7, ["exact"], None, b"exact", np.array([1, 2])])
+    def test_positions(self, synth: ps.ParallelSynthesis, wrong: Any) -> None:
+        refused(InputError, "positions is .*exact, reference_live", ps.ParallelSynthesis, synth.model, positions=wrong)
+
+    @pytest.mark.parametrize("wrong", [7, ["int8"], np.int8, b"int8"])
+    def test_cache_dtype(self, synth: ps.ParallelSynthesis, wrong: Any) -> None:
+        refused(InputError, "cache_dtype is .*int8", ps.ParallelSynthesis, synth.model, cache_dtype=wrong)
+
+    @pytest.mark.parametrize("wrong", [7, ["xla"], None, b"xla"])
+    def test_implementation(self, synth: ps.ParallelSynthesis, wrong: Any) -> None:
+        refused(InputError, "implementation", ps.ParallelSynthesis, synth.model, implementation=wrong)
+
+    @pytest.mark.parametrize("wrong", [7, "print", [print], True])
+    def test_on_token(self, synth: ps.ParallelSynthesis, branches: Branches, wrong: Any) -> None:
+        for call in (
+            lambda: synth.work([PROMPT], on_token=wrong),
+            lambda: synth.synthesize(PROMPT, branches, on_token=wrong),
+            lambda: synth.synthesize_text(PROMPT, [PROMPT], on_token=wrong),
+            lambda: synth.session().reply(PROMPT, on_token=wrong),
+        ):
+            refused(InputError, "on_token is .*; it must be a function", call)
+
+    @pytest.mark.parametrize("wrong", [1.5, "x", None, np.float32(1), True, [1], b"x"])
+    def test_seed(self, synth: ps.ParallelSynthesis, wrong: Any) -> None:
+        for call in (
+            lambda: synth.synthesize(PROMPT, seed=wrong),
+            lambda: synth.synthesize_text(PROMPT, [PROMPT], seed=wrong),
+            lambda: synth.session().reply(PROMPT, seed=wrong),
+        ):
+            refused(InputError, "seed must be a whole number", call)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"max_new_tokens": "5"}, {"temperature": "hot"}, {"temperature": float("nan")}, {"top_p": None}, {"top_k": 1.5}],
+    )
+    def test_options(self, synth: ps.ParallelSynthesis, options: Any) -> None:
+        name, value = next(iter(options.items()))
+        for call in (
+            lambda: synth.work([PROMPT], **options),
+            lambda: synth.synthesize(PROMPT, **options),
+            lambda: synth.synthesize_text(PROMPT, [PROMPT], **options),
+            lambda: synth.session().reply(PROMPT, **options),
+        ):
+            refused(InputError, f"{name} is {value!r}; it must be", call)
+
+    @pytest.mark.parametrize("wrong", ["a", b"x", 7, None, [1], {}, [[]]])
+    def test_branches(self, synth: ps.ParallelSynthesis, branches: Branches, wrong: Any) -> None:
+        refused(InputError, "branches", synth.mapper_scalars, wrong)
+        refused(InputError, "branches", synth.mapper_scalars, [branches])
+        refused(InputError, "branches", Branches.join, branches, wrong)
+        refused(InputError, "branches", Branches.join, wrong)
+        refused(InputError, "branches", Branches.batch, wrong)
+        refused(InputError, "branches", Branches.batch, [branches, wrong])
+        if wrong is not None:
+            refused(InputError, "branches|branch to read", synth.score, PROMPT, TARGET, wrong)
+        if not isinstance(wrong, str):
+            refused(InputError, "directory of branches", Branches.load, wrong)
+            refused(InputError, "directory of branches", branches.save, wrong)
+
+    @pytest.mark.parametrize("index", [b"\x00", b"", bytearray(b"\x01"), 0.0, None, np.nan, {}, {0}, object(), 10**30])
+    def test_selections(self, branches: Branches, index: Any) -> None:
+        refused(InputError, "number", branches.__getitem__, index)
+        refused(InputError, "number", Branches.batch([branches]).__getitem__, index)
+
+    @pytest.mark.parametrize("index", [slice("a", None), slice(None, None, 0), slice(1.5), np.zeros((2, 2), int)])
+    def test_slices(self, branches: Branches, index: Any) -> None:
+        refused(InputError, "selected by", branches.__getitem__, index)
+
+    @pytest.mark.parametrize(
+        ("arrays", "said"),
+        [
+            (None, "must be a mapping"),
+            ([1], "must be a mapping"),
+            ({1: 2}, "must be a text"),
+            (random_mapper(1) | {"out_bias": "x"}, "out_bias holds no numbers"),
+            (random_mapper(1) | {"out_bias": [1, "x"]}, "out_bias holds no numbers"),
+            (random_mapper(1) | {"out_bias": [np.nan] * 4}, "out_bias holds NaN"),
+            (random_mapper(1) | {"out_bias": [1e300] * 4}, "out_bias holds NaN or infinities"),
+            (random_mapper(1) | {"out_bias": [[1], [2, 3]]}, "out_bias holds no numbers"),
+        ],
+    )
+    def test_mappers(self, synth: ps.ParallelSynthesis, arrays: Any, said: str) -> None:
+        refused(AdapterError, said, ps.ParallelSynthesis(synth.model).set_mapper, arrays)
+
+
+class TestShown:
+    """What things look like in a session: short, on one line, and without a cache's numbers."""
+
+    def test_all(self, synth: ps.ParallelSynthesis, plain: ps.ParallelSynthesis, branches: Branches) -> None:
+        model = repr(synth.model)
+        assert model == "Model('tiny', llama, 21,120 parameters, float32)"
+        assert repr(synth) == f"ParallelSynthesis({model}, LoRA and mapper, exact positions)"
+        assert repr(plain) == f"ParallelSynthesis({model}, no adapter, exact positions)"
+        assert repr(branches) == f"Branches(2 branches, lengths [5, 8], made by '{branches.fingerprint[:12]}')"
+        assert "2 questions of [2, 1] branches" in repr(Branches.batch([branches, branches[0]]))
+        assert repr(synth.session(branches)) == f"Session(2 branches, 0 tokens of dialogue, {model})"
+        result = ps.SynthesisResult("a" * 500 + "\n", [1] * 40, 0.5, 7, 13, 9.0, "length")
+        assert repr(result).startswith("SynthesisResult('aaa") and "40 tokens, 7 prefilled, 13 read" in repr(result)
+        many = Branches([branches.questions[0] * 500], branches.fingerprint, batched=False)
+        for value in (synth, branches, many, result, synth.session()):
+            assert "\n" not in repr(value) and len(repr(value)) < 200
 
 
 class TestTaken:

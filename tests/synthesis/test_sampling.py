@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -159,6 +161,86 @@ def test_stop_is_one_several_or_none(given: Any, stops: tuple[Any, ...]) -> None
 
 def test_huge_top_k_is_off() -> None:
     np.testing.assert_array_equal(many(temperature=1.0, top_k=2**40), many(temperature=1.0))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"top_p": value, "temperature": 1.0} for value in (1e-44, 1e-38, 1e-12, 9e-7, np.float32(1e-45))]
+    + [{"temperature": value} for value in (1e-44, 1e-38, 1e-12, 9e-7, np.float32(1e-45))]
+    + [{"temperature": 1e-44, "top_p": 1e-44, "top_k": 3}],
+)
+def test_what_float32_cannot_tell_from_zero_is_greedy(options: dict[str, Any]) -> None:
+    chosen = SamplingOptions(**options)
+    assert chosen.greedy
+    tokens = sample(jnp.asarray(LOGITS)[None], row_sampling(chosen, [(5, 0)]), np.int32(0), greedy=True)
+    assert tokens.tolist() == [int(LOGITS.argmax())]
+    assert set(many(**options)) == {int(LOGITS.argmax())}
+
+
+@pytest.mark.parametrize("field", ["temperature", "top_p"])
+@pytest.mark.parametrize("value", [1e-44, 1e-38, 1e-30, 1e-6])
+def test_extremes_are_sound_in_a_row_too(field: str, value: float) -> None:
+    """Rows are arrays of float32, whoever made them: denormals, and quotients beyond float32, choose no other token."""
+    rows = row_sampling(SamplingOptions(temperature=1.0), [(seed, 0) for seed in range(50)])
+    rows = dataclasses.replace(rows, **{field: np.full(50, value, np.float32)})
+    logits = jnp.asarray(np.tile(LOGITS * 1e6, (50, 1)))
+    assert set(np.asarray(sample(logits, rows, np.int32(0), greedy=False)).tolist()) == {int(LOGITS.argmax())}
+
+
+@pytest.mark.parametrize("temperature", [1e38, 3e38, 10**30, np.float16(60000)])
+def test_a_huge_temperature_draws_evenly(temperature: float) -> None:
+    assert len(set(many(temperature=temperature))) == len(LOGITS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", 1e39),
+        ("temperature", 10**400),
+        ("temperature", -1e-44),
+        ("temperature", True),
+        ("temperature", 1 + 2j),
+        ("temperature", np.array([0.5])),
+        ("temperature", [0.5]),
+        ("top_p", float("nan")),
+        ("top_p", float("inf")),
+        ("top_p", 0.0),
+        ("top_p", "0.9"),
+        ("top_k", 1.0),
+        ("top_k", None),
+        ("top_k", float("inf")),
+        ("max_new_tokens", "5"),
+        ("max_new_tokens", 5.0),
+        ("max_new_tokens", None),
+        ("max_new_tokens", True),
+        ("max_new_tokens", np.array([1, 2])),
+        ("stop", b"end"),
+        ("stop", [b"end"]),
+        ("stop", {"end"}),
+        ("stop", [1.5]),
+        ("stop", [None]),
+        ("stop", [True]),
+        ("stop", [-1]),
+        ("stop", ["end", ""]),
+        ("stop", np.array([1, 2])),
+    ],
+)
+def test_a_wrong_option_names_itself_its_value_and_what_is_right(field: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"^{field} is .*; it must be ") as caught:
+        SamplingOptions(**{field: value})
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
+
+
+def test_stop_texts_are_unicode() -> None:
+    with pytest.raises(InputError, match="a stop text has a lone surrogate"):
+        SamplingOptions(stop=["fine", "\udc80"])
+
+
+def test_numpy_scalars_are_numbers() -> None:
+    given = SamplingOptions(np.int8(100), np.float16(0.5), np.float64(0.25), np.uint64(2**63), np.int64(7))
+    assert given == SamplingOptions(100, 0.5, 0.25, 2**63, np.int64(7))
+    assert [type(getattr(given, name)) for name in ("max_new_tokens", "temperature", "top_k")] == [int, float, int]
+    assert 300 + given.max_new_tokens == 400  # an int8 would overflow
 
 
 def test_all_of_a_seed_counts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -106,18 +107,83 @@ def test_a_turn_beyond_the_window_is_refused_and_costs_nothing(synth: ps.Paralle
     assert chat.tokens == len(TURNS[0]) + 4
 
 
-def test_an_interrupted_turn_ends_the_conversation(synth: ps.ParallelSynthesis, branches: Branches) -> None:
-    """The cache of a turn that was broken off is gone: going on would read nothing in its place."""
-    chat = synth.session(branches)
-    chat.reply(TURNS[0], **SAMPLED)
+class Failing:
+    """A callback that raises at its n-th token."""
 
-    def hang_up(piece: Any) -> None:
+    def __init__(self, error: BaseException, at: int):
+        self.error, self.left = error, at
+
+    def __call__(self, piece: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("hang up"), SystemExit(3), GeneratorExit()])
+@pytest.mark.parametrize("at", [1, 3, 4])
+@pytest.mark.parametrize("turn", [0, 1])
+def test_a_turn_that_raised_has_not_been(
+    synth: ps.ParallelSynthesis, branches: Branches, error: BaseException, at: int, turn: int
+) -> None:
+    """The same turn asked again, and those after it, give what they give in a conversation where nothing happened."""
+    undisturbed, disturbed = synth.session(branches), synth.session(branches)
+    for number in range(3):
+        ids = TURNS[number % 2]
+        if number == turn:
+            before = disturbed.tokens
+            for _ in range(2):
+                with pytest.raises(type(error)):
+                    disturbed.reply(ids, on_token=Failing(error, at), seed=number, **SAMPLED)
+                assert disturbed.tokens == before
+        replies = [chat.reply(ids, seed=number, **SAMPLED) for chat in (undisturbed, disturbed)]
+        assert replies[0].token_ids == replies[1].token_ids
+        assert undisturbed.tokens == disturbed.tokens
+
+
+@pytest.mark.parametrize("step", ["prefill", "decode"])
+@pytest.mark.parametrize("turn", [0, 1])
+def test_a_turn_broken_off_inside_of_a_step_has_not_been(
+    synth: ps.ParallelSynthesis, branches: Branches, monkeypatch: pytest.MonkeyPatch, step: str, turn: int
+) -> None:
+    """A step takes the cache before it; when its own is lost with it, the dialogue is fed again."""
+    undisturbed, disturbed = synth.session(branches), synth.session(branches)
+    for number in range(turn):
+        assert undisturbed.reply(TURNS[number], **SAMPLED).token_ids == disturbed.reply(TURNS[number], **SAMPLED).token_ids
+    run = getattr(synth.engine, step)
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        run(*args, **options)
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(synth.engine, step, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        chat.reply(TURNS[1], on_token=hang_up, **SAMPLED)
-    with pytest.raises(InputError, match="interrupted"):
-        chat.reply(TURNS[1], **SAMPLED)
+        disturbed.reply(TURNS[turn], **SAMPLED)
+    monkeypatch.undo()
+    for number in range(turn, 2):
+        assert undisturbed.reply(TURNS[number], **SAMPLED).token_ids == disturbed.reply(TURNS[number], **SAMPLED).token_ids
+
+
+def test_a_callback_cannot_ask_the_next_turn(synth: ps.ParallelSynthesis, branches: Branches) -> None:
+    chat = synth.session(branches)
+    with pytest.raises(InputError, match="answering a turn"):
+        chat.reply(TURNS[0], on_token=lambda piece: chat.reply(TURNS[1]), **SAMPLED)
+    assert chat.tokens == 0
+    assert chat.reply(TURNS[0], **SAMPLED).token_ids == synth.session(branches).reply(TURNS[0], **SAMPLED).token_ids
+
+
+def test_turns_of_several_threads_come_one_after_the_other(synth: ps.ParallelSynthesis, branches: Branches) -> None:
+    chat = synth.session(branches)
+    with ThreadPoolExecutor(4) as pool:
+        replies = [*pool.map(lambda _: chat.reply(TURNS[0], **SAMPLED), range(4))]
+    alone = synth.session(branches)
+    expected = [alone.reply(TURNS[0], **SAMPLED).token_ids for _ in range(4)]
+    assert sorted(reply.token_ids for reply in replies) == sorted(expected)
+
+
+def test_a_question_may_hold_what_stands_for_an_answer(talking: ps.ParallelSynthesis) -> None:
+    chat = talking.session()
+    chat.reply("why?", max_new_tokens=2)
+    assert chat.reply("what is \u2042answer\u2042?", max_new_tokens=2).token_ids is not None
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from psynth_jax.config import Count
 from psynth_jax.data.record import Record
 from psynth_jax.data.sources.dialogue import DialogueOptions, Message, dialogue_record, read_messages
-from psynth_jax.data.sources.fields import Row, UnfitError, digest, items, kept, text
+from psynth_jax.data.sources.fields import Row, UnfitError, digest, is_true, items, kept, text
 from psynth_jax.data.sources.source import Source, dropping
 
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
@@ -50,12 +50,12 @@ def _check_public(row: Row, messages: Sequence[Message], options: PublicChatOpti
         spoken = [text(message.source.get("language"), "language").lower() for message in messages]
         if options.message_languages and any(language not in ("", "english") for language in spoken):
             raise UnfitError("a message is not English")
-    if options.drop_redacted and any(part.get("redacted") for part in rows):
+    if options.drop_redacted and any(is_true(part.get("redacted"), "redacted") for part in rows):
         raise UnfitError("something is redacted")
     if options.drop_toxic:
         verdicts = items(row.get("openai_moderation"), "openai_moderation")
-        flagged = any(isinstance(verdict, Mapping) and verdict.get("flagged") for verdict in verdicts)
-        if flagged or any(part.get("toxic") for part in rows):
+        flagged = [is_true(verdict.get("flagged"), "flagged") for verdict in verdicts if isinstance(verdict, Mapping)]
+        if any(flagged) or any(is_true(part.get("toxic"), "toxic") for part in rows):
             raise UnfitError("something is toxic")
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from psynth_jax.config import Config, Count
 from psynth_jax.data.record import BranchText, Record
 from psynth_jax.data.sources.dialogue import Message, read_messages, render
-from psynth_jax.data.sources.fields import Row, UnfitError, as_json, balanced, digest, literal, structure, text
+from psynth_jax.data.sources.fields import Row, UnfitError, as_json, balanced, digest, identifier, literal, structure, text
 from psynth_jax.data.sources.source import Source, dropping
 
 _MARKER = "Function Call:"
@@ -72,7 +72,7 @@ def _pair(calls: Sequence[Mapping[str, Any]], responses: Sequence[Message]) -> l
     """Give each call its response: by id where both have one, else in order."""
 
     def id_of(entry: Mapping[str, Any]) -> str:
-        return next((str(entry[key]) for key in _ID_KEYS if isinstance(entry.get(key), str | int)), "")
+        return next(filter(None, (identifier(entry.get(key)) for key in _ID_KEYS)), "")
 
     ids = [id_of(response.source) for response in responses]
     if all(ids) and len({*ids}) == len(ids) and all(id_of(call) in ids for call in calls):

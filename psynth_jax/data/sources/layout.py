@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from psynth_jax.errors import DataError
+from psynth_jax.files import read_text
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".tsv", ".tsv.gz")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".tsv", ".tsv.gz", ".csv", ".csv.gz")
 
 # What data sets call their splits; the first name of a row is the one that this library shows.
 _SPLIT_NAMES = (("train", "training"), ("validation", "valid", "val", "dev"), ("test", "testing"), ("eval", "evaluation"))
@@ -89,9 +90,10 @@ def _card_configs(card: Path | None, shown: str) -> list[Mapping[str, Any]]:
     if card is None:
         return []
     try:
-        front = re.match(r"\s*---\s*\n(.*?)\n---\s*(?:\n|$)", card.read_text(encoding="utf-8"), re.DOTALL)
+        front = re.match(r"\s*---\s*\n(.*?)\n---\s*(?:\n|$)", read_text(card, DataError).removeprefix("\ufeff"), re.DOTALL)
         meta = yaml.safe_load(front[1]) if front else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    # ValueError, TypeError: what yaml takes for a date and is none, or for a key and cannot be one.
+    except (DataError, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"the data card (README.md) of {shown} cannot be read: {' '.join(str(error).split())}") from None
     configs = meta.get("configs") if isinstance(meta, Mapping) else None
     return [entry for entry in configs if isinstance(entry, Mapping)] if isinstance(configs, list) else []

@@ -1,31 +1,34 @@
 r"""Rows of a data set, wherever they are: one file, a directory, or a data set on the Hugging Face hub.
 
-    .jsonl .jsonl.gz    one JSON object a line
-    .json .json.gz      a JSON list of objects, or JSON lines
-    .parquet            read one row group after the other
-    .tsv .tsv.gz        columns named by the caller or else by the first line; a field's newlines are written \n
+    .jsonl .json   JSON by content: an object a line, objects over several lines, or a list of objects
+    .tsv           columns named by the caller or the first line; a field's newlines are written \n
+    .csv           the same, with quotes around fields that hold commas, quotes or newlines
+    .parquet       read one row group after the other
 
-Each row comes with its place, "file:number" from 1, for messages.  Knows no source.
+All but the last may be gzipped, with .gz behind the ending.  Each row comes with its place, "file:number" from 1, for
+messages.  Knows no source.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
-from psynth_jax.data.record import read_json_lines
+from psynth_jax.data.json_values import read_json_values
 from psynth_jax.data.sources import hub
 from psynth_jax.data.sources.layout import SUFFIXES, choose_files
+from psynth_jax.data.text_files import LONGEST_LINE, text_lines
 from psynth_jax.errors import DataError
+from psynth_jax.files import refuse_special
 
 PlacedRow: TypeAlias = tuple[str, dict[str, Any]]
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_INDEX = re.compile(r"__index_level_\d+__")  # what pandas writes for the numbers of rows, and hides again
 _PARQUET_ROWS = 256  # as Python objects at a time
 
 
@@ -52,25 +55,49 @@ def read_rows(
     Raises:
       DataError: there is no such data set, config or split, it cannot be fetched, or a file is damaged; with file and line.
     """
-    path = Path(path_or_hub_id).expanduser()
-    if path.is_file():
+    path = find_input(path_or_hub_id)
+    if path is not None and path.is_file():
         yield from read_file(path, columns)
         return
     configs = [config] if config is None or isinstance(config, str) else list(config)
-    if path.is_dir():
-        names = sorted(str(file.relative_to(path).as_posix()) for file in path.rglob("*") if file.is_file())
+    if path is not None:
+        names = _files_in(path)
         card = path / "README.md" if "README.md" in names else None
         for one in configs:
             for name in choose_files(names, card, str(path), one, split):
                 yield from read_file(path / name, columns)
-    elif _HUB_ID.fullmatch(str(path_or_hub_id)) and not str(path_or_hub_id).endswith(SUFFIXES):
+    else:
         data_set = hub.find(str(path_or_hub_id), revision)
         card = data_set.fetch("README.md") if "README.md" in data_set.files else None
         for one in configs:
             for name in choose_files(data_set.files, card, data_set.name, one, split):
                 yield from read_file(data_set.fetch(name), columns, f"{data_set.name}/{name}")
-    else:
-        raise DataError(f"there is no data at {path_or_hub_id}: no such file or directory, and no hub id (owner/name)")
+
+
+def _files_in(directory: Path) -> list[str]:
+    try:
+        return sorted(str(file.relative_to(directory).as_posix()) for file in directory.rglob("*") if file.is_file())
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename or directory}: {error.strerror or error}") from None
+
+
+def find_input(path_or_hub_id: str | Path) -> Path | None:
+    """Return the file or directory that is meant; None where it can only be a data set on the hub.
+
+    Raises `DataError` when it can be none of them.
+    """
+    try:
+        path = Path(path_or_hub_id).expanduser()
+        is_there = path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # a zero byte, a name that is too long, no such home
+        raise DataError(f"there is no data at {str(path_or_hub_id)!r}: {error}") from None
+    if is_there:
+        refuse_special(path, DataError)
+        return path
+    name = str(path_or_hub_id)
+    if _HUB_ID.fullmatch(name) and not name.endswith(SUFFIXES):
+        return None
+    raise DataError(f"there is no data at {name}: no such file or directory, and no hub id (owner/name)")
 
 
 def read_file(path: Path, columns: Sequence[str] = (), shown: str | None = None) -> Iterator[PlacedRow]:
@@ -82,76 +109,92 @@ def read_file(path: Path, columns: Sequence[str] = (), shown: str | None = None)
     values: Iterable[tuple[int, Any]]
     if kind == ".parquet":
         values = _parquet(path, shown)
-    elif kind == ".tsv":
-        values = _tsv(path, columns, shown)
-    elif kind == ".json" and _begins_a_list(path, shown):
-        values = _json_list(path, shown)
+    elif kind in (".tsv", ".csv"):
+        values = _table(_tsv(path, shown) if kind == ".tsv" else _csv(path, shown), columns, shown)
     else:
-        values = read_json_lines(path)
+        values = read_json_values(path, shown)
     for number, value in values:
         if not isinstance(value, dict):
             raise DataError(f"{shown}:{number}: a row is a JSON object, not {type(value).__name__}")
         yield f"{shown}:{number}", value
 
 
-def _open(path: Path) -> IO[str]:
-    # newline="" leaves line ends to csv; JSON does not mind them
-    return (
-        gzip.open(path, "rt", encoding="utf-8", newline="")
-        if path.suffix == ".gz"
-        else path.open(encoding="utf-8", newline="")
-    )
+def _table(
+    lines: Iterable[tuple[int, list[str]]], columns: Sequence[str], shown: str
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Give fields the names of their columns; the first line has them where the caller does not."""
+    names = list(columns)
+    first = True
+    for number, fields in lines:
+        if not names:
+            names = fields
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise DataError(f"{shown}:{number}: two columns are called {twice[0]!r:.80}")
+        is_head, first = first and fields == names, False
+        if is_head:
+            continue
+        if len(fields) != len(names):
+            found = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
+            expected = " ".join(", ".join(names).split())
+            raise DataError(f"{shown}:{number}: {found}, not {len(names)} ({expected:.200})")
+        yield number, dict(zip(names, fields, strict=True))
 
 
-def _begins_a_list(path: Path, shown: str) -> bool:
+def _tsv(path: Path, shown: str) -> Iterator[tuple[int, list[str]]]:
+    for number, line in text_lines(path, shown):
+        if line:
+            yield number, [field.replace("\\n", "\n") for field in line.split("\t")]
+
+
+def _csv(path: Path, shown: str) -> Iterator[tuple[int, list[str]]]:
+    lines = (line + "\n" for _, line in text_lines(path, shown))
+    reader = csv.reader(lines, strict=True)
+    while True:
+        try:
+            with _long_fields():
+                fields = next(reader, None)
+        except csv.Error as error:
+            raise DataError(f"{shown}:{max(reader.line_num, 1)}: not CSV: {error}") from None
+        if fields is None:
+            return
+        if fields:
+            yield reader.line_num, fields
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Let a field be as long as a line may be.  The limit is one of the process: it is put back for others."""
+    before = csv.field_size_limit(LONGEST_LINE)
     try:
-        with _open(path) as file:
-            while char := file.read(1):
-                if not char.isspace():
-                    return char == "["
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {shown}: {error}") from None
-    return False
-
-
-def _json_list(path: Path, shown: str) -> Iterator[tuple[int, Any]]:
-    try:
-        with _open(path) as file:
-            values = json.load(file)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{shown}:{error.lineno}: not JSON: {error.msg} at column {error.colno}") from None
-    except (OSError, EOFError, ValueError, RecursionError) as error:  # not UTF-8, or beyond what JSON readers take
-        raise DataError(f"cannot read {shown}: {error}") from None
-    yield from enumerate(values, 1)
-
-
-def _tsv(path: Path, columns: Sequence[str], shown: str) -> Iterator[tuple[int, dict[str, str]]]:
-    number = 0
-    try:
-        with _open(path) as file:
-            for number, fields in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
-                columns = [*columns] or fields
-                if not fields or (number == 1 and fields == columns):
-                    continue
-                if len(fields) != len(columns):
-                    raise DataError(f"{shown}:{number}: {len(fields)} fields, not {len(columns)} ({', '.join(columns)})")
-                yield number, {name: field.replace("\\n", "\n") for name, field in zip(columns, fields, strict=True)}
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {shown} after line {number}: {error}") from None
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _parquet(path: Path, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow
     from pyarrow import parquet
 
+    refuse_special(path, DataError)
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise DataError(f"{shown}: two columns are called {twice[0]!r:.80}")
+            kept = [name for name in names if not _INDEX.fullmatch(name)]
             for group in range(file.num_row_groups):
-                for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=[group]):
+                for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=[group], columns=kept):
                     for row in batch.to_pylist():
                         number += 1
                         yield number, row
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
+    # Besides its own errors: text that is not UTF-8, times out of range, unknown time zones, and sizes
+    # in a damaged file that no memory holds.
+    except (
+        *(pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError),
+        *(ArithmeticError, RuntimeError, MemoryError, ImportError),
+    ) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(f"cannot read {shown} after row {number}: {reason}") from None

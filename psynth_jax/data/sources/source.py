@@ -12,12 +12,13 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeAlias
 
 import pydantic
 
 from psynth_jax.config import Config
+from psynth_jax.data.missing import TooDeepError, without_missing
 from psynth_jax.data.record import Record
 from psynth_jax.data.sources.fields import Row, UnfitError
 from psynth_jax.errors import ConfigError, DataError
@@ -69,7 +70,7 @@ class Source:
                 raise ConfigError(f"{pair!r} {problem}; write key=value, once each, with a key of: {known}")
             try:
                 values[key] = json.loads(value.lower() if value.lower() in ("true", "false") else value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 values[key] = value
         return self.options.parse(values)
 
@@ -97,10 +98,20 @@ def convert_rows(source: Source, rows: Iterable[tuple[str, Row]], options: Confi
     seen: dict[str, set[bytes]] = {}
     for where, row in rows:
         try:
-            for item in source.convert(row, options):
+            for item in source.convert(_plain(row), options):
                 yield item if isinstance(item, Dropped) else _with_own_id(item, seen)
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
+
+
+def _plain(row: Row) -> Row:
+    """Return a row in which everything that is missing is None: no converter meets another form of it."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"a row is a JSON object, not {type(row).__name__}")
+    try:
+        return without_missing(row)
+    except TooDeepError as error:
+        raise DataError(str(error)) from None
 
 
 def _with_own_id(record: Record, seen: dict[str, set[bytes]]) -> Converted:

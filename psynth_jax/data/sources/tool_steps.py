@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from psynth_jax.data.sources.fields import Row, UnfitError, as_json, items, mapping, structure, text
+from psynth_jax.data.sources.fields import Row, UnfitError, as_json, identifier, items, mapping, structure, text
 
 _RESPONSES = ("function", "tool", "tool_response")
 _ID_KEYS = ("call_id", "tool_call_id", "function_id")
@@ -95,11 +95,11 @@ def _calls(entry: Row, role: str) -> Iterator[Event]:
             yield Event(spelled, id=_id_of(entry))
     elif role == "assistant":
         single = structure(entry.get("function_call"))
-        if isinstance(single, Mapping) and single.get("name"):
+        if isinstance(single, Mapping) and text(single.get("name"), "name of a call"):
             yield _event(single, entry)
         for call in items(entry.get("tool_calls"), "tool_calls"):
             call = mapping(call, "a call of tool_calls")
-            function = mapping(call.get("function", call), "a call of tool_calls")
+            function = call if call.get("function") is None else mapping(call["function"], "a call of tool_calls")
             yield _event({**function, "id": call.get("id")}, call)
 
 
@@ -115,15 +115,16 @@ def _id_of(entry: Row, *more_keys: str) -> str:
     extra = entry.get("extra")
     for source in (entry, extra if isinstance(extra, Mapping) else {}):
         for key in (*_ID_KEYS, *more_keys):
-            if isinstance(source.get(key), str | int) and str(source[key]):
-                return str(source[key])
+            if found := identifier(source.get(key)):
+                return found
     return ""
 
 
 def _answer(steps: list[Step], entry: Row) -> None:
     """Give a response to its call: the one with its id, else of the burst the first of its name, else the first."""
     content = entry.get("content")
-    response = text(content if content is None or isinstance(content, str) else as_json(content), "content of a response")
+    is_plain = content is None or (isinstance(content, str | int | float) and not isinstance(content, bool))
+    response = text(content if is_plain else as_json(content), "content of a response")
     bursts = [step for step in steps if isinstance(step, Burst)]
     event_id, name = _id_of(entry), text(entry.get("name"), "name of a response")
     open_events = [event for burst in bursts[-1:] for event in burst.events if not event.answered]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from huggingface_hub import errors
 from huggingface_hub.hf_api import DatasetInfo, RepoSibling
 from pyarrow import parquet
 
+from psynth_jax.data import text_files
 from psynth_jax.data.sources.rows import read_rows
 from psynth_jax.errors import DataError
 
@@ -51,6 +54,65 @@ class TestFiles:
         for columns in ((), ("q", "a")):
             assert list(read_rows(path, columns=columns)) == [(f"{path}:2", {"q": "three", "a": "four"})]
 
+    @pytest.mark.parametrize("form", ["plain", "mark", "crlf", "gz"])
+    def test_tables(self, tmp_path: Path, form: str) -> None:
+        long = "x" * 300_000  # more than Python's csv module takes by itself
+        for ending, content in (
+            ("tsv", f'q\ta\n\nwho, "me\tl1\\nl2 {long}\n'),
+            ("csv", f'q,a\n\n"who, ""me","l1\nl2 {long}"\n'),
+        ):
+            data = content.replace("\n", "\r\n").encode() if form == "crlf" else content.encode()
+            data = b"\xef\xbb\xbf" + data if form == "mark" else data
+            path = tmp_path / f"x.{ending}{'.gz' if form == 'gz' else ''}"
+            path.write_bytes(gzip.compress(data) if form == "gz" else data)
+            limit = csv.field_size_limit()
+            assert [row for _, row in read_rows(path)] == [{"q": 'who, "me', "a": f"l1\nl2 {long}"}]
+            assert csv.field_size_limit() == limit
+
+    def test_a_line_has_a_longest_size(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(text_files, "LONGEST_LINE", 100)
+        monkeypatch.setattr(text_files, "CHUNK", 16)
+        (tmp_path / "x.tsv").write_text("q\ta\n" + "b" * 90 + "\tc\n" + "d" * 200 + "\te\n")
+        rows = read_rows(tmp_path / "x.tsv")
+        assert next(rows)[1] == {"q": "b" * 90, "a": "c"}
+        with pytest.raises(DataError, match=r"x\.tsv:3: the line is longer than 100 characters"):
+            next(rows)
+
+    def test_the_numbers_of_rows_that_pandas_writes(self, tmp_path: Path) -> None:
+        parquet.write_table(pyarrow.table({"a": [1, 2], "__index_level_0__": [7, 8]}), tmp_path / "x.parquet")
+        assert [row for _, row in read_rows(tmp_path / "x.parquet")] == [{"a": 1}, {"a": 2}]
+
+    def test_only_line_ends_end_lines(self, tmp_path: Path) -> None:
+        (tmp_path / "x.tsv").write_text("q\ta\nb\u2028c\x0b\x1c\x85d\te\n", encoding="utf-8")
+        assert [row for _, row in read_rows(tmp_path / "x.tsv")] == [{"q": "b\u2028c\x0b\x1c\x85d", "a": "e"}]
+
+    def test_what_is_no_file(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "x.jsonl")
+        (tmp_path / "folder.jsonl").mkdir()
+        (tmp_path / "real.jsonl").write_text("{}\n")
+        (tmp_path / "link.jsonl").symlink_to("real.jsonl")
+        with pytest.raises(DataError, match=r"x\.jsonl is not a regular file"):
+            list(read_rows(tmp_path / "x.jsonl"))
+        with pytest.raises(DataError, match=r"folder\.jsonl has no file that can be read"):
+            list(read_rows(tmp_path / "folder.jsonl"))
+        assert [row for _, row in read_rows(tmp_path / "link.jsonl")] == [{}]
+        for name in ("a\0b", "x" * 5000, "~nobody-of-that-name/x.jsonl"):
+            with pytest.raises(DataError, match="there is no data at"):
+                list(read_rows(name))
+
+    @pytest.mark.parametrize(
+        ("values", "said"),
+        [
+            (pyarrow.array([b"\xff"]).cast(pyarrow.binary()).view(pyarrow.string()), "utf-8"),
+            (pyarrow.array([1], pyarrow.timestamp("s", "Nowhere/Town")), "cannot read .* after row 0"),
+            (pyarrow.array([2**62], pyarrow.timestamp("ms")), "cannot read .* after row 0"),
+        ],
+    )
+    def test_parquet_that_is_no_python(self, tmp_path: Path, values: Any, said: str) -> None:
+        parquet.write_table(pyarrow.table({"a": values}), tmp_path / "x.parquet")
+        with pytest.raises(DataError, match=said):
+            list(read_rows(tmp_path / "x.parquet"))
+
     @pytest.mark.parametrize(
         ("name", "content", "said"),
         [
@@ -59,11 +121,16 @@ class TestFiles:
             ("x.json", b'[{"a": 1},\n {"a": ]', r"x\.json:2: not JSON"),
             ("x.json", b'[{"a": 1}, 3]', r"x\.json:2: a row is a JSON object, not int"),
             ("x.jsonl", b'{"a": 1}\n{"a": ' + b"9" * 5000 + b"}", r"x\.jsonl:2: JSON that cannot be read: .*digits"),
-            ("x.json", b'[{"a": ' + b"9" * 5000 + b"}]", r"cannot read .*x\.json: .*digits"),
-            ("x.json", b'["\xe9"]', r"cannot read .*x\.json: .*utf-8"),
-            ("x.json.gz", gzip.compress(b"[1, 2, 3]" * 99, mtime=0)[:-9], r"cannot read .*x\.json\.gz"),
+            ("x.json", b'[{"a": ' + b"9" * 5000 + b"}]", r"x\.json:1: JSON that cannot be read: .*digits"),
+            ("x.json", b'[\n"\xe9"]', r"x\.json:2: not UTF-8 text"),
+            ("x.json.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], r"x\.json\.gz is damaged after line 99"),
             ("x.parquet", b"PAR1 and nothing else", r"cannot read .*x\.parquet after row 0"),
-            ("x.tsv", b"q\ta\n1\n", r"x\.tsv:2: 1 fields, not 2 \(q, a\)"),
+            ("x.tsv", b"q\ta\n1\n", r"x\.tsv:2: 1 field, not 2 \(q, a\)"),
+            ("x.tsv", b"q\tq\n1\t2\n", r"x\.tsv:1: two columns are called 'q'"),
+            ("x.tsv", b"q\ta\n1\t2\n\xe9\t3\n", r"x\.tsv:3: not UTF-8 text"),
+            ("x.csv", b'q,a\n"1,2\n', r"x\.csv:2: not CSV: unexpected end of data"),
+            ("x.csv", b'q,a\n"1"2,3\n', r"x\.csv:2: not CSV: "),
+            ("x.csv", "q,a\n1,2\n".encode("utf-16"), r"x\.csv is UTF-16 text: save it as UTF-8"),
             ("x.txt", b"", r"x\.txt has none of the endings that can be read: \.jsonl, "),
         ],
     )
@@ -167,6 +234,14 @@ class TestDirectories:
         )
         assert numbers(tmp_path, split="train_sft") == [0]
         with pytest.raises(DataError, match="it has test_sft, train_sft"):
+            numbers(tmp_path)
+
+    def test_one_that_cannot_be_looked_into(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def closed(self: Path, pattern: str) -> list[Path]:
+            raise PermissionError(13, "Permission denied", str(self / "inner"))
+
+        monkeypatch.setattr(Path, "rglob", closed)
+        with pytest.raises(DataError, match=r"cannot read .*inner: Permission denied"):
             numbers(tmp_path)
 
     def test_a_damaged_card_and_an_empty_directory(self, tmp_path: Path) -> None:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from psynth_jax.data.record import Record
-from psynth_jax.data.sources import Dropped
+from psynth_jax.data.sources import SOURCES, Dropped, convert_rows, read_rows
 from tests.data.sources.converting import convert, reason
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("name", ["train-v2.0.json", "train-v2.0.json.gz", "train.jsonl"])
+def test_a_file_as_it_is_published(tmp_path: Path, name: str, indent: int | None) -> None:
+    content = b"\xef\xbb\xbf" + json.dumps({"version": "v2.0", "data": [ARTICLE, ARTICLE]}, indent=indent).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    items = list(convert_rows(SOURCES["squad"], read_rows(tmp_path / name)))
+    once = convert("squad", ARTICLE)
+    assert items[: len(once)] == once and len(items) == 2 * len(once)
 
 
 def question(name: str, *answers: str) -> dict[str, object]:

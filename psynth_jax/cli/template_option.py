@@ -1,0 +1,39 @@
+"""`--template NAME=VALUE`, of every command that renders a chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from psynth_jax.errors import InputError, shown
+from psynth_jax.template_variables import checked_variables
+from psynth_jax.training.config import parse_value
+
+TemplateOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="variable of the chat template, as in enable_thinking=false; may be repeated"),
+]
+
+
+def template_variables(pairs: Sequence[str] | None) -> dict[str, Any] | None:
+    """Return the variables that were given, values read as YAML; None when there are none.
+
+    Raises `InputError` naming what is no NAME=VALUE, or given twice.
+    """
+    if not pairs:
+        return None
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise InputError(f"--template {shown(pair)}: write NAME=VALUE, as in enable_thinking=false")
+        if name in found:
+            raise InputError(f"--template: {name} is given twice")
+        try:
+            found[name] = parse_value(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise InputError(f"--template {name}: the value {shown(text)} is not valid YAML") from None
+    return checked_variables(found, "--template")

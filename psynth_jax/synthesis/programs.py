@@ -1,0 +1,49 @@
+"""Compiled programs that outlive a process: JAX's compilation cache, in a folder of this library."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from psynth_jax.convert.load import cache_folder
+from psynth_jax.errors import InputError, shown
+
+_LEAST_SECONDS = 0.1  # a program that compiles faster than this is not worth a file
+_log = logging.getLogger(__name__)
+
+
+def keep_compiled_programs(folder: str | Path | None = None) -> Path | None:
+    """Keep what is compiled from now on in a folder, and read it from there: the next process compiles nothing again.
+
+    The command line does so by itself.  It is a setting of JAX, so it holds for all programs of the process.
+
+    Args:
+      folder: made if it is not there.  None: `compiled` in $PSYNTH_CACHE, or in ~/.cache/psynth_jax.
+
+    Returns the folder; None when none was given and the default one cannot be written: programs are then compiled again.
+
+    Raises:
+      InputError: the folder that was given cannot be made or written.
+    """
+    if folder is not None and not isinstance(folder, str | Path):
+        raise InputError(f"folder is {shown(folder)}; it must be a text, a path or None")
+    try:
+        place = cache_folder() / "compiled" if folder is None else Path(folder).expanduser()
+        place.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(place, os.W_OK) else "it is not writable"
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home; ValueError: a zero byte in the name
+        reason = getattr(error, "strerror", None) or str(error)
+    if reason and folder is not None:
+        raise InputError(f"cannot keep compiled programs in {shown(str(folder))}: {reason}")
+    if reason:
+        _log.info("compiled programs are not kept: %s", reason)
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(place))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
+    # At its first compilation JAX decides once and for all whether there is a folder; this makes it look again.
+    compilation_cache.reset_cache()
+    return place

@@ -1,0 +1,83 @@
+"""Threads that share one synthesizer: the same answers as alone, and times that are each call's own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+import psynth_jax as ps
+from psynth_jax.branches import Branches
+from tests.tiny import tiny_model, token_ids
+
+SAMPLED = {"max_new_tokens": 6, "temperature": 1.5}
+
+
+@pytest.fixture
+def fresh() -> ps.ParallelSynthesis:
+    """A synthesizer that has compiled nothing."""
+    return ps.ParallelSynthesis(tiny_model(layers=1))
+
+
+def test_another_threads_compilation_is_in_no_time_of_this_one(
+    fresh: ps.ParallelSynthesis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long compilation of another thread ends while this one answers."""
+    prompt = token_ids(1, 5)
+    fresh.synthesize(prompt, **SAMPLED)
+    engine, compiling, finish = fresh.engine, threading.Event(), threading.Event()
+    jitted, prefill = engine.jitted, engine.prefill
+
+    def slow(*args: Any) -> Any:
+        compiling.set()
+        assert finish.wait(60)
+        return jitted(*args)
+
+    def after_the_other(*args: Any, **options: Any) -> Any:
+        finish.set()
+        other.join(60)
+        return prefill(*args, **options)
+
+    monkeypatch.setattr(engine, "jitted", slow)
+    other = threading.Thread(target=engine.allocate, args=(3, 64))
+    other.start()
+    assert compiling.wait(60)
+    time.sleep(0.5)  # far longer than what this thread does after the other has ended, and no more than that is assumed
+    monkeypatch.setattr(engine, "prefill", after_the_other)
+    result = fresh.synthesize(prompt, **SAMPLED)
+    assert not other.is_alive()
+    assert result.ttft_s > 0 and result.decode_tokens_per_s > 0
+    assert engine.compile_seconds > 0.5
+
+
+def test_new_shapes_in_several_threads(fresh: ps.ParallelSynthesis) -> None:
+    prompts = [token_ids(seed, length) for seed, length in enumerate((3, 12, 20, 40, 60, 3, 12, 20))]
+    start = threading.Barrier(len(prompts))
+
+    def ask(prompt: list[int]) -> tuple[Branches, ps.SynthesisResult, Any]:
+        start.wait(60)
+        branches = fresh.work([prompt, prompt], **SAMPLED)
+        return branches, fresh.synthesize(prompt, branches, **SAMPLED), fresh.score(prompt, [1, 2, 3], branches)
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        together = [*pool.map(ask, prompts)]
+    compiled = fresh.engine.compilations
+    alone = ps.ParallelSynthesis(fresh.model)
+    alone.engine = fresh.engine
+    for prompt, (branches, result, scores) in zip(prompts, together, strict=True):
+        again = alone.work([prompt, prompt], **SAMPLED)
+        assert again.token_ids == branches.token_ids
+        assert alone.synthesize(prompt, again, **SAMPLED).token_ids == result.token_ids
+        assert alone.score(prompt, [1, 2, 3], again).tolist() == scores.tolist()
+        assert result.ttft_s > 0 and result.decode_tokens_per_s > 0
+    assert fresh.engine.compilations == compiled, "every shape was compiled once, by one of the threads"
+
+
+def test_a_clock_never_runs_backwards(fresh: ps.ParallelSynthesis) -> None:
+    readings = [fresh.engine.now()]
+    for length in (3, 20):
+        fresh.synthesize(token_ids(1, length), on_token=lambda _: readings.append(fresh.engine.now()), **SAMPLED)
+    assert readings == sorted(readings)
