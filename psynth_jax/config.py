@@ -27,10 +27,12 @@ class Config(pydantic.BaseModel):
         try:
             return cls.model_validate(dict(values))
         except pydantic.ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(str(part) for part in item['loc']) or cls.__name__}: {item['msg']}" for item in error.errors()
-            )
-            raise ConfigError(f"{cls.__name__} is not valid: {problems}") from None
+            problems = []
+            for item in error.errors()[:8]:
+                where = ".".join(str(part) for part in item["loc"])[:200]
+                problems.append(f"{where or cls.__name__}: {item['msg'][:300]}")
+            more = f"; and {error.error_count() - 8} more" if error.error_count() > 8 else ""
+            raise ConfigError(f"{cls.__name__} is not valid: {'; '.join(problems)}{more}") from None
 
 
 class PlainRope(Config):
