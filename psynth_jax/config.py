@@ -10,10 +10,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 
-from psynth_jax.errors import ConfigError
+from psynth_jax.errors import ConfigError, listing
 
-Count = Annotated[int, pydantic.Field(ge=1)]
-Positive = Annotated[float, pydantic.Field(gt=0.0)]
+MOST = 2**31 - 1  # positions, token ids and sizes are int32 on devices
+Count = Annotated[int, pydantic.Field(ge=1, le=MOST)]
+Positive = Annotated[float, pydantic.Field(gt=0.0, allow_inf_nan=False)]
 
 
 class Config(pydantic.BaseModel):
@@ -28,11 +29,10 @@ class Config(pydantic.BaseModel):
             return cls.model_validate(dict(values))
         except pydantic.ValidationError as error:
             problems = []
-            for item in error.errors()[:8]:
-                where = ".".join(str(part) for part in item["loc"])[:200]
-                problems.append(f"{where or cls.__name__}: {item['msg'][:300]}")
-            more = f"; and {error.error_count() - 8} more" if error.error_count() > 8 else ""
-            raise ConfigError(f"{cls.__name__} is not valid: {'; '.join(problems)}{more}") from None
+            for item in error.errors():
+                key = ".".join(str(part) for part in item["loc"]) or cls.__name__
+                problems.append(f"{key}: {item['msg']}")
+            raise ConfigError(f"{cls.__name__} is not valid: {listing(problems)}") from None
 
 
 class PlainRope(Config):
@@ -97,7 +97,7 @@ class DecoderConfig(Config):
     family: Literal["llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text"]
     vocab_size: Count  # V
     width: Count  # D
-    layers: Count  # L
+    layers: Annotated[int, pydantic.Field(ge=1, le=10_000)]  # L
     heads: Count  # N
     kv_heads: Count  # K
     head_width: Annotated[int, pydantic.Field(ge=2, multiple_of=2)]  # H
@@ -109,7 +109,7 @@ class DecoderConfig(Config):
     o_bias: bool = False
     tied_head: bool = False
     max_positions: Count
-    experts: Annotated[int, pydantic.Field(ge=0)] = 0  # E; 0: one MLP
+    experts: Annotated[int, pydantic.Field(ge=0, le=10_000)] = 0  # E; 0: one MLP
     experts_per_token: Annotated[int, pydantic.Field(ge=0)] = 0
     norm_expert_weights: bool = False
     activation: Literal["silu", "gelu_tanh"] = "silu"

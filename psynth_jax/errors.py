@@ -4,6 +4,10 @@ A `UserError` carries one clear line that says what was wrong and what would be 
 and exits with 2; anything else that is raised is our fault and exits with 1.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """The input is wrong, not the library.  `str(error)` is the whole message."""
@@ -47,3 +51,21 @@ class DataError(UserError):
 
 class TrainingError(UserError):
     """A training run cannot go on; the message says where it stands and what is left."""
+
+
+def listing(items: Sequence[object], separator: str = "; ", most: int = 8) -> str:
+    """Spell the first items of a list for a message, and say how many more there are."""
+    told = separator.join(str(item) for item in items[:most])
+    left = len(items) - most
+    return f"{told}{separator}and {left} more" if left > 0 else told
+
+
+def shown(value: object, most: int = 60) -> str:
+    """Spell a value for a message in one line, the start of a long one."""
+    if isinstance(value, int) and value.bit_length() > 4 * most:
+        return "a whole number of so many digits"  # Python itself refuses to spell the largest
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__}"
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psynth_jax.axes import Array, MapperScalars
-from psynth_jax.errors import AdapterError
+from psynth_jax.errors import AdapterError, listing
 
 FEATURES = ("log1p_span", "log1p_branches", "relative_layer")
 IDENTITY = (1.0, 0.0, 1.0, 0.0)
@@ -57,7 +57,7 @@ class Mapper:
             if name in arrays and np.shape(arrays[name]) != shape
         ]
         if wrong:
-            raise AdapterError("mapper arrays are not usable: " + "; ".join(wrong))
+            raise AdapterError(f"mapper arrays are not usable: {listing(wrong)}")
         return cls(**{name: jnp.asarray(arrays[name], jnp.float32) for name in names})
 
 

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import math
-from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from psynth_jax.axes import Array, HostArray
 from psynth_jax.config import DecoderConfig
+from psynth_jax.identity import Identity, Samples, identify
 from psynth_jax.nn.decoder import Decoder
 from psynth_jax.sharding import pick, replicated
 from psynth_jax.tokenizer import Tokenizer
 
-_SAMPLES = 2048  # elements of each parameter that the fingerprint covers
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """decoder with its weights; tokenizer (None: token ids only); stop_ids: what ends a text; name: where it came from."""
+    """decoder with its weights; tokenizer (None: token ids only); stop_ids: what ends a text; name: where it came from.
+
+    stored: the decoder whose weights were rounded from stored ones, and their identity; for any other decoder it is void.
+    """
 
     decoder: Decoder
     tokenizer: Tokenizer | None
     stop_ids: frozenset[int]
     name: str
+    stored: tuple[Decoder, Identity] | None = dataclasses.field(default=None, repr=False)
 
     @property
     def config(self) -> DecoderConfig:
@@ -43,17 +42,30 @@ class Model:
 
     def on(self, mesh: Mesh | None) -> Model:
         """Return this model on other devices; see `Decoder.on`."""
-        return self if mesh == self.mesh else dataclasses.replace(self, decoder=self.decoder.on(mesh))
+        if mesh == self.mesh:
+            return self
+        return self._with(self.decoder.on(mesh))
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        """A digest of the config and of evenly spaced elements of every parameter.
+    def identity(self) -> Identity:
+        """What tells this model from others: of a model from `load_model` that of its stored weights.
 
-        Elements are rounded to bfloat16, so a model loaded in bfloat16 or float32 is the same model.  Loaded in float16
-        it has been rounded twice, and is another.
+        Of a model that was built from arrays, these are its stored weights.
         """
-        parameters = self.decoder.parameters()
-        return digest(self.config, {name: _sampled(value, self.mesh) for name, value in parameters.items()})
+        if self.stored is not None and self.stored[0] is self.decoder:
+            return self.stored[1]
+        samples = {name: _sampled(value, self.mesh) for name, value in self.decoder.parameters().items()}
+        return identify(self.config, samples, self.decoder.dtype.name)
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest of the stored weights that adapters, branches and checkpoints note; see `Identity`."""
+        return self.identity.fingerprint
+
+    def _with(self, decoder: Decoder) -> Model:
+        """Return this model with a decoder of the same weights."""
+        stored = None if self.stored is None else (decoder, self.identity)
+        return dataclasses.replace(self, decoder=decoder, stored=stored)
 
     def rows(self, table: str, first: int, stop: int) -> HostArray:
         """Return rows `first` to `stop` of "embedding" or "head", `[rows, D]`, without moving the rest off its devices."""
@@ -65,27 +77,12 @@ class Model:
 
     def writes(self, vocabulary: int | None) -> Model:
         """Return this model, which writes only the first `vocabulary` tokens; None: all of them."""
-        return dataclasses.replace(self, decoder=self.decoder.writes(vocabulary))
-
-
-def digest(config: DecoderConfig, samples: Mapping[str, HostArray]) -> str:
-    """Return the fingerprint of a model from what `sample_places` picks of every parameter."""
-    summed = hashlib.sha256(config.spelled.encode())
-    for name, values in sorted(samples.items()):
-        summed.update(name.encode())
-        summed.update(values.astype(jnp.bfloat16).tobytes())
-    return summed.hexdigest()
-
-
-def sample_places(shape: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Return the evenly spaced places of a parameter that a fingerprint covers: an index array for each axis."""
-    size = math.prod(shape)
-    return np.unravel_index(np.linspace(0, size - 1, min(_SAMPLES, size)).astype(np.int64), tuple(shape))
+        return self._with(self.decoder.writes(vocabulary))
 
 
 def _sampled(value: Array, mesh: Mesh | None) -> HostArray:
     """Take the sampled elements of a parameter without moving the rest of it off its devices."""
-    places = sample_places(value.shape)
+    places = Samples(value.shape).places()
     if mesh is not None:
         return pick(value, places)
     return np.asarray(value)[places] if value.is_fully_addressable and _on_host(value) else np.asarray(value[places])

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psynth_jax.errors import CheckpointError, InputError, UnsupportedModelError
+from psynth_jax.gguf_metadata import Metadata
+from psynth_jax.text import gguf_vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
@@ -21,23 +23,12 @@ if TYPE_CHECKING:
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
-# Split patterns of published byte-level vocabularies, by the name GGUF has for them.
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
-_SPLITS = {"llama-bpe": _LLAMA3_SPLIT, "llama3": _LLAMA3_SPLIT, "llama-v3": _LLAMA3_SPLIT, "qwen2": _QWEN2_SPLIT}
-_GPT2_SPLIT = ("gpt-2", "default")
-_SMOLLM_SPLIT = ("smollm",)
-
 _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # tokenizer.ggml.token_type
-_END_TOKENS = frozenset({"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"})
+_END_TOKENS = frozenset({"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>"})
 
 
 class Tokenizer:
@@ -79,23 +70,37 @@ class Tokenizer:
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
         """Build the tokenizer that the `tokenizer.*` metadata of a GGUF file describe.
 
-        End tokens are those that the metadata name, and the control tokens that are called like one.
-        Raises `UnsupportedModelError` for vocabularies other than byte-level BPE with a known split.
+        `general.architecture` among them, where it is known, says which kind of SentencePiece vocabulary it is.  End tokens
+        are those that the metadata name, and the control tokens that are called like one.
+
+        Raises:
+          UnsupportedModelError: vocabularies other than byte-level BPE with a known split, and SentencePiece's BPE.
+          CheckpointError: metadata that are missing, of the wrong type, or do not fit each other.
         """
         from transformers import PreTrainedTokenizerFast
 
-        tokens, types = _gguf_vocabulary(metadata)
-        roles = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-        ids = {role: metadata.get(f"tokenizer.ggml.{name}_token_id") for role, name in roles.items()}
-        backend = PreTrainedTokenizerFast(
-            tokenizer_object=_gguf_byte_level_bpe(metadata, tokens, types),
-            clean_up_tokenization_spaces=False,
-            chat_template=metadata.get("tokenizer.chat_template"),
-            **{role: tokens[index] for role, index in ids.items() if index is not None and index < len(tokens)},
-        )
-        named = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
-        called = (i for i, token in enumerate(tokens) if types[i] == _CONTROL and token in _END_TOKENS)
-        return cls(backend, {*(index for index in named if index is not None), *called})
+        found = metadata if isinstance(metadata, Metadata) else Metadata(metadata)
+        tokens, types = gguf_vocabulary.check_vocabulary(found)
+        options: dict[str, Any] = {"chat_template": found.text("tokenizer.chat_template", None)}
+        for role, name in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+            index = gguf_vocabulary.token_id(found, name, tokens)
+            if index is not None:
+                options[f"{role}_token"] = tokens[index]
+        if found.text("tokenizer.ggml.model") == "llama":
+            # What transformers adds to a text by itself, once this is converted; here nothing is ever added.
+            for role in ("bos", "eos"):
+                options[f"add_{role}_token"] = gguf_vocabulary.adds(found, role, options.get(f"{role}_token"))
+        with gguf_vocabulary.building(found):
+            backend = PreTrainedTokenizerFast(
+                tokenizer_object=gguf_vocabulary.build(found), clean_up_tokenization_spaces=False, **options
+            )
+        ends = set()
+        for name in ("eos", "eot", "eom"):
+            index = gguf_vocabulary.token_id(found, name, tokens)
+            if index is not None:
+                ends.add(index)
+        called = (i for i, token in enumerate(tokens) if types[i] == gguf_vocabulary.CONTROL and token in _END_TOKENS)
+        return cls(backend, {*ends, *called})
 
     @classmethod
     def of_bytes(cls) -> Tokenizer:
@@ -108,7 +113,7 @@ class Tokenizer:
                 "tokenizer.ggml.model": "gpt2",
                 "tokenizer.ggml.pre": "gpt-2",
                 "tokenizer.ggml.tokens": tokens,
-                "tokenizer.ggml.token_type": [1] * 256 + [_CONTROL] * 2,
+                "tokenizer.ggml.token_type": [gguf_vocabulary.NORMAL] * 256 + [gguf_vocabulary.CONTROL] * 2,
                 "tokenizer.ggml.merges": [],
                 "tokenizer.ggml.eos_token_id": len(tokens) - 1,
                 "tokenizer.chat_template": _CHATML,
@@ -225,59 +230,3 @@ def _is_message(value: object) -> bool:
 
 def _one_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
-
-
-def _gguf_vocabulary(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
-    """Return the tokens and their types.  Raises for vocabularies that are not byte-level BPE."""
-    model = metadata.get("tokenizer.ggml.model")
-    if model != "gpt2":
-        raise UnsupportedModelError(f"the GGUF tokenizer {model!r} is not supported; gpt2 (byte-level BPE) is")
-    for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges"):
-        if metadata.get(key) is None:
-            raise CheckpointError(f"the GGUF file has no metadata {key}")
-    tokens = metadata["tokenizer.ggml.tokens"]
-    types = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
-    if len(types) != len(tokens):
-        raise CheckpointError(f"the GGUF file has {len(tokens)} tokens and {len(types)} token types")
-    return tokens, types
-
-
-def _gguf_byte_level_bpe(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> tokenizers.Tokenizer:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-
-    split = metadata.get("tokenizer.ggml.pre", "default")
-    pre_tokenizer = _pre_tokenizer(split)
-    # Padding of the embedding has names, such as [PAD151700], that no text may mean.
-    vocabulary = {token: index for index, token in enumerate(tokens) if types[index] != _UNUSED}
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
-    unknown = [merge for merge in merges if len(merge) != 2 or not {*merge, "".join(merge)} <= vocabulary.keys()]
-    if unknown:
-        raise CheckpointError(f"{len(unknown)} merges of the GGUF file do not fit its tokens, the first is {unknown[0]}")
-    # Llama 3's vocabulary has words that no merges lead to.
-    model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=_SPLITS.get(split) == _LLAMA3_SPLIT)
-    tokenizer = Tokenizer(model)
-    if split == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizer
-    tokenizer.decoder = decoders.ByteLevel()
-    for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
-        named = [token for index, token in enumerate(tokens) if types[index] == kind]
-        added = [AddedToken(token, normalized=False, special=special) for token in named]
-        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
-    return tokenizer
-
-
-def _pre_tokenizer(split: str) -> tokenizers.pre_tokenizers.PreTokenizer:
-    """Cut text the way that the merges were learned."""
-    from tokenizers import Regex, pre_tokenizers
-
-    if split in _SPLITS:
-        words = pre_tokenizers.Split(Regex(_SPLITS[split]), behavior="isolated")
-        return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if split in _SMOLLM_SPLIT:
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2])
-    if split in _GPT2_SPLIT:
-        return gpt2
-    known = ", ".join([*_SPLITS, *_SMOLLM_SPLIT, *_GPT2_SPLIT])
-    raise UnsupportedModelError(f"the GGUF pre-tokenizer {split!r} is not supported; supported are {known}")

@@ -53,11 +53,22 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"PSYNTH_TEST_REQUIRE asks for {name}, but {MISSING[name]}")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _leave_out_what_is_fetched(config, items)
     for item in items:
         for name, reason in MISSING.items():
             if reason and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _leave_out_what_is_fetched(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect tests that fetch weights, unless `-m` asks for them by name."""
+    if "gemma" in config.option.markexpr.replace("not gemma", ""):
+        return
+    left_out = [item for item in items if item.get_closest_marker("gemma")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +95,7 @@ def _forget_compiled_programs() -> Iterator[None]:
 def _compile_well_what_is_large_or_looked_at(request: pytest.FixtureRequest) -> Iterator[None]:
     """Real weights run long in a program that was compiled fast, and what is compiled for TPUs is what users get."""
     fast = jax.config.read("jax_disable_most_optimizations")
-    if not fast or not any(request.node.get_closest_marker(name) for name in ("weights", "libtpu")):
+    if not fast or not any(request.node.get_closest_marker(name) for name in ("weights", "gemma", "libtpu")):
         yield
         return
     jax.config.update("jax_disable_most_optimizations", False)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHER = "3.13" if HERE != "3.13" else "3.12"
-TOOLS = ["bash", "cat", "cksum", "dirname", "ls", "mkdir", "mv", "rm"]
+TOOLS = ["bash", "cat", "cksum", "dirname", "ls", "mkdir", "mv", "rm", "touch"]
 
 
 def executable(path: Path, text: str) -> Path:
@@ -49,8 +49,11 @@ class Checkout:
         for tool in TOOLS:
             (self.path / tool).symlink_to(shutil.which(tool) or tool)
 
-    def make_environment(self, version: str = HERE) -> None:
-        """Make an environment whose Python says it has this version, and only notes down what it is asked to run."""
+    def make_environment(self, version: str = HERE, *, by_setup: bool = False) -> None:
+        """Make an environment whose Python says it has this version, and only notes down what it is asked to run.
+
+        by_setup: as if launch/setup.sh had made it.
+        """
         executable(
             self.venv / "bin" / "python",
             f"""#!/bin/bash
@@ -63,6 +66,9 @@ class Checkout:
             """,
         )
         (self.venv / "pyvenv.cfg").touch()
+        if by_setup:
+            (self.venv / "psynth-stamps").mkdir()
+            (self.venv / "psynth-stamps" / "made").touch()
         for tool in ("psynth", "lint-imports"):
             executable(self.venv / "bin" / tool, f'#!/bin/bash\nprintf "%s|" {tool} "$@" >>"$LOG"\necho >>"$LOG"\n')
 
@@ -75,6 +81,11 @@ class Checkout:
             capture_output=True,
             text=True,
         )
+
+    def offer_python(self, version: str) -> None:
+        """Put a Python on PATH that notes down what it is asked to run."""
+        python = executable(self.root.parent / "new" / version, '#!/bin/bash\necho "$*" >>"$LOG"\n')
+        executable(self.path / f"python{version}", f"#!/bin/bash\necho {version} {python}\n")
 
     def calls(self) -> list[str]:
         """Return what was run since the last time this was asked."""
@@ -174,7 +185,7 @@ class TestSetup:
 
     @pytest.mark.parametrize(("extra", "enough_for"), [("cuda", ["demo"]), ("tpu", ["demo"]), ("test", ["demo", "tpu"])])
     def test_more_is_enough_for_less(self, checkout: Checkout, extra: str, enough_for: list[str]) -> None:
-        checkout.make_environment("3.11")
+        checkout.make_environment("3.12")
         checkout.run("setup.sh", extra)
         assert checkout.calls() == installs(extra)
         for less in enough_for:
@@ -184,33 +195,84 @@ class TestSetup:
         assert checkout.calls() == ([] if extra == "cuda" else installs("cuda"))
 
     def test_demo_is_not_enough_for_test(self, checkout: Checkout) -> None:
-        checkout.make_environment("3.11")
+        checkout.make_environment("3.12")
         checkout.run("setup.sh", "demo")
         checkout.calls()
         checkout.run("setup.sh", "test")
         assert checkout.calls() == installs("test")
 
-    def test_environment_of_another_python_is_made_anew(self, checkout: Checkout) -> None:
-        checkout.make_environment("3.13")
-        new_python = executable(checkout.root.parent / "new" / "python", '#!/bin/bash\necho "$*" >>"$LOG"\n')
-        executable(checkout.path / "python3.11", f"#!/bin/bash\necho 3.11 {new_python}\n")
+    @pytest.mark.parametrize(
+        ("offered", "taken"), [(["3.11", "3.12", "3.13"], "3.12"), (["3.11", "3.13"], "3.13"), (["3.11"], "3.11")]
+    )
+    def test_prefers_3_12_then_the_newest(self, checkout: Checkout, offered: list[str], taken: str) -> None:
+        for version in offered:
+            checkout.offer_python(version)
+        done = checkout.run("setup.sh", "demo")
+        assert f"with {checkout.root.parent / 'new' / taken}\n" in done.stderr
+
+    def test_test_takes_no_3_11(self, checkout: Checkout) -> None:
+        checkout.offer_python("3.11")
         done = checkout.run("setup.sh", "test")
-        assert "anew: it has Python 3.13, and 'test' takes 3.11" in done.stderr
+        assert done.returncode == 2
+        assert "No Python of 3.12 3.13 was found" in done.stderr
+
+    def test_own_environment_of_another_python_is_made_again(self, checkout: Checkout) -> None:
+        checkout.make_environment("3.11", by_setup=True)
+        checkout.offer_python("3.12")
+        done = checkout.run("setup.sh", "test")
+        assert "again: it has Python 3.11, and 'test' takes 3.12 3.13" in done.stderr
         assert not checkout.venv.joinpath("pyvenv.cfg").exists()
         assert f"-m venv {checkout.venv}" in checkout.calls()
 
-    def test_moved_environment_is_made_anew(self, checkout: Checkout) -> None:
-        checkout.make_environment()
+    @pytest.mark.parametrize("completed_before", [False, True])
+    def test_anothers_environment_of_another_python_is_left_alone(self, checkout: Checkout, completed_before: bool) -> None:
+        checkout.make_environment("3.11")
+        checkout.offer_python("3.12")
+        if completed_before:  # that packages were put into it does not make it ours
+            assert checkout.run("setup.sh", "demo").returncode == 0
+            checkout.calls()
+        done = checkout.run("setup.sh", "test")
+        assert done.returncode == 2
+        assert "was not made by this script, and it cannot be used: it has Python 3.11" in done.stderr
+        assert checkout.venv.joinpath("pyvenv.cfg").exists()
+        assert checkout.calls() == []
+
+    def test_moved_environment_is_made_again(self, checkout: Checkout) -> None:
+        checkout.make_environment(by_setup=True)
         checkout.run("setup.sh", "demo")
         checkout.root = checkout.root.rename(checkout.root.with_name("moved"))
         done = checkout.run("setup.sh", "demo")
-        assert "anew: it was made in another place" in done.stderr
+        assert "again: it was made in another place" in done.stderr
         assert done.returncode == 2  # no Python on this PATH
+
+    @pytest.mark.parametrize("left", ["stamps only", "python without the rest", "an old one aside"])
+    def test_what_a_kill_left_is_made_again(self, checkout: Checkout, left: str) -> None:
+        checkout.offer_python("3.12")
+        (checkout.venv / "psynth-stamps").mkdir(parents=True)
+        (checkout.venv / "psynth-stamps" / "made").touch()
+        aside = checkout.venv.with_name(".venv.psynth-old")
+        if left == "python without the rest":
+            (checkout.venv / "bin").mkdir()
+            (checkout.venv / "bin" / "python").symlink_to("/nowhere")
+        if left == "an old one aside":
+            checkout.venv.rename(aside)
+        done = checkout.run("setup.sh", "demo")
+        assert f"-m venv {checkout.venv}" in checkout.calls(), done.stderr
+        assert not aside.exists()
+
+    def test_a_link_stays_a_link(self, checkout: Checkout, tmp_path: Path) -> None:
+        checkout.make_environment("3.11", by_setup=True)
+        checkout.offer_python("3.12")
+        checkout.venv.rename(tmp_path / "disk")
+        checkout.venv.symlink_to(tmp_path / "disk")
+        checkout.run("setup.sh", "test")
+        assert checkout.venv.is_symlink()
+        assert f"-m venv {tmp_path / 'disk'}" in checkout.calls()
 
     def test_no_python(self, checkout: Checkout) -> None:
         done = checkout.run("setup.sh", "demo")
         assert (done.returncode, done.stdout) == (2, "")
-        assert "No Python of 3.13 3.12 3.11 was found" in done.stderr
+        assert "No Python of 3.12 3.13 3.11 was found" in done.stderr
 
     def test_foreign_folder_is_left_alone(self, checkout: Checkout, tmp_path: Path) -> None:
         precious = tmp_path / "precious" / "file"
@@ -218,7 +280,7 @@ class TestSetup:
         precious.touch()
         done = checkout.run("setup.sh", "demo", PSYNTH_VENV=str(precious.parent))
         assert done.returncode == 2
-        assert "is not a virtual environment" in done.stderr
+        assert "was not made by this script" in done.stderr
         assert precious.exists()
 
     def test_unknown_extra(self, checkout: Checkout) -> None:
@@ -256,7 +318,7 @@ class TestTest:
 
     @pytest.fixture
     def complete(self, checkout: Checkout) -> Checkout:
-        checkout.make_environment("3.11")
+        checkout.make_environment("3.12")
         checkout.run("setup.sh", "test")
         checkout.calls()
         return checkout
@@ -273,3 +335,9 @@ class TestTest:
     def test_with_arguments_only_pytest_runs(self, complete: Checkout) -> None:
         complete.run("test.sh", "tests/test_launch.py", "-k", "quick")
         assert complete.calls() == ["-m pytest tests/test_launch.py -k quick"]
+
+
+def test_every_room_has_a_smoke_test() -> None:
+    rooms = {folder.parent.name for folder in (ROOT / "psynth_jax").glob("*/__init__.py")}
+    tested = {line.split("/")[1] for line in (ROOT / "tests" / "smoke.txt").read_text().splitlines()}
+    assert rooms <= tested

@@ -152,7 +152,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changed", "error", "named"),
         [
-            ({"ggml__model": "llama"}, UnsupportedModelError, "'llama'"),
+            ({"ggml__model": "bert"}, UnsupportedModelError, "'bert' .* gpt2"),
             ({"ggml__pre": "tekken"}, UnsupportedModelError, "pre-tokenizer 'tekken' .* qwen2"),
             ({"ggml__merges": None}, CheckpointError, r"tokenizer\.ggml\.merges"),
             ({"ggml__token_type": [1, 1]}, CheckpointError, "270 tokens and 2 token types"),

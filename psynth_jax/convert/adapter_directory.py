@@ -27,7 +27,7 @@ from psynth_jax.convert.base import Base
 from psynth_jax.convert.rules import parameter_dtype
 from psynth_jax.convert.safetensors_file import read_json
 from psynth_jax.directories import replacing
-from psynth_jax.errors import AdapterError, ModelMismatchError
+from psynth_jax.errors import AdapterError, ModelMismatchError, listing
 from psynth_jax.mapper import FEATURES, Mapper
 from psynth_jax.nn.adapter import FACTOR_LETTERS, Lora, targets_of
 
@@ -108,7 +108,7 @@ def is_adapter(directory: Path) -> bool:
 
 def describe(directory: Path) -> dict[str, Any]:
     """Return what an adapter says of itself: psynth_adapter.json."""
-    return read_json(directory / DESCRIPTION)
+    return read_json(directory / DESCRIPTION, finite=False)  # a summary may tell of a loss that was no number
 
 
 def read_adapter(source: Path, model: Base) -> Adapter:
@@ -123,10 +123,10 @@ def read_adapter(source: Path, model: Base) -> Adapter:
         version = description["format"]
         if version != FORMAT:
             raise AdapterError(f"{source}: adapter format {version}, this version reads format {FORMAT}")
-        if description["base_fingerprint"] != model.fingerprint:
-            raise ModelMismatchError(
-                f"{source} was made for the base model {description['base_name']}, not for {model.name}"
-            )
+        if not model.identity.matches(description["base_fingerprint"]):
+            noted = description["base_fingerprint"]
+            told = model.identity.told_from(noted, description["base_name"], model.name)
+            raise ModelMismatchError(f"{source} was made for the base model {told}")
         lora = _lora(_read(source / _LORA), description, model) if description["targets"] else None
         mapper = _mapper(_read(source / _MAPPER), description) if description["mapper_hidden"] else None
         vocabulary = int(description["vocab_size"])
@@ -167,7 +167,8 @@ def _lora(tensors: dict[str, HostArray], description: Mapping[str, Any], model: 
     sizes = model.config.sizes | {"A": description["rank"]}
     beyond = sorted({*description["targets"]} - {*targets_of(model.config)})
     if beyond:
-        raise AdapterError(f"adapter targets do not fit the model: no LoRA may be on {', '.join(beyond)} of {model.name}")
+        told = listing(beyond, ", ")
+        raise AdapterError(f"adapter targets do not fit the model: no LoRA may be on {told} of {model.name}")
     expected = {}
     for target in description["targets"]:
         down, up = FACTOR_LETTERS[target]
@@ -180,7 +181,7 @@ def _lora(tensors: dict[str, HostArray], description: Mapping[str, Any], model: 
         if name in tensors and tensors[name].shape != shape
     ]
     if wrong:
-        raise AdapterError("adapter tensors do not fit the model: " + "; ".join(wrong))
+        raise AdapterError(f"adapter tensors do not fit the model: {listing(wrong)}")
     factors = {
         half: {t: jnp.asarray(tensors[f"lora.{t}.{half}"]) for t in description["targets"]} for half in ("down", "up")
     }

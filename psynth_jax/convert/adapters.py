@@ -7,6 +7,7 @@ adapter_config.json                      a LoRA of PEFT alone  `peft.py`
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +28,30 @@ _HUB_FILES = ["*.json", "*.safetensors", release.MAPPER, f"*/{release.MAPPER}", 
 def shipped_adapter(model: Base) -> Path | None:
     """Return the directory of the adapter that comes with this package for a model; None: there is none."""
     for place in sorted(_SHIPPED.glob(f"*/{adapter_directory.DESCRIPTION}")):
-        if adapter_directory.describe(place.parent)["base_fingerprint"] == model.fingerprint:
+        if model.identity.matches(adapter_directory.describe(place.parent)["base_fingerprint"]):
             return place.parent
     return None
+
+
+def no_shipped_adapter(model: Base) -> str | None:
+    """Return the line to show where a model's name suggests a shipped adapter and none fits its weights; else None.
+
+    Such a model is the same one in another dtype or quantisation, or a fine-tuned one.
+    """
+    if shipped_adapter(model) is not None:
+        return None
+    called = _letters(model.name)
+    for place in sorted(_SHIPPED.glob(f"*/{adapter_directory.DESCRIPTION}")):
+        described = adapter_directory.describe(place.parent)
+        base = str(described["base_name"])
+        if _letters(base) in called:
+            told = model.identity.told_from(described["base_fingerprint"], base, model.name)
+            return f"no shipped adapter fits: {place.parent.name} was made for {told}"
+    return None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def find_adapter(source: str | Path) -> tuple[Path, Layout]:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
+from psynth_jax.identity import Identity
 
 
 class Base(Protocol):
@@ -22,8 +23,13 @@ class Base(Protocol):
         ...
 
     @property
+    def identity(self) -> Identity:
+        """What tells it from other models, and which noted digests are its own."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
-        """The digest that names its weights."""
+        """The digest of its stored weights, which files note."""
         ...
 
     def rows(self, table: str, first: int, stop: int) -> HostArray:

@@ -1,24 +1,24 @@
 """GGUF files: metadata -> `DecoderConfig`, dequantised tensors -> parameters, and the tokenizer's description.
 
-What llama.cpp computes from a file is what is read here.  Knows nothing of the hub, of devices and of tokenizer classes.
+What llama.cpp computes from a file is what is read here.  Where a feature shows only in whether a tensor is there, the
+shapes of published models are asked too, and a doubt is an error.  Knows nothing of the hub, devices and tokenizer classes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 
 from psynth_jax.axes import HostArray
-from psynth_jax.config import DecoderConfig
+from psynth_jax.config import DecoderConfig, Llama3Rope, PlainRope
+from psynth_jax.convert.gguf_file import GGUFFile
 from psynth_jax.convert.hf import longest_context, yarn_attention_factor
 from psynth_jax.convert.rules import (
-    FLOAT32,
     StoredParameter,
+    TensorSource,
     find_problems,
     gguf_rules,
     parameter_dtype,
@@ -26,69 +26,38 @@ from psynth_jax.convert.rules import (
     stored_parameters,
 )
 from psynth_jax.errors import CheckpointError, UnsupportedModelError
+from psynth_jax.gguf_metadata import LARGEST_COUNT
+from psynth_jax.presets import PRESETS
 
-ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3moe": "qwen3_moe"}  # theirs -> family
+__all__ = ["ARCHITECTURES", "GGUFFile", "list_parameters", "llama3_from_factors", "read_config"]
+
+# theirs -> family
+ARCHITECTURES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe",
+    "gemma3": "gemma3_text",
+}
 _FREQUENCY_FACTORS = "rope_freqs.weight"
+_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+_NORM = "norm.weight"  # how the names of all norms end
+_SHAPE = ("family", "width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "experts")  # of a published model
 
+# Published models beside the presets that have a head of their own: family, width, layers.
+_UNTIED = {
+    ("llama", 4096, 32): "Llama 2 7B",
+    ("llama", 5120, 40): "Llama 2 13B",
+    ("llama", 8192, 80): "Llama 2 and 3 70B",
+    ("qwen2", 5120, 48): "Qwen2.5 14B",
+    ("qwen2", 5120, 64): "Qwen2.5 32B",
+    ("qwen2", 8192, 80): "Qwen2.5 72B",
+}
 
-class GGUFFile:
-    """One open GGUF file (memory-mapped), as a `rules.TensorSource` with metadata."""
-
-    def __init__(self, path: str | Path):
-        """Read the headers.  Raises `CheckpointError` for a file that is absent, truncated or not GGUF."""
-        self.path = Path(path)
-        try:
-            self._reader = gguf.GGUFReader(self.path)
-            self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        except OSError as error:
-            raise CheckpointError(f"cannot read {self.path}: {error.strerror or error}") from None
-        except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
-            # What the reader raises where the bytes run out or make no sense; it has no error of its own.
-            raise CheckpointError(f"{self.path} is not a complete GGUF file: {error}") from None
-
-    def metadata(self, key: str, default: Any = None) -> Any:
-        """Return one metadata value; float32 values as the shortest decimal that rounds to them (1e-05, not 9.99e-06)."""
-        field = self._reader.fields.get(key)
-        if field is None:
-            return default
-        value = field.contents()
-        if field.types and field.types[0] == gguf.GGUFValueType.FLOAT32:
-            return float(str(np.float32(value)))
-        return value
-
-    def required(self, key: str) -> Any:
-        """Return one metadata value.  Raises `CheckpointError` naming the key when it is not there."""
-        value = self.metadata(key)
-        if value is None:
-            raise CheckpointError(f"{self.path} has no metadata {key}")
-        return value
-
-    def tokenizer_metadata(self) -> dict[str, Any]:
-        """Return everything that the file says about its tokenizer, `tokenizer.Tokenizer.from_gguf`'s input."""
-        return {key: self.metadata(key) for key in self._reader.fields if key.startswith("tokenizer.")}
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Return name -> shape of every tensor, outermost axis first."""
-        return {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in self._tensors.items()}
-
-    def dtype(self, name: str) -> np.dtype:
-        """Return float32: what a quantised tensor becomes."""
-        return FLOAT32
-
-    def read(self, name: str, index: tuple[slice, ...] = ()) -> HostArray:
-        """Dequantise one tensor to float32, or only the rows of a piece of it, and return the piece.
-
-        Raises `CheckpointError` for a quantisation that cannot be read.
-        """
-        tensor = self._tensors[name]
-        rows = index[:1] if len(index) > 1 else ()  # what is quantised together lies within a row
-        try:
-            values = gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type)
-        except NotImplementedError:  # how the gguf package says that it does not know a quantisation
-            kind = tensor.tensor_type.name
-            raise CheckpointError(f"{name} in {self.path} is quantised as {kind}, which cannot be read") from None
-        rest = (slice(None),) * len(rows) + index[len(rows) :]
-        return np.asarray(values[rest], np.float32)
+# What llama.cpp knows of Gemma 3 beyond the metadata.
+_GEMMA_GLOBAL_EVERY = 6
+_GEMMA_LOCAL_THETA = 10_000.0
+_GEMMA_27B_LAYERS = 62  # this one scales queries by width / heads, the others by the width of a head
 
 
 # ------------------------------------------------------------------------------------------------------------- config
@@ -97,105 +66,227 @@ class GGUFFile:
 def read_config(file: GGUFFile) -> DecoderConfig:
     """Turn GGUF metadata into a `DecoderConfig`.
 
-    Raises `UnsupportedModelError` naming what is not implemented, and `CheckpointError` for metadata that is missing.
+    Raises `UnsupportedModelError` naming what is not implemented, and `CheckpointError` for metadata that is missing or of
+    the wrong type, and for tensors whose absence leaves in doubt which model this is.
     """
-    family = file.required("general.architecture")
+    values, shapes = file.values, file.shapes()
+    family = values.text("general.architecture")
     if family not in ARCHITECTURES:
         raise UnsupportedModelError(
             f"GGUF architecture {family!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
         )
-    heads, width = file.required(f"{family}.attention.head_count"), file.required(f"{family}.embedding_length")
-    if type(heads) is not int or heads < 1 or type(width) is not int:
-        raise UnsupportedModelError(
-            f"heads that differ from layer to layer ({family}.attention.head_count) are not supported"
-        )
-    head_width = file.metadata(f"{family}.attention.key_length", width // heads)
+    layers = values.count(f"{family}.block_count", most=max(len(shapes), 1))  # every layer has tensors
+    heads = _of_every_layer(file, f"{family}.attention.head_count", layers)
+    width = values.count(f"{family}.embedding_length")
+    kv_heads = _of_every_layer(file, f"{family}.attention.head_count_kv", layers, heads)
+    if heads % kv_heads:
+        raise values.wrong(f"{family}.attention.head_count_kv", f"a divisor of the {heads} heads")
+    head_width = values.count(f"{family}.attention.key_length", width // heads)
+    if head_width < 2 or head_width % 2:
+        key = "attention.key_length" if f"{family}.attention.key_length" in values else "attention.head_count"
+        raise values.wrong(f"{family}.{key}", f"one that makes heads of an even width, and {head_width} is none")
     unsupported = _unsupported_features(file, family, head_width)
     if unsupported:
         raise UnsupportedModelError("this model uses what is not supported: " + "; ".join(unsupported))
-    names = file.shapes()
-    if "token_embd.weight" not in names:
-        refuse_problems(file.path, ["missing token_embd.weight"])
-    rope, mixture = _rope(file, family, head_width), family == "qwen3moe"
-    return DecoderConfig.parse(
+    if _EMBEDDING not in shapes:
+        refuse_problems(file.path, [f"missing {_EMBEDDING}"])
+    mixture, gemma = family == "qwen3moe", family == "gemma3"
+    rope = _rope(file, family, head_width)
+    mlp_width = f"{family}.{'expert_' if mixture else ''}feed_forward_length"
+    config = DecoderConfig.parse(
         {
             "family": ARCHITECTURES[family],
-            "vocab_size": names["token_embd.weight"][0],
+            "vocab_size": shapes[_EMBEDDING][0],
             "width": width,
-            "layers": file.required(f"{family}.block_count"),
+            "layers": layers,
             "heads": heads,
-            "kv_heads": file.metadata(f"{family}.attention.head_count_kv", heads),
+            "kv_heads": kv_heads,
             "head_width": head_width,
-            "mlp_width": file.required(f"{family}.{'expert_' if mixture else ''}feed_forward_length"),
-            "norm_eps": file.required(f"{family}.attention.layer_norm_rms_epsilon"),
+            "mlp_width": _of_every_layer(file, mlp_width, layers),
+            "norm_eps": values.number(f"{family}.attention.layer_norm_rms_epsilon", above=0.0),
             "rope": rope,
-            "qk_norm": family in ("qwen3", "qwen3moe"),
-            "qkv_bias": family == "qwen2" or "blk.0.attn_q.bias" in names,
-            "o_bias": "blk.0.attn_output.bias" in names,
-            "tied_head": "output.weight" not in names,
-            "max_positions": longest_context(rope, file.required(f"{family}.context_length")),
+            "qk_norm": family in ("qwen3", "qwen3moe", "gemma3"),
+            "qkv_bias": family == "qwen2" or _in_any_layer(shapes, layers, "attn_q.bias", "attn_k.bias", "attn_v.bias"),
+            "o_bias": _in_any_layer(shapes, layers, "attn_output.bias"),
+            "tied_head": _HEAD not in shapes,
+            "max_positions": _longest_context(file, family, rope),
             **(_experts(file, family) if mixture else {}),
+            **(_gemma(file, family, layers, head_width, width // heads) if gemma else {}),
         }
     )
+    _refuse_doubts(file, config)
+    return config
+
+
+def _longest_context(file: GGUFFile, family: str, rope: Mapping[str, Any]) -> int:
+    longest = longest_context(rope, file.values.count(f"{family}.context_length"))
+    if longest > LARGEST_COUNT:
+        raise file.values.wrong(f"{family}.rope.scaling.factor", f"one that makes at most {LARGEST_COUNT} positions")
+    return longest
+
+
+def _of_every_layer(file: GGUFFile, key: str, layers: int, *default: int) -> int:
+    """Return a count that may be an array, one for each layer; they must agree."""
+    if not isinstance(file.values.get(key), list):
+        return file.values.count(key, *default)
+    counts = file.values.counts(key, least=1)
+    if len(counts) != layers:
+        raise file.values.wrong(key, f"one whole number, or one for each of {layers} layers")
+    if len(set(counts)) > 1:
+        raise UnsupportedModelError(f"sizes that differ from layer to layer ({key}) are not supported")
+    return counts[0]
+
+
+def _in_any_layer(shapes: Mapping[str, Any], layers: int, *names: str) -> bool:
+    """Whether a layer has one of these tensors; where another layer lacks it, it is missing and not absent by design."""
+    wanted = {f"blk.{layer}.{name}" for layer in range(layers) for name in names}
+    return not wanted.isdisjoint(shapes)
+
+
+def _refuse_doubts(file: GGUFFile, config: DecoderConfig) -> None:
+    """Raise `CheckpointError` where what is not in the file is known to belong to the model.
+
+    A file without a head is a tied model to llama.cpp, and one without frequency factors has plain rope.  A published model
+    of the same shape that has them says that this file has lost them.
+    """
+    if config.family == "qwen3_moe" and config.tied_head:
+        refuse_problems(file.path, [f"missing {_HEAD}: no model of this family has a tied head"])
+    untied = _UNTIED.get((config.family, config.width, config.layers))
+    if config.tied_head and untied is not None:
+        refuse_problems(file.path, [f"missing {_HEAD}: {untied}, which has these sizes, has a head of its own"])
+    for name, known in PRESETS.items():
+        published = known.config
+        if any(getattr(config, field) != getattr(published, field) for field in _SHAPE):
+            continue
+        if config.tied_head and not published.tied_head:
+            refuse_problems(file.path, [f"missing {_HEAD}: {name}, which has these sizes, has a head of its own"])
+        rope = isinstance(published.rope, Llama3Rope) and isinstance(config.rope, PlainRope)
+        if rope and (config.rope.theta, config.max_positions) == (published.rope.theta, published.max_positions):
+            problem = f"missing {_FREQUENCY_FACTORS}: {name}, which has these sizes and this context, scales its rope"
+            refuse_problems(file.path, [problem])
 
 
 def _experts(file: GGUFFile, family: str) -> dict[str, Any]:
     """Read a mixture.  llama.cpp always makes the weights of this family's chosen experts sum to 1."""
-    chosen = file.required(f"{family}.expert_used_count")
-    return {"experts": file.required(f"{family}.expert_count"), "experts_per_token": chosen, "norm_expert_weights": True}
+    experts = file.values.count(f"{family}.expert_count")
+    return {
+        "experts": experts,
+        "experts_per_token": file.values.count(f"{family}.expert_used_count", most=experts),
+        "norm_expert_weights": True,
+    }
+
+
+def _gemma(file: GGUFFile, family: str, layers: int, head_width: int, scaled_by: int) -> dict[str, Any]:
+    """Read what only Gemma 3 has."""
+    window = file.values.count(f"{family}.attention.sliding_window", least=0)
+    theta = file.values.number(f"{family}.rope.freq_base_swa", _GEMMA_LOCAL_THETA, above=0.0)
+    every = _global_every(file, family, layers)
+    local = {"window": window, "global_every": every, "rope": {"kind": "plain", "theta": theta}}
+    scale = (scaled_by if layers == _GEMMA_27B_LAYERS else head_width) ** -0.5
+    return {
+        "activation": "gelu_tanh",
+        "query_scale": file.values.number(f"{family}.attention.scale", scale, above=0.0),
+        "scaled_embedding": True,
+        "norms_from_one": True,
+        "norms_after": True,
+        "local": local if window and every > 1 else None,
+    }
+
+
+def _global_every(file: GGUFFile, family: str, layers: int) -> int:
+    """Return n where every n-th layer sees everything and the others a window."""
+    key = f"{family}.attention.sliding_window_pattern"
+    pattern = file.values.get(key)
+    if not isinstance(pattern, list):
+        return file.values.count(key, _GEMMA_GLOBAL_EVERY)
+    if len(pattern) != layers or not set(map(type, pattern)) <= {bool, int} or not set(pattern) <= {0, 1}:
+        raise file.values.wrong(key, f"a whole number, or true or false for each of {layers} layers")
+    sees_all = [not slides for slides in pattern]
+    every = sees_all.index(True) + 1 if True in sees_all else layers + 1
+    if sees_all != [(layer + 1) % every == 0 for layer in range(layers)]:
+        raise UnsupportedModelError(f"local and global layers that do not alternate evenly ({key}) are not supported")
+    return every
 
 
 def _unsupported_features(file: GGUFFile, family: str, head_width: int) -> list[str]:
-    found = []
-    if file.metadata(f"{family}.expert_count", 0) and family != "qwen3moe":
+    found, values = [], file.values
+    if values.count(f"{family}.expert_count", 0, least=0) and family != "qwen3moe":
         found.append(f"experts ({family}.expert_count)")
-    if file.metadata(f"{family}.attention.sliding_window", 0):
+    if family == "gemma3":
+        caps = [f"{family}.{name}_logit_softcapping" for name in ("attn", "final")]
+        found += [f"a soft cap ({key})" for key in caps if values.number(key, 0.0)]
+    elif values.count(f"{family}.attention.sliding_window", 0, least=0):
         found.append(f"sliding-window attention ({family}.attention.sliding_window)")
-    value_width = file.metadata(f"{family}.attention.value_length", head_width)
+    usual = head_width**-0.5
+    scale = values.number(f"{family}.attention.scale", usual) or usual  # 0: it is the usual one
+    if family != "gemma3" and not math.isclose(scale, usual, rel_tol=1e-6):
+        found.append(f"another scale of attention ({family}.attention.scale)")
+    if not values.flag(f"{family}.attention.causal", True):
+        found.append(f"attention to later tokens ({family}.attention.causal)")
+    value_width = values.count(f"{family}.attention.value_length", head_width)
     if value_width != head_width:
         found.append(f"values of another width than keys ({value_width} and {head_width})")
-    rotated = file.metadata(f"{family}.rope.dimension_count", head_width)
+    rotated = values.count(f"{family}.rope.dimension_count", head_width)
     if rotated != head_width:
         found.append(f"partial rotary embedding ({rotated} of {head_width} channels)")
-    kind = file.metadata(f"{family}.rope.scaling.type", "none")
-    if kind not in ("none", "yarn") and not (kind == "linear" and _scaling_factor(file, family) == 1.0):
-        found.append(f"rope scaling {kind!r} (none, yarn and llama3's {_FREQUENCY_FACTORS} are supported)")
-    # The older spelling of linear scaling has no type.
-    if kind == "none" and _scaling_factor(file, family) != 1.0:
-        found.append(f"linear rope scaling ({family}.rope.scale_linear)")
+    return found + _unsupported_rope(file, family)
+
+
+def _unsupported_rope(file: GGUFFile, family: str) -> list[str]:
+    found, values = [], file.values
+    kind, factor = _scaling(file, family)
+    if kind not in ("none", "linear", "yarn"):
+        found.append(f"rope scaling {kind!r} (none, linear, yarn and llama3's {_FREQUENCY_FACTORS} are supported)")
+    if _FREQUENCY_FACTORS in file.shapes() and (kind == "yarn" or (kind == "linear" and factor != 1.0)):
+        found.append(f"rope scaling {kind!r} together with {_FREQUENCY_FACTORS}")
     if kind == "yarn":
-        if file.metadata(f"{family}.rope.scaling.yarn_ext_factor", 1.0) not in (1.0, -1.0):
+        if family == "gemma3":
+            found.append("YaRN in a model with local layers")
+        if values.number(f"{family}.rope.scaling.yarn_ext_factor", 1.0) not in (1.0, -1.0):
             found.append(f"a partial YaRN blend ({family}.rope.scaling.yarn_ext_factor)")
-        if file.metadata(f"{family}.rope.scaling.yarn_log_multiplier", 0.0):
+        if values.number(f"{family}.rope.scaling.yarn_log_multiplier", 0.0):
             found.append(f"a YaRN log multiplier ({family}.rope.scaling.yarn_log_multiplier)")
     return found
 
 
-def _scaling_factor(file: GGUFFile, family: str) -> float:
-    legacy = file.metadata(f"{family}.rope.scale_linear", 1.0)
-    return float(file.metadata(f"{family}.rope.scaling.factor", legacy)) or 1.0
+def _scaling(file: GGUFFile, family: str) -> tuple[str, float]:
+    """Return kind and factor of rope scaling, 1 where there is none."""
+    kind = file.values.text(f"{family}.rope.scaling.type", "linear")  # the older spelling has a factor and no type
+    key = f"{family}.rope.scaling.factor"
+    if key not in file.values:
+        key = f"{family}.rope.scale_linear"
+    factor = file.values.number(key, 0.0)
+    if factor < 0:
+        raise file.values.wrong(key, "a finite number above 0")
+    return kind, factor or 1.0
 
 
 def _rope(file: GGUFFile, family: str, head_width: int) -> dict[str, Any]:
     """Return the values of a `Rope` config."""
-    theta = float(file.metadata(f"{family}.rope.freq_base", 10_000.0))
-    yarn = file.metadata(f"{family}.rope.scaling.type", "none") == "yarn"
+    values = file.values
+    # Gemma's converter always writes it, and what llama.cpp takes in its place is no Gemma's.
+    key = f"{family}.rope.freq_base"
+    theta = values.number(key, above=0.0) if family == "gemma3" else values.number(key, 10_000.0, above=0.0)
+    kind, factor = _scaling(file, family)
     if _FREQUENCY_FACTORS in file.shapes():
-        if yarn:
-            raise UnsupportedModelError(f"YaRN together with {_FREQUENCY_FACTORS} is not supported")
         return llama3_from_factors(file.read(_FREQUENCY_FACTORS), theta, head_width)
-    if not yarn:
+    if kind == "linear" and factor != 1.0:
+        return {"kind": "linear", "theta": theta, "factor": factor}
+    if kind != "yarn":
         return {"kind": "plain", "theta": theta}
     scaling = f"{family}.rope.scaling"
-    factor = _scaling_factor(file, family)
-    attention = file.metadata(f"{scaling}.attn_factor", 1.0) * file.metadata(f"{scaling}.yarn_attn_factor", 1.0)
+    if factor < 1:
+        raise values.wrong(f"{scaling}.factor", "at least 1, where the type is yarn")
+    attention = 1.0
+    for name in ("attn_factor", "yarn_attn_factor"):
+        attention *= values.number(f"{scaling}.{name}", 1.0, above=0.0)
     return {
         "kind": "yarn",
         "theta": theta,
         "factor": factor,
-        "original_positions": file.metadata(f"{scaling}.original_context_length", file.metadata(f"{family}.context_length")),
-        "beta_fast": file.metadata(f"{scaling}.yarn_beta_fast", 32.0),
-        "beta_slow": file.metadata(f"{scaling}.yarn_beta_slow", 1.0),
+        "original_positions": values.count(f"{scaling}.original_context_length", values.count(f"{family}.context_length")),
+        "beta_fast": values.number(f"{scaling}.yarn_beta_fast", 32.0, above=0.0),
+        "beta_slow": values.number(f"{scaling}.yarn_beta_slow", 1.0, above=0.0),
         "attention_factor": attention * yarn_attention_factor(factor),
     }
 
@@ -224,15 +315,23 @@ def llama3_from_factors(factors: HostArray, theta: float, head_width: int) -> di
     if np.count_nonzero(ramp) < 2:
         raise refusal
     s = (1 / divisors[ramp] - 1 / factor) / (1 - 1 / factor)
-    slope, intercept = np.polyfit(frequencies[ramp], s, 1)
-    if intercept >= 0 or slope <= 0:
+    centred = frequencies[ramp] - frequencies[ramp].mean()
+    spread = float(centred @ centred)
+    if spread == 0.0:  # a theta of 1, for one
         raise refusal
-    low, high = 1.0, round(1 - 1 / float(intercept), 3)
-    original = round(2 * math.pi * float(slope) * (high - low))
+    slope = float(centred @ s) / spread
+    intercept = float(s.mean() - slope * frequencies[ramp].mean())
+    if not intercept < 0 < slope or not math.isfinite(1 / intercept):
+        raise refusal
+    low, high = 1.0, round(1 - 1 / intercept, 3)
+    positions = 2 * math.pi * slope * (high - low)
+    if not 0.5 < positions <= LARGEST_COUNT:
+        raise refusal
+    original = round(positions)
     # Rounded numbers that reproduce every divisor to float32's precision are the numbers; anything else is refused.
     turns = original * frequencies / (2 * math.pi)
     expected = 1 / (1 / factor + (1 - 1 / factor) * np.clip((turns - low) / (high - low), 0, 1))
-    if original < 1 or not np.allclose(expected, divisors, rtol=2e-6, atol=0):
+    if not np.allclose(expected, divisors, rtol=2e-6, atol=0):
         raise refusal
     return {
         "kind": "llama3",
@@ -247,6 +346,19 @@ def llama3_from_factors(factors: HostArray, theta: float, head_width: int) -> di
 # ----------------------------------------------------------------------------------------------------------- tensors
 
 
+class _NormsFromOne:
+    """A source whose norms are stored as 1 + weight, as Gemma's are in GGUF files; ours are weights."""
+
+    def __init__(self, source: TensorSource):
+        self._source = source
+        self.shapes, self.dtype = source.shapes, source.dtype
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> HostArray:
+        """Read one tensor, or a piece of it."""
+        values = self._source.read(name, index)
+        return values - np.float32(1) if name.endswith(_NORM) else values
+
+
 def list_parameters(file: GGUFFile, config: DecoderConfig, dtype: str | None) -> list[StoredParameter]:
     """Check all tensors of the file, then list the parameters, which are still to be read.
 
@@ -256,5 +368,10 @@ def list_parameters(file: GGUFFile, config: DecoderConfig, dtype: str | None) ->
     """
     target = parameter_dtype(dtype)
     rules = gguf_rules(config)
-    refuse_problems(file.path, find_problems(rules, config, file.shapes(), frozenset({_FREQUENCY_FACTORS})))
-    return stored_parameters(rules, config, file, target)
+    unused = frozenset() if config.norms_from_one else frozenset({_FREQUENCY_FACTORS})
+    refuse_problems(file.path, find_problems(rules, config, file.shapes(), unused))
+    tokens = file.values.texts("tokenizer.ggml.tokens", [])
+    if len(tokens) > config.vocab_size:
+        raise CheckpointError(f"{file.path}: {len(tokens)} tokens, but {_EMBEDDING} has {config.vocab_size} rows")
+    source: TensorSource = _NormsFromOne(file) if config.norms_from_one else file
+    return stored_parameters(rules, config, source, target)

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from psynth_jax.convert import hf, model_directory, tiny
 from psynth_jax.convert.hub import download, is_hub_id
-from psynth_jax.convert.rules import FLOAT32, parameter_dtype
+from psynth_jax.convert.no_model import refuse_no_model
+from psynth_jax.convert.rules import FLOAT32, StoredParameter, parameter_dtype
+from psynth_jax.convert.safetensors_file import refuse_pointer
 from psynth_jax.convert.stream import ModelStream
-from psynth_jax.errors import UserError
+from psynth_jax.errors import UserError, shown
+from psynth_jax.files import refuse_special
 from psynth_jax.model import Model
 from psynth_jax.nn.decoder import Decoder, shardings_of
 from psynth_jax.presets import PRESETS, preset
@@ -41,17 +48,21 @@ def open_model(source: str | Path, dtype: str | None = "float32") -> ModelStream
         tokenizer = Tokenizer.of_bytes()
         return ModelStream(tiny.CONFIG, tiny.parameters(numbers or FLOAT32), tokenizer, tokenizer.stop_ids, tiny.TINY)
     path = resolve(source)
+    refuse_pointer(path)
     return _open_gguf(path, dtype, str(source)) if path.is_file() else _open_directory(path, dtype, str(source))
 
 
 def _open_directory(directory: Path, dtype: str | None, name: str) -> ModelStream:
+    refuse_no_model(directory)
     config = hf.read_config(directory)
     ours = model_directory.is_model(directory)
+    if not ours:
+        config = hf.tied_as_stored(directory, config)
     parameters = (model_directory if ours else hf).list_parameters(directory, config, dtype)
     end_tokens = hf.read_end_tokens(directory)
     tokenizer = Tokenizer.from_directory(directory, end_tokens)
     stop_ids = end_tokens if tokenizer is None else tokenizer.stop_ids
-    return ModelStream(config, parameters, tokenizer, stop_ids, name, directory)
+    return ModelStream(config, parameters, tokenizer, stop_ids, name, directory, stored_as(parameters))
 
 
 def _open_gguf(path: Path, dtype: str | None, name: str) -> ModelStream:
@@ -62,7 +73,17 @@ def _open_gguf(path: Path, dtype: str | None, name: str) -> ModelStream:
     parameters = gguf.list_parameters(file, config, dtype)
     metadata = file.tokenizer_metadata()
     tokenizer = Tokenizer.from_gguf(metadata) if metadata else None
-    return ModelStream(config, parameters, tokenizer, frozenset() if tokenizer is None else tokenizer.stop_ids, name)
+    stop_ids: frozenset[int] = frozenset() if tokenizer is None else tokenizer.stop_ids
+    return ModelStream(config, parameters, tokenizer, stop_ids, name, stored="GGUF")
+
+
+def stored_as(parameters: Sequence[StoredParameter]) -> str:
+    """Name the dtypes that parameters are stored in."""
+    found = set()
+    for parameter in parameters:
+        for name in parameter.rule.their_names(parameter.config).values():
+            found.add(parameter.source.dtype(name).name)
+    return " and ".join(sorted(found))
 
 
 def resolve(source: str | Path) -> Path:
@@ -71,22 +92,37 @@ def resolve(source: str | Path) -> Path:
     Raises `UserError`, naming the source, when there is none.
     """
     if not isinstance(source, str | Path):
-        raise UserError(f"a model is named by a text or a path, not by {source!r}")
+        raise UserError(f"a model is named by a text or a path, not by {shown(source)}")
+    if not str(source).strip():
+        raise UserError("a model has a name: a directory, a .gguf file, a hub id (owner/name) or a preset")
     name = str(source)
     if name == SMOLLM2:
         return find_smollm2()
     if name in PRESETS:
         return download(preset(name).hub_id, _HUB_FILES, _HUB_DUPLICATES)
-    path = Path(source).expanduser()
+    path = _path(source)
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.is_file():
+        refuse_pointer(path)
         raise UserError(f"{path} is a file, but not a .gguf file; give a .gguf file, a model directory or a hub id")
     if isinstance(source, str) and is_hub_id(name) and path.suffix != ".gguf":
         return download(name, _HUB_FILES, _HUB_DUPLICATES)
     raise UserError(
         f"there is no model {name!r}: no such directory or .gguf file, no hub id (owner/name), none of {', '.join(PRESETS)}"
     )
+
+
+def _path(source: str | Path) -> Path:
+    """Return the path that a source may be.  Raises `UserError` for one that cannot be looked up, or is a FIFO."""
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no access, "~nobody"
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"there is no model {shown(str(source))}: {reason}") from None
+    refuse_special(path, UserError)
+    return path
 
 
 def cache_folder() -> Path:
@@ -132,4 +168,17 @@ def load_model(source: str | Path, dtype: str = "float32", mesh: Mesh | None = N
         pieces = ((stored.name, stored.shape, stored.read) for stored in stream.parameters)
         parameters = {name: from_pieces(shape, shardings[name], read) for name, shape, read in pieces}
         decoder = Decoder(stream.config, parameters, mesh)
-    return Model(decoder, stream.tokenizer, stream.stop_ids, stream.name)
+        share_samples(stream, mesh)
+    return Model(decoder, stream.tokenizer, stream.stop_ids, stream.name, (decoder, stream.identity))
+
+
+def share_samples(stream: ModelStream, mesh: Mesh) -> None:
+    """Give every process the samples that others came across while each read the pieces of its own devices."""
+    if all(device.process_index == jax.process_index() for device in mesh.devices.flat):
+        return
+    mine = {parameter.name: (parameter.samples.values, parameter.samples.known) for parameter in stream.parameters}
+    every = multihost_utils.process_allgather(mine)  # a leading axis of processes
+    for parameter in stream.parameters:
+        for values, known in zip(*every[parameter.name], strict=True):
+            here = np.flatnonzero(known)
+            parameter.samples.set(here, values[here])

@@ -32,6 +32,7 @@ from psynth_jax.convert.safetensors_file import read_json, write_json
 from psynth_jax.convert.stream import ModelStream, in_groups, tensors_of
 from psynth_jax.convert.write_hf import write_companions
 from psynth_jax.errors import CheckpointError
+from psynth_jax.files import refuse_special
 from psynth_jax.nn.decoder import parameter_letters
 
 FORMAT = 1
@@ -68,7 +69,8 @@ def write_model_directory(directory: Path, stream: ModelStream) -> None:
             ocp.partial.save(place, {tensor.name: tensor.read() for tensor in group})
         ocp.partial.finalize(place)
     write_companions(directory, stream, stream.config, {tensor.dtype for tensor in tensors})
-    write_json(directory / _DESCRIPTION, {"format": FORMAT, "fingerprint": stream.fingerprint, "name": stream.name})
+    fingerprint = stream.written_identity().fingerprint
+    write_json(directory / _DESCRIPTION, {"format": FORMAT, "fingerprint": fingerprint, "name": stream.name})
 
 
 class OrbaxTensors:
@@ -76,6 +78,8 @@ class OrbaxTensors:
 
     def __init__(self, directory: Path):
         """Read what there is.  Raises `CheckpointError` for a checkpoint that is absent, unfinished or damaged."""
+        for file in sorted(directory.rglob("*")):
+            refuse_special(file, CheckpointError)
         state = directory / _STATE
         described = read_json(state / "_METADATA")
         try:
@@ -84,7 +88,7 @@ class OrbaxTensors:
             store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{state.absolute()}/"}}
         except (KeyError, TypeError, IndexError, AttributeError):
             raise CheckpointError(f"{state / '_METADATA'} does not describe an Orbax checkpoint of arrays") from None
-        self._directory = directory
+        self.path = directory
         self._arrays: dict[str, Any] = {}
         opening = {
             name: tensorstore.open({"driver": driver, "kvstore": {**store, "path": f"{name}/"}}, read=True, open=True)
@@ -98,7 +102,7 @@ class OrbaxTensors:
             return future.result()
         except (ValueError, OSError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{name} of {self._directory} cannot be read: {reason}") from None
+            raise CheckpointError(f"{name} of {self.path} cannot be read: {reason}") from None
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return name -> shape of every array."""
@@ -112,6 +116,10 @@ class OrbaxTensors:
         """Read an array, or the chunks that hold a piece of it."""
         array = self._arrays[name]
         return np.asarray(self._result(name, (array[index] if index else array).read()))
+
+    def pick(self, name: str, places: tuple[HostArray, ...]) -> HostArray:
+        """Read single elements of an array, an index array for each axis; every chunk that has one is read once."""
+        return np.asarray(self._result(name, self._arrays[name].vindex[places].read()))
 
 
 def list_parameters(directory: Path, config: DecoderConfig, dtype: str | None) -> list[StoredParameter]:

@@ -24,7 +24,7 @@ from psynth_jax.convert.base import Base
 from psynth_jax.convert.hub import is_hub_id
 from psynth_jax.convert.safetensors_file import read_json, write_json
 from psynth_jax.convert.torch_file import read_torch_file, write_torch_file
-from psynth_jax.errors import AdapterError, ModelMismatchError
+from psynth_jax.errors import AdapterError, ModelMismatchError, listing
 from psynth_jax.mapper import FEATURES, Mapper
 
 MAPPER, MAPPER_CONFIG, LORA = "cache_mapper.pt", "cache_mapper_config.json", "judger_lora"
@@ -67,7 +67,7 @@ def read_mapper(directory: Path) -> Mapper | None:
     tensors = read_torch_file(directory / MAPPER)
     strange = sorted({*tensors} ^ {*_NAMES})
     if strange:
-        raise AdapterError(f"{directory / MAPPER} must hold {', '.join(_NAMES)}; it differs in {', '.join(strange)}")
+        raise AdapterError(f"{directory / MAPPER} must hold {', '.join(_NAMES)}; it differs in {listing(strange, ', ')}")
     arrays = {ours: np.asarray(tensors[theirs], np.float32).T for theirs, ours in _NAMES.items()}
     described = read_json(directory / MAPPER_CONFIG) if (directory / MAPPER_CONFIG).is_file() else {}
     kind = described.get("metadata_features", "both")
@@ -104,8 +104,9 @@ def write_mapper(directory: Path, mapper: Mapper) -> None:
 def check_base(directory: Path, base: Base) -> None:
     """Refuse a base other than the one whose fingerprint was noted; the published code notes none."""
     noted = _meta(directory).get("base_fingerprint")
-    if noted is not None and noted != base.fingerprint:
-        raise ModelMismatchError(f"{directory} was made for another base model than {base.name}")
+    if noted is not None and not base.identity.matches(noted):
+        told = base.identity.told_from(noted, "another base model", base.name)
+        raise ModelMismatchError(f"{directory} was made for {told}")
 
 
 def noted_vocabulary(directory: Path) -> int | None:

@@ -11,8 +11,10 @@ Knows no file format and no tokenizer: a `TensorSource` says which tensors there
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal, Protocol
 
 import ml_dtypes
@@ -20,7 +22,9 @@ import numpy as np
 
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
-from psynth_jax.errors import CheckpointError, ConfigError
+from psynth_jax.convert.finite import refuse_not_finite, refuse_overflow
+from psynth_jax.errors import CheckpointError, ConfigError, listing
+from psynth_jax.identity import Samples
 
 DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
@@ -93,6 +97,18 @@ class Form:
             first, stop, _ = cut.get(group[0], slice(None)).indices(sizes[group[0]])
             pieces.append(slice(first * inner, stop * inner))
         return tuple(pieces)
+
+    def their_places(self, places: Sequence[HostArray], sizes: Mapping[str, int]) -> tuple[HostArray, ...]:
+        """Return where the checkpoint's tensor has the elements of ours at `places`, an index array for each axis."""
+        by_letter: dict[str, HostArray] = {}
+        for group, place in zip(_groups(self.ours), places, strict=True):
+            letters = np.unravel_index(place, [sizes[letter] for letter in group])
+            by_letter.update(zip(group, letters, strict=True))
+        theirs = []
+        for group in _groups(self.theirs):
+            letters = tuple(by_letter[letter] for letter in group)
+            theirs.append(np.ravel_multi_index(letters, [sizes[letter] for letter in group]))
+        return tuple(theirs)
 
     def piece_sizes(self, index: Sequence[slice], sizes: Mapping[str, int]) -> dict[str, int]:
         """Return letter -> size inside of the piece `index` of ours."""
@@ -260,6 +276,10 @@ _GGUF_EXPERTS = {
     "layers.router": "blk.{l}.ffn_gate_inp.weight",
     **{f"layers.{name}": f"blk.{{l}}.ffn_{name}_exps.weight" for name in ("gate", "up", "down")},
 }
+_GGUF_GEMMA_NORMS = {
+    "layers.after_attention_norm": "blk.{l}.post_attention_norm.weight",
+    "layers.after_mlp_norm": "blk.{l}.post_ffw_norm.weight",
+}
 _STACKED_EXPERTS = {"experts": Form("E F D", "E D F"), "experts_out": Form("E D F", "E F D")}
 
 HF_RULES: dict[str, tuple[Rule, ...]] = {
@@ -274,6 +294,7 @@ GGUF_RULES: dict[str, tuple[Rule, ...]] = {
     "qwen2": _table({**_GGUF, **_GGUF_QKV_BIAS}, **_STRAIGHT),
     "qwen3": _table({**_GGUF, **_GGUF_QKV_BIAS, **_GGUF_O_BIAS, **_GGUF_QK_NORM}, **_STRAIGHT),
     "qwen3_moe": _table({**_GGUF, **_GGUF_QK_NORM, **_GGUF_EXPERTS}, **_STRAIGHT, **_STACKED_EXPERTS),
+    "gemma3_text": _table({**_GGUF, **_GGUF_QK_NORM, **_GGUF_GEMMA_NORMS}, **_STRAIGHT),
 }
 
 
@@ -288,7 +309,12 @@ def gguf_rules(config: DecoderConfig) -> tuple[Rule, ...]:
 
 
 class TensorSource(Protocol):
-    """A checkpoint, whatever its format."""
+    """A checkpoint, whatever its format.
+
+    path: its file or directory.  One may also have `pick(name, places)`, which reads single elements faster than row by row.
+    """
+
+    path: Path
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return name -> shape of every tensor, without reading any."""
@@ -309,25 +335,82 @@ def find_problems(
     shapes: Mapping[str, tuple[int, ...]],
     ignored: frozenset[str] = frozenset(),
 ) -> list[str]:
-    """List every missing, misshaped and extra tensor, in that order; tensors named in `ignored` may be there or not."""
-    expected = {
-        name: rule.form.their_shape(axis_sizes(config)) for rule in rules for name in rule.their_names(config).values()
-    }
-    missing = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in shapes]
-    misshaped = [
-        f"{name} has shape {list(shapes[name])}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if name in shapes and tuple(shapes[name]) != shape
-    ]
+    """List every missing, misshaped and extra tensor, in that order; tensors named in `ignored` may be there or not.
+
+    Where the names are right but for a prefix, that comes first, and then what would still not fit.
+    """
+    count = sum(math.prod(rule.stacked(config)) for rule in rules)
+    if count > 100 * (len(shapes) + 100):  # so many names are not even worth to be made
+        return [f"the config describes {count} tensors, and there are {len(shapes)}"]
+    expected: dict[str, tuple[int, ...]] = {}
+    for rule in rules:
+        shape = rule.form.their_shape(axis_sizes(config))
+        expected.update(dict.fromkeys(rule.their_names(config).values(), shape))
+    renaming = _renaming(expected, shapes)
+    if renaming is None:
+        return _differences(expected, shapes, ignored)
+    said, renamed = renaming
+    return [said, *_differences(expected, renamed, ignored)]
+
+
+def _differences(
+    expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], ignored: frozenset[str]
+) -> list[str]:
+    missing, misshaped = [], []
+    for name, shape in expected.items():
+        if name not in shapes:
+            missing.append(f"missing {name} {list(shape)}")
+        elif tuple(shapes[name]) != shape:
+            misshaped.append(f"{name} has shape {list(shapes[name])}, expected {list(shape)}")
     extra = [f"extra {name} {list(shape)}" for name, shape in shapes.items() if name not in expected and name not in ignored]
     return missing + misshaped + extra
 
 
+def _renaming(
+    expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[str, dict[str, tuple[int, ...]]] | None:
+    """Return what to say of names that are right but for one part, and the shapes under the right names; None: they are not.
+
+    A wrapper puts its own name before all others, as in "module.model.norm.weight" or "model.language_model.norm.weight";
+    a model without its head lacks the first part, as in "norm.weight".
+    """
+    most = (len(expected) + 1) // 2
+    if not expected or sum(name in shapes for name in expected) >= most:
+        return None
+    probe = max(expected, key=lambda name: name.count("."))
+    for name in shapes:
+        part = _surplus(name, probe)
+        if part is None:
+            continue
+        renamed = {other.replace(part, "", 1): shape for other, shape in shapes.items()}
+        if sum(right in renamed for right in expected) >= most:
+            return f"its names have a part too much, as in {name}: they fit without {part!r}", renamed
+    first = probe.split(".", maxsplit=1)[0] + "."
+    if probe.removeprefix(first) in shapes:
+        return f"its names lack {first!r} before them", {f"{first}{other}": shape for other, shape in shapes.items()}
+    return None
+
+
+def _surplus(name: str, right: str) -> str | None:
+    """Return the dotted part of a name without which it would be `right`; None: it would not."""
+    parts, wanted = name.split("."), len(right.split("."))
+    surplus = len(parts) - wanted
+    if surplus <= 0:
+        return None
+    for first in range(wanted):
+        if ".".join(parts[:first] + parts[first + surplus :]) == right:
+            return ".".join(parts[first : first + surplus]) + "."
+    return None
+
+
 def refuse_problems(where: object, problems: Sequence[str]) -> None:
-    """Raise `CheckpointError` with all problems in one line, if there are any."""
-    if problems:
-        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-        raise CheckpointError(f"{where} does not fit its config ({count}): " + "; ".join(problems))
+    """Raise `CheckpointError` with some problems and their number in one line, if there are any."""
+    if not problems:
+        return
+    count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+    # What is missing comes first, what is extra last: a long list shows some of both.
+    told = [*problems[:6], *problems[-2:], *problems[6:-2]] if len(problems) > 8 else problems
+    raise CheckpointError(f"{where} does not fit its config ({count}): {listing(told)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -357,10 +440,15 @@ class StoredParameter:
         names, depth = self.rule.their_names(self.config), len(self.rule.stacked(self.config))
         return self.dtype or self.source.dtype(names[(*place, 0)[:depth]])
 
+    @functools.cached_property
+    def samples(self) -> Samples:
+        """The elements that the model's fingerprint covers, as far as they were read."""
+        return Samples(self.shape)
+
     def read(self, index: tuple[slice, ...] | None = None) -> HostArray:
         """Read the parameter, or the piece `index` of it and nothing else, one tensor of the checkpoint at a time.
 
-        Raises `CheckpointError` for values that float16 cannot hold.
+        Raises `CheckpointError` for a tensor with NaN or infinities, or with values that the dtype cannot hold.
         """
         rule, sizes = self.rule, axis_sizes(self.config)
         depth = len(rule.stacked(self.config))
@@ -368,22 +456,76 @@ class StoredParameter:
         ranges = [range(*part.indices(size)) for part, size in zip(parts, self.shape, strict=True)]
         tensor_index = () if index is None else rule.form.their_index(parts[depth:], sizes)
         sizes = rule.form.piece_sizes(parts[depth:], sizes)
+        begin = tuple(part.start for part in ranges[depth:])
         every = rule.their_names(self.config)
-        names = {
-            at: every[tuple(r[i] for r, i in zip(ranges, at, strict=False))] for at in np.ndindex(*map(len, ranges[:depth]))
-        }
-        dtype = self.dtype or np.result_type(*{self.source.dtype(name) for name in names.values()})
+        names = {}
+        for at in np.ndindex(*map(len, ranges[:depth])):
+            place = tuple(stacked[i] for stacked, i in zip(ranges, at, strict=False))
+            names[at] = place, every[place]
+        dtype = self.dtype or np.result_type(*{self.source.dtype(name) for _, name in names.values()})
         if not depth and self.source.dtype(every[()]) == dtype:  # the largest tensors, tables, need not be held twice
-            return rule.form.to_ours(self.source.read(every[()], tensor_index), sizes)
+            return self._read_tensor(every[()], (), tensor_index, begin, sizes)
         stack = np.empty([len(r) for r in ranges], dtype)
-        for at, name in names.items():
-            target = stack[at]
-            tensor = self.source.read(name, tensor_index)
+        for at, (place, name) in names.items():
+            values = self._read_tensor(name, place, tensor_index, begin, sizes)
             with np.errstate(over="ignore"):  # looked at just below, with the tensor's name
-                target[...] = rule.form.to_ours(tensor, sizes)
-            if dtype == np.float16 and not np.isfinite(target).all():
-                raise CheckpointError(f"{name} holds values that float16 cannot represent; load as bfloat16 or float32")
+                stack[at] = values
+            if values.dtype != dtype:
+                refuse_overflow(self.source.path, name, stack[at])
         return stack
+
+    def _read_tensor(
+        self,
+        name: str,
+        place: tuple[int, ...],
+        index: tuple[slice, ...],
+        begin: tuple[int, ...],
+        sizes: Mapping[str, int],
+    ) -> HostArray:
+        """Read one tensor, or the piece `index` of it, in our layout: the piece of `place` that begins at `begin`."""
+        tensor = self.source.read(name, index)
+        refuse_not_finite(self.source.path, name, tensor)
+        values = self.rule.form.to_ours(tensor, sizes)
+        if not self.samples.known.all():
+            self.samples.note((*place, *begin), values[(None,) * len(place)])
+        return values
+
+    def complete_samples(self) -> None:
+        """Read the sampled elements that no `read` has come across: single rows of every tensor.
+
+        Raises `CheckpointError` for one that is not finite.
+        """
+        missing = np.flatnonzero(~self.samples.known)
+        places, sizes = self.samples.places(missing), axis_sizes(self.config)
+        names = self.rule.their_names(self.config)
+        depth = len(self.rule.stacked(self.config))
+        of_tensor = np.zeros(len(missing), np.int64)  # which tensor of the stack each element is in
+        if depth:
+            of_tensor = np.ravel_multi_index(places[:depth], self.shape[:depth])
+        for number in np.unique(of_tensor):
+            here = np.flatnonzero(of_tensor == number)
+            place = tuple(int(axis[here[0]]) for axis in places[:depth])
+            wanted = self.rule.form.their_places([axis[here] for axis in places[depth:]], sizes)
+            found = picked(self.source, names[place], wanted)
+            refuse_not_finite(self.source.path, names[place], found)
+            self.samples.set(missing[here], found)
+
+
+def picked(source: TensorSource, name: str, places: tuple[HostArray, ...]) -> HostArray:
+    """Return the elements of a tensor at some places, an index array for each axis."""
+    pick = getattr(source, "pick", None)
+    if pick is not None:
+        return np.asarray(pick(name, places))
+    if len(places) == 1:
+        return source.read(name)[places]
+    # Whole rows: what is quantised together lies within one.
+    found = np.empty(len(places[0]), source.dtype(name))
+    rows = np.stack(places[:-1], axis=1)
+    for row in np.unique(rows, axis=0):
+        here = np.flatnonzero((rows == row).all(axis=1))
+        index = (*(slice(int(at), int(at) + 1) for at in row), slice(None))
+        found[here] = source.read(name, index).reshape(-1)[places[-1][here]]
+    return found
 
 
 def stored_parameters(

@@ -14,8 +14,10 @@ import safetensors
 
 from psynth_jax.axes import HostArray
 from psynth_jax.errors import CheckpointError
+from psynth_jax.files import refuse_special
 
 _PIECE_BYTES = 64 << 20  # the most that is read of an open file
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _FLOATS = {
     "F32": np.dtype(np.float32),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -64,33 +66,85 @@ class SafetensorsFile:
             whole[row:end] = self._read(name, (slice(first + row, first + end), *index[1:]))
         return whole
 
+    def pick(self, name: str, places: tuple[HostArray, ...]) -> HostArray:
+        """Read single elements of a tensor, an index array for each axis, with the file opened once."""
+        with _open(self.path) as file:
+            part = file.get_slice(name)
+            found = [part[tuple(slice(int(i), int(i) + 1) for i in place)] for place in zip(*places, strict=True)]
+        return np.concatenate([element.reshape(1) for element in found])
+
     def _read(self, name: str, index: tuple[slice, ...]) -> HostArray:
         with _open(self.path) as file:
             return np.asarray(file.get_slice(name)[index] if index else file.get_tensor(name))
 
 
 def _open(path: Path) -> Any:
+    refuse_special(path, CheckpointError)
     if not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}")
     try:
         return safetensors.safe_open(str(path), framework="np")
     except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from None
+        refuse_pointer(path)
+        raise CheckpointError(f"{path} is not a complete safetensors file: {one_line(error)}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.  Raises `CheckpointError` naming the file when it is absent, or is not one."""
+def refuse_pointer(path: Path) -> None:
+    """Raise `CheckpointError` for a file that only says where Git LFS keeps the real one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            begin = file.read(len(_POINTER))
+    except OSError:
+        return
+    if begin == _POINTER:
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in {path.parent}")
+
+
+def read_json(path: Path, finite: bool = True) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+      finite: refuse NaN and infinities, which Python's reader takes though JSON has none.
+
+    Raises `CheckpointError` naming the file when it is absent, is no regular file, or is not a JSON object.
+    """
+    refuse_special(path, CheckpointError)
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path} is not a UTF-8 text file") from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+        refuse_pointer(path)
+        raise CheckpointError(f"{path} is not valid JSON: {one_line(error)}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}")
+    if finite and (key := _not_finite(value)) is not None:
+        raise CheckpointError(f"{path}: {key} is not a finite number")
     return value
+
+
+def _not_finite(value: Mapping[str, Any]) -> str | None:
+    """Return the key of a number in nested JSON values that is NaN or infinite; None: all are finite."""
+    left: list[tuple[str, Any]] = list(value.items())
+    while left:
+        key, item = left.pop()
+        if isinstance(item, dict):
+            left += [(f"{key}.{inner}", nested) for inner, nested in item.items()]
+        elif isinstance(item, list):
+            left += [(key, nested) for nested in item]
+        elif isinstance(item, float) and not math.isfinite(item):
+            return key
+    return None
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error of a library says, in one line that is not too long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -13,12 +13,12 @@ import numpy as np
 
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
+from psynth_jax.convert.finite import refuse_overflow
 from psynth_jax.convert.rules import Rule, axis_sizes
-from psynth_jax.model import digest, sample_places
+from psynth_jax.identity import Identity, Samples, identify
 from psynth_jax.tokenizer import Tokenizer
 
 GROUP_BYTES = 512 << 20  # of tensors that are written together; writers hold them twice
-_BLOCK = 4096  # rows of a table or a vector that are read at once
 
 
 class Stored(Protocol):
@@ -34,12 +34,26 @@ class Stored(Protocol):
         """Our shape, the layer axis included."""
         ...
 
+    @property
+    def dtype(self) -> np.dtype | None:
+        """The dtype that it is read in; None: that in which each tensor is stored."""
+        ...
+
     def dtype_of(self, place: tuple[int, ...]) -> np.dtype:
         """Return the dtype in which a place of its stack (layer, or layer and expert) is read."""
         ...
 
     def read(self, index: tuple[slice, ...] | None = None) -> HostArray:
         """Read it, or the piece `index` of it."""
+        ...
+
+    @property
+    def samples(self) -> Samples:
+        """The elements that the model's fingerprint covers, as far as they were read."""
+        ...
+
+    def complete_samples(self) -> None:
+        """Read the sampled elements that no `read` has come across, and little else."""
         ...
 
 
@@ -49,7 +63,7 @@ class ModelStream:
 
     Each parameter can move to its devices before the next is read.  name is the source as the user gave it; tokenizer is
     None for a directory without one; stop_ids has every end token of the generation config, and the tokenizer's; files is
-    the directory with config.json and tokenizer, for a source that is one.
+    the directory with config.json and tokenizer, for a source that is one; stored: what the numbers are stored as.
     """
 
     config: DecoderConfig
@@ -58,28 +72,35 @@ class ModelStream:
     stop_ids: frozenset[int]
     name: str
     files: Path | None = None
+    stored: str = "float32"
 
     @functools.cached_property
+    def identity(self) -> Identity:
+        """What tells this model from others, from the numbers that are stored, whatever dtype they are read in.
+
+        What has not been read by then is looked up: a few elements of every tensor.
+        """
+        for parameter in self.parameters:
+            parameter.complete_samples()
+        return identify(self.config, {p.name: p.samples.values for p in self.parameters}, self.stored)
+
+    @property
     def fingerprint(self) -> str:
-        """`Model.fingerprint` of what this will be; every parameter is read once, one layer at a time."""
-        return digest(self.config, {stored.name: _sampled(stored) for stored in self.parameters})
+        """The digest that adapters, branches and checkpoints note; see `Identity`."""
+        return self.identity.fingerprint
+
+    def written_identity(self) -> Identity:
+        """Return the identity of what is written from here: another one where the dtype rounds the numbers."""
+        identity = self.identity
+        if all(parameter.dtype is None for parameter in self.parameters):
+            return identity
+        rounded = {p.name: p.samples.values.astype(p.dtype or np.float32) for p in self.parameters}
+        return identify(self.config, rounded, identity.stored)
 
     def rows(self, table: str, first: int, stop: int) -> HostArray:
         """Return rows `first` to `stop` of "embedding" or "head", `[rows, D]`."""
         stored = next(stored for stored in self.parameters if stored.name == table)
         return stored.read((slice(first, stop), slice(0, stored.shape[1])))
-
-
-def _sampled(stored: Stored) -> HostArray:
-    places, shape = sample_places(stored.shape), stored.shape
-    found = []
-    for block in np.unique(places[0]) if len(shape) > 2 else range(0, shape[0], _BLOCK):
-        count = 1 if len(shape) > 2 else min(_BLOCK, shape[0] - block)
-        here = (places[0] >= block) & (places[0] < block + count)
-        if here.any():
-            piece = stored.read((slice(int(block), int(block) + count), *(slice(0, size) for size in shape[1:])))
-            found.append(piece[(places[0][here] - block, *(axis[here] for axis in places[1:]))])
-    return np.concatenate(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +143,10 @@ def _read(
     rest = parameter.shape[len(place) :]
     index = (*(slice(at, at + 1) for at in place), *(slice(0, size) for size in rest))
     values = parameter.read(index).reshape(rest)
-    return rule.form.to_theirs(values if change is None else change(rule.ours, place, values), sizes)
+    if change is not None:
+        values = change(rule.ours, place, values)
+        refuse_overflow("the merged model", rule.ours, values)
+    return rule.form.to_theirs(values, sizes)
 
 
 def in_groups(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -6,6 +6,7 @@ It has a chat template and every part that real models have; what it writes mean
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import zlib
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig, PlainRope
+from psynth_jax.identity import Samples
 from psynth_jax.nn.decoder import parameter_shapes
 
 TINY = "tiny-random"
@@ -45,8 +47,21 @@ class DrawnParameter:
         """Return the dtype in which a place of its stack is read."""
         return self.dtype
 
+    @functools.cached_property
+    def samples(self) -> Samples:
+        """The elements that the model's fingerprint covers."""
+        return Samples(self.shape)
+
+    def complete_samples(self) -> None:
+        """Draw the parameter as the float32 numbers that it is, whatever dtype it is read in."""
+        self.samples.note((0,) * len(self.shape), self._draw())
+
     def read(self, index: tuple[slice, ...] | None = None) -> HostArray:
         """Draw the parameter, or a piece of it."""
+        values = self._draw()
+        return (values if index is None else values[index]).astype(self.dtype)
+
+    def _draw(self) -> HostArray:
         if self.name.endswith("norm"):
             values = np.ones(self.shape, np.float32)
         else:
@@ -55,7 +70,7 @@ class DrawnParameter:
             values = noise / np.float32(math.prod(inputs) ** 0.5)
             if self.name == "embedding":
                 values *= HEAD_GAIN
-        return (values if index is None else values[index]).astype(self.dtype)
+        return values
 
 
 def parameters(dtype: np.dtype) -> list[DrawnParameter]:

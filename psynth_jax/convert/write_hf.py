@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 from psynth_jax.config import DecoderConfig, LinearRope, Llama3Rope, YarnRope
-from psynth_jax.convert.hf import ARCHITECTURES
+from psynth_jax.convert.hf import ARCHITECTURES, config_from_hf
 from psynth_jax.convert.rules import hf_rules
 from psynth_jax.convert.safetensors_file import read_json, write_json
 from psynth_jax.convert.stream import Change, ModelStream, Tensor, in_groups, tensors_of
@@ -71,6 +71,8 @@ def write_companions(directory: Path, stream: ModelStream, config: DecoderConfig
     changed = dict(raw)
     if stream.config.vocab_size != config.vocab_size:
         changed["vocab_size"] = config.vocab_size
+    if config_from_hf(raw).tied_head != config.tied_head:
+        changed["tie_word_embeddings"] = config.tied_head
     main = max(dtypes, key=lambda dtype: dtype.itemsize).name
     key = "dtype" if "dtype" in raw else "torch_dtype"
     if source is None or (len(dtypes) == 1 and raw.get(key) not in (main, None)):

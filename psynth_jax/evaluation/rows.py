@@ -11,7 +11,7 @@ its question is asked again.  Knows no model.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
@@ -33,11 +33,17 @@ def key_of(row: Row) -> Key:
 class RowFile:
     """The rows of a folder: those that are there, and a way to add more."""
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, Any]):
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: Mapping[str, Any],
+        same: Mapping[str, Callable[[Any], bool]] | None = None,
+    ):
         """Open a folder, made if it is not there; read its rows.
 
         Args:
           settings: JSON values by name.  None is for what no row depends on yet, such as an adapter that no method uses.
+          same: by name, whether a value in the folder means the setting of today, where equality is not enough.
 
         Raises:
           InputError: the folder cannot be made, is of something else, or its rows were made with other settings.
@@ -49,6 +55,7 @@ class RowFile:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the folder {folder}: {error.strerror}") from None
+        self._same = dict(same or {})
         self.settings = self._take_settings(settings)
         self.rows = self._read()
 
@@ -84,7 +91,7 @@ class RowFile:
         wrong = [
             f"{name} is {_shown(value)}, it was {_shown(before[name])}"
             for name, value in settings.items()
-            if None not in (value, before.get(name)) and value != before[name]
+            if None not in (value, before.get(name)) and not self._means(name, before[name], value)
         ]
         if wrong:
             raise InputError(f"{self.folder} has rows of another evaluation: {'; '.join(wrong)}; choose another folder")
@@ -92,6 +99,10 @@ class RowFile:
         if merged != before:
             _write_whole(path, merged)
         return merged
+
+    def _means(self, name: str, before: Any, value: Any) -> bool:
+        same = self._same.get(name)
+        return before == value or (same is not None and same(before))
 
     def _read(self) -> dict[Key, Row]:
         path = self.folder / ROWS
@@ -135,4 +146,4 @@ def _write_whole(path: Path, value: Mapping[str, Any]) -> None:
 
 def _shown(value: Any) -> str:
     """Show a setting, a digest by its first letters."""
-    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) >= 64 else str(value)

@@ -107,7 +107,8 @@ def evaluate(plan: Plan, synthesizers: Synthesizers, into: str | Path, on_row: O
       MemoryLimitError: a batch is too large for the device.
     """
     ready = [(method, synthesizers.of(method)) for method in plan.methods]
-    file = RowFile(into, _settings(plan, synthesizers))
+    identity = synthesizers.base.model.identity
+    file = RowFile(into, _settings(plan, synthesizers), same={"model": identity.matches})
     options = {"max_new_tokens": plan.max_new_tokens, "temperature": plan.temperature, "seed": plan.seed}
     with file.open():
         for method, synth in ready:

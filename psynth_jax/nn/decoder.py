@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from psynth_jax.axes import Array, Hidden, PerRow, Tokens, letters_to_shape
 from psynth_jax.cache import KVCache, cache_shardings, placement_on
 from psynth_jax.config import DecoderConfig
-from psynth_jax.errors import CheckpointError
+from psynth_jax.errors import CheckpointError, listing
 from psynth_jax.nn import over_mesh
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.attention import attention
@@ -116,7 +116,7 @@ class Decoder(nnx.Module):
             if name in parameters and tuple(parameters[name].shape) != shape
         ]
         if wrong:
-            raise CheckpointError("parameters do not fit the config: " + "; ".join(wrong))
+            raise CheckpointError(f"parameters do not fit the config: {listing(wrong)}")
         self.config = config
         self.mesh = mesh
         self.vocabulary = vocabulary or config.vocab_size

@@ -19,7 +19,8 @@ from psynth_jax.cache import CACHE_DTYPES
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.convert.adapters import load_adapter
 from psynth_jax.data.sink import after_sink
-from psynth_jax.errors import AdapterError, InputError, ModelMismatchError
+from psynth_jax.errors import AdapterError, InputError, ModelMismatchError, listing
+from psynth_jax.identity import short
 from psynth_jax.mapper import Mapper, mapper_scalars
 from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
@@ -100,7 +101,7 @@ class ParallelSynthesis:
         if adapter is not None and not isinstance(adapter, Adapter):
             raise AdapterError(f"an adapter is a directory, an Adapter or a Lora, not {adapter!r}")
         if adapter is not None and adapter.lora is not None and (wrong := adapter.lora.misfits(model.config)):
-            raise AdapterError(f"the adapter does not fit {model.name}: " + "; ".join(wrong))
+            raise AdapterError(f"the adapter does not fit {model.name}: {listing(wrong)}")
         self._vocabulary = adapter.vocabulary if adapter is not None else None
         placed = model if mesh is None else model.on(mesh)
         writes = self._vocabulary or model.config.vocab_size
@@ -362,8 +363,11 @@ class ParallelSynthesis:
 
     def _questions_of(self, branches: Branches) -> Sequence[Sequence[Branch]]:
         """Return each question's branches, behind the sink.  Raises when another model made them, or one is empty."""
-        if branches.fingerprint != self.model.fingerprint:
-            raise ModelMismatchError(f"these branches were made by another model than {self.model.name}")
+        if not self.model.identity.matches(branches.fingerprint):
+            mine, theirs = short(self.model.fingerprint), short(branches.fingerprint)
+            raise ModelMismatchError(
+                f"these branches were made by another model than {self.model.name}: by weights {theirs}, not {mine}"
+            )
         for number, group in enumerate(branches.questions):
             if not group:
                 raise InputError("there is no branch to read: give at least one, or none at all (branches=None)")

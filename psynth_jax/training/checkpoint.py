@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from psynth_jax.errors import CheckpointError, InputError, TrainingError
+from psynth_jax.errors import CheckpointError, InputError, TrainingError, listing
 from psynth_jax.training import checksums
 from psynth_jax.training.checksums import Damaged
 from psynth_jax.training.config import Checkpoints
@@ -135,8 +135,7 @@ class CheckpointReader:
             if name in held and tuple(held[name].shape) != np.shape(array)
         ]
         if wrong:
-            more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-            raise CheckpointError(f"checkpoint {step} of {self._folder} does not fit: {'; '.join(wrong[:8])}{more}")
+            raise CheckpointError(f"checkpoint {step} of {self._folder} does not fit: {listing(wrong)}")
         with self._readable(step):
             found = self._read_state(step, jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted))
         return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted]), data

@@ -26,7 +26,7 @@ from psynth_jax.convert.adapter_directory import Adapter, save_adapter
 from psynth_jax.data.shards import digest
 from psynth_jax.data.sink import WithSink
 from psynth_jax.directories import writing
-from psynth_jax.errors import ConfigError, TrainingError, UserError
+from psynth_jax.errors import ConfigError, TrainingError, UserError, listing
 from psynth_jax.files import write_text
 from psynth_jax.model import Model
 from psynth_jax.sharding import put, replicated
@@ -196,8 +196,9 @@ class Trainer:
 
     def _take(self, reader: CheckpointReader, step: int) -> None:
         about = reader.about(step)
-        if about["fingerprint"] != self.model.fingerprint:
-            raise ConfigError(f"{self.workdir} was trained on the base model {about['model']}, not on {self.model.name}")
+        if not self.model.identity.matches(about["fingerprint"]):
+            told = self.model.identity.told_from(about["fingerprint"], about["model"], self.model.name)
+            raise ConfigError(f"{self.workdir} was trained on the base model {told}")
         check_continues(self.config, about)
         if about.get("teacher", self._taught_by) != self._taught_by:
             raise ConfigError(f"{self.workdir} was taught by another adapter than {self.config.teacher} is now")
@@ -429,7 +430,7 @@ def _by_name(counts: Iterable[tuple[str, Mapping[str, int]]]) -> dict[str, dict[
 def check_continues(config: TrainConfig, about: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for a config that disagrees with the checkpoint that it would continue."""
     if wrong := differences(config, about["config"]):
-        raise ConfigError(f"config and checkpoint of {config.workdir} disagree: " + "; ".join(wrong))
+        raise ConfigError(f"config and checkpoint of {config.workdir} disagree: {listing(wrong)}")
 
 
 def _described(shape: Shape) -> str:

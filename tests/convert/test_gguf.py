@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from psynth_jax.config import DecoderConfig, Llama3Rope, PlainRope, YarnRope
+from psynth_jax.config import DecoderConfig, LinearRope, Llama3Rope, PlainRope, YarnRope
 from psynth_jax.convert.gguf import GGUFFile, list_parameters, llama3_from_factors, read_config
 from psynth_jax.convert.rules import axis_sizes, gguf_rules, hf_rules
 from psynth_jax.errors import CheckpointError, ConfigError, UnsupportedModelError
@@ -190,14 +190,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("metadata", "named"),
         [
-            ({"architecture": "gemma3"}, "architecture 'gemma3'"),
+            ({"architecture": "gemma2"}, "architecture 'gemma2'"),
             ({"expert_count": 8}, "llama.expert_count"),
             ({"attention__sliding_window": 16}, "sliding-window"),
             ({"attention__value_length": 12}, "another width"),
             ({"rope__dimension_count": 6}, "6 of 10"),
-            ({"rope__scaling__type": "linear", "rope__scaling__factor": 2.0}, "'linear'"),
             ({"rope__scaling__type": "longrope"}, "'longrope'"),
-            ({"rope__scale_linear": 4.0}, "scale_linear"),
             ({"rope__scaling__type": "yarn", "rope__scaling__yarn_log_multiplier": 0.1}, "yarn_log_multiplier"),
         ],
     )
@@ -229,6 +227,33 @@ class TestRope:
             attention_factor=1.5 * (0.1 * math.log(4.0) + 1.0),
         )
         assert read.max_positions == 128
+
+    @pytest.mark.parametrize(
+        "metadata",
+        [
+            {"rope__scaling__type": "linear", "rope__scaling__factor": 2.0},
+            {"rope__scaling__factor": 2.0},
+            {"rope__scale_linear": 2.0},
+        ],
+    )
+    def test_linear(self, tmp_path: Path, metadata: dict[str, Any]) -> None:
+        """llama.cpp takes a factor without a type for linear scaling."""
+        config = tiny("llama")
+        read = read_config(GGUFFile(write(tmp_path / "m.gguf", config, random_tensors(config), **metadata)))
+        assert read.rope == LinearRope(theta=5000.0, factor=2.0)
+
+    @pytest.mark.parametrize(
+        "metadata",
+        [
+            {"rope__scaling__type": "none", "rope__scaling__factor": 2.0},
+            {"rope__scaling__type": "linear", "rope__scaling__factor": 1.0},
+            {"rope__scaling__type": "linear", "rope__scaling__factor": 0.0},
+        ],
+    )
+    def test_a_factor_that_is_none(self, tmp_path: Path, metadata: dict[str, Any]) -> None:
+        config = tiny("llama")
+        file = GGUFFile(write(tmp_path / "m.gguf", config, random_tensors(config), **metadata))
+        assert read_config(file).rope == PlainRope(theta=5000.0)
 
     @staticmethod
     def stored_factors(rope: Llama3Rope, head_width: int) -> np.ndarray:
@@ -274,6 +299,22 @@ class TestRope:
 
     def test_all_ones_is_no_scaling(self) -> None:
         assert llama3_from_factors(np.ones(32, np.float32), 1e4, 64) == {"kind": "plain", "theta": 1e4}
+
+    @pytest.mark.parametrize("theta", [1.0, 1e-30, 1e30, 3e38, 10_000.0])
+    def test_any_factors(self, theta: float) -> None:
+        """Lines with any slope, points that lie on none, planes that are all alike: refused, and never anything else."""
+        rng, refused = np.random.default_rng(8), 0
+        for _ in range(300):
+            factors = 1 + np.abs(rng.standard_cauchy(16)) * 10.0 ** rng.integers(-12, 30)
+            factors[rng.integers(16, size=rng.integers(16))] = 1.0
+            factors[rng.integers(16, size=rng.integers(16))] = factors.max()
+            with np.errstate(over="ignore"):
+                stored = factors.astype(np.float32)
+            try:
+                llama3_from_factors(stored, theta, 32)
+            except UnsupportedModelError:
+                refused += 1
+        assert refused > 200
 
     @pytest.mark.parametrize("damage", ["noise", "no ramp", "length", "below one", "nan"])
     def test_other_factors_are_refused(self, damage: str) -> None:

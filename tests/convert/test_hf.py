@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import psynth_jax as ps
 from psynth_jax.config import DecoderConfig
 from psynth_jax.convert import safetensors_file
-from psynth_jax.convert.hf import config_from_hf, list_parameters, read_config, read_end_tokens
+from psynth_jax.convert.convert import convert
+from psynth_jax.convert.hf import config_from_hf, list_parameters, read_config, read_end_tokens, tied_as_stored
+from psynth_jax.convert.load import load_model
 from psynth_jax.convert.rules import axis_sizes, hf_rules
 from psynth_jax.convert.write_hf import config_to_hf
 from psynth_jax.errors import CheckpointError, ConfigError, UnsupportedModelError
@@ -278,7 +281,7 @@ class TestRefusals:
             ({"hidden_size": "22"}, "hidden_size"),
             ({"num_attention_heads": 0}, "num_attention_heads"),
             ({"num_key_value_heads": 4}, "multiple of kv_heads"),
-            ({"tie_word_embeddings": "yes"}, "tied_head"),
+            ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
             ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor, high_freq_factor"),
             ({"rope_scaling": [1]}, "rope_scaling"),
         ],
@@ -350,10 +353,55 @@ class TestParameters:
         tensors["model.layers.1.self_attn.rotary_emb.inv_freq"] = np.zeros(5, np.float32)
         config = read_config(write_model(tmp_path, raw, tensors))
         assert "head" not in read_parameters(tmp_path, config)
+        assert tied_as_stored(tmp_path, config) == config
+
+    def test_a_tied_model_may_keep_the_name_of_its_head(self, tmp_path: Path) -> None:
+        """`safetensors.torch.save_model` keeps one of the two names, whichever comes first."""
+        raw = {**LLAMA, "tie_word_embeddings": True}
+        tensors = random_tensors(raw)
+        table = tensors.pop("model.embed_tokens.weight")
+        write_model(tmp_path, raw, {**tensors, "lm_head.weight": table})
+        model = load_model(tmp_path, "float16")
+        assert model.config.tied_head
+        np.testing.assert_array_equal(model.decoder.parameters()["embedding"], table.astype(np.float16))
+        (tmp_path / "both").mkdir()
+        both = {**tensors, "model.embed_tokens.weight": table, "lm_head.weight": table}
+        assert load_model(write_model(tmp_path / "both", raw, both)).fingerprint == model.fingerprint
+
+    @pytest.mark.parametrize("to", ["hf", "psynth"])
+    def test_a_head_that_differs_is_not_tied(self, to: Any, tmp_path: Path) -> None:
+        """As in transformers, whatever the config says; what is written from it says so."""
+        raw = {**LLAMA, "tie_word_embeddings": True}
+        tensors = random_tensors(raw)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
         tensors["lm_head.weight"][28, 21] += 1
-        write_model(tmp_path, raw, tensors)
-        with pytest.raises(CheckpointError, match=r"lm_head\.weight \[29, 22\] differs from model\.embed_tokens\.weight"):
-            read_parameters(tmp_path, config)
+        (tmp_path / "source").mkdir()
+        model = load_model(write_model(tmp_path / "source", raw, tensors))
+        assert not model.config.tied_head
+        np.testing.assert_array_equal(model.decoder.parameters()["head"], tensors["lm_head.weight"])
+        convert(tmp_path / "source", tmp_path / "written", to)
+        assert not json.loads((tmp_path / "written" / "config.json").read_text())["tie_word_embeddings"]
+        assert load_model(tmp_path / "written").fingerprint == model.fingerprint
+
+    @pytest.mark.torch
+    @pytest.mark.parametrize("kept", [("model.embed_tokens.weight",), ("lm_head.weight",), ()])
+    def test_tied_pairs_as_transformers_reads_them(self, kept: tuple[str, ...], tmp_path: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        raw = {**LLAMA, "hidden_size": 24, "tie_word_embeddings": True}
+        tensors = random_tensors({**raw, "tie_word_embeddings": False})
+        if kept:
+            pair = {"model.embed_tokens.weight", "lm_head.weight"}
+            tensors = {name: values for name, values in tensors.items() if name not in pair - {*kept}}
+        write_model(tmp_path, raw, {name: values / 5 for name, values in tensors.items()})
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+        ids = [3, 14, 15, 9, 2, 6]
+        with torch.no_grad():
+            expected = torch.log_softmax(theirs(torch.tensor([ids])).logits[0].double(), -1)
+        found = ps.ParallelSynthesis(load_model(tmp_path)).score(ids[:2], ids[2:])
+        picked = [float(expected[place - 1, ids[place]]) for place in range(2, len(ids))]
+        np.testing.assert_allclose(found, picked, atol=1e-4)
 
     @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
     def test_large_tensors_are_read_in_pieces(self, dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,7 +424,7 @@ class TestParameters:
         config = read_config(write_model(tmp_path, LLAMA, tensors, shards=2))
         for path in tmp_path.glob("*.safetensors"):
             save_file(tensors, path)
-        with pytest.raises(CheckpointError, match=r"model\.norm\.weight is in model-00001\S* and in model-00002"):
+        with pytest.raises(CheckpointError, match=r"30 problems.*lm_head\.weight is in model-00001\S* and in model-00002"):
             read_parameters(tmp_path, config)
 
     @pytest.mark.torch

@@ -106,6 +106,12 @@ class TestResolve:
         with pytest.raises(UserError, match=f"there is no model '{source}'.*smollm2-135m"):
             resolve(source)
 
+    @pytest.mark.parametrize("source", ["x" * 5000, "a/" * 3000, "~nobody-of-this-name/x", "a\0b", "\ud800", "", " "])
+    def test_what_cannot_be_a_path(self, source: str) -> None:
+        with pytest.raises(UserError) as caught:
+            resolve(source)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
     def test_a_file_that_is_no_gguf(self, directory: Path) -> None:
         with pytest.raises(UserError, match=r"model\.safetensors is a file, but not a \.gguf file"):
             resolve(directory / "model.safetensors")

@@ -232,6 +232,18 @@ class TestRefuses:
             evaluate(plan(data, Scripted()), synthesizers, data)
         assert [path.name for path in data.parent.iterdir()] == [data.name]
 
+    def test_rows_of_an_earlier_version_are_continued(self, data: Path, folder: Path, synthesizers: Synthesizers) -> None:
+        """Its settings note the same model under its old digest; of another model they are refused."""
+        evaluate(plan(data, Scripted(), limit=2), synthesizers, folder)
+        file = folder / "settings.json"
+        settings, model = json.loads(file.read_text()), synthesizers.base.model
+        file.write_text(json.dumps({**settings, "model": min(model.identity.earlier)}))
+        evaluate(plan(data, Scripted(), limit=2), synthesizers, folder)
+        assert json.loads(file.read_text())["model"] == model.fingerprint
+        file.write_text(json.dumps({**settings, "model": "0" * 64}))
+        with pytest.raises(InputError, match="has rows of another evaluation: model is "):
+            evaluate(plan(data, Scripted(), limit=2), synthesizers, folder)
+
     def test_a_full_disk(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if not Path("/dev/full").exists():
             pytest.skip("there is no /dev/full to write to")

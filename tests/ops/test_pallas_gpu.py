@@ -33,9 +33,6 @@ from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, empty, merge, merge_stacked
 from tests.ops.forms import whole
 
-# jax 0.12 announces that Pallas will leave Triton to others
-pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
-
 
 @pytest.fixture(autouse=True)
 def _exact_oracle() -> Iterator[None]:

@@ -15,11 +15,7 @@ from psynth_jax.ops.partial import Partial, finalize, merge
 from tests.ops.forms import part, whole
 from tests.ops.test_pallas_gpu import case
 
-# jax 0.12 announces that Pallas will leave Triton to others
-pytestmark = [
-    pytest.mark.exhaustive,
-    pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning"),
-]
+pytestmark = pytest.mark.exhaustive
 
 PARTS = {
     "pallas_tpu": part(pallas_tpu.attend, interpret=True),

@@ -24,9 +24,6 @@ from psynth_jax.ops.branch_attention.tuning_gpu import Device, GpuTiles, forward
 from psynth_jax.ops.branch_attention.tuning_xla import XlaTiles
 from tests.ops.forms import whole
 
-# jax 0.12 announces that Pallas will leave Triton to others
-pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
-
 KIND = "cpu"
 *DRAWN, LAYER, SPEC = arguments(Case("smollm2-135m", tokens=20, branches=2, branch_tokens=200, own=40))
 KEY = Key.of("xla", tokens=32, group=3, kv_heads=3, width=64, itemsize=4, cached=4, slots=256)
