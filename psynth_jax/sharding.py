@@ -13,6 +13,7 @@ and no cache.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -86,7 +87,7 @@ def _parsed(text: object) -> list[tuple[str, int]]:
     pairs = []
     for item in text.split(","):
         name, equals, size = (part.strip() for part in item.partition("="))
-        if not equals or not size.isdecimal():
+        if not equals or not re.fullmatch(r"\d{1,9}", size, re.ASCII):
             raise ConfigError(f"a mesh is written like branch=2,tensor=2; {item.strip()!r} is no axis with its size")
         pairs.append((name, int(size)))
     return pairs

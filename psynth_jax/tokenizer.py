@@ -19,11 +19,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from psynth_jax.errors import CheckpointError, InputError, UnsupportedModelError, shown
+from psynth_jax.errors import InputError, UnsupportedModelError, shown
 from psynth_jax.gguf_metadata import Metadata
 from psynth_jax.template_variables import TemplateVariables, checked_variables
 from psynth_jax.text import gguf_vocabulary
 from psynth_jax.texts import checked_text, checked_texts, surrogate
+from psynth_jax.tokenizer_files import has_tokenizer, load_backend
 
 if TYPE_CHECKING:
     import tokenizers
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 RENDER_SECONDS = 10.0  # a chat template that renders for longer does not end, as far as a caller is concerned
 
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -72,18 +72,7 @@ class Tokenizer:
 
         Raises `CheckpointError` for tokenizer files that cannot be read.
         """
-        if not any((Path(directory) / name).is_file() for name in _FILES):
-            return None
-        from transformers import AutoTokenizer
-
-        try:
-            backend = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-        except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            raise
-        # The Rust library raises plain `Exception`, and panics that are no `Exception`.
-        except BaseException as error:  # noqa: BLE001
-            raise CheckpointError(f"the tokenizer in {directory} cannot be loaded: {_one_line(error)}") from None
-        return cls(backend, end_tokens)
+        return cls(load_backend(directory), end_tokens) if has_tokenizer(directory) else None
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:

@@ -42,7 +42,7 @@ CHIPS = {
     "v6e": Chip(32 * GIB, 1640e9, 918e12, counted=1, axes=2),
     "tpu7x": Chip(96 * GIB, 3690e9, 1153.5e12, counted=2, axes=3, devices=2),
 }
-_NAME = re.compile(r"(v5e|v5litepod|v5p|v6e|tpu7x)-(\d+)")
+_NAME = re.compile(r"(v5e|v5litepod|v5p|v6e|tpu7x)-(\d{1,6})", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)

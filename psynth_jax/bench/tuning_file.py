@@ -18,7 +18,7 @@ import jax
 from psynth_jax.convert.load import cache_folder
 from psynth_jax.directories import followed
 from psynth_jax.errors import UserError
-from psynth_jax.files import write_text
+from psynth_jax.files import refuse_special, write_text
 from psynth_jax.ops.branch_attention import tuned
 from psynth_jax.ops.branch_attention.tuned import Key, Table
 
@@ -62,6 +62,7 @@ def record(device_kind: str, entries: Mapping[Key, dict[str, Any] | None]) -> Pa
 
 
 def _text(file: Path) -> str | None:
+    refuse_special(file, UserError)
     try:
         return file.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):

@@ -1,6 +1,7 @@
 """The command `psynth`.  Answers and JSON go to stdout; progress, tables and errors go to stderr.
 
-Exit codes: 0 done, 2 the user's input is wrong (one line, no traceback), 1 our fault, 130 interrupted, 143 SIGTERM.
+Exit codes: 0 done, 2 the user's input is wrong (one line, no traceback), 1 our fault (one line that
+names a file with the traceback; PSYNTH_DEBUG=1 shows it), 130 interrupted, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import typer
 
 import psynth_jax
+from psynth_jax.cli import internal_error
 from psynth_jax.cli.bench import bench
 from psynth_jax.cli.compile import compile_
 from psynth_jax.cli.convert import convert, merge, pull, push
@@ -49,6 +51,8 @@ app.add_typer(data, name="data")
 # What the command line parser raises for a wrong option.  Its home has moved between versions of typer, its child has not.
 USAGE_ERROR: type[BaseException] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
+_LONGEST_LINE = 2000  # characters
+
 
 def main() -> None:
     """Run the command line; end the process with its exit code."""
@@ -77,11 +81,21 @@ def _exit_code(arguments: list[str]) -> int:
         _say("error", f"{error.format_message().rstrip('.')}; see {where} --help")  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
         return 130
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise
+        kind, said, code = internal_error.told(error, arguments)  # a panic of Rust, too, which is no Exception
+        _say(kind, said)
+        return code
     return 2
 
 
 def _say(kind: str, message: object) -> None:
-    sys.stderr.write(f"{kind}: {' '.join(str(message).split())}\n")
+    """Write one line; of one that a value of a file has made very long, the beginning and the end."""
+    text = " ".join(str(message).split())
+    if len(text) > _LONGEST_LINE:
+        text = f"{text[: _LONGEST_LINE - 500]} ... {text[-500:]}"
+    sys.stderr.write(f"{kind}: {text}\n")
 
 
 def _show_warning(

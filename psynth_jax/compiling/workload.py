@@ -20,6 +20,8 @@ from jax.sharding import Mesh
 
 from psynth_jax.config import Config, Count, DecoderConfig
 from psynth_jax.errors import ConfigError, InputError
+from psynth_jax.files import read_text
+from psynth_jax.foreign import reading
 from psynth_jax.presets import preset
 from psynth_jax.sharding import BRANCH, FSDP, TENSOR, check_fits, make_mesh
 from psynth_jax.synthesis.engine import chunk_sizes
@@ -102,10 +104,9 @@ def read_matrix(path: Path) -> list[Workload]:
 
     Raises `ConfigError` for a file that cannot be read or is no such list, and for a wrong entry, with its number.
     """
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    text = read_text(path, ConfigError)
+    with reading(path, "yaml", ConfigError):
+        entries = yaml.safe_load(text)
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigError(f"{path} must be a list of workloads, each with topology, model and program")
     workloads = []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from psynth_jax.directories import replacing
 from psynth_jax.errors import InputError
+from psynth_jax.foreign import first_line, is_raised_by
 
 _WORTH_PUSHING = ("psynth_adapter.json", "adapter_config.json", "cache_mapper.pt", "config.json")
 # What a model or an adapter is made of; `*` goes through folders.  No pickle but the published mapper's, and no code.
@@ -58,7 +59,9 @@ def list_files(hub_id: str) -> list[str]:
     except InputError:  # without a network, what has been downloaded before
         try:
             known = Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
-        except (OSError, ValueError):
+        except Exception as error:
+            if not is_raised_by("huggingface_hub", error):
+                raise
             known = None
         if known is None:
             raise
@@ -108,14 +111,10 @@ def pull(hub_id: str, target: str | Path, revision: str | None = None) -> None:
 
 @contextmanager
 def _asked(hub_id: str, verb: str = "does not give") -> Iterator[None]:
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
         yield
     except Exception as error:
-        # A connection that fails comes as an error of the HTTP library, whose name has changed between versions.
-        if not isinstance(error, HfHubHTTPError | OSError | ValueError) and not type(error).__module__.startswith("httpx"):
+        if not is_raised_by("huggingface_hub", error):
             raise
-        reason = str(error).strip().split("\n")[0]
         here = " is no directory here, and" if verb == "does not give" else ":"
-        raise InputError(f"{hub_id!r}{here} the Hugging Face hub {verb} it: {reason}") from None
+        raise InputError(f"{hub_id!r}{here} the Hugging Face hub {verb} it: {first_line(error)}") from None

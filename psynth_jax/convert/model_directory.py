@@ -13,6 +13,7 @@ import contextvars
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from psynth_jax.convert.stream import ModelStream, in_groups, tensors_of
 from psynth_jax.convert.write_hf import write_companions
 from psynth_jax.errors import CheckpointError
 from psynth_jax.files import refuse_special
+from psynth_jax.foreign import reading
 from psynth_jax.nn.decoder import parameter_letters
 
 FORMAT = 1
@@ -92,7 +94,7 @@ class OrbaxTensors:
 
     def __init__(self, directory: Path):
         """Read what there is.  Raises `CheckpointError` for a checkpoint that is absent, unfinished or damaged."""
-        for file in sorted(directory.rglob("*")):
+        for file in sorted(directory.rglob("*")):  # tensorstore would wait for ever
             refuse_special(file, CheckpointError)
         state = directory / _STATE
         described = read_json(state / "_METADATA")
@@ -100,23 +102,24 @@ class OrbaxTensors:
             names = [item["key_metadata"][0]["key"] for item in described["tree_metadata"].values()]
             driver = "zarr3" if described["use_zarr3"] else "zarr"
             store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{state.absolute()}/"}}
+            texts = all(isinstance(name, str) and name for name in names)
         except (KeyError, TypeError, IndexError, AttributeError):
-            raise CheckpointError(f"{state / '_METADATA'} does not describe an Orbax checkpoint of arrays") from None
+            texts = False
+        if not texts:
+            raise CheckpointError(f"{state / '_METADATA'} does not describe an Orbax checkpoint of arrays")
         self.path = directory
         self._arrays: dict[str, Any] = {}
-        opening = {
-            name: tensorstore.open({"driver": driver, "kvstore": {**store, "path": f"{name}/"}}, read=True, open=True)
-            for name in names
-        }
+        opening = {}
+        for name in names:
+            stored = {"driver": driver, "kvstore": {**store, "path": f"{name}/"}}
+            with self._reading(name):
+                opening[name] = tensorstore.open(stored, read=True, open=True)
         for name, future in opening.items():
-            self._arrays[name] = self._result(name, future)
+            with self._reading(name):
+                self._arrays[name] = future.result()
 
-    def _result(self, name: str, future: Any) -> Any:
-        try:
-            return future.result()
-        except (ValueError, OSError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{name} of {self.path} cannot be read: {reason}") from None
+    def _reading(self, name: str) -> AbstractContextManager[None]:
+        return reading(f"{name} of {self.path}", "tensorstore")
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return name -> shape of every array."""
@@ -129,11 +132,15 @@ class OrbaxTensors:
     def read(self, name: str, index: tuple[slice, ...] = ()) -> HostArray:
         """Read an array, or the chunks that hold a piece of it."""
         array = self._arrays[name]
-        return np.asarray(self._result(name, (array[index] if index else array).read()))
+        with self._reading(name):
+            values = (array[index] if index else array).read().result()
+        return np.asarray(values)
 
     def pick(self, name: str, places: tuple[HostArray, ...]) -> HostArray:
         """Read single elements of an array, an index array for each axis; every chunk that has one is read once."""
-        return np.asarray(self._result(name, self._arrays[name].vindex[places].read()))
+        with self._reading(name):
+            values = self._arrays[name].vindex[places].read().result()
+        return np.asarray(values)
 
 
 def list_parameters(directory: Path, config: DecoderConfig, dtype: str | None) -> list[StoredParameter]:

@@ -13,9 +13,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from psynth_jax import foreign
 from psynth_jax.axes import HostArray
 from psynth_jax.errors import CheckpointError
 from psynth_jax.files import is_lfs_pointer, refuse_special, umask_mode
+from psynth_jax.foreign import reading
 
 _PIECE_BYTES = 64 << 20  # the most that is read of an open file
 _FLOATS = {
@@ -82,17 +84,14 @@ def _open(path: Path) -> Any:
     refuse_special(path, CheckpointError)
     if not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}")
-    try:
+    with reading(path, "safetensors"):
         return safetensors.safe_open(str(path), framework="np")
-    except (safetensors.SafetensorError, OSError) as error:
-        refuse_pointer(path)
-        raise CheckpointError(f"{path} is not a complete safetensors file: {one_line(error)}") from None
 
 
 def refuse_pointer(path: Path) -> None:
     """Raise `CheckpointError` for a file that only says where Git LFS keeps the real one."""
     if is_lfs_pointer(path):
-        raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in {path.parent}")
+        raise CheckpointError(foreign.lfs_pointer(path))
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, HostArray], metadata: dict[str, str] | None = None) -> None:
@@ -111,16 +110,15 @@ def read_json(path: Path, finite: bool = True) -> dict[str, Any]:
     """
     refuse_special(path, CheckpointError)
     try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+        text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise CheckpointError(f"{path} is not a UTF-8 text file") from None
-    except (ValueError, RecursionError) as error:
-        refuse_pointer(path)
-        raise CheckpointError(f"{path} is not valid JSON: {one_line(error)}") from None
+    with reading(path, "json"):
+        value = json.loads(text)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}")
     if finite and (key := _not_finite(value)) is not None:
@@ -140,12 +138,6 @@ def _not_finite(value: Mapping[str, Any]) -> str | None:
         elif isinstance(item, float) and not math.isfinite(item):
             return key
     return None
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error of a library says, in one line that is not too long."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

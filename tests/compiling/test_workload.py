@@ -78,7 +78,7 @@ class TestMatrix:
         [
             ("topology: v5e-8", "must be a list of workloads"),
             ("[]", "must be a list of workloads"),
-            ("- {topology: v5e-8", "cannot read"),
+            ("- {topology: v5e-8", "is not valid YAML"),
             ("- {topology: v5e-8, model: qwen3-8b, program: decode}\n- {topology: v5e-8, model: m}", "entry 2: .*program"),
         ],
     )

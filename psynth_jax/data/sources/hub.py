@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from psynth_jax.errors import DataError
+from psynth_jax.foreign import first_line, is_raised_by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +54,10 @@ def _explained(what: str) -> Iterator[None]:
         reason = "it has no such revision"
     except errors.OfflineModeIsEnabled:
         reason = "HF_HUB_OFFLINE is set; unset it, or give the directory that its files were downloaded to"
-    # The last is what its HTTP client raises when nobody answers.
-    except (errors.HfHubHTTPError, OSError, ValueError, errors.HTTPError) as error:  # type: ignore[attr-defined]
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:
+        if not is_raised_by("huggingface_hub", error):
+            raise
+        reason = first_line(error)
     else:
         return
     raise DataError(f"{what}: it is no file or directory here, and the Hugging Face hub does not give it: {reason}")

@@ -100,7 +100,7 @@ def read_json(text: str, file: str | Path, device_kind: str) -> dict[str, Any]:
     again = "delete it, and tune again with: psynth bench kernel --tune"
     try:
         raw = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, lists thousands deep
         raise UserError(f"{file} is no table of tilings: not JSON ({error}); {again}") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("entries"), dict):
         raise UserError(f"{file} is no table of tilings: it has no entries; {again}")
