@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from psynth_jax.errors import InputError, shown
 from psynth_jax.template_variables import checked_variables
-from psynth_jax.training.config import parse_value
+from psynth_jax.training.plain_values import BAD_YAML, parse_value
 
 TemplateOption = Annotated[
     list[str] | None,
@@ -34,6 +33,6 @@ def template_variables(pairs: Sequence[str] | None) -> dict[str, Any] | None:
             raise InputError(f"--template: {name} is given twice")
         try:
             found[name] = parse_value(text)
-        except (yaml.YAMLError, ValueError, RecursionError):
+        except BAD_YAML:
             raise InputError(f"--template {name}: the value {shown(text)} is not valid YAML") from None
     return checked_variables(found, "--template")

@@ -5,23 +5,28 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from psynth_jax.cli.setting import console, load, start_jax, write_json
 from psynth_jax.cli.template_option import TemplateOption, template_variables
-from psynth_jax.training.config import TrainConfig, read_config
+from psynth_jax.cli.train_view import Watcher, ends_process, terminal_may_be_gone, watching
+from psynth_jax.convert.adapters import find_adapter
+from psynth_jax.convert.rules import parameter_dtype
+from psynth_jax.training.checkpoint import CheckpointReader
+from psynth_jax.training.config import TrainConfig, read_config, read_run_config
 from psynth_jax.training.distributed import start_processes
-from psynth_jax.training.reporter import OnStep
+from psynth_jax.training.lock import working_in
+from psynth_jax.training.preemption import SAVING
 from psynth_jax.training.tasks import load_tasks
-from psynth_jax.training.trainer import Trainer
+from psynth_jax.training.trainer import Outcome, Trainer, check_continues
 
+INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
+EXIT_CODES = {"terminated": TERMINATED, "interrupted": INTERRUPTED}  # so that who started it does not take it for done
 
 
 def train(
@@ -35,15 +40,25 @@ def train(
     changes = [f"template.{name}={json.dumps(value)}" for name, value in given.items()]
     settings = read_config(config, [*(overrides or ()), *changes])
     start_processes(settings.distributed)
-    with _watch(settings) as on_step:
-        trainer = _prepared(settings, on_step)
+    start_jax(settings.mesh)
+    with working_in(settings.workdir), _watch(settings) as watch:
+        _check_early(settings)
+        trainer = _prepared(settings, watch)
         begin = trainer.step
+        watch.pause()
         if begin:
             console.print(f"continuing {settings.workdir} after step {begin}")
         for task, reasons in trainer.dropped.items():
             for reason, count in reasons.items():
                 console.print(f"{task}: {count} examples are left out: they have {reason}")
-        outcome = trainer.run()
+        outcome = trainer.run(locked=True, end_process=ends_process(console))
+    with terminal_may_be_gone():
+        _tell(settings, begin, outcome, as_json=as_json)
+    if outcome.reason in EXIT_CODES:
+        raise typer.Exit(EXIT_CODES[outcome.reason])
+
+
+def _tell(settings: TrainConfig, begin: int, outcome: Outcome, *, as_json: bool) -> None:
     if as_json:
         found: dict[str, Any] = {
             "workdir": settings.workdir,
@@ -54,9 +69,23 @@ def train(
         }
         write_json(found)
     elif jax.process_index() == 0:
-        console.print(f"{outcome.reason} at step {outcome.step}; the adapter is in {outcome.adapter}")
-    if outcome.reason == "terminated":
-        raise typer.Exit(TERMINATED)  # so that who started it does not take it for done
+        ended = {
+            "done": f"done, after step {outcome.step}",
+            "stop_at": f"stopped after step {outcome.step}, as train.stop_at says",
+            "terminated": f"terminated: saved after step {outcome.step}, the same command continues",
+            "interrupted": f"interrupted: saved after step {outcome.step}, the same command continues",
+        }
+        console.print(f"{ended[outcome.reason]}; the adapter is in {outcome.adapter}", soft_wrap=True)
+
+
+def _check_early(settings: TrainConfig) -> None:
+    """Find what can be found without the model, which takes long to load: damaged checkpoints, wrong names."""
+    reader = CheckpointReader(settings.workdir)
+    if reader.latest is not None:
+        check_continues(settings, reader.about(reader.latest))
+    for source in (settings.trainable.start, settings.teacher):
+        if source is not None:
+            find_adapter(source)
 
 
 def export(
@@ -66,53 +95,31 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="of the LoRA: float32 or bfloat16; default: float32")] = None,
 ) -> None:
     """Write the adapter of a checkpoint."""
-    settings = read_config(workdir / "config.json", (f"workdir={workdir}",))
-    trainer = _prepared(settings, None)
-    reached = trainer.take(step)
-    console.print(f"the adapter of step {reached} is in {trainer.export(into, dtype)}")
-
-
-def _prepared(settings: TrainConfig, on_step: OnStep | None) -> Trainer:
+    parameter_dtype(dtype)
+    settings = read_run_config(workdir)
+    reader = CheckpointReader(workdir)
+    reached = reader.find(step)
+    check_continues(settings, reader.about(reached))
     start_jax(settings.mesh)
+    with _watch(settings) as watch:
+        trainer = _prepared(settings, watch, str(reached))
+        adapter = trainer.export(into, dtype)
+    console.print(f"the adapter of step {reached} is in {adapter}")
+
+
+def _prepared(settings: TrainConfig, watch: Watcher, checkpoint: str = "latest") -> Trainer:
+    def say(text: str) -> None:
+        if jax.process_index() == 0 or text == SAVING:  # Ctrl-C is answered where it was pressed
+            watch.say(text)
+
+    say("reading examples ...")
     data, evaluation = load_tasks(settings)
-    model = load(settings.model, settings.dtype, settings.mesh)
-    return Trainer(settings, model, data, evaluation, on_step)
-
-
-@contextlib.contextmanager
-def _watch(settings: TrainConfig) -> Iterator[OnStep]:
-    """Show a progress bar on a terminal, a line now and then elsewhere."""
-    last = min(settings.train.steps, settings.train.stop_at or settings.train.steps)
+    watch.pause()  # loading has a line of its own on a terminal
     if not console.is_terminal:
-
-        def line(step: int, numbers: Mapping[str, Any]) -> None:
-            if "eval_loss" in numbers or step % settings.train.log_every == 0 or step == last:
-                console.print(f"step {step}/{last}  {_described(numbers)}")
-
-        yield line
-        return
-    columns = (
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("{task.description}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=last)
-
-        def advance(step: int, numbers: Mapping[str, Any]) -> None:
-            if "eval_loss" in numbers:
-                progress.console.print(f"step {step}  {_described(numbers)}")
-            else:
-                progress.update(task, completed=step, description=_described(numbers))
-
-        yield advance
+        say(f"loading {settings.model} ...")
+    model = load(settings.model, settings.dtype, settings.mesh)
+    return Trainer(settings, model, data, evaluation, watch, say, checkpoint)
 
 
-def _described(numbers: Mapping[str, Any]) -> str:
-    if "eval_loss" in numbers:
-        return f"evaluation loss {numbers['eval_loss']:.4f}"
-    tokens = sum(numbers[f"{kind}_tokens_per_s"] for kind in ("branch", "prompt", "target"))
-    used = "" if numbers["mfu"] is None else f"  MFU {numbers['mfu']:.1%}"
-    return f"loss {numbers['loss']:.4f}  {tokens:,.0f} tokens/s  {numbers['step_seconds']:.2f} s{used}"
+def _watch(settings: TrainConfig) -> contextlib.AbstractContextManager[Watcher]:
+    return watching(settings, console)

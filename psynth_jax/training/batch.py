@@ -28,6 +28,7 @@ from psynth_jax.data.example import BranchTokens, Example, ExampleSource, Length
 from psynth_jax.sharding import BRANCH, DATA, FSDP, put, shards
 from psynth_jax.training.config import Task
 from psynth_jax.training.plan import SMALLEST, PlannedBatch, Reference, Shape, fed_tokens
+from psynth_jax.training.vocabulary import check_example
 
 QUESTION_AXES = (DATA, FSDP)
 BRANCH_ROW_AXES = (DATA, FSDP, BRANCH)
@@ -118,8 +119,13 @@ class BatchBuilder:
         reads: str = "branches",
         mesh: Mesh | None = None,
         micro_batches: int = 1,
+        model: tuple[str, int] | None = None,
     ):
-        """Take examples by task, how each is learned, and where the arrays will lie."""
+        """Take examples by task, how each is learned, and where the arrays will lie.
+
+        model: name and rows of the model's embedding, which every token id must be one of; None: not looked at.
+        """
+        self._model = model
         self._sources, self._tasks, self._reads = sources, tasks, reads
         self._micro_batches = micro_batches
         self._shards = shards(mesh, QUESTION_AXES)
@@ -226,6 +232,9 @@ class BatchBuilder:
         first, fed, taught = shard * places, 0, 0
         for place, (task, index) in enumerate(held):
             example = self._sources[task][index]
+            if self._model is not None:
+                name, rows_of_model = self._model
+                check_example(example, self._sources[task].task, index, rows_of_model, name)
             at = micro, first + place
             self._fill(batch, at, example, task)
             before = example.prompt if self._reads == "branches" else example.pasted

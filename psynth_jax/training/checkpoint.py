@@ -3,15 +3,20 @@
     WORKDIR/checkpoints/<step>/state     parameters, optimiser and average, by flat names
                               /data      where the input stands
                               /about     the run's config, and the base model's fingerprint
+                              /metrics   the evaluation loss, where there was one
 
-An unfinished one has a temporary name, which nobody takes for a checkpoint; the next start removes it.
+An unfinished one has a temporary name, which nobody takes for a checkpoint; the next start removes it.  Reading changes
+nothing: a run that is at work may be exported.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import logging
+import math
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +25,19 @@ from typing import Any, Self
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from psynth_jax.errors import CheckpointError, TrainingError, listing
+from psynth_jax.errors import CheckpointError, InputError, TrainingError, listing
+from psynth_jax.training import checksums
+from psynth_jax.training.checksums import Damaged
 from psynth_jax.training.config import Checkpoints
 from psynth_jax.training.step import TrainState
 
 FOLDER = "checkpoints"
-_STATE, _DATA, _ABOUT = "state", "data", "about"
+_STATE, _DATA, _ABOUT, _METRICS = "state", "data", "about", "metrics"
+# What a checkpoint says of its run, beside what may be missing in one of an earlier version.
+_ABOUT_KEYS: dict[str, type] = {"config": dict, "fingerprint": str, "model": str}
 
 
 def _eval_loss(numbers: Any) -> float:
@@ -39,12 +49,212 @@ def _named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-class CheckpointStore:
-    """The checkpoints of one run."""
+class CheckpointReader:
+    """The checkpoints of a run, to be read: whoever writes them may be at work."""
+
+    def __init__(self, workdir: str | Path):
+        """Look where they are; nothing is read yet."""
+        self._workdir = Path(workdir).absolute()
+        self._folder = self._workdir / FOLDER
+
+    @property
+    def latest(self) -> int | None:
+        """The newest checkpoint; None: there is none."""
+        return max(self.steps, default=None)
+
+    @property
+    def steps(self) -> list[int]:
+        """All checkpoints: an unfinished one has another name."""
+        try:
+            names = [path.name for path in self._folder.iterdir()]
+        except OSError:
+            return []
+        return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and str(int(name)) == name)
+
+    @property
+    def best(self) -> int | None:
+        """The checkpoint with the lowest evaluation loss, of those that have one.  Raises as `check_metrics` does."""
+        losses = self.check_metrics()
+        return min(losses, key=lambda step: (losses[step], -step)) if losses else None
+
+    def find(self, which: str) -> int:
+        """Return the step of a checkpoint: "latest", "best" or a step.
+
+        Raises:
+          InputError: it is none of these, or there is none such.
+          CheckpointError: the evaluation loss of one cannot be read.
+        """
+        if which == "best":
+            step = self.best
+        elif which == "latest":
+            step = self.latest
+        elif which.isascii() and which.isdecimal() and len(which) < 20:
+            step = int(which)
+        else:
+            raise InputError(f"step must be latest, best or a whole number, not {which!r}")
+        if step is None or step not in self.steps:
+            there = ", ".join(map(str, self.steps)) or "none"
+            raise InputError(f"{self._workdir} has no checkpoint {which!r}; there are: {there}")
+        return step
+
+    def check_metrics(self) -> dict[int, float]:
+        """Return the evaluation losses of all checkpoints that have one.
+
+        Raises `CheckpointError` where they cannot be read: Orbax reads those of all checkpoints when it opens them.
+        """
+        losses = {}
+        for step in self.steps:
+            with self._readable(step):
+                found = self._read_metrics(step)
+                if found is not None:
+                    losses[step] = found
+        return losses
+
+    def about(self, step: int) -> dict[str, Any]:
+        """Return what a checkpoint says of its run.
+
+        Raises `CheckpointError` when the checkpoint is damaged, naming the newest whole one.
+        """
+        with self._readable(step):
+            return self._read_about(step)
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Return the state and the data's state of a checkpoint, placed as the arrays of `like` are.
+
+        Raises `CheckpointError` when it cannot be read, naming the newest whole one, or holds other arrays.
+        """
+        wanted = _named(like)
+        with self._readable(step):
+            data = self._read_data(step)
+            held = self._held(step)
+        wrong = [f"missing {name}" for name in wanted if name not in held]
+        wrong += [f"extra {name}" for name in held if name not in wanted]
+        wrong += [
+            f"{name} has shape {list(held[name].shape)}, the config says {list(np.shape(array))}"
+            for name, array in wanted.items()
+            if name in held and tuple(held[name].shape) != np.shape(array)
+        ]
+        if wrong:
+            raise CheckpointError(f"checkpoint {step} of {self._folder} does not fit: {listing(wrong)}")
+        with self._readable(step):
+            found = self._read_state(step, jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted))
+        return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted]), data
+
+    def _read_json(self, step: int, item: str, name: str) -> dict[str, Any]:
+        file = self._folder / str(step) / item / name
+        try:
+            value = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise Damaged(f"{item}/{name} is missing") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise Damaged(f"{item}/{name}: {error}") from None
+        if not isinstance(value, dict):
+            raise Damaged(f"{item}/{name} is not a JSON object")
+        return value
+
+    def _read_about(self, step: int) -> dict[str, Any]:
+        has_sums = checksums.check(self._folder / str(step))
+        about = self._read_json(step, _ABOUT, "metadata")
+        if about.get("checksums", False) != has_sums:
+            raise Damaged(f"{checksums.FILE} is missing")
+        for name, kind in _ABOUT_KEYS.items():
+            if not isinstance(about.get(name), kind):
+                raise Damaged(f"{_ABOUT}/metadata does not say its {name}")
+        return about
+
+    def _read_data(self, step: int) -> dict[str, Any]:
+        data = self._read_json(step, _DATA, "metadata")
+        if data.get("next_index") != step:  # a step takes one batch
+            raise Damaged(f"{_DATA}/metadata does not say that {step} batches were read")
+        return data
+
+    def _read_metrics(self, step: int) -> float | None:
+        checksums.list_files(self._folder / str(step))  # nothing in there makes a reader wait for ever
+        if not (self._folder / str(step) / _METRICS).exists():
+            return None
+        loss = self._read_json(step, _METRICS, "metrics").get("eval_loss")
+        if not isinstance(loss, int | float) or isinstance(loss, bool) or not math.isfinite(loss):
+            raise Damaged(f"{_METRICS}/metrics does not say its eval_loss")
+        return float(loss)
+
+    def _held(self, step: int) -> dict[str, Any]:
+        """Return shapes and dtypes of the arrays of a checkpoint, by name."""
+        folder = self._folder / str(step) / _STATE
+        if not folder.is_dir():
+            raise Damaged(f"{_STATE} is missing")
+        return _named(ocp.StandardCheckpointHandler().metadata(folder))
+
+    def _read_state(self, step: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        arguments = ocp.args.StandardRestore(dict(wanted))
+        found: dict[str, Any] = ocp.StandardCheckpointHandler().restore(self._folder / str(step) / _STATE, args=arguments)
+        if int(found["step"]) != step:
+            raise Damaged(f"it holds the state after step {int(found['step'])}")
+        return found
+
+    def _is_whole(self, step: int) -> bool:
+        """Whether a checkpoint can be read to its end: it is, onto one device."""
+        device = SingleDeviceSharding(jax.local_devices()[0])
+        try:
+            self._read_about(step)
+            self._read_data(step)
+            self._read_metrics(step)
+            arrays = self._held(step).items()
+            self._read_state(
+                step, {name: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=device) for name, each in arrays}
+            )
+        except Exception:  # noqa: BLE001 - whatever it is, this one is not whole
+            return False
+        return True
+
+    @contextmanager
+    def _readable(self, step: int) -> Iterator[None]:
+        """Turn a failed read into an error that names the checkpoint, and the newest whole one."""
+        try:
+            yield
+        except MemoryError:
+            raise
+        # Orbax and TensorStore raise OSError, ValueError, KeyError and plain Exception for one damaged byte or another.
+        except Exception as error:  # noqa: BLE001
+            _without_loop_noise()
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            place = self._folder / str(step)
+            others = [other for other in reversed(self.steps) if other != step]
+            whole = next((other for other in others if self._is_whole(other)), None)
+            advice = f"step {whole} is whole: remove {place} to go on there"
+            if whole is None:
+                advice = f"no other one is whole: remove {self._folder} to begin again"
+            raise CheckpointError(f"checkpoint {step} cannot be read: {reason}; {advice}") from None
+
+
+def _without_loop_noise() -> None:
+    """Drop what TensorStore says when a read has failed: its other reads end after their event loop was closed.
+
+    They end at any time later, so this stays for the rest of the process.
+    """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+    before = sys.unraisablehook
+    if getattr(before, "drops_loop_noise", False):
+        return
+
+    def hook(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+            before(unraisable)
+
+    hook.drops_loop_noise = True  # type: ignore[attr-defined]
+    sys.unraisablehook = hook
+
+
+class CheckpointStore(CheckpointReader):
+    """The checkpoints of a run that is at work: of one process at a time, or of one job."""
 
     def __init__(self, workdir: str | Path, options: Checkpoints):
-        """Open, or prepare, the folder of a run's checkpoints; remove what a killed process left half written."""
-        self._folder = Path(workdir).absolute() / FOLDER
+        """Open, or prepare, the folder of a run's checkpoints; remove what a killed process left half written.
+
+        Raises `CheckpointError` when the evaluation loss of one cannot be read.
+        """
+        super().__init__(workdir)
+        self.check_metrics()
+        self._saving: int | None = None
         keep: list[Any] = [LatestN(options.keep)]
         if options.best:
             best = BestN(get_metric_fn=_eval_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
@@ -57,6 +267,7 @@ class CheckpointStore:
                 best_fn=_eval_loss,  # without it the numbers are not kept
                 best_mode="min",
                 cleanup_tmp_directories=True,
+                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._note_sums),
             ),
             item_handlers={
                 _STATE: ocp.StandardCheckpointHandler(),
@@ -65,22 +276,11 @@ class CheckpointStore:
             },
         )
 
-    @property
-    def latest(self) -> int | None:
-        """The newest whole checkpoint; None: there is none."""
-        return self._manager.latest_step()
-
-    @property
-    def steps(self) -> list[int]:
-        """All whole checkpoints."""
-        return sorted(self._manager.all_steps())
-
-    @property
-    def best(self) -> int | None:
-        """The checkpoint with the lowest evaluation loss, of those that have one."""
-        losses = {step: self._manager.metrics(step) for step in self.steps}
-        known = {step: found["eval_loss"] for step, found in losses.items() if found and "eval_loss" in found}
-        return min(known, key=lambda step: (known[step], -step)) if known else None
+    def _note_sums(self) -> None:
+        """Note the sums of what is about to become a checkpoint; called by Orbax, in a thread of its own."""
+        if jax.process_index() == 0:
+            (unnamed,) = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+            checksums.note(unnamed)
 
     def save(
         self, step: int, state: TrainState, data: Mapping[str, Any], about: Mapping[str, Any], eval_loss: float | None
@@ -93,55 +293,18 @@ class CheckpointStore:
             **{
                 _STATE: ocp.args.StandardSave(_named(state)),
                 _DATA: ocp.args.JsonSave(dict(data)),
-                _ABOUT: ocp.args.JsonSave(dict(about)),
+                _ABOUT: ocp.args.JsonSave({**about, "checksums": True}),
             }
         )
         with self._written():
+            self._manager.wait_until_finished()  # the one before has its sums by now
+            self._saving = step
             self._manager.save(step, args=items, metrics=None if eval_loss is None else {"eval_loss": eval_loss})
 
     def wait(self) -> None:
         """Return when everything is on disk.  Raises `TrainingError` when it could not be written."""
         with self._written():
             self._manager.wait_until_finished()
-
-    def about(self, step: int) -> dict[str, Any]:
-        """Return what a checkpoint says of its run.  Raises `CheckpointError` when it cannot be read."""
-        return dict(self._restore(step, {_ABOUT: ocp.args.JsonRestore()})[_ABOUT])
-
-    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Return the state and the data's state of a checkpoint, placed as the arrays of `like` are.
-
-        Raises `CheckpointError` when it cannot be read, or holds other arrays.
-        """
-        wanted = _named(like)
-        with self._readable(step):
-            held = _named(self._manager.item_metadata(step)[_STATE])
-        wrong = [f"missing {name}" for name in wanted if name not in held]
-        wrong += [f"extra {name}" for name in held if name not in wanted]
-        wrong += [
-            f"{name} has shape {list(held[name].shape)}, the config says {list(np.shape(array))}"
-            for name, array in wanted.items()
-            if name in held and tuple(held[name].shape) != np.shape(array)
-        ]
-        if wrong:
-            raise CheckpointError(f"checkpoint {step} of {self._folder} does not fit: {listing(wrong)}")
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
-        found = self._restore(step, {_STATE: ocp.args.StandardRestore(abstract), _DATA: ocp.args.JsonRestore()})
-        state = jax.tree.unflatten(jax.tree.structure(like), [found[_STATE][name] for name in wanted])
-        return state, dict(found[_DATA])
-
-    def _restore(self, step: int, items: Mapping[str, Any]) -> Any:
-        with self._readable(step):
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-
-    @contextmanager
-    def _readable(self, step: int) -> Iterator[None]:
-        """Turn a failed read into an error that names the checkpoint."""
-        try:
-            yield
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"checkpoint {step} of {self._folder} cannot be read: {reason}") from None
 
     @contextmanager
     def _written(self) -> Iterator[None]:

@@ -6,22 +6,31 @@ something, an unknown one is an error.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
-import yaml
 
-from psynth_jax.config import Config, Count, Positive
+from psynth_jax.config import Config as StrictConfig
+from psynth_jax.config import Positive
 from psynth_jax.errors import ConfigError
 from psynth_jax.nn.adapter import ATTENTION_TARGETS
 from psynth_jax.template_variables import checked_variables
+from psynth_jax.training.plain_values import as_tuples, override, read_json, read_yaml
 
+MOST = 2**31 - 1  # counts become int32 on the devices
+Count = Annotated[int, pydantic.Field(ge=1, le=MOST)]
+CountOrZero = Annotated[int, pydantic.Field(ge=0, le=MOST)]
 Fraction = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
 NotNegative = Annotated[float, pydantic.Field(ge=0.0)]
 Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
+
+
+class Config(StrictConfig):
+    """Base of a run's configs: numbers are finite, since JSON has no others, and config.json must read back."""
+
+    model_config = pydantic.ConfigDict(allow_inf_nan=False)
 
 
 class Task(Config):
@@ -34,7 +43,7 @@ class Task(Config):
 
     path: str | None = None
     synthetic: Count | None = None
-    weight: Positive = 1.0
+    weight: Annotated[float, pydantic.Field(gt=0.0, le=1000.0)] = 1.0
     cross_entropy: NotNegative = 1.0
     distillation: NotNegative = 0.0
 
@@ -58,7 +67,7 @@ class Trainable(Config):
 
     mapper: bool = True
     mapper_hidden: Count = 32
-    rank: Annotated[int, pydantic.Field(ge=0)] = 16
+    rank: CountOrZero = 16
     alpha: Positive = 32.0
     targets: tuple[Target, ...] = ATTENTION_TARGETS
     start: str | None = None
@@ -76,6 +85,8 @@ class Trainable(Config):
 class Optimizer(Config):
     """AdamW with warm-up and a schedule.
 
+    schedule_steps: its length, after which the learning rate stays at its last value; None: the `train.steps` that the run
+    began with, also when it is continued with more or fewer.
     mapper_learning_rate: None is learning_rate.  final: learning rate at the end of a cosine, as a part of the peak.
     clip: largest norm of the gradient; 0: not clipped.  average: decay of the weight average that is exported; 0: none.
     """
@@ -83,7 +94,8 @@ class Optimizer(Config):
     learning_rate: Positive = 1e-4
     mapper_learning_rate: Positive | None = None
     schedule: Literal["constant", "cosine"] = "cosine"
-    warmup: Annotated[int, pydantic.Field(ge=0)] = 20
+    schedule_steps: Count | None = None
+    warmup: CountOrZero = 20
     final: Fraction = 0.1
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
@@ -113,19 +125,21 @@ class Batches(Config):
 
 
 class Loop(Config):
-    """How long and how often.  steps: of the whole schedule.  stop_at: stop, saving, after this step; None: at the end.
+    """How long and how often.
+
+    steps: of the run; a later start may have more or fewer.  stop_at: stop, saving, after this step; None: at the end.
 
     evaluate_every: 0: never.  log_every: steps between lines on a terminal that is none.
     """
 
     steps: Count
     stop_at: Count | None = None
-    evaluate_every: Annotated[int, pydantic.Field(ge=0)] = 0
+    evaluate_every: CountOrZero = 0
     log_every: Count = 10
 
 
 class Checkpoints(Config):
-    """When to save: `every` steps, at the end, and on SIGTERM.
+    """When to save: `every` steps, at the end, and on SIGTERM, SIGHUP or Ctrl-C.
 
     keep: the newest so many.  best: also the one with the lowest evaluation loss.
     """
@@ -159,7 +173,7 @@ class TrainConfig(Config):
     model: str
     dtype: Literal["float32", "bfloat16"] = "float32"
     template: Mapping[str, Any] = {}
-    seed: Annotated[int, pydantic.Field(ge=0)] = 0
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0
     reads: Literal["branches", "text"] = "branches"
     data: Annotated[tuple[Task, ...], pydantic.Field(min_length=1)]
     evaluation: tuple[Task, ...] = ()
@@ -202,13 +216,43 @@ MAY_CHANGE = ("workdir", "train", "checkpoint", "logging", "mesh", "distributed"
 
 
 def differences(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:
-    """List the fields of a continued run that differ from those it began with, and may not."""
-    current = now.model_dump(mode="json")
-    before = {"template": {}, **before}  # runs of earlier versions had no template variables
-    found = [name for name in current if name not in MAY_CHANGE and current[name] != before.get(name)]
-    if now.train.steps != before.get("train", {}).get("steps") and now.optimizer.schedule != "constant":
-        found.append("train.steps")  # the schedule would jump
-    return [f"{name} is {_at(current, name)!r}, it was {_at(before, name)!r}" for name in found]
+    """List the fields of a continued run that differ from those it began with, and may not.
+
+    before: as JSON holds it.  A field that it lacks, since an earlier version wrote it, has its default.
+    """
+    current, known = (_without_schedule_steps(values) for values in (now.model_dump(mode="json"), _filled(before)))
+    found = [name for name in current if name not in MAY_CHANGE and current[name] != known.get(name)]
+    return [f"{name} is {_at(current, name)!r}, it was {_at(known, name)!r}" for name in found]
+
+
+def _filled(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        return TrainConfig.parse(as_tuples(values)).model_dump(mode="json")
+    except ConfigError:  # an earlier version allowed what this one refuses: compared as it is, it differs
+        return values
+
+
+def _without_schedule_steps(values: Mapping[str, Any]) -> dict[str, Any]:
+    optimizer = values.get("optimizer")
+    if not isinstance(optimizer, Mapping):
+        return dict(values)
+    kept = {name: value for name, value in optimizer.items() if name != "schedule_steps"}
+    return {**values, "optimizer": kept}
+
+
+def with_schedule_steps(config: TrainConfig, before: Mapping[str, Any] | None) -> TrainConfig:
+    """Return a config that says how long the schedule is.
+
+    That is what `config` gives, else what the run began with (`before`, the config of its checkpoint), else `train.steps`.
+    """
+    steps = config.optimizer.schedule_steps
+    if steps is None and before is not None:
+        # Runs of earlier versions recorded none: their schedule is as long as they were to be.
+        steps = _at(before, "optimizer.schedule_steps") or _at(before, "train.steps")
+    if not isinstance(steps, int):
+        steps = config.train.steps
+    optimizer = config.optimizer.model_copy(update={"schedule_steps": steps})
+    return config.model_copy(update={"optimizer": optimizer})
 
 
 def _at(values: Mapping[str, Any], path: str) -> Any:
@@ -224,68 +268,15 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Paths in the file are relative to the folder that the command runs in.  Raises `ConfigError` for a file that cannot be
     read, a key that is unknown, or given twice, and for wrong values; all of them in one line.
     """
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold keys and values, such as workdir, model, data and train")
-    seen = set()
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{override!r} is no override: write key=value, such as train.steps=100")
-        if key in seen:
-            raise ConfigError(f"{key} is given twice")
-        seen.add(key)
-        try:
-            _set(values, key.split("."), parse_value(text))
-        except yaml.YAMLError:
-            raise ConfigError(f"the value of {key} is not valid: {text}") from None
-    return TrainConfig.parse(_tuples(values))
+    values = read_yaml(path)
+    override(values, overrides)
+    return TrainConfig.parse(as_tuples(values))
 
 
-def _set(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    inside: Any = values
-    for part in path[:-1]:
-        if isinstance(inside, list) and part.isdecimal() and int(part) < len(inside):
-            inside = inside[int(part)]
-        elif isinstance(inside, dict):
-            inside = inside.setdefault(part, {})
-        else:
-            raise ConfigError(f"there is nothing at {'.'.join(path)} to be set")
-    if isinstance(inside, list) and path[-1].isdecimal() and int(path[-1]) < len(inside):
-        inside[int(path[-1])] = value
-    elif isinstance(inside, dict):
-        inside[path[-1]] = value
-    else:
-        raise ConfigError(f"there is nothing at {'.'.join(path)} to be set")
+def read_run_config(workdir: str | Path) -> TrainConfig:
+    """Read WORKDIR/config.json, which a run left there; its workdir is where it lies now.
 
-
-def parse_value(text: str) -> Any:
-    """Read one YAML value.  Raises `yaml.YAMLError`."""
-    return yaml.load(text, _StrictLoader)
-
-
-def _tuples(value: Any) -> Any:
-    """Turn lists into tuples, which is what a frozen config holds."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key may not be given twice, and 1e-4 is a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a duplicate key."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.YAMLError(f"{', '.join(twice)} is given twice, line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep)
-
-
-_StrictLoader.add_implicit_resolver(  # YAML 1.1 takes 1e-4 for a text
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
-)
+    Raises `ConfigError` as `read_config` does.
+    """
+    values = read_json(Path(workdir) / "config.json")
+    return TrainConfig.parse(as_tuples(values | {"workdir": str(workdir)}))

@@ -2,8 +2,10 @@
 
     {"step": 12, "loss": 2.3, "loss/hotpotqa": 2.1, "learning_rate": 1e-4, ..., "mfu": null}     a line of metrics.jsonl
 
-Lines are read as a run leaves them: one that went back to a checkpoint repeats steps, and the last value of a step counts;
-the last line may be torn.  Every number that is logged gets a curve, known or not.  Knows files only: no model, no trainer.
+Lines are read as a run leaves them.  A run that went back to a checkpoint writes a smaller step than before: that step ends
+all larger ones before it, which are no longer part of the run.  The last line may be torn; damaged lines are counted and
+left out, since curves are for looking at.  Every number that is logged gets a curve, known or not.  Knows files only: no
+model, no trainer.
 """
 
 from __future__ import annotations
@@ -19,10 +21,13 @@ import numpy as np
 
 from psynth_jax.axes import HostArray
 from psynth_jax.errors import DataError, InputError
+from psynth_jax.files import refuse_special
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+FILE = "metrics.jsonl"
 
 # name -> (steps, values): steps rise, values are finite
 Curves: TypeAlias = Mapping[str, tuple[HostArray, HostArray]]
@@ -32,6 +37,7 @@ INK = "#808080"
 COLOURS = ("#3d85d6", "#e07b39", "#2fa36b", "#cc4f76", "#8d74d6", "#b38f1d", "#2aa1b3", "#a0705a")
 DASHES = ("-", ":", "-.")  # for more curves than colours
 WIDTH, HEIGHT, DOTS_PER_INCH = 7.0, 3.2, 144  # inches
+LAST_STEP, LARGEST, LONGEST_NAME = 2**53, 1e38, 200  # beyond these a line is damaged, a value is no number
 FEW, MANY_POINTS = 3, 60  # so many curves still let their noise be seen; so many points need their course to be drawn
 
 
@@ -75,30 +81,54 @@ OTHER = "other.png"
 OTHERS_TITLE = "Everything else that was logged"
 
 
-def read_curves(path: Path) -> Curves:
-    """Read a metrics file.
+def read_metrics(path: Path) -> tuple[Curves, int]:
+    """Read a metrics file; return its curves, and how many of its lines are damaged and were left out.
 
-    Raises `InputError` when it cannot be read, and `DataError` for a damaged line or when no step is there.
+    Raises `InputError` when it cannot be read, and `DataError` when no step is there.
     """
+    refuse_special(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path.parent} is not the workdir of a training run: it has no {path.name}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     steps: dict[int, dict[str, float]] = {}
-    whole = text[: text.rfind("\n") + 1]  # a line without an end is still being written, or never will be
-    for number, line in enumerate(whole.split("\n"), start=1):
-        if line.strip():
-            step, values = _numbers(line, f"{path}:{number}")
-            steps.setdefault(step, {}).update(values)
+    damaged = 0
+    whole = content[: content.rfind(b"\n") + 1]  # a line without an end is still being written, or never will be
+    for line in whole.split(b"\n"):
+        if not line.strip():
+            continue
+        found = _numbers(line)
+        if found is None:
+            damaged += 1
+        else:
+            _take(steps, *found)
     points: dict[str, list[tuple[int, float]]] = {}
-    for step in sorted(steps):
-        for name, value in steps[step].items():
+    for step, numbers in steps.items():
+        for name, value in numbers.items():
             points.setdefault(name, []).append((step, value))
     if not points:
-        raise DataError(f"{path} holds no step yet")
-    return {name: (np.array([step for step, _ in own]), np.array([v for _, v in own])) for name, own in points.items()}
+        bad = f", only {damaged} damaged lines" if damaged else " yet"
+        raise DataError(f"{path} holds no step{bad}")
+    curves = {name: (np.array([step for step, _ in own]), np.array([v for _, v in own])) for name, own in points.items()}
+    return curves, damaged
+
+
+def read_curves(path: Path) -> Curves:
+    """Return the curves of a metrics file; arguments and errors as for `read_metrics`."""
+    return read_metrics(path)[0]
+
+
+def _take(steps: dict[int, dict[str, float]], step: int, numbers: Mapping[str, float]) -> None:
+    """Add a line to the run, whose steps rise; what the line shows to be no longer part of the run is dropped."""
+    # Cheap: each step is dropped once, and the last one is the largest.
+    while steps and next(reversed(steps)) > step:
+        steps.popitem()
+    known = steps.get(step, {})
+    if not known.keys().isdisjoint(numbers):
+        known = {}  # the step was done again: its evaluation, say, is of the lost attempt
+    steps[step] = {**known, **numbers}
 
 
 def until(curves: Curves, step: int) -> Curves:
@@ -113,20 +143,27 @@ def coarse(points: tuple[HostArray, HostArray], count: int = 50) -> list[list[fl
     return [[int(points[0][at[-1]]), round(float(points[1][at].mean()), 4)] for at in stretches]
 
 
-def _numbers(line: str, where: str) -> tuple[int, dict[str, float]]:
-    """Return the step of a line, and its finite numbers."""
+def _numbers(line: bytes) -> tuple[int, dict[str, float]] | None:
+    """Return the step of a line, and its finite numbers; None for a damaged line."""
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error.msg}") from None
-    if not isinstance(value, dict) or not _is_number(value.get("step")):
-        raise DataError(f'{where}: not a line of metrics: it has no "step"')
-    step = int(value.pop("step"))
-    return step, {name: float(each) for name, each in value.items() if _is_number(each)}
+        value = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    step = value.pop("step", None)
+    if type(step) is not int or not 0 <= step <= LAST_STEP:
+        return None
+    return step, {name: float(each) for name, each in value.items() if _is_number(each) and _can_be_shown(name)}
+
+
+def _can_be_shown(name: str) -> bool:
+    return name.isprintable() and 0 < len(name) <= LONGEST_NAME
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Sums of what float32 can hold stay finite in float64; an integer may be too large to become a float at all.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def smoothed(values: HostArray) -> HostArray:

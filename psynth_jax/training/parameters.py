@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from psynth_jax.axes import Array
 from psynth_jax.config import DecoderConfig
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.convert.adapters import load_adapter
@@ -44,10 +47,25 @@ def initial_parameters(config: Trainable, model: Model, seed: int) -> Parameters
         raise ConfigError(f"{config.start} reads branches behind a sink, the config has none: set trainable.sink=true")
     if differences := list(_differences(config, found, lora)):
         raise ConfigError(f"{config.start} differs from the config's `trainable`: it has {'; '.join(differences)}")
+    check_finite((found.mapper, found.lora), config.start)
     known = dataclasses.replace(fresh, mapper=found.mapper or fresh.mapper)
     if found.lora is not None:
         known = dataclasses.replace(known, down=fresh.down | found.lora.down, up=fresh.up | found.lora.up)
     return jax.tree.map(lambda x: np.asarray(x, np.float32), known)  # an adapter may be kept in bfloat16
+
+
+def check_finite(tree: Any, name: str) -> None:
+    """Raise `ConfigError` for an array with infinities or NaN: they would look like a learning rate that is too large."""
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if not np.isfinite(np.asarray(leaf, np.float32)).all():
+            where = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ConfigError(f"{name} has numbers that are not finite, in {where}")
+
+
+def not_finite(arrays: Mapping[str, Array]) -> list[str]:
+    """Return the names of arrays on devices, of all processes, that have infinities or NaN."""
+    whole = jax.jit(lambda x: jnp.isfinite(x).all())
+    return [name for name, array in arrays.items() if jnp.issubdtype(array.dtype, jnp.floating) and not whole(array)]
 
 
 def check_targets(config: Trainable, model: DecoderConfig) -> None:
@@ -84,8 +102,15 @@ def teacher_of(config: TrainConfig, model: Model) -> tuple[Lora | None, str | No
     """
     if config.teacher is None:
         return None, None
-    lora = load_adapter(config.teacher, model).lora
+    found = load_adapter(config.teacher, model)
+    if found.vocabulary is not None:
+        raise ConfigError(
+            f"the teacher {config.teacher} writes only {found.vocabulary} tokens: distillation is over all "
+            f"{model.config.vocab_size} of {model.name}"
+        )
+    lora = found.lora
     if lora is None:
         raise ConfigError(f"the teacher {config.teacher} has no LoRA: it would be the base, leave it out")
+    check_finite(lora, f"the teacher {config.teacher}")
     digest = Adapter(lora, None).digest
     return (lora if model.mesh is None else lora.on(model.mesh, model.config)), digest

@@ -39,6 +39,7 @@ FINEST = 8  # sizes of rows and targets between a power of two and the next
 MOST_KEYS = 256  # from which the sizes that are compiled are chosen, which takes the cube of that
 SAMPLED = 64  # examples of a task that a run is known again by
 LISTED = 64  # a list of all tokens of a kind is a multiple of this
+MOST_EMPTY_EPOCHS = 1000  # one after another that take no example, since weights are small
 EMPTY_SLOT = 0.15  # about what a slot behind a row's end costs, in tokens: it takes part in attention and nothing else
 
 
@@ -125,7 +126,7 @@ class Plan:
           seed: of the order; None: as they come.
 
         Raises:
-          DataError: no example is left.
+          DataError: no example is left, or weights take none.
         """
         self._sources, self._tasks, self._reads, self._seed = sources, tasks, reads, seed
         self._groups = limits.accumulate
@@ -139,6 +140,9 @@ class Plan:
             self.dropped.append({str(reason): int(n) for reason, n in sorted(Counter(reasons).items()) if reason})
         if not any(len(kept) for kept in self._kept):
             raise DataError("no example is left to train on: " + (self._why() or "the data is empty"))
+        share = sum(Fraction(str(task.weight)) * len(kept) for task, kept in zip(tasks, self._kept, strict=True))
+        if share * MOST_EMPTY_EPOCHS < 1:
+            raise DataError(f"the weights are so small that {MOST_EMPTY_EPOCHS} epochs take no example")
         finest, steps = self._padded_lengths(FINEST), float(FINEST)
         self._keys = finest
         while len(self._different_keys()) > MOST_KEYS:

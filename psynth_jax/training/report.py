@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from psynth_jax.axes import HostArray
-from psynth_jax.directories import replacing
+from psynth_jax.directories import replacing, writing
 from psynth_jax.errors import InputError
-from psynth_jax.training.curves import OTHER, PANELS, Curves, draw, read_curves
-from psynth_jax.training.metrics import FILE
+from psynth_jax.files import read_text
+from psynth_jax.training.curves import FILE, OTHER, PANELS, Curves, draw, read_metrics
 
 CONFIG, PAGE = "config.json", "report.html"
 
@@ -32,20 +32,25 @@ def report_train(workdir: str | Path, into: str | Path | None = None) -> dict[st
       into: folder; None is WORKDIR/report.
 
     Returns:
-      "page" (its path), "pictures" (their paths), and the facts of `summarise`.
+      "page" (its path), "pictures" (their paths), the facts of `summarise`, and "damaged_lines" where metrics has some.
 
     Raises:
       InputError: `workdir` is none, its config cannot be read, or `into` holds something else.
-      DataError: a line of metrics is damaged, or there is none yet.
+      DataError: no step is there yet, or the report cannot be written.
     """
     source = Path(workdir)
     target = Path(into) if into is not None else source / "report"
-    curves, config = read_curves(source / FILE), _config(source / CONFIG)
+    (curves, damaged), config = read_metrics(source / FILE), _config(source / CONFIG)
     facts = summarise(curves)
-    with replacing(target, [PAGE, OTHER, *(panel.file for panel in PANELS)], "a training report") as fresh:
+    if damaged:
+        facts["damaged_lines"] = damaged
+    names = [PAGE, OTHER, *(panel.file for panel in PANELS)]
+    with writing(target), replacing(target, names, "a training report") as fresh:
         titles = draw(curves, fresh)
         pictures = {title: (fresh / file).read_bytes() for file, title in titles.items()}
-        (fresh / PAGE).write_text(_page(source.resolve().name, facts, pictures, config), encoding="utf-8")
+        page = _page(source.resolve().name, facts, pictures, config)
+        # A config may hold half of a surrogate pair, and a folder's name any bytes.
+        (fresh / PAGE).write_bytes(page.encode("utf-8", "replace"))
     return {"page": str(target / PAGE), "pictures": [str(target / file) for file in titles], **facts}
 
 
@@ -91,10 +96,13 @@ def _sum_over_time(rate: tuple[HostArray, HostArray], seconds: tuple[HostArray, 
 def _config(path: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
+    text = read_text(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(text)
+    except ValueError as error:
         raise InputError(f"cannot read {path}: {error}") from None
+    except RecursionError:
+        raise InputError(f"cannot read {path}: it is nested too deeply") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no config: it is not a JSON object")
     return value
@@ -164,6 +172,8 @@ def _cards(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "memory, at most", f"{facts['most_memory_bytes'] / 2**30:.1f} GiB"
     if facts.get("skipped"):
         yield "examples that did not fit", f"{facts['skipped']:,}"
+    if facts.get("damaged_lines"):
+        yield "damaged lines of metrics, left out", f"{facts['damaged_lines']:,}"
 
 
 def _figure(title: str, picture: bytes) -> str:

@@ -32,14 +32,21 @@ def load_tasks(config: TrainConfig) -> tuple[list[TaskData], list[TaskData]]:
     Raises:
       DataError: a directory is not one of examples, or was made with another tokenizer or other template variables.
       InputError: the chat template reads no variable of a name in `template`.
-      ConfigError: the model has no tokenizer, or lacks one of `trainable.targets`.
+      ConfigError: the model has no tokenizer, lacks one of `trainable.targets`, or has no row for a token that ends texts or
+        begins chats.
     """
     model = open_model(config.model, config.dtype)
     tokenizer = model.tokenizer
     check_targets(config.trainable, model.config)
     if tokenizer is None or tokenizer.end_id is None:
         raise ConfigError(f"{config.model} has no tokenizer with an end token: examples cannot be made or checked for it")
+    rows = model.config.vocab_size
+    if tokenizer.end_id >= rows:
+        raise ConfigError(f"{config.model} ends texts with token {tokenizer.end_id}, and has rows for 0 to {rows - 1} only")
     tokenizer = tokenizer.with_template(config.template)
+    if config.trainable.sink and max(chat_sink(tokenizer)) >= rows:
+        beyond = max(chat_sink(tokenizer))
+        raise ConfigError(f"{config.model} begins chats with token {beyond}, and has rows for 0 to {rows - 1} only")
     return [*_loaded(config, config.data, tokenizer, "train")], [*_loaded(config, config.evaluation, tokenizer, "test")]
 
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,20 +26,22 @@ from psynth_jax.convert.adapter_directory import Adapter, save_adapter
 from psynth_jax.data.shards import digest
 from psynth_jax.data.sink import WithSink
 from psynth_jax.directories import writing
-from psynth_jax.errors import ConfigError, InputError, TrainingError, listing
+from psynth_jax.errors import ConfigError, TrainingError, UserError, listing
+from psynth_jax.files import write_text
 from psynth_jax.model import Model
 from psynth_jax.sharding import put, replicated
 from psynth_jax.training.batch import BatchBuilder, place
-from psynth_jax.training.checkpoint import CheckpointStore
-from psynth_jax.training.config import TrainConfig, differences
-from psynth_jax.training.curves import coarse, read_curves, until
-from psynth_jax.training.metrics import FILE, Metrics
+from psynth_jax.training.checkpoint import CheckpointReader, CheckpointStore
+from psynth_jax.training.config import TrainConfig, differences, with_schedule_steps
+from psynth_jax.training.curves import FILE, coarse, read_metrics, until
+from psynth_jax.training.lock import working_in
+from psynth_jax.training.metrics import Metrics
 from psynth_jax.training.optimizer import learning_rate, make_optimizer
-from psynth_jax.training.parameters import initial_parameters, teacher_of
+from psynth_jax.training.parameters import initial_parameters, not_finite, teacher_of
 from psynth_jax.training.pipeline import BatchIterator, BatchSource, Loaded
-from psynth_jax.training.plan import Plan
+from psynth_jax.training.plan import Plan, Shape
 from psynth_jax.training.preemption import Preemption, preemption
-from psynth_jax.training.report import summarise
+from psynth_jax.training.report import CONFIG, summarise
 from psynth_jax.training.reporter import OnStep, Reporter, losses_by_task
 from psynth_jax.training.step import (
     Parameters,
@@ -50,17 +53,28 @@ from psynth_jax.training.step import (
     train_step,
 )
 from psynth_jax.training.tasks import TaskData
+from psynth_jax.training.vocabulary import check_sources
 
 ADAPTER = "adapter"
+TELL_AFTER = 2.0  # seconds of evaluation between two words about how far it is
+
+log = logging.getLogger("psynth_jax")
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a start of a run ended.  reason: "done", "stop_at" or "terminated" (SIGTERM).  adapter: where it was written."""
+    """How a start of a run ended.  adapter: where it was written.
+
+    reason: "done", "stop_at", "terminated" (SIGTERM or SIGHUP) or "interrupted" (Ctrl-C).
+    """
 
     step: int
     reason: str
     adapter: Path
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 class Trainer:
@@ -77,6 +91,8 @@ class Trainer:
         data: Sequence[TaskData],
         evaluation: Sequence[TaskData] = (),
         on_step: OnStep | None = None,
+        say: Callable[[str], None] = _silent,
+        checkpoint: str = "latest",
     ):
         """Prepare a run, and continue it where its last checkpoint stands.
 
@@ -85,25 +101,34 @@ class Trainer:
           model: on its devices.
           data, evaluation: examples of `config.data` and of `config.evaluation`.
           on_step: called with the numbers of each step and evaluation, in the first process.
+          say: told, in a few words, what takes longer than a step.
+          checkpoint: "best" or a step, to be exported; a run goes on from the latest.
 
         Raises:
           ConfigError: config and checkpoint disagree.
-          CheckpointError: the checkpoint does not fit.
-          DataError: no example can be used.
+          CheckpointError: the checkpoint is damaged, or does not fit.
+          InputError: there is no such checkpoint.
+          DataError: no example can be used, or one has a token that the model has no row for.
         """
-        self.config, self.model, self.workdir = config, model, Path(config.workdir)
-        self._on_step = on_step
+        self.model, self.workdir = model, Path(config.workdir)
+        self._on_step, self._say = on_step, _also_logged(say)
         self._first_process = jax.process_index() == 0
-        if self._first_process:
-            self.workdir.mkdir(parents=True, exist_ok=True)
+        reader = CheckpointReader(self.workdir)
+        self._latest = reader.latest
+        step = reader.find(checkpoint) if self._latest is not None or checkpoint != "latest" else None
+        about = None if step is None else reader.about(step)
+        self.config = with_schedule_steps(config, None if about is None else about["config"])
+        config = self.config
         self._sources = [source for _, source in data]
         self._tasks = [source.task for source in self._sources]
+        self._say(f"planning batches of {sum(map(len, self._sources)):,} examples ...")
         self.plan, builder = self._batches(data, config.seed)
         self.batches = BatchSource(self.plan, builder, config.train.steps)
         self._evaluation: BatchSource | None = None
         self._evaluation_tasks = [source.task for _, source in evaluation]
         left_out = [*zip(self._tasks, self.plan.dropped, strict=True)]
-        if evaluation and config.train.evaluate_every:
+        evaluates = evaluation if config.train.evaluate_every else ()
+        if evaluates:
             plan, builder = self._batches(evaluation, None)
             count = len(plan.batches(0))
             if not count:
@@ -112,6 +137,9 @@ class Trainer:
             labels = [f"{task} (evaluation)" for task in self._evaluation_tasks]
             left_out += zip(labels, plan.dropped, strict=True)
         self.dropped = _by_name(left_out)
+        if about is None:  # what a run has begun with was checked then, and every batch is once more
+            sources = [*self._sources, *(source for _, source in evaluates)]
+            check_sources(sources, model.config.vocab_size, model.name, self._say)
         self._options = StepOptions(
             lora_scale=config.trainable.alpha / max(config.trainable.rank, 1),
             tasks=max(len(data), len(evaluation)),
@@ -121,21 +149,26 @@ class Trainer:
             implementation=config.implementation,
         )
         self._teacher, self._taught_by = teacher_of(config, model)
-        self._optimizer = make_optimizer(config.optimizer, config.train.steps)
+        self._optimizer = make_optimizer(config.optimizer, self._schedule_steps)
         self._compiled: dict[Any, Any] = {}
         self._cut: TrainState | None = None
         self.state = self._fresh_state()
         self._data_state: dict[str, Any] | None = None
         self._begun_with: str | None = None
-        with CheckpointStore(self.workdir, config.checkpoint) as store:
-            if store.latest is not None:
-                self._take(store, store.latest)
+        if step is not None:
+            self._take(reader, step)
+
+    @property
+    def _schedule_steps(self) -> int:
+        assert self.config.optimizer.schedule_steps is not None
+        return self.config.optimizer.schedule_steps
 
     def _batches(self, data: Sequence[TaskData], seed: int | None) -> tuple[Plan, BatchBuilder]:
         mesh, reads, limits = self.model.mesh, self.config.reads, self.config.batch
         tasks, sources = [task for task, _ in data], [source for _, source in data]
         plan = Plan(sources, tasks, limits, reads=reads, config=self.model.config, seed=seed)
-        return plan, BatchBuilder(sources, tasks, reads=reads, mesh=mesh, micro_batches=limits.accumulate)
+        known = self.model.name, self.model.config.vocab_size
+        return plan, BatchBuilder(sources, tasks, reads=reads, mesh=mesh, micro_batches=limits.accumulate, model=known)
 
     def _fresh_state(self) -> TrainState:
         parameters = initial_parameters(self.config.trainable, self.model, self.config.seed)
@@ -156,24 +189,20 @@ class Trainer:
 
         Raises `InputError` when there is none of that name.
         """
-        with CheckpointStore(self.workdir, self.config.checkpoint) as store:
-            step = {"latest": store.latest, "best": store.best}.get(which, int(which) if which.isdecimal() else None)
-            if step not in store.steps:
-                there = ", ".join(map(str, store.steps)) or "none"
-                raise InputError(f"{self.workdir} has no checkpoint {which!r}; there are: {there}")
-            self._take(store, step)
+        reader = CheckpointReader(self.workdir)
+        step = reader.find(which)
+        self._take(reader, step)
         return step
 
-    def _take(self, store: CheckpointStore, step: int) -> None:
-        about = store.about(step)
+    def _take(self, reader: CheckpointReader, step: int) -> None:
+        about = reader.about(step)
         if not self.model.identity.matches(about["fingerprint"]):
             told = self.model.identity.told_from(about["fingerprint"], about["model"], self.model.name)
             raise ConfigError(f"{self.workdir} was trained on the base model {told}")
-        if wrong := differences(self.config, about["config"]):
-            raise ConfigError(f"config and checkpoint of {self.workdir} disagree: {listing(wrong)}")
+        check_continues(self.config, about)
         if about.get("teacher", self._taught_by) != self._taught_by:
             raise ConfigError(f"{self.workdir} was taught by another adapter than {self.config.teacher} is now")
-        self.state, self._data_state = store.restore(step, self.state)
+        self.state, self._data_state = reader.restore(step, self.state)
         self._begun_with = about.get("batches")
 
     @property
@@ -181,41 +210,57 @@ class Trainer:
         """How many steps have been done."""
         return int(self.state.step)
 
-    def run(self) -> Outcome:
-        """Train until the end, `stop_at`, or SIGTERM; save, write the adapter, and say how it ended.
+    def run(self, *, locked: bool = False, end_process: Callable[[int], object] | None = None) -> Outcome:
+        """Train until the end, `stop_at`, or a signal; save, write the adapter, and say how it ended.
+
+        Args:
+          locked: whether the caller holds the lock of the workdir, `lock.working_in`.
+          end_process: called with an exit code when a signal should stop the run at once and the main thread is busy.
 
         Raises:
-          TrainingError: the loss is no number, or the disk is full.  The last checkpoint stays.
+          TrainingError: the loss is no number, the workdir cannot be written, or another run works there.  The last
+            checkpoint stays.
           ConfigError: the checkpoint is of a run with other batches, whose examples would be doubled or left out.
         """
-        config = self.config
         if self._data_state is not None and self._begun_with != self.plan.digest:
             raise ConfigError(
                 f"{self.workdir} was begun with other batches, of other data or by another version: begin anew"
             )
+        with contextlib.nullcontext() if locked else working_in(self.workdir), _writing(self.workdir):
+            if CheckpointReader(self.workdir).latest != self._latest:
+                raise TrainingError(f"another run has worked in {self.workdir} since this one was prepared: start again")
+            return self._run(end_process)
+
+    def _run(self, end_process: Callable[[int], object] | None) -> Outcome:
+        config, described = self.config, self.config.model_dump(mode="json")
         last = min(config.train.steps, config.train.stop_at or config.train.steps)
-        described = config.model_dump(mode="json")
-        with _disk_full(self.workdir):
-            if self._first_process:
-                whole = self.workdir / ".config.json"  # a kill in the middle of writing leaves the one that was there
-                whole.write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
-                whole.replace(self.workdir / "config.json")
-            metrics = Metrics(self.workdir, config.logging, described, here=self._first_process)
-            with metrics, CheckpointStore(self.workdir, config.checkpoint) as store:
-                with preemption() as heard:
-                    finished = self._steps(last, metrics, store, heard)
-                store.wait()
-                adapter = self.export(self.workdir / ADAPTER)
-        reason = "terminated" if not finished else "done" if last == config.train.steps else "stop_at"
-        return Outcome(self.step, reason, adapter)
+        if self._first_process:
+            write_text(self.workdir / CONFIG, config.model_dump_json(indent=1) + "\n")
+        metrics = Metrics(self.workdir, config.logging, described, here=self._first_process, begin=self.step)
+        with (
+            metrics,
+            CheckpointStore(self.workdir, config.checkpoint) as store,
+            preemption(self._say, end_process) as heard,
+        ):
+            finished = self._steps(last, metrics, store, heard)
+            self._say("waiting until the checkpoint is on disk ...")
+            store.wait()
+            self._latest = store.latest
+            adapter = self.export(self.workdir / ADAPTER)
+        if not finished:
+            return Outcome(self.step, heard.told_by or "terminated", adapter)
+        return Outcome(self.step, "done" if last == config.train.steps else "stop_at", adapter)
 
     def _steps(self, last: int, metrics: Metrics, store: CheckpointStore, heard: Preemption) -> bool:
         """Do the steps up to `last`; return False when told to end before."""
+        if self.step >= last:  # a run that was made shorter stands behind its end, where Grain cannot go
+            return True
         config, batches = self.config, BatchIterator(self.batches, self._data_state)
         reporter = self._reporter(metrics, store)
         for step in range(self.step + 1, last + 1):
             loaded = next(batches)
             sums, compiling = self.train_batch(loaded)
+            heard.begin()
             reporter.exclude(compiling)
             reporter.add(step, sums, loaded)
             ends = heard.told(step)
@@ -224,8 +269,10 @@ class Trainer:
             if not evaluates and not saves:
                 continue
             reporter.finish()  # nothing is kept of a step whose loss is no number
-            eval_loss = self._evaluated(step, reporter) if evaluates else None
-            if saves:
+            eval_loss = self._evaluated(step, reporter, heard) if evaluates else None
+            if saves or heard.told_here:
+                ends = ends or heard.told_here
+                self._say(f"saving step {step} ...")
                 store.save(step, self.state, batches.state(), self._about(), eval_loss)
             reporter.pause()
             if ends and step < last:
@@ -238,12 +285,18 @@ class Trainer:
         self.state, sums = run(self.state, *self._rest(loaded))
         return sums, seconds
 
-    def _evaluated(self, step: int, reporter: Reporter) -> float:
-        """Return the mean cross-entropy of the evaluation data."""
+    def _evaluated(self, step: int, reporter: Reporter, heard: Preemption) -> float | None:
+        """Return the mean cross-entropy of the evaluation data; None: the run was told to end before all were read."""
         assert self._evaluation is not None
         parameters = self.state.average or self.state.parameters
         total: Any = None
+        told = time.monotonic()
         for number in range(len(self._evaluation)):
+            if heard.told_here:
+                return None
+            if time.monotonic() - told > TELL_AFTER:
+                told = time.monotonic()
+                self._say(f"evaluating, {number} of {len(self._evaluation)} batches ...")
             loaded = self._evaluation[number]
             run, _ = self._program("evaluate", parameters, loaded)
             found = jax.device_get(run(parameters, *self._rest(loaded)))
@@ -259,6 +312,8 @@ class Trainer:
         if key in self._compiled:
             return self._compiled[key], 0.0
         begin = time.perf_counter()
+        shape = _described(loaded.shape)
+        self._say(f"compiling the {name} step for {shape} ...")
         options: dict[str, Any] = {}
         if name == "train":
             options["donate_argnums"] = 0
@@ -268,7 +323,9 @@ class Trainer:
         function: Callable[..., Any] = self._train if name == "train" else self._evaluate
         step = jax.jit(function, **options)
         self._compiled[key] = step.lower(first, *self._rest(loaded)).compile()
-        return self._compiled[key], time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        self._say(f"compiled the {name} step for {shape} in {seconds:.1f} s")
+        return self._compiled[key], seconds
 
     def _rest(self, loaded: Loaded) -> tuple[Any, Any, Any]:
         """Return what a step takes besides what it changes."""
@@ -288,7 +345,7 @@ class Trainer:
             self.state.parameters.lora(1.0),
             1 if self.model.mesh is None else self.model.mesh.size,
             self._tasks,
-            learning_rate(self.config.optimizer, self.config.train.steps),
+            learning_rate(self.config.optimizer, self._schedule_steps),
             sum(sum(reasons.values()) for reasons in self.plan.dropped),
             functools.partial(self._no_number, store),
         )
@@ -298,10 +355,24 @@ class Trainer:
         some = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
         kept = store.latest
         left = f"the checkpoint of step {kept} stays" if kept is not None else "there is no checkpoint yet"
-        return (
-            f"loss or gradient of step {step} is not a number (examples {some}); {left}: lower optimizer.learning_rate, "
-            "or look at these examples with `psynth data show`"
-        )
+        cause = self._cause(loaded) or ("lower optimizer.learning_rate, or look at these examples with `psynth data show`")
+        return f"loss or gradient of step {step} is not a number (examples {some}); {left}: {cause}"
+
+    def _cause(self, loaded: Loaded) -> str | None:
+        """Return what else than learning explains a loss that is no number; None: nothing that can be seen."""
+        if names := not_finite(self.model.decoder.parameters()):
+            return f"weights of the base model {self.model.name} are not finite: {', '.join(names[:8])}"
+        identity: Any = initial_parameters(self.config.trainable.model_copy(update={"start": None}), self.model, 0)
+        if self._cut is not None:
+            identity = jax.tree.map(put, identity, self._cut.parameters)
+        run, _ = self._program("evaluate", identity, loaded)
+        found = jax.device_get(run(identity, *self._rest(loaded)))
+        if not np.isfinite(found["cross_entropy"]):
+            advice = "; try dtype=float32" if self.config.dtype != "float32" else ""
+            return f"the logits of the base model {self.model.name} itself are not finite for these examples{advice}"
+        if not np.isfinite(found["distillation"]):
+            return "the logits of the teacher are not finite for these examples"
+        return None
 
     def _about(self) -> dict[str, Any]:
         return {
@@ -314,13 +385,26 @@ class Trainer:
         }
 
     def _course(self) -> dict[str, Any]:
-        """Return how the run went up to here, in numbers and as a coarse curve; nothing before its first step."""
+        """Return how the run went up to here, in numbers and as a coarse curve; nothing before its first step.
+
+        Curves are for looking at: an adapter is written without them, too.
+        """
         file = self.workdir / FILE
-        curves = until(read_curves(file), self.step) if self.step and file.is_file() else {}
+        if not self.step:
+            return {}
+        try:
+            curves, damaged = read_metrics(file)
+        except UserError as error:
+            self._say(f"the adapter says nothing of its losses: {error}")
+            return {}
+        if damaged:
+            self._say(f"{file}: {damaged} damaged lines are left out")
+        curves = until(curves, self.step)
         return {"course": summarise(curves), "loss": coarse(curves["loss"])} if "loss" in curves else {}
 
     def export(self, directory: str | Path, dtype: str | None = None) -> Path:
         """Write mapper and adapter, averaged if the config says so, with a summary of the run; dtype: of the adapter."""
+        self._say(f"writing the adapter to {directory} ...")
         parameters = self.state.average or self.state.parameters
         if self.model.mesh is not None:
             parameters = jax.jit(lambda x: x, out_shardings=replicated(self.model.mesh))(parameters)
@@ -343,14 +427,36 @@ def _by_name(counts: Iterable[tuple[str, Mapping[str, int]]]) -> dict[str, dict[
     return {name: dict(reasons) for name, reasons in together.items()}
 
 
+def check_continues(config: TrainConfig, about: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a config that disagrees with the checkpoint that it would continue."""
+    if wrong := differences(config, about["config"]):
+        raise ConfigError(f"config and checkpoint of {config.workdir} disagree: {listing(wrong)}")
+
+
+def _described(shape: Shape) -> str:
+    """Say what a batch is padded to, for people."""
+    branches = f", {shape.rows} branches of up to {shape.slots} tokens" if shape.rows else ""
+    return f"{shape.examples} examples of up to {shape.tokens} tokens{branches}"
+
+
+def _also_logged(say: Callable[[str], None]) -> Callable[[str], None]:
+    def both(text: str) -> None:
+        log.info("%s", text)
+        say(text)
+
+    return both
+
+
 @contextlib.contextmanager
-def _disk_full(workdir: Path) -> Iterator[None]:
-    """Turn a full disk, wherever a run met it, into an error that says what to do."""
+def _writing(workdir: Path) -> Iterator[None]:
+    """Turn a full disk, or whatever else the file system says to a run, into an error that says what to do."""
     try:
         yield
+    except BrokenPipeError:  # of the terminal's reader, not of a file
+        raise
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "make room and start again" if full else "start again where it can"
         raise TrainingError(
-            f"{workdir} cannot be written: {error.strerror}; its whole checkpoints stay: make room and start again"
+            f"{workdir} cannot be written: {error.strerror or error}; its whole checkpoints stay: {remedy}"
         ) from None

@@ -75,7 +75,7 @@ def test_a_write_that_fails_leaves_the_table_as_it_was(kind: str, monkeypatch: p
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", fail)
+    monkeypatch.setattr("pathlib.Path.replace", fail)
     with pytest.raises(UserError, match=rf"cannot write the tilings to {file}: No space left on device; set PSYNTH_CACHE"):
         record(kind, {key(512): entry(128)})
     assert file.read_text() == before

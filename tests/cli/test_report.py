@@ -35,3 +35,13 @@ def test_for_people(psynth: Command, workdir: Path) -> None:
 
 def test_refused(refused: Refused, tmp_path: Path) -> None:
     assert "has no metrics.jsonl" in refused("report", "train", tmp_path)
+
+
+def test_a_folder_that_cannot_be_written(refused: Refused, workdir: Path) -> None:
+    assert "cannot write /proc/page: " in refused("report", "train", workdir, "--into", "/proc/page")
+
+
+def test_damaged_lines_are_told(psynth: Command, workdir: Path) -> None:
+    with (workdir / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\n")
+    assert "damaged_lines" in psynth("report", "train", workdir).err

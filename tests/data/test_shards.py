@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import resource
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from psynth_jax.data import shards
 from psynth_jax.data.example import BranchTokens, Example, lengths_of
 from psynth_jax.data.shards import Shard, ShardWriter, Vocabulary, from_bytes, open_shards, to_bytes
+from psynth_jax.data.synthetic import KINDS
 from psynth_jax.errors import DataError, InputError
 
 WORDS = Vocabulary("f00d", 97, 5, "tiny")
@@ -363,3 +365,14 @@ def test_a_link_to_another_disk_stays_one(tmp_path: Path) -> None:
     write(tmp_path / "data", task="other")
     assert (tmp_path / "disk" / "data" / "other").is_symlink()
     assert len(Shard(tmp_path / "disk" / "other")) == len(EXAMPLES)
+
+
+def test_directories_of_the_first_version(tmp_path: Path) -> None:
+    """They have no hash of their lengths, and are read all the same."""
+    with tarfile.open(Path(__file__).parents[1] / "fixtures" / "written_by_0.1.0.tar.gz") as archive:
+        archive.extractall(tmp_path, [each for each in archive if each.name.startswith("prepared/")], filter="data")
+    shards_of_all = open_shards(tmp_path / "prepared")
+    assert [shard.task for shard in shards_of_all] == sorted(f"synthetic_{kind}" for kind in KINDS)
+    for shard in shards_of_all:
+        assert "lengths_sha256" not in shard.info
+        assert lengths_of(shard[0]) == tuple(shard.lengths[0])

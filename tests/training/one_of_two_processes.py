@@ -1,8 +1,8 @@
 """What each of two processes runs in `test_processes.py`.
 
-python -m tests.training.one_of_two_processes PORT NUMBER WORKDIR [STEPS TOLD]
+python -m tests.training.one_of_two_processes PORT NUMBER WORKDIR [STEPS TOLD SIGNAL]
 
-With STEPS it is a run of so many, and process number TOLD gets a SIGTERM after the second.
+With STEPS it is a run of so many, and process number TOLD gets a signal, "SIGTERM" or "SIGINT", after the second.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from tests.processes import join
 
 
-def main(port: str, number: str, workdir: str, steps: str = "", told: str = "") -> None:
+def main(port: str, number: str, workdir: str, steps: str = "", told: str = "", name: str = "") -> None:
     join(port, number)
     import numpy as np
 
@@ -34,7 +34,7 @@ def main(port: str, number: str, workdir: str, steps: str = "", told: str = "") 
 
         def then_terminated(loaded: Any) -> Any:
             if trainer.step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.Signals[name])
             return train_batch(loaded)
 
         trainer.train_batch = then_terminated  # type: ignore[method-assign]

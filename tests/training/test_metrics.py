@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 
 from psynth_jax.errors import ConfigError
 from psynth_jax.training.config import Logging
+from psynth_jax.training.curves import read_curves
 from psynth_jax.training.metrics import Metrics
 
 NUMBERS = {"loss": 0.5, "mfu": None, "gradient_norm": math.inf}
@@ -45,6 +47,30 @@ def test_tensorboard_has_the_same(tmp_path: Path) -> None:
     (file,) = (tmp_path / "tensorboard").iterdir()
     content = file.read_bytes()
     assert content.count(b"loss") == 2 and b"mfu" not in content and b"gradient_norm" not in content
+
+
+def test_steps_after_the_checkpoint_are_given_up(tmp_path: Path) -> None:
+    """A line of the checkpoint's step ends those that were lost, also when no step follows."""
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, 10)))
+    for _ in range(2):
+        with Metrics(tmp_path, Logging(), {}, here=True, begin=4):
+            pass
+        assert read_curves(tmp_path / "metrics.jsonl")["loss"][0].tolist() == [1, 2, 3, 4]
+    assert (tmp_path / "metrics.jsonl").read_text().endswith('{"step": 4}\n')
+    assert (tmp_path / "metrics.jsonl").read_text().count('{"step": 4}\n') == 1, "it is told once"
+
+
+def test_damaged_lines_stay_and_do_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\n\0\0\n[1]\n")
+    with Metrics(tmp_path, Logging(tensorboard=False), {}, here=True, begin=0) as metrics:
+        metrics.write(1, {"loss": 1.0})
+    assert read_curves(tmp_path / "metrics.jsonl")["loss"][1].tolist() == [1.0]
+
+
+def test_no_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        write(tmp_path, Logging(tensorboard=False))
 
 
 def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

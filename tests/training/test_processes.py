@@ -44,12 +44,14 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     assert loaded.lora is not None and loaded.lora.rank == 16
 
 
-@pytest.mark.parametrize("told", ["0", "1"])
-def test_told_to_end_both_save_after_the_same_step(tmp_path: Path, told: str) -> None:
+@pytest.mark.parametrize(("told", "name"), [("0", "SIGTERM"), ("1", "SIGTERM"), ("1", "SIGINT")])
+def test_told_to_end_both_save_after_the_same_step(tmp_path: Path, told: str, name: str) -> None:
+    """Ctrl-C in one of them is SIGTERM to the other."""
     steps = 3000
-    first, second = run_two("tests.training.one_of_two_processes", str(tmp_path), str(steps), told)
-    step, reason = first.split()
-    assert first == second and reason == "terminated" and 2 < int(step) < steps
+    first, second = run_two("tests.training.one_of_two_processes", str(tmp_path), str(steps), told, name)
+    (step, reason), (other_step, other_reason) = first.split(), second.split()
+    assert step == other_step and 2 < int(step) < steps
+    assert reason == "terminated" and other_reason == ("interrupted" if name == "SIGINT" else "terminated")
     model = ps.load_model("tiny-random", mesh=ps.make_mesh(MESH))
     assert start(run_config(tmp_path, steps), model, codes(model)).step == int(step)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from psynth_jax.errors import DataError, InputError
-from psynth_jax.training.curves import OTHER, PANELS, read_curves, smoothed
+from psynth_jax.training.curves import OTHER, PANELS, read_curves, read_metrics, smoothed
 from psynth_jax.training.report import report_train, summarise
 
 
@@ -45,16 +46,24 @@ def workdir(tmp_path: Path) -> Path:
 
 
 class TestCurves:
-    def test_last_value_of_a_step_counts(self, tmp_path: Path) -> None:
+    def test_a_smaller_step_ends_the_larger_ones_before_it(self, tmp_path: Path) -> None:
         """Steps 2 and 3 were done, the run died, and went on from the checkpoint of step 1."""
         first = [{"step": step, "loss": 9.0 - step, "only": 1} for step in (1, 2, 3)]
-        second = [{"step": 2, "loss": 5.0}, {"step": 2, "eval_loss": 4.0}]
+        first.insert(2, {"step": 2, "eval_loss": 7.0})
+        second = [{"step": 2, "loss": 5.0}]
         curves = read_curves(write(tmp_path / "w", *first, *second) / "metrics.jsonl")
         assert {name: (steps.tolist(), values.tolist()) for name, (steps, values) in curves.items()} == {
-            "loss": ([1, 2, 3], [8, 5, 6]),
-            "only": ([1, 2, 3], [1, 1, 1]),
-            "eval_loss": ([2], [4]),
+            "loss": ([1, 2], [8, 5]),
+            "only": ([1], [1]),
         }
+        evaluated = {"step": 2, "eval_loss": 4.0}
+        curves = read_curves(write(tmp_path / "w", *first, *second, evaluated) / "metrics.jsonl")
+        assert curves["eval_loss"][1].tolist() == [4] and curves["loss"][1].tolist() == [8, 5]
+
+    def test_a_lost_attempt_is_no_part_of_the_report(self, tmp_path: Path) -> None:
+        lost = [{"step": step, "loss": 100.0} for step in range(1, 33)]
+        found = report_train(write(tmp_path / "w", *lost, {"step": 4}, {"step": 5, "loss": 2.0}))
+        assert (found["steps"], found["final_loss"]) == (5, 2.0)
 
     def test_torn_line_and_what_is_no_number(self, tmp_path: Path) -> None:
         lines = [{"step": 1, "loss": 2.0, "mfu": None, "note": "warm", "done": True}, {"step": 2, "loss": float("nan")}]
@@ -71,18 +80,53 @@ class TestCurves:
         np.testing.assert_allclose(smoothed(few), few)
 
     @pytest.mark.parametrize(
-        ("content", "said"),
+        "line",
         [
-            ('{"step": 1, "loss": 2}\n{"step": 2, \n', r"metrics\.jsonl:2: not JSON"),
-            ('{"loss": 2}\n', r'metrics\.jsonl:1: .*it has no "step"'),
-            ("[1]\n", r"metrics\.jsonl:1: not a line of metrics"),
-            ("", "holds no step yet"),
-            ('{"step": 1}\n', "holds no step yet"),
+            b"\0\0\0\0",
+            b'{"step": 2, ',
+            b'{"step": 2, "loss": 1.0}{"step"',
+            b'\xff\xfe{"step": 2}',
+            b'{"loss": 2}',
+            b"[1]",
+            b"3",
+            b'{"step": "2", "loss": 1}',
+            b'{"step": 2.5, "loss": 1}',
+            b'{"step": true, "loss": 1}',
+            b'{"step": -1, "loss": 1}',
+            b'{"step": 1e400, "loss": 1}',
+            b'{"step": ' + b"9" * 5000 + b"}",
+            b"[" * 100_000,
         ],
     )
-    def test_damage(self, tmp_path: Path, content: str, said: str) -> None:
+    def test_damaged_lines_are_counted_and_left_out(self, tmp_path: Path, line: bytes) -> None:
+        file = tmp_path / "metrics.jsonl"
+        file.write_bytes(b'{"step": 1, "loss": 2}\n' + line + b'\n{"step": 3, "loss": 1}\n')
+        curves, damaged = read_metrics(file)
+        assert damaged == 1 and curves["loss"][0].tolist() == [1, 3]
+        found = report_train(tmp_path)
+        assert found["damaged_lines"] == 1 and found["steps"] == 3
+        assert "damaged lines of metrics, left out" in Path(found["page"]).read_text()
+
+    def test_values_that_are_no_numbers_are_left_out(self, tmp_path: Path) -> None:
+        odd = b'{"step": 1, "loss": 2, "a": 1e999, "b": ' + b"9" * 400 + b', "c": [1], "d\\ud800": 1, "e\\n": 1, "": 1}\n'
+        (tmp_path / "metrics.jsonl").write_bytes(odd)
+        curves, damaged = read_metrics(tmp_path / "metrics.jsonl")
+        assert list(curves) == ["loss"] and damaged == 0
+        report_train(tmp_path)
+
+    @pytest.mark.parametrize("content", ["", '{"step": 1}\n', "[1]\n"])
+    def test_no_step(self, tmp_path: Path, content: str) -> None:
         (tmp_path / "metrics.jsonl").write_text(content)
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match="holds no step"):
+            read_curves(tmp_path / "metrics.jsonl")
+
+    def test_what_is_no_regular_file_is_refused(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "metrics.jsonl")
+        with pytest.raises(InputError, match="not a regular file"):
+            read_curves(tmp_path / "metrics.jsonl")
+        (tmp_path / "metrics.jsonl").unlink()
+        (tmp_path / "metrics.jsonl").mkdir()
+        with pytest.raises(InputError, match="cannot read"):
             read_curves(tmp_path / "metrics.jsonl")
 
 
@@ -170,7 +214,21 @@ class TestPage:
             report_train(tmp_path / "absent")
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize("config", ["{", "[]"])
+    def test_odd_config(self, tmp_path: Path) -> None:
+        """Half of a surrogate pair cannot be written as UTF-8."""
+        workdir = write(tmp_path / "w", {"step": 1, "loss": 2.0})
+        (workdir / "config.json").write_text('{"a": "\\ud800", "b": NaN}')
+        report_train(workdir)
+        (workdir / "config.json").unlink()
+        os.mkfifo(workdir / "config.json")
+        with pytest.raises(InputError, match="not a regular file"):
+            report_train(workdir)
+
+    def test_a_folder_that_cannot_be_written(self, workdir: Path) -> None:
+        with pytest.raises(DataError, match="cannot write /proc/report"):
+            report_train(workdir, "/proc/report")
+
+    @pytest.mark.parametrize("config", ["{", "[]", "[" * 100_000])
     def test_damaged_config(self, workdir: Path, config: str) -> None:
         (workdir / "config.json").write_text(config)
         with pytest.raises(InputError, match=r"config\.json"):

@@ -18,14 +18,15 @@ import pytest
 
 import psynth_jax as ps
 from psynth_jax.axes import tree_differences
+from psynth_jax.convert import tiny
 from psynth_jax.convert.adapter_directory import Adapter, save_adapter
 from psynth_jax.data.example import Example, ExampleList
 from psynth_jax.data.shards import digest
 from psynth_jax.data.sink import chat_sink
-from psynth_jax.errors import CheckpointError, ConfigError, TrainingError
+from psynth_jax.errors import CheckpointError, ConfigError, DataError, TrainingError, UserError
 from psynth_jax.training import reporter
 from psynth_jax.training.checkpoint import CheckpointStore
-from psynth_jax.training.config import Checkpoints
+from psynth_jax.training.config import Checkpoints, Task
 from psynth_jax.training.metrics import Metrics
 from psynth_jax.training.tasks import TaskData, load_tasks
 from psynth_jax.training.trainer import Trainer
@@ -106,6 +107,65 @@ class TestResuming:
         assert down.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", None)
         again.run()
         assert losses(tmp_path) == pytest.approx(losses(straight.workdir), rel=1e-5)
+
+    def test_extended_it_is_the_run_that_it_would_have_been(
+        self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path
+    ) -> None:
+        """Bit for bit: the schedule's length is the run's own, not that of a start."""
+        optimizer = {"learning_rate": 1e-2, "warmup": 2}
+        short = config(tmp_path, train={"steps": 4}, optimizer=optimizer | {"schedule_steps": 6})
+        assert dataclasses.astuple(start(short, model, codes).run())[:2] == (4, "done")
+        longer = start(config(tmp_path), model, codes)  # which does not name it
+        assert longer.config.optimizer.schedule_steps == 6
+        longer.run()
+        assert tree_differences(longer.state, straight.state) == []
+        assert losses(tmp_path) == losses(straight.workdir)
+        assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["schedule_steps"] == 6
+
+        on = start(config(tmp_path, train={"steps": 8}), model, codes)
+        on.run()
+        rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert rates[7] == rates[6] == pytest.approx(1e-3) and rates[6] < rates[5], "at its end the rate stays"
+        shorter = start(config(tmp_path, train={"steps": 5}), model, codes)
+        assert dataclasses.astuple(shorter.run())[:2] == (8, "done")
+        anew = start(config(tmp_path, train={"steps": 9}, optimizer=optimizer | {"schedule_steps": 20}), model, codes)
+        anew.run()
+        last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+        assert last["step"] == 9 and last["learning_rate"] > 2e-3
+
+    def test_a_run_without_the_record_keeps_its_length(
+        self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path
+    ) -> None:
+        """As an earlier version left it: stopped at 3 of 6, and extended to 7."""
+        start(config(tmp_path, train={"steps": 6, "stop_at": 3}), model, codes).run()
+        about = tmp_path / "checkpoints" / "3" / "about" / "metadata"
+        values = json.loads(about.read_text())
+        del values["config"]["optimizer"]["schedule_steps"], values["checksums"]
+        about.write_text(json.dumps(values))
+        (about.parents[1] / "checksums.json").unlink()
+        again = start(config(tmp_path, train={"steps": 7, "stop_at": 6}), model, codes)
+        assert (again.step, again.config.optimizer.schedule_steps) == (3, 6)
+        again.run()
+        assert tree_differences(again.state, straight.state) == []
+
+    def test_another_run_came_between(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
+        run = config(tmp_path, train={"steps": 1})
+        first, second = start(run, model, codes), start(run, model, codes)
+        first.run()
+        with pytest.raises(TrainingError, match=r"another run has worked in .* since this one was prepared"):
+            second.run()
+
+    def test_a_lost_attempt_is_not_in_the_adapter(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
+        start(config(tmp_path, train={"steps": 2}), model, codes).run()
+        with (tmp_path / "metrics.jsonl").open("ab") as file:
+            file.write(b"\xff\0\n")
+            file.writelines(b'{"step": %d, "loss": 99.0}\n' % step for step in range(3, 33))
+        told: list[str] = []
+        again = Trainer(config(tmp_path, train={"steps": 3}), model, [TaskData(*_task(codes))], say=told.append)
+        summary = json.loads((again.run().adapter / "psynth_adapter.json").read_text())["training"]
+        assert [step for step, _ in summary["loss"]] == [1, 2, 3] and summary["course"]["steps"] == 3
+        assert summary["course"]["final_loss"] < 99
+        assert any("1 damaged lines are left out" in text for text in told)
 
     def test_a_config_that_disagrees_is_refused(self, model: ps.Model, codes: ExampleList, straight: Trainer) -> None:
         changed = straight.config.model_copy(update={"seed": 7})
@@ -316,7 +376,97 @@ class TestEvaluation:
             Trainer(run, model, [TaskData(run.data[0], codes)], [TaskData(run.evaluation[0], codes)])
 
 
+def _task(codes: ExampleList) -> tuple[Task, ExampleList]:
+    return Task(synthetic=1), codes
+
+
+class TestTokens:
+    """JAX would take the last row of the embedding for a token that has none."""
+
+    @pytest.mark.parametrize("token", [-1, 258, 2**31 - 1])
+    @pytest.mark.parametrize("part", ["prompt", "pasted", "target", "prefix", "kept"])
+    def test_one_without_a_row_is_named(
+        self, model: ps.Model, codes: ExampleList, tmp_path: Path, part: str, token: int
+    ) -> None:
+        bad = np.array([1, token, 2], np.int32)
+        example = codes[1]
+        if part in ("prefix", "kept"):
+            branch = dataclasses.replace(example.branches[0], **{part: bad})
+            example = dataclasses.replace(example, branches=(branch, *example.branches[1:]))
+            part = "branch 0"
+        else:
+            example = dataclasses.replace(example, **{part: bad})
+        source = ExampleList("odd", [codes[0], example])
+        said = rf"task odd, example 1 \('1'\): its {part}.* token id {token}, and tiny-random has rows for 0 to 257"
+        with pytest.raises(DataError, match=said):
+            start(config(tmp_path), model, source)
+        run = config(tmp_path, evaluation=({"synthetic": 1},), train={"steps": 1, "evaluate_every": 1})
+        with pytest.raises(DataError, match=said):
+            Trainer(run, model, [TaskData(*_task(codes))], [TaskData(run.evaluation[0], source)])
+        assert list(tmp_path.iterdir()) == []
+
+    def test_batches_are_looked_at_too(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
+        """Data that has changed since the run began."""
+        trainer = start(config(tmp_path), model, codes)
+        trainer._sources[0]._examples[0] = dataclasses.replace(codes[0], target=np.array([999], np.int32))  # type: ignore[attr-defined]
+        try:
+            with pytest.raises(DataError, match="task codes, example 0"):
+                [trainer.batches[number] for number in range(6)]
+        finally:
+            codes._examples[0] = make_codes(model, 1)[0]
+
+    def test_a_teacher_that_writes_fewer_tokens(
+        self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path
+    ) -> None:
+        save_adapter(tmp_path / "cut", Adapter(random_lora(model.config, 1), None, 200), model)
+        taught = {"data": ({"synthetic": 1, "distillation": 1.0},), "teacher": str(tmp_path / "cut")}
+        with pytest.raises(ConfigError, match=r"teacher .*cut writes only 200 tokens"):
+            start(config(tmp_path / "run", **taught), model, codes)
+
+    def test_an_end_token_without_a_row(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tiny, "CONFIG", tiny.CONFIG.model_copy(update={"vocab_size": 257}))
+        with pytest.raises(ConfigError, match="tiny-random ends texts with token 257, and has rows for 0 to 256 only"):
+            load_tasks(config(tmp_path))
+
+
 class TestFailures:
+    def test_a_base_that_is_not_finite_is_named(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
+        parameters = dict(model.decoder.parameters())
+        (name, *_) = parameters
+        parameters[name] = parameters[name].at[(0,) * parameters[name].ndim].set(np.nan)
+        broken = dataclasses.replace(model, decoder=type(model.decoder)(model.config, parameters))
+        with pytest.raises(TrainingError, match=f"step 1 is not a number .*weights of the base model .* not finite: {name}"):
+            start(config(tmp_path, train={"steps": 1}), broken, codes).run()
+
+    def test_a_base_whose_logits_overflow_is_named(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
+        parameters = {
+            name: value * 1e30 if name == "embedding" else value for name, value in model.decoder.parameters().items()
+        }
+        parameters["final_norm"] = parameters["final_norm"] * 1e38
+        broken = dataclasses.replace(model, decoder=type(model.decoder)(model.config, parameters))
+        with pytest.raises(TrainingError, match="the logits of the base model tiny-random itself are not finite"):
+            start(config(tmp_path, train={"steps": 1}), broken, codes).run()
+
+    def test_an_adapter_that_is_not_finite_is_named(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
+        lora = random_lora(model.config, 1)
+        lora = dataclasses.replace(lora, up=lora.up | {"q": lora.up["q"].at[0].set(np.inf)})
+        save_adapter(tmp_path / "inf", Adapter(lora, None), model)
+        rank = {"rank": lora.rank, "alpha": float(lora.scale) * lora.rank, "start": str(tmp_path / "inf")}
+        with pytest.raises(UserError, match="finite"):
+            start(config(tmp_path / "run", trainable=rank), model, codes)
+
+    def test_a_folder_that_cannot_be_written(
+        self, model: ps.Model, codes: ExampleList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def read_only(*_: object, **__: object) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        for place in ("psynth_jax.training.trainer.write_text", "psynth_jax.training.metrics._drop_torn_line"):
+            with monkeypatch.context() as patched:
+                patched.setattr(place, read_only)
+                with pytest.raises(TrainingError, match="cannot be written: Read-only file system"):
+                    start(config(tmp_path), model, codes).run()
+
     def test_a_loss_that_is_no_number_stops_the_run(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
         run = config(tmp_path, train={"steps": 20}, checkpoint={"every": 4})
         trainer = start(run, model, codes)
@@ -365,7 +515,7 @@ class TestFailures:
     def test_a_damaged_checkpoint_is_named(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
         start(config(tmp_path), model, codes).run()
         (tmp_path / "checkpoints" / "6" / "about" / "metadata").write_text("{")
-        with pytest.raises(CheckpointError, match=r"checkpoint 6 of .* cannot be read"):
+        with pytest.raises(CheckpointError, match=r"checkpoint 6 cannot be read: .*; step 3 is whole: remove .*/6 to go"):
             start(config(tmp_path), model, codes)
 
     def test_sigterm_saves_and_ends(self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path) -> None:

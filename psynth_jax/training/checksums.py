@@ -1,0 +1,110 @@
+"""Sums of a checkpoint's files, so that a damaged or half-copied one is known before anything of it is read.
+
+    <step>/checksums.json        {"about/metadata": [bytes, CRC-32], ...}     written last, before the folder gets its name
+    <step>/commit_success.txt    Orbax's own marks, written after it
+          /_CHECKPOINT_METADATA
+
+Knows no array.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import zlib
+from pathlib import Path
+
+from psynth_jax.files import write_text
+
+FILE = "checksums.json"
+_COMMITTED, _TIMES = "commit_success.txt", "_CHECKPOINT_METADATA"
+_BLOCK = 1 << 20
+
+
+class Damaged(Exception):
+    """A checkpoint is not as it was written; the message says where, in a few words."""
+
+
+def note(checkpoint: Path) -> None:
+    """Write the sums of all files of a checkpoint into it.  Raises `OSError`."""
+    names = sorted(list_files(checkpoint) - {_COMMITTED, _TIMES})
+    sums = {name: list(_sum(checkpoint / name)) for name in names}
+    write_text(checkpoint / FILE, json.dumps(sums) + "\n")
+
+
+def check(checkpoint: Path) -> bool:
+    """Check the files of a checkpoint; return whether it has sums, which one of an earlier version has not.
+
+    Raises `Damaged` for a file that is not as it was noted, or no regular file.
+    """
+    there = list_files(checkpoint)
+    if FILE not in there:
+        return False
+    for name, noted in _noted(checkpoint / FILE).items():
+        if name not in there:
+            raise Damaged(f"{name} is missing")
+        try:
+            found = _sum(checkpoint / name)
+        except OSError as error:
+            raise Damaged(f"{name}: {error.strerror}") from None
+        if found[0] != noted[0]:
+            raise Damaged(f"{name} has {found[0]:,} bytes, not {noted[0]:,}")
+        if found != noted:
+            raise Damaged(f"{name} is not as it was written")
+    _check_marks(checkpoint)
+    return True
+
+
+def list_files(checkpoint: Path) -> set[str]:
+    """Return the names of all files in a folder.  Raises `Damaged` for a FIFO, a socket or a device, which may never end."""
+    if not checkpoint.is_dir():
+        raise Damaged("it is not a folder")
+    found = set()
+    for folder, _, names in os.walk(checkpoint, onerror=_raise):
+        for name in names:
+            path = Path(folder, name)
+            try:
+                mode = path.stat().st_mode
+            except OSError as error:
+                raise Damaged(f"{path.relative_to(checkpoint)}: {error.strerror}") from None
+            if not stat.S_ISREG(mode):
+                raise Damaged(f"{path.relative_to(checkpoint)} is not a regular file")
+            found.add(path.relative_to(checkpoint).as_posix())
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise Damaged(f"{error.filename}: {error.strerror}")
+
+
+def _sum(path: Path) -> tuple[int, int]:
+    """Return a file's size and its CRC-32."""
+    size, total = 0, 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            size, total = size + len(block), zlib.crc32(block, total)
+    return size, total
+
+
+def _noted(path: Path) -> dict[str, tuple[int, int]]:
+    try:
+        values = json.loads(path.read_bytes())
+        return {str(name): (int(size), int(total)) for name, (size, total) in values.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{path.name}: {error}") from None
+
+
+def _check_marks(checkpoint: Path) -> None:
+    """Raise `Damaged` unless Orbax's marks are there: when it was written, and where, under the checkpoint's own name."""
+    try:
+        said = (checkpoint / _COMMITTED).read_text(encoding="ascii")
+        times = json.loads((checkpoint / _TIMES).read_bytes())
+    except FileNotFoundError as error:
+        raise Damaged(f"{Path(error.filename).name} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"the marks of its end are damaged: {error}") from None
+    if not said.startswith("Checkpoint commit was successful to ") or not said.endswith(f"/{checkpoint.name}"):
+        raise Damaged(f"{_COMMITTED} is damaged")
+    if not isinstance(times, dict) or not isinstance(times.get("commit_timestamp_nsecs"), int):
+        raise Damaged(f"{_TIMES} is damaged")
