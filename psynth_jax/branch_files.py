@@ -25,6 +25,7 @@ import numpy as np
 import safetensors
 import safetensors.flax
 
+from psynth_jax import foreign
 from psynth_jax.axes import Array
 from psynth_jax.branches import Branch, Branches, FinishReason, Segment
 from psynth_jax.cache import KVCache, in_device_layout, slot_bucket
@@ -108,8 +109,7 @@ def load(directory: str | Path) -> Branches:
         questions = [[_branch(entry, segments) for entry in group] for group in noted]
         branches = Branches(questions, description["fingerprint"], batched=description["batched"])
     except (OSError, InputError, ValueError, RecursionError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{source} does not hold readable branches: {reason}") from None
+        raise CheckpointError(f"{source} does not hold readable branches: {foreign.reason(error)}") from None
     _log.info("loaded %r from %s", branches, source)
     return branches
 

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from psynth_jax.errors import InputError, shown
 from psynth_jax.files import read_text
+from psynth_jax.foreign import reading
 from psynth_jax.texts import checked_text
 
 Message: TypeAlias = Mapping[str, Any]
@@ -43,10 +44,8 @@ def load_roles(path: str | Path | None = None) -> tuple[Role, ...]:
         content = read_text(path)
     else:
         raise InputError(f"roles are read from a file, named by a text or a path, not by {shown(path)}")
-    try:
+    with reading(str(path), "yaml", InputError):
         entries = yaml.safe_load(content)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: such as the date 2024-02-31
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path} must hold a list of roles, each with name and text")
     for number, entry in enumerate(entries, start=1):
