@@ -13,7 +13,8 @@ import pydantic
 from psynth_jax.errors import ConfigError, listing
 
 MOST = 2**31 - 1  # positions, token ids and sizes are int32 on devices
-Count = Annotated[int, pydantic.Field(ge=1, le=MOST)]
+Count = Annotated[int, pydantic.Field(ge=1)]
+Size = Annotated[int, pydantic.Field(ge=1, le=MOST)]
 Positive = Annotated[float, pydantic.Field(gt=0.0, allow_inf_nan=False)]
 
 
@@ -58,7 +59,7 @@ class Llama3Rope(Config):
     factor: Positive
     low_freq_factor: Positive
     high_freq_factor: Positive
-    original_positions: Count
+    original_positions: Size
 
 
 class YarnRope(Config):
@@ -67,7 +68,7 @@ class YarnRope(Config):
     kind: Literal["yarn"] = "yarn"
     theta: Positive
     factor: Positive
-    original_positions: Count
+    original_positions: Size
     beta_fast: Positive = 32.0
     beta_slow: Positive = 1.0
     attention_factor: Positive
@@ -83,7 +84,7 @@ class LocalLayers(Config):
     A token sees `window` positions, its own among them.  rope: of these layers; the others have the model's.
     """
 
-    window: Count
+    window: Size
     global_every: Annotated[int, pydantic.Field(ge=2)]
     rope: Rope
 
@@ -95,20 +96,20 @@ class DecoderConfig(Config):
     """
 
     family: Literal["llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text"]
-    vocab_size: Count  # V
-    width: Count  # D
+    vocab_size: Size  # V
+    width: Size  # D
     layers: Annotated[int, pydantic.Field(ge=1, le=10_000)]  # L
-    heads: Count  # N
-    kv_heads: Count  # K
+    heads: Size  # N
+    kv_heads: Size  # K
     head_width: Annotated[int, pydantic.Field(ge=2, multiple_of=2)]  # H
-    mlp_width: Count  # F; of one expert, where there are experts
+    mlp_width: Size  # F; of one expert, where there are experts
     norm_eps: Positive
     rope: Rope
     qk_norm: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
     tied_head: bool = False
-    max_positions: Count
+    max_positions: Size
     experts: Annotated[int, pydantic.Field(ge=0, le=10_000)] = 0  # E; 0: one MLP
     experts_per_token: Annotated[int, pydantic.Field(ge=0)] = 0
     norm_expert_weights: bool = False

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 RENDER_SECONDS = 10.0  # a chat template that renders for longer does not end, as far as a caller is concerned
 
-
 _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
