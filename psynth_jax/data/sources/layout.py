@@ -16,6 +16,7 @@ from typing import Any
 
 from psynth_jax.errors import DataError
 from psynth_jax.files import read_text
+from psynth_jax.foreign import reading
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".tsv", ".tsv.gz", ".csv", ".csv.gz")
 
@@ -89,12 +90,11 @@ def _card_configs(card: Path | None, shown: str) -> list[Mapping[str, Any]]:
 
     if card is None:
         return []
-    try:
-        front = re.match(r"\s*---\s*\n(.*?)\n---\s*(?:\n|$)", read_text(card, DataError).removeprefix("\ufeff"), re.DOTALL)
+    named = f"the data card (README.md) of {shown}"
+    text = read_text(card, DataError).removeprefix("\ufeff")
+    front = re.match(r"\s*---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
+    with reading(named, "yaml", DataError):
         meta = yaml.safe_load(front[1]) if front else None
-    # ValueError, TypeError: what yaml takes for a date and is none, or for a key and cannot be one.
-    except (DataError, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise DataError(f"the data card (README.md) of {shown} cannot be read: {' '.join(str(error).split())}") from None
     configs = meta.get("configs") if isinstance(meta, Mapping) else None
     return [entry for entry in configs if isinstance(entry, Mapping)] if isinstance(configs, list) else []
 
