@@ -89,8 +89,8 @@ def test_what_needs_no_model_is_found_before_it_is_loaded(
     def loads(*_: object) -> None:
         pytest.fail("the model is loaded")
 
-    monkeypatch.setattr("psynth_jax.cli.train.load", loads)
-    monkeypatch.setattr("psynth_jax.cli.train.load_tasks", loads)
+    for name in ("load", "load_tasks"):
+        monkeypatch.setattr(sys.modules[_watch.__module__], name, loads)
     run, out = tmp_path / "run", ("--into", tmp_path / "out")
     assert "no checkpoint '99'; there are: 1" in refused("export", run, *out, "--step", 99)
     assert "step must be latest, best or a whole number, not 'x'" in refused("export", run, *out, "--step", "x")

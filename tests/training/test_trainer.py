@@ -439,9 +439,7 @@ class TestFailures:
             start(config(tmp_path, train={"steps": 1}), broken, codes).run()
 
     def test_a_base_whose_logits_overflow_is_named(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
-        parameters = {
-            name: value * 1e30 if name == "embedding" else value for name, value in model.decoder.parameters().items()
-        }
+        parameters = dict(model.decoder.parameters())
         parameters["final_norm"] = parameters["final_norm"] * 1e38
         broken = dataclasses.replace(model, decoder=type(model.decoder)(model.config, parameters))
         with pytest.raises(TrainingError, match="the logits of the base model tiny-random itself are not finite"):
@@ -449,7 +447,7 @@ class TestFailures:
 
     def test_an_adapter_that_is_not_finite_is_named(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
         lora = random_lora(model.config, 1)
-        lora = dataclasses.replace(lora, up=lora.up | {"q": lora.up["q"].at[0].set(np.inf)})
+        lora = dataclasses.replace(lora, up=lora.up | {"q": np.full_like(lora.up["q"], np.inf)})
         save_adapter(tmp_path / "inf", Adapter(lora, None), model)
         rank = {"rank": lora.rank, "alpha": float(lora.scale) * lora.rank, "start": str(tmp_path / "inf")}
         with pytest.raises(UserError, match="finite"):
