@@ -33,8 +33,6 @@ def load_roles(path: str | Path | None = None) -> tuple[Role, ...]:
 
     Raises `InputError` naming the file and the entry that is wrong.
     """
-    import yaml
-
     if path is None:
         content = resources.files("psynth_jax").joinpath("roles.yaml").read_text(encoding="utf-8")
     else:
@@ -44,6 +42,13 @@ def load_roles(path: str | Path | None = None) -> tuple[Role, ...]:
             raise InputError(f"cannot read roles from {path}: {error.strerror}") from None
         except UnicodeDecodeError:
             raise InputError(f"cannot read roles from {path}: it is not UTF-8 text") from None
+    return parse_roles(content, path)
+
+
+def parse_roles(content: str, path: object) -> tuple[Role, ...]:
+    """Read roles from the text of a YAML file.  Raises `InputError` naming `path` and the entry that is wrong."""
+    import yaml
+
     try:
         entries = yaml.safe_load(content)
     except yaml.YAMLError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,15 @@ _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # tokenizer.ggml.token_type
 _END_TOKENS = frozenset({"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"})
 
 
+def _without_advice_on_torch() -> None:
+    """Drop what transformers says when it is imported without torch, which nothing here needs; other messages stay."""
+    logging.getLogger("transformers").addFilter(_is_not_advice_on_torch)
+
+
+def _is_not_advice_on_torch(record: logging.LogRecord) -> bool:
+    return "PyTorch was not found" not in str(record.msg)
+
+
 class Tokenizer:
     """A tokenizer as the pipeline needs it: no token is ever added that the text does not spell."""
 
@@ -67,6 +77,7 @@ class Tokenizer:
         """
         if not any((Path(directory) / name).is_file() for name in _FILES):
             return None
+        _without_advice_on_torch()
         from transformers import AutoTokenizer
 
         try:
@@ -82,6 +93,7 @@ class Tokenizer:
         End tokens are those that the metadata name, and the control tokens that are called like one.
         Raises `UnsupportedModelError` for vocabularies other than byte-level BPE with a known split.
         """
+        _without_advice_on_torch()
         from transformers import PreTrainedTokenizerFast
 
         tokens, types = _gguf_vocabulary(metadata)

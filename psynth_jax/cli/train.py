@@ -6,18 +6,17 @@ import contextlib
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import jax
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from psynth_jax.cli.setting import console, load, start_jax, write_json
-from psynth_jax.training.config import TrainConfig, read_config
-from psynth_jax.training.distributed import start_processes
-from psynth_jax.training.reporter import OnStep
-from psynth_jax.training.tasks import load_tasks
-from psynth_jax.training.trainer import Trainer
+from psynth_jax.cli.setting import activity, console, load, start_jax, write_json
+
+if TYPE_CHECKING:
+    from psynth_jax.training.config import TrainConfig
+    from psynth_jax.training.reporter import OnStep
+    from psynth_jax.training.trainer import Trainer
 
 TERMINATED = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
 
@@ -28,8 +27,14 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
 ) -> None:
     """Train mapper and adapter; a run whose WORKDIR has a checkpoint goes on where it stands."""
+    import jax
+
+    from psynth_jax.training.config import read_config
+    from psynth_jax.training.distributed import start_processes
+
     settings = read_config(config, overrides or ())
-    start_processes(settings.distributed)
+    with activity("waiting for the other processes of the job"):
+        start_processes(settings.distributed)
     with _watch(settings) as on_step:
         trainer = _prepared(settings, on_step)
         begin = trainer.step
@@ -61,6 +66,8 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="of the LoRA: float32 or bfloat16; default: float32")] = None,
 ) -> None:
     """Write the adapter of a checkpoint."""
+    from psynth_jax.training.config import read_config
+
     settings = read_config(workdir / "config.json", (f"workdir={workdir}",))
     trainer = _prepared(settings, None)
     reached = trainer.take(step)
@@ -68,6 +75,9 @@ def export(
 
 
 def _prepared(settings: TrainConfig, on_step: OnStep | None) -> Trainer:
+    from psynth_jax.training.tasks import load_tasks
+    from psynth_jax.training.trainer import Trainer
+
     start_jax(settings.mesh)
     data, evaluation = load_tasks(settings)
     model = load(settings.model, settings.dtype, settings.mesh)

@@ -10,7 +10,7 @@ import math
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich import box
 from rich.cells import cell_len
@@ -21,10 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from psynth_jax.errors import ContextLengthError
-from psynth_jax.synthesis.generate import StreamedToken
-from psynth_jax.synthesis.pipeline import SynthesisResult
 
-Answers: TypeAlias = Mapping[str, SynthesisResult | ContextLengthError]
+if TYPE_CHECKING:
+    from psynth_jax.synthesis.generate import StreamedToken
+    from psynth_jax.synthesis.pipeline import SynthesisResult
+
+Answers: TypeAlias = "Mapping[str, SynthesisResult | ContextLengthError]"
 
 NARROWEST, HIGHEST, LOWEST = 30, 12, 4  # columns of a panel; lines of one that is being written
 GIVEN_SHOWN = 240  # characters of a text that the user gave, and knows
@@ -138,7 +140,7 @@ def results_table(results: Answers) -> Group:
     table = Table(box=box.ROUNDED, border_style="dim")
     for column in ("answer from", "TTFT", "tokens prefilled", "read from caches", "answer tokens", "tokens/s"):
         table.add_column(column, justify="left" if column == "answer from" else "right")
-    measured = {name: result for name, result in results.items() if isinstance(result, SynthesisResult)}
+    measured = {name: result for name, result in results.items() if not isinstance(result, ContextLengthError)}
     for name, result in measured.items():
         table.add_row(
             name,
@@ -156,8 +158,10 @@ def results_table(results: Answers) -> Group:
 
 
 def facts(values: Mapping[str, Any]) -> Table:
-    """Show names and values, a line each."""
+    """Show names and values, a line each; what is too long for its line goes on in the next."""
     table = Table(box=box.ROUNDED, border_style="dim", show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     for name, value in values.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             for each in value:
@@ -165,6 +169,7 @@ def facts(values: Mapping[str, Any]) -> Table:
             continue
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
         shown = _numbers(value) if isinstance(value, dict) else shown
+        shown = "none" if shown is None else shown
         table.add_row(name, f"{shown:.4g}" if isinstance(shown, float) else str(shown))
     return table
 

@@ -24,11 +24,16 @@ _MARKS = {adapter_directory.DESCRIPTION, release.MAPPER, release.LORA, peft.CONF
 _HUB_FILES = ["*.json", "*.safetensors", release.MAPPER, f"*/{release.MAPPER}", "README.md"]
 
 
+def shipped_adapters() -> list[Path]:
+    """Return the directories of all adapters that are shipped with this package."""
+    return [place.parent for place in sorted(_SHIPPED.glob(f"*/{adapter_directory.DESCRIPTION}"))]
+
+
 def shipped_adapter(model: Base) -> Path | None:
     """Return the directory of the adapter that comes with this package for a model; None: there is none."""
-    for place in sorted(_SHIPPED.glob(f"*/{adapter_directory.DESCRIPTION}")):
-        if adapter_directory.describe(place.parent)["base_fingerprint"] == model.fingerprint:
-            return place.parent
+    for place in shipped_adapters():
+        if adapter_directory.describe(place)["base_fingerprint"] == model.fingerprint:
+            return place
     return None
 
 

@@ -17,6 +17,7 @@ from psynth_jax.convert import hf, model_directory, tiny
 from psynth_jax.convert.hub import download, is_hub_id
 from psynth_jax.convert.rules import FLOAT32, parameter_dtype
 from psynth_jax.convert.stream import ModelStream
+from psynth_jax.devices import check_x64, start_devices
 from psynth_jax.errors import UserError
 from psynth_jax.model import Model
 from psynth_jax.nn.decoder import Decoder, shardings_of
@@ -89,9 +90,17 @@ def resolve(source: str | Path) -> Path:
     )
 
 
-def cache_folder() -> Path:
-    """Return the folder that holds this library's downloads: $PSYNTH_CACHE, or ~/.cache/psynth_jax."""
-    return Path(os.environ.get("PSYNTH_CACHE") or Path.home() / ".cache" / "psynth_jax")
+def cache_folder() -> Path | None:
+    """Return the folder that holds this library's downloads: $PSYNTH_CACHE, or ~/.cache/psynth_jax.
+
+    None where neither is known: a container may have no HOME, and a user id without a name.  The cache is optional.
+    """
+    if chosen := os.environ.get("PSYNTH_CACHE"):
+        return Path(chosen)
+    try:
+        return Path.home() / ".cache" / "psynth_jax"
+    except RuntimeError:
+        return None
 
 
 def find_smollm2() -> Path:
@@ -99,8 +108,10 @@ def find_smollm2() -> Path:
 
     Raises `UserError` saying how to get them.
     """
-    for pattern in ("", "*/", "*/*/"):
-        for path in sorted(cache_folder().glob(pattern + _SMOLLM2_FILE)):
+    folder = cache_folder()
+    for pattern in ("", "*/", "*/*/") if folder is not None else ():
+        assert folder is not None
+        for path in sorted(folder.glob(pattern + _SMOLLM2_FILE)):
             if path.is_file():
                 return path
     spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
@@ -119,12 +130,14 @@ def load_model(source: str | Path, dtype: str = "float32", mesh: Mesh | None = N
       mesh: from `make_mesh`.  Every process reads the pieces that its own devices hold, and no device holds more.
 
     Raises:
-      ConfigError: unknown dtype, or a mesh that does not fit the model.
+      ConfigError: unknown dtype, a mesh that does not fit the model, or JAX does not start (or is in its 64-bit mode).
       UserError: there is no such source, or the hub cannot be reached.
       UnsupportedModelError: the model's family or one of its features is not implemented.
       CheckpointError: files that are damaged, or that do not fit their config.
     """
+    check_x64()
     stream = open_model(source, dtype)
+    start_devices()
     if mesh is None:
         decoder = Decoder(stream.config, {stored.name: jnp.asarray(stored.read()) for stored in stream.parameters})
     else:

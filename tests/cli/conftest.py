@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import re
 import shutil
+import signal
 import string
 import sys
 from collections.abc import Callable, Iterator
@@ -89,6 +92,9 @@ def model_copy(model_directory: Path, tmp_path: Path) -> ModelCopy:
     return ModelCopy(shutil.copytree(model_directory, tmp_path / "model"))
 
 
+PROGRESS = re.compile(r"^.* \.\.\. \d+ s\n", re.MULTILINE)  # what a command says while it works for seconds
+
+
 @dataclasses.dataclass(frozen=True)
 class Finished:
     """What a command left behind."""
@@ -99,14 +105,27 @@ class Finished:
 
     @property
     def json(self) -> Any:
-        """The one JSON object on stdout, of a command that is done and had nothing else to say."""
-        assert (self.code, self.err) == (0, "")
+        """The one JSON object on stdout, of a command that is done and had nothing else to say but what it is doing."""
+        assert (self.code, PROGRESS.sub("", self.err)) == (0, "")
         assert self.out.count("\n") == 1
         return json.loads(self.out)
 
 
 Command = Callable[..., Finished]
 Refused = Callable[..., str]
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Give the signals of this process back to pytest afterwards."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    before, hook = {number: signal.getsignal(number) for number in numbers}, sys.unraisablehook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -116,7 +135,7 @@ def psynth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     def run(*arguments: object) -> Finished:
         monkeypatch.setattr(sys, "argv", ["psynth", *map(str, arguments)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
+        with handlers_kept(), pytest.raises(SystemExit) as ended:
             cli.main()
         captured = capsys.readouterr()
         assert isinstance(ended.value.code, int)
