@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
+# What transformers says when it is imported without torch, which nothing here needs; its other messages stay.
+logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in str(record.msg))
+
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 # Split patterns of published byte-level vocabularies, by the name GGUF has for them.
@@ -39,15 +42,6 @@ _CHATML = (
 
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # tokenizer.ggml.token_type
 _END_TOKENS = frozenset({"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"})
-
-
-def _without_advice_on_torch() -> None:
-    """Drop what transformers says when it is imported without torch, which nothing here needs; other messages stay."""
-    logging.getLogger("transformers").addFilter(_is_not_advice_on_torch)
-
-
-def _is_not_advice_on_torch(record: logging.LogRecord) -> bool:
-    return "PyTorch was not found" not in str(record.msg)
 
 
 class Tokenizer:
@@ -77,7 +71,6 @@ class Tokenizer:
         """
         if not any((Path(directory) / name).is_file() for name in _FILES):
             return None
-        _without_advice_on_torch()
         from transformers import AutoTokenizer
 
         try:
@@ -93,7 +86,6 @@ class Tokenizer:
         End tokens are those that the metadata name, and the control tokens that are called like one.
         Raises `UnsupportedModelError` for vocabularies other than byte-level BPE with a known split.
         """
-        _without_advice_on_torch()
         from transformers import PreTrainedTokenizerFast
 
         tokens, types = _gguf_vocabulary(metadata)

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from psynth_jax.convert.load import cache_folder
+from psynth_jax.convert.load import known_cache_folder
 from psynth_jax.errors import UserError
 from psynth_jax.ops.branch_attention import tuned
 from psynth_jax.ops.branch_attention.tuned import Key, Table
@@ -24,7 +24,7 @@ from psynth_jax.ops.branch_attention.tuned import Key, Table
 
 def table_file(device_kind: str) -> Path | None:
     """Return where the tilings for a kind of device are kept; None where no cache folder is known."""
-    folder = cache_folder()
+    folder = known_cache_folder()
     return None if folder is None else folder / "tuned" / f"{tuned.slug(device_kind)}.json"
 
 

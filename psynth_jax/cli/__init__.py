@@ -1,9 +1,10 @@
 """The command `psynth`.  Answers and JSON go to stdout; progress, tables and errors go to stderr.
 
-Exit codes: 0 done, 2 the user's input is wrong (one line, no traceback), 1 our fault, 130 interrupted, 129 SIGHUP, 143 SIGTERM.
+Exit codes: 0 done, 2 the user's input is wrong (one line, no traceback), 1 our fault, 130 interrupted, 129 SIGHUP,
+143 SIGTERM.
 
-Signals are listened for before anything heavy is imported: to import this module takes a few milliseconds.  Commands declare
-their options without JAX, and import what they need when they run.
+Signals are listened for before anything heavy is imported: to import this module takes a few milliseconds.  Commands
+declare their options without JAX, and import what they need when they run.
 """
 
 from __future__ import annotations

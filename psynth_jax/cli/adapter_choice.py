@@ -1,8 +1,8 @@
 """Which adapter a command reads branches with: the one that is named, the shipped one that fits, or none.
 
-    --adapter DIR or owner/name     that one; "./none" is a directory
-    --adapter none                  none: the base model reads the branches
-    (nothing)                       the one that is shipped with the package for this model, if there is one
+--adapter DIR or owner/name     that one; "./none" is a directory
+--adapter none                  none: the base model reads the branches
+(nothing)                       the one that is shipped with the package for this model, if there is one
 """
 
 from __future__ import annotations

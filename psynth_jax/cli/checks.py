@@ -37,6 +37,16 @@ def check_mesh(mesh: str | None) -> None:
         mesh_sizes(mesh)
 
 
+def check_unicode(values: Mapping[str, object]) -> None:
+    """Raise `InputError` for an argument of bytes that are not UTF-8: tokenizers and checkpoints cannot have such a name."""
+    for name, value in values.items():
+        for text in value if isinstance(value, list | tuple) else [value]:
+            try:
+                str(text).encode("utf-8")
+            except UnicodeEncodeError:
+                raise InputError(f"{name.replace('_', '-')} is not UTF-8 text: {text!s:.200}") from None
+
+
 def was_given(context: typer.Context, name: str) -> bool:
     """Whether an option stood on the command line."""
     source = context.get_parameter_source(name)

@@ -1,4 +1,4 @@
-"""The commands of `psynth` and their options.  Imports no JAX: help is shown at once, and a command imports what it needs."""
+"""The commands of `psynth`.  Imports no JAX: help is shown at once, and a command imports what it needs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typer.core import TyperCommand
 import psynth_jax
 from psynth_jax.cli import interrupts
 from psynth_jax.cli.bench import bench
+from psynth_jax.cli.checks import check_unicode
 from psynth_jax.cli.compile import compile_
 from psynth_jax.cli.convert import convert, merge, pull, push
 from psynth_jax.cli.data import data
@@ -35,6 +36,9 @@ app = typer.Typer(
 # Commands that write no file: a signal may end them on the spot.
 READERS = frozenset({"run", "info", "ttft", "decode", "error", "show"})
 
+# What these name is read as text by Python alone, whatever the bytes of its name; what they say is checked where it is read.
+TEXTS = frozenset({"question", "branch", "roles", "data", "given", "matrix", "config"})
+
 
 class JaxCommand(TyperCommand):
     """A command that runs JAX: what the environment says wrongly is refused in one line before anything imports JAX."""
@@ -44,6 +48,7 @@ class JaxCommand(TyperCommand):
         with activity("starting JAX"):
             check_xla_flags()
             import_jax()
+        check_unicode({name: value for name, value in ctx.params.items() if name not in TEXTS})
         if ctx.info_name not in READERS:
             interrupts.begin_to_write()
         return super().invoke(ctx)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Group
-from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
-from psynth_jax.cli.view import printable
+from psynth_jax.cli.tables import NumberTable, TitledPanel
+from psynth_jax.cli.view import counted, printable
 
 PERCENTILES = {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}
 _MEANING = {
@@ -30,7 +28,9 @@ def prepared(facts: Mapping[str, Any]) -> Group:
     table = _table("task", "written")
     for task, count in facts["tasks"].items():
         table.add_row(task, f"{count:,}")
-    title = Text(f"{facts['source']}: {facts['rows']:,} rows read, {_count(facts['tasks'], 'written')} to {facts['into']}")
+    title = Text(
+        f"{facts['source']}: {counted(facts['rows'], 'row')} read, {_count(facts['tasks'], 'written')} to {facts['into']}"
+    )
     return Group(title, table, *_dropped(facts["dropped"]))
 
 
@@ -40,7 +40,7 @@ def tasks(described: Mapping[str, Mapping[str, Any]]) -> Group:
     for task, facts in described.items():
         source = facts["source"]
         given = f" from {source['input']}" if source.get("input") else ""
-        title = f"{task}: {facts['count']:,} examples of {source.get('name', 'unknown')}{given}, tokens of {facts['model']}"
+        title = f"{task}: {counted(facts['count'], 'example')} of {source.get('name', 'unknown')}{given}, tokens of {facts['model']}"
         table = _table("tokens", *PERCENTILES, "mean", "total")
         for name, meaning in _MEANING.items():
             row = facts["lengths"][name]
@@ -52,17 +52,17 @@ def tasks(described: Mapping[str, Mapping[str, Any]]) -> Group:
 
 def example(facts: Mapping[str, Any]) -> Group:
     """Show an example as text, branch by branch; what is prefilled and not kept is dim."""
-    panels = [_panel(f"prompt · {facts['lengths']['prompt']:,} tokens", Text(printable(facts["prompt"])))]
+    panels = [_panel(f"prompt · {counted(facts['lengths']['prompt'], 'token')}", Text(printable(facts["prompt"])))]
     for number, branch in enumerate(facts["branches"], start=1):
         text = Text.assemble((printable(branch["prefix"]), "dim"), printable(branch["text"]))
         before = f", {branch['prefix_tokens']:,} before it" if branch["prefix_tokens"] else ""
-        panels.append(_panel(f"branch {number} · {branch['tokens']:,} tokens{before}", text))
-    panels.append(_panel(f"target · {facts['lengths']['target']:,} tokens", Text(printable(facts["target"]))))
+        panels.append(_panel(f"branch {number} · {counted(branch['tokens'], 'token')}{before}", text))
+    panels.append(_panel(f"target · {counted(facts['lengths']['target'], 'token')}", Text(printable(facts["target"]))))
     return Group(Text(f"{facts['task']}, example {facts['number']} of {facts['count']:,}: {facts['id']}"), *panels)
 
 
-def _panel(title: str, text: Text) -> Panel:
-    return Panel(text, title=Text(title), title_align="left", border_style="dim")
+def _panel(title: str, text: Text) -> TitledPanel:
+    return TitledPanel(text, title, border_style="dim")
 
 
 def _dropped(reasons: Mapping[str, int]) -> list[Any]:
@@ -71,7 +71,7 @@ def _dropped(reasons: Mapping[str, int]) -> list[Any]:
         return [Text("nothing was dropped", style="dim")]
     table = _table("dropped because of", "rows")
     for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
-        table.add_row(Text(reason), f"{count:,}")
+        table.add_row(reason, f"{count:,}")
     return [table, Text(f"{_count(reasons, 'dropped')} in all", style="dim")]
 
 
@@ -79,9 +79,5 @@ def _count(counts: Mapping[str, int], what: str) -> str:
     return f"{sum(counts.values()):,} {what}"
 
 
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=box.ROUNDED, border_style="dim")
-    table.add_column(first)
-    for column in others:
-        table.add_column(column, justify="right")
-    return table
+def _table(first: str, *others: str) -> NumberTable:
+    return NumberTable((first, *others))

@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from psynth_jax.cli import adapter_choice
 from psynth_jax.cli.checks import check_dtype, check_mesh
 from psynth_jax.cli.options import METHODS, Dtype, MeshAxes, ModelName
 from psynth_jax.cli.setting import activity, console, load, write_json
+from psynth_jax.cli.tables import NumberTable
+from psynth_jax.cli.view import counted
 from psynth_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -131,29 +131,18 @@ def _table(summary: Mapping[str, Any]) -> Group:
     """Show what every method reached, then what it took, and say how both were measured."""
     methods = summary["methods"]
     scores = [name for name, value in next(iter(methods.values())).items() if isinstance(value, dict)]
-    reached = _columns("method", *(f"{name.upper()} [95%]" for name in scores), "cut off", "does not fit")
-    took = _columns("method", "TTFT", "tokens prefilled", "read from caches", "answer tokens")
+    reached = NumberTable(("method", *(f"{name.upper()} [95%]" for name in scores), "cut off", "does not fit"))
+    took = NumberTable(("method", "TTFT", "tokens prefilled", "read from caches", "answer tokens"))
     for name, found in methods.items():
         reached.add_row(name, *(_percent(found[score]) for score in scores), *_counts(found, "cut_off", "does_not_fit"))
         ttft = "-" if found["ttft_s"] is None else f"{found['ttft_s']:.3f} s"
         took.add_row(name, ttft, *_counts(found, "prompt_tokens", "cached_tokens", "generated_tokens"))
     notes = [
-        f"{_questions(summary['questions'])}.  Scores in percent, with bootstrap intervals; what does not fit scores 0.",
+        f"{counted(summary['questions'], 'question')}.  Scores in percent, with bootstrap intervals; what does not fit scores 0.",
         *(_ratio(each) for each in summary["comparisons"] if each["score"] == scores[-1] and each["ratio"] is not None),
         _ttft_note(summary["batch"]) + "  Tokens: means.",
     ]
     return Group(reached, took, *(Text(note, style="dim") for note in notes))
-
-
-def _questions(count: int) -> str:
-    return "1 question" if count == 1 else f"{count:,} questions"
-
-
-def _columns(*heads: str) -> Table:
-    table = Table(box=box.ROUNDED, border_style="dim")
-    for number, head in enumerate(heads):
-        table.add_column(Text(head), justify="right" if number else "left")
-    return table
 
 
 def _counts(found: Mapping[str, Any], *names: str) -> list[str]:

@@ -44,12 +44,12 @@ def info(
 def _installation() -> dict[str, Any]:
     import jax
 
-    from psynth_jax.convert.load import cache_folder
+    from psynth_jax.convert.load import known_cache_folder
     from psynth_jax.presets import PRESETS
 
     with activity("starting devices"):
         start_jax()
-    cache = cache_folder()
+    cache = known_cache_folder()
     return {
         "psynth_jax": psynth_jax.__version__,
         "python": platform.python_version(),

@@ -65,9 +65,9 @@ def _keep_programs() -> None:
     """Keep compiled programs in the cache folder; one that is not known or cannot be written is slow, not wrong."""
     import jax
 
-    from psynth_jax.convert.load import cache_folder
+    from psynth_jax.convert.load import known_cache_folder
 
-    cache = cache_folder()
+    cache = known_cache_folder()
     if cache is None:
         return
     folder = cache / "compiled"
@@ -81,7 +81,9 @@ def _keep_programs() -> None:
 def without_libtpu_noise() -> contextlib.AbstractContextManager[None]:
     """Drop what is written to stderr, if it can only be an installed libtpu that looks for a TPU and finds none."""
     machine_has_tpu = any(Path("/dev").glob("accel*")) or Path("/dev/vfio").exists()
-    if importlib.util.find_spec("libtpu") is None or machine_has_tpu or os.environ.get("JAX_PLATFORMS"):
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    asks_for_no_tpu = bool(platforms) and "tpu" not in platforms.split(",")
+    if importlib.util.find_spec("libtpu") is None or machine_has_tpu or asks_for_no_tpu:
         return contextlib.nullcontext()
     return without_stderr()
 

@@ -20,6 +20,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from psynth_jax.cli.tables import NumberTable, TitledPanel
 from psynth_jax.errors import ContextLengthError
 
 if TYPE_CHECKING:
@@ -91,8 +92,13 @@ def _panels(console: Console, writing: Sequence[_Writing]) -> Table:
     return _grid(panels, columns)
 
 
+def counted(count: int, what: str) -> str:
+    """Return "1 token" or "1,200 tokens"."""
+    return f"1 {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def _tokens(count: int) -> str:
-    return "1 token" if count == 1 else f"{count:,} tokens"
+    return counted(count, "token")
 
 
 def _columns(width: int, panels: int) -> int:
@@ -116,8 +122,7 @@ def workers_panels(names: Sequence[str], texts: Sequence[str], tokens: Sequence[
         if reason == "given" and len(shown) > GIVEN_SHOWN:
             shown = shown[:GIVEN_SHOWN].rstrip() + " …"
         mark = ENDED[reason] if shown else " · wrote nothing, left out"
-        title = Text(f"{name} · {_tokens(count)}{mark}")
-        panels.append(Panel(Text(shown), title=title, title_align="left", border_style="dim"))
+        panels.append(TitledPanel(shown, f"{name} · {_tokens(count)}{mark}", border_style="dim"))
     return Group(*panels)
 
 
@@ -127,19 +132,16 @@ def answers(console: Console, results: Answers) -> Table:
     return _grid([_answer(name, result) for name, result in results.items()], columns)
 
 
-def _answer(name: str, result: SynthesisResult | ContextLengthError) -> Panel:
+def _answer(name: str, result: SynthesisResult | ContextLengthError) -> TitledPanel:
     if isinstance(result, ContextLengthError):
-        return Panel(Text(str(result)), title=Text(f"from {name} · does not fit"), title_align="left", border_style="dim")
-    title = Text(f"from {name}{ENDED[result.finish_reason]}")
-    subtitle = Text(f"first token after {result.ttft_s:.2f} s")
-    return Panel(Text(printable(result.text.strip())), title=title, title_align="left", subtitle=subtitle)
+        return TitledPanel(str(result), f"from {name} · does not fit", border_style="dim")
+    subtitle = f"first token after {result.ttft_s:.2f} s"
+    return TitledPanel(printable(result.text.strip()), f"from {name}{ENDED[result.finish_reason]}", subtitle)
 
 
 def results_table(results: Answers) -> Group:
     """Compare ways of answering: time to first token, what was prefilled, what was read, and the speed after that."""
-    table = Table(box=box.ROUNDED, border_style="dim")
-    for column in ("answer from", "TTFT", "tokens prefilled", "read from caches", "answer tokens", "tokens/s"):
-        table.add_column(column, justify="left" if column == "answer from" else "right")
+    table = NumberTable(("answer from", "TTFT", "tokens prefilled", "read from caches", "answer tokens", "tokens/s"))
     measured = {name: result for name, result in results.items() if not isinstance(result, ContextLengthError)}
     for name, result in measured.items():
         table.add_row(
@@ -199,7 +201,7 @@ def compiled(values: Mapping[str, Any]) -> Group:
     if values["pallas_calls"] is not None:
         copies, relaid = len(values["cache_sized_copies"]), len(values["weight_relayouts"])
         lines.append(
-            f"{values['pallas_calls']} kernels in the text; copies as large as a layer of the cache: {copies}; "
+            f"{counted(values['pallas_calls'], 'kernel')} in the text; copies as large as a layer of the cache: {copies}; "
             f"weights brought into another layout: {relaid}"
         )
     lines.append(

@@ -90,15 +90,18 @@ def resolve(source: str | Path) -> Path:
     )
 
 
-def cache_folder() -> Path | None:
+def cache_folder() -> Path:
     """Return the folder that holds this library's downloads: $PSYNTH_CACHE, or ~/.cache/psynth_jax.
 
-    None where neither is known: a container may have no HOME, and a user id without a name.  The cache is optional.
+    Raises `RuntimeError` where neither is known: see `known_cache_folder`.
     """
-    if chosen := os.environ.get("PSYNTH_CACHE"):
-        return Path(chosen)
+    return Path(os.environ.get("PSYNTH_CACHE") or Path.home() / ".cache" / "psynth_jax")
+
+
+def known_cache_folder() -> Path | None:
+    """Return `cache_folder`; None where it is not known: a container may have no HOME, and a user id without a name."""
     try:
-        return Path.home() / ".cache" / "psynth_jax"
+        return cache_folder()
     except RuntimeError:
         return None
 
@@ -108,10 +111,9 @@ def find_smollm2() -> Path:
 
     Raises `UserError` saying how to get them.
     """
-    folder = cache_folder()
-    for pattern in ("", "*/", "*/*/") if folder is not None else ():
-        assert folder is not None
-        for path in sorted(folder.glob(pattern + _SMOLLM2_FILE)):
+    folder = known_cache_folder()
+    for pattern in ("", "*/", "*/*/"):
+        for path in [] if folder is None else sorted(folder.glob(pattern + _SMOLLM2_FILE)):
             if path.is_file():
                 return path
     spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
