@@ -43,7 +43,7 @@ def start_devices() -> list[jax.Device]:
 
 
 def check_x64() -> None:
-    """Raise `ConfigError` where JAX makes 64-bit numbers: positions and slots are int32 here, and weights float32 at most."""
+    """Raise `ConfigError` where JAX makes 64-bit numbers: positions are int32 here, and weights float32 at most."""
     import jax
 
     if jax.config.jax_enable_x64:

@@ -23,7 +23,7 @@ from psynth_jax.cli.streams import is_unicode
 # Paths, role names and what models write may hold anything: no markup is read in them.
 console = Console(stderr=True, markup=False, highlight=False)
 
-FIRST_SECONDS, THEN_SECONDS = 3.0, 5.0  # of silence before a line, elsewhere than on a terminal
+FIRST_SECONDS, THEN_SECONDS = 5.0, 5.0  # of silence before a line, elsewhere than on a terminal
 _LOGGER = logging.getLogger("psynth_jax.progress")
 
 

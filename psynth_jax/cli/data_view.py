@@ -40,7 +40,8 @@ def tasks(described: Mapping[str, Mapping[str, Any]]) -> Group:
     for task, facts in described.items():
         source = facts["source"]
         given = f" from {source['input']}" if source.get("input") else ""
-        title = f"{task}: {counted(facts['count'], 'example')} of {source.get('name', 'unknown')}{given}, tokens of {facts['model']}"
+        examples = counted(facts["count"], "example")
+        title = f"{task}: {examples} of {source.get('name', 'unknown')}{given}, tokens of {facts['model']}"
         table = _table("tokens", *PERCENTILES, "mean", "total")
         for name, meaning in _MEANING.items():
             row = facts["lengths"][name]

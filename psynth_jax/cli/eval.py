@@ -138,7 +138,8 @@ def _table(summary: Mapping[str, Any]) -> Group:
         ttft = "-" if found["ttft_s"] is None else f"{found['ttft_s']:.3f} s"
         took.add_row(name, ttft, *_counts(found, "prompt_tokens", "cached_tokens", "generated_tokens"))
     notes = [
-        f"{counted(summary['questions'], 'question')}.  Scores in percent, with bootstrap intervals; what does not fit scores 0.",
+        counted(summary["questions"], "question")
+        + ".  Scores in percent, with bootstrap intervals; what does not fit scores 0.",
         *(_ratio(each) for each in summary["comparisons"] if each["score"] == scores[-1] and each["ratio"] is not None),
         _ttft_note(summary["batch"]) + "  Tokens: means.",
     ]

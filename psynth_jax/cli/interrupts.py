@@ -8,8 +8,8 @@ A signal becomes an exception in the main thread.  There are three moments at wh
     while another signal is cleaned up   the clean-up would be cut short
     in a callback of an extension        Python prints "Exception ignored in ...", and goes on
 
-So at the first two a timer tries again a little later, and after every delivery the timer looks whether it was lost.  As long
-as a command has written nothing (`begin_to_write`), an import is no reason to wait: the process ends on the spot.
+So at the first two a timer tries again a little later, and after every delivery the timer looks whether it was lost.
+As long as a command has written nothing (`begin_to_write`), an import is no reason to wait: the process ends on the spot.
 """
 
 from __future__ import annotations

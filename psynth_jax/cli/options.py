@@ -1,4 +1,7 @@
-"""Options that several commands have, and the names that help lists.  No JAX: a test compares the names with the library's."""
+"""Options that several commands have, and the names that help lists.
+
+No JAX is imported to know them: a test compares the names with the library's.
+"""
 
 from __future__ import annotations
 

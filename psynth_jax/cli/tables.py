@@ -59,7 +59,7 @@ class TitledPanel:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         room = options.max_width - 6  # two corners, and a line and a space at each end
         lines: Text
-        shown: dict[str, Text]
+        shown: dict[str, Any]
         lines, shown = Text.assemble(self.text), {}
         if cell_len(self.title) <= room:
             shown["title"] = Text(self.title)

@@ -4,8 +4,8 @@ SLURM, Open MPI, GKE                        JAX finds coordinator, processes and
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID      anything else
 a TPU VM whose environment says nothing     "always" has JAX ask the machine's metadata; launch/tpu_worker.sh does so itself
 
-JAX waits for the other processes in C++, deaf to signals, and ends the process when nobody comes.  So it waits in a thread, and
-this one listens and has a time limit: PSYNTH_JOIN_SECONDS, 240 if not set.
+JAX waits for the other processes in C++, deaf to signals, and ends the process when nobody comes.  So it waits in a
+thread, and this one listens and has a time limit: PSYNTH_JOIN_SECONDS, 240 if not set.
 """
 
 from __future__ import annotations

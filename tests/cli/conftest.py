@@ -105,8 +105,8 @@ class Finished:
 
     @property
     def json(self) -> Any:
-        """The one JSON object on stdout, of a command that is done and had nothing else to say but what it is doing."""
-        assert (self.code, PROGRESS.sub("", self.err)) == (0, "")
+        """The one JSON object on stdout, of a command that is done and had nothing else to say."""
+        assert (self.code, self.err) == (0, "")
         assert self.out.count("\n") == 1
         return json.loads(self.out)
 
@@ -139,7 +139,7 @@ def psynth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
             cli.main()
         captured = capsys.readouterr()
         assert isinstance(ended.value.code, int)
-        return Finished(ended.value.code, captured.out, captured.err)
+        return Finished(ended.value.code, captured.out, PROGRESS.sub("", captured.err))
 
     return run
 
