@@ -210,6 +210,7 @@ def _made(name: str, dtype: str, random: bool, mesh: str | None) -> Model:
     if not random:
         return load_model(name, dtype, start_jax(mesh))
     config, numbers = preset(name).config, parameter_dtype(dtype)
+    assert numbers is not None
     decoder = Decoder.random(config, dtype=numbers, mesh=start_jax(mesh))
     return Model(decoder, None, frozenset(), f"random {name}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -70,10 +71,11 @@ def _group(
 
 
 def _add_commands() -> None:
-    for name, function in {
+    commands: dict[str, Callable[..., None]] = {
         "run": run, "train": train, "export": export, "eval": eval_, "compile": compile_, "convert": convert,
         "merge": merge, "push": push, "pull": pull, "info": info,
-    }.items():  # fmt: skip
+    }  # fmt: skip
+    for name, function in commands.items():
         app.command(name, cls=JaxCommand)(function)
     for name, group in {"bench": bench, "report": report, "data": data}.items():
         for command in group.registered_commands:

@@ -41,7 +41,9 @@ class NumberTable:
     def _table(self) -> Table:
         table = Table(box=box.ROUNDED, border_style="dim")
         for number, head in enumerate(self.heads):
-            table.add_column(Text(head), justify="right" if number else "left")
+            cells = [head, *(row[number] for row in self.rows)]
+            longest = max(cell_len(word) for cell in cells for word in cell.split())  # words are not cut
+            table.add_column(Text(head), justify="right" if number else "left", min_width=longest)
         for row in self.rows:
             table.add_row(*map(Text, row))
         return table

@@ -111,9 +111,9 @@ def find_smollm2() -> Path:
 
     Raises `UserError` saying how to get them.
     """
-    folder = known_cache_folder()
+    cache = known_cache_folder()
     for pattern in ("", "*/", "*/*/"):
-        for path in [] if folder is None else sorted(folder.glob(pattern + _SMOLLM2_FILE)):
+        for path in [] if cache is None else sorted(cache.glob(pattern + _SMOLLM2_FILE)):
             if path.is_file():
                 return path
     spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
