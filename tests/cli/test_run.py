@@ -23,8 +23,9 @@ def run(psynth: Command, model_directory: Path) -> Command:
     """Run `psynth run QUESTION` with short texts."""
 
     def run_it(*arguments: object, question: str = QUESTION) -> Any:
-        model = ("--model", model_directory, "--worker-tokens", 5, "--max-new-tokens", 4)
-        return psynth("run", question, *model, *arguments)
+        model = ("--model", model_directory, "--max-new-tokens", 4)
+        work = () if "--branch" in arguments else ("--worker-tokens", 5)  # given branches have no workers
+        return psynth("run", question, *model, *work, *arguments)
 
     return run_it
 
