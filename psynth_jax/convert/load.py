@@ -7,7 +7,9 @@ A source is a Hugging Face directory or one of ours, a .gguf file, a preset's na
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from jax.sharding import Mesh
 from psynth_jax.convert import hf, model_directory, tiny
 from psynth_jax.convert.hub import download, is_hub_id
 from psynth_jax.convert.rules import FLOAT32, parameter_dtype
-from psynth_jax.convert.stream import ModelStream
+from psynth_jax.convert.stream import ModelStream, Stored
 from psynth_jax.devices import check_x64, start_devices
 from psynth_jax.errors import UserError
 from psynth_jax.model import Model
@@ -24,6 +26,8 @@ from psynth_jax.nn.decoder import Decoder, shardings_of
 from psynth_jax.presets import PRESETS, preset
 from psynth_jax.sharding import from_pieces
 from psynth_jax.tokenizer import Tokenizer
+
+_PROGRESS = logging.getLogger("psynth_jax.progress")  # how far it is, for whoever listens; commands show it
 
 SMOLLM2 = "smollm2-135m"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -141,10 +145,17 @@ def load_model(source: str | Path, dtype: str = "float32", mesh: Mesh | None = N
     stream = open_model(source, dtype)
     start_devices()
     if mesh is None:
-        decoder = Decoder(stream.config, {stored.name: jnp.asarray(stored.read()) for stored in stream.parameters})
+        decoder = Decoder(stream.config, {stored.name: jnp.asarray(stored.read()) for stored in _told(stream)})
     else:
         shardings = shardings_of(stream.config, mesh)
-        pieces = ((stored.name, stored.shape, stored.read) for stored in stream.parameters)
+        pieces = ((stored.name, stored.shape, stored.read) for stored in _told(stream))
         parameters = {name: from_pieces(shape, shardings[name], read) for name, shape, read in pieces}
         decoder = Decoder(stream.config, parameters, mesh)
     return Model(decoder, stream.tokenizer, stream.stop_ids, stream.name)
+
+
+def _told(stream: ModelStream) -> Iterator[Stored]:
+    """Go through the parameters, saying how far it is."""
+    for number, stored in enumerate(stream.parameters, start=1):
+        _PROGRESS.info("loading %s, parameter %d of %d", stream.name, number, len(stream.parameters))
+        yield stored

@@ -22,7 +22,7 @@ from psynth_jax.errors import ConfigError
 JOINING = "psynth-joining"  # name of the thread; one that never ends keeps a process from ending in order
 _NUMBERS = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _ADDRESS = "JAX_COORDINATOR_ADDRESS"
-_LIMIT, _LONGEST = 240, 290  # seconds; JAX itself gives up after 300, and takes the process with it
+_LIMIT, _LONGEST = 240.0, 290.0  # seconds; JAX itself gives up after 300, and takes the process with it
 _LISTEN_SECONDS = 0.1
 
 
@@ -85,8 +85,8 @@ def _join(*job: str | int) -> None:
         thread.join(_LISTEN_SECONDS)
     if thread.is_alive():
         raise ConfigError(
-            f"the other processes of the job did not come within {limit} s: {_described(job)}; are all of them started, and "
-            "can they reach that address?"
+            f"the other processes of the job did not come within {limit:g} s: {_described(job)}; are all of them started, "
+            "and can they reach that address?"
         )
     if not failed:
         return
