@@ -135,8 +135,9 @@ def error(
     with activity("comparing numbers") as shown:
 
         def loaded(dtype: str) -> Model:
+            made = _made(model, dtype, random, mesh)
             shown.text = f"comparing numbers in {dtype}"
-            return _made(model, dtype, random, mesh)
+            return made
 
         found = measure_error(loaded, workers, worker_tokens, answer_tokens)
     _report("error", model, "float32", random, mesh, found, as_json)
