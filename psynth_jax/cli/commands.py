@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -37,6 +40,13 @@ app = typer.Typer(
 # Commands that write no file: a signal may end them on the spot.
 READERS = frozenset({"run", "info", "ttft", "decode", "error", "show"})
 
+# Files that may be `-`: command -> option -> how the name of such a file ends.
+FILES = {
+    "eval": {"data": ".jsonl"},
+    "prepare": {"given": ".jsonl"},
+    "compile": {"matrix": ".yaml"},
+    "train": {"config": ".yaml"},
+}
 # What these name is read as text by Python alone, whatever the bytes of its name; what they say is checked where it is read.
 TEXTS = frozenset({"question", "branch", "roles", "data", "given", "matrix", "config"})
 
@@ -52,7 +62,18 @@ class JaxCommand(TyperCommand):
         check_unicode({name: value for name, value in ctx.params.items() if name not in TEXTS})
         if ctx.info_name not in READERS:
             interrupts.begin_to_write()
-        return super().invoke(ctx)
+        with tempfile.TemporaryDirectory(prefix="psynth-") as folder:
+            _read_standard_input(ctx, Path(folder))
+            return super().invoke(ctx)
+
+
+def _read_standard_input(ctx: Any, folder: Path) -> None:
+    """Give a command that was told `-` in place of a file a file with what is on standard input."""
+    for name, suffix in FILES.get(ctx.info_name, {}).items():
+        if str(ctx.params.get(name)) == "-":
+            file = folder / f"standard-input{suffix}"
+            file.write_bytes(sys.stdin.buffer.read())
+            ctx.params[name] = type(ctx.params[name])(file)
 
 
 def _version(asked: bool) -> None:

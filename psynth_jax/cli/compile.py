@@ -40,7 +40,9 @@ def compile_(
     dtype: Annotated[str, typer.Option(help="of weights and activations: bfloat16 or float32")] = "bfloat16",
     cache_dtype: Annotated[str | None, typer.Option(help="of branch caches, int8 too; default: dtype")] = None,
     rank: Annotated[int, typer.Option(help="of the synthesizer's adapter, on q, k, v, o; 0: none, as for workers")] = 16,
-    matrix: Annotated[Path | None, typer.Option(help="YAML list of workloads, compiled one after another")] = None,
+    matrix: Annotated[
+        Path | None, typer.Option(help="YAML list of workloads, compiled one after another; - reads it")
+    ] = None,
     into: Annotated[
         Path | None, typer.Option(help=f"with --matrix: a file whose table between {BEGIN} and {END} is renewed")
     ] = None,

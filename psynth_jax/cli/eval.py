@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def eval_(
-    data: Annotated[str, typer.Option(help="file of records with answers: .jsonl or .jsonl.gz")],
+    data: Annotated[str, typer.Option(help="file of records with answers: .jsonl or .jsonl.gz, or - for stdin")],
     into: Annotated[str, typer.Option(help="folder for rows and summary; rows that are there are not run again")],
     methods: Annotated[str, typer.Option(help=f"some of {METHODS}, with commas between")] = "text,branches",
     model: ModelName = "smollm2-135m",
