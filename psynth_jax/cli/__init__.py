@@ -67,7 +67,8 @@ def _exit_code(arguments: list[str]) -> int:
 
 
 def _say(kind: str, message: object) -> None:
-    sys.stderr.write(f"{kind}: {' '.join(str(message).split())}\n")
+    text = str(message).encode("utf-8", "backslashreplace").decode()  # bytes of arguments that are not UTF-8
+    sys.stderr.write(f"{kind}: {' '.join(text.split())}\n")
 
 
 def _show_warning(

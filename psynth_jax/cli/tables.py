@@ -51,7 +51,7 @@ class NumberTable:
 
 @dataclasses.dataclass
 class TitledPanel:
-    """A text in a border that holds its title; a title that is too long for the border is the first line of the text."""
+    """A text in a border that holds its title; what does not fit there is a line of the text."""
 
     text: str | Text
     title: str
@@ -60,19 +60,27 @@ class TitledPanel:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         room = options.max_width - 6  # two corners, and a line and a space at each end
-        lines: Text
-        shown: dict[str, Any]
-        lines, shown = Text.assemble(self.text), {}
-        if cell_len(self.title) <= room:
-            shown["title"] = Text(self.title)
+        head, rest = self._split(room)
+        lines = Text.assemble(self.text)
+        shown: dict[str, Any] = {}
+        if cell_len(head) <= room:
+            shown["title"] = Text(head)
         else:
-            lines = Text.assemble((self.title, "bold"), "\n", self.text)
+            lines = Text.assemble((head, "bold"), "\n", lines)
         if self.subtitle and cell_len(self.subtitle) <= room:
             shown["subtitle"] = Text(self.subtitle)
         elif self.subtitle:
-            lines = Text.assemble(lines, "\n", (self.subtitle, "dim"))
-        panel: Any = Panel(lines, title_align="left", border_style=self.border_style, **shown)
-        yield panel
+            rest.append(self.subtitle)
+        for line in rest:
+            lines = Text.assemble(lines, "\n", (line, "dim"))
+        yield Panel(lines, title_align="left", border_style=self.border_style, **shown)
+
+    def _split(self, room: int) -> tuple[str, list[str]]:
+        """Return the parts of the title that fit into the border, and the others, which come after the text."""
+        head, *others = self.title.split(" · ")
+        while others and cell_len(f"{head} · {others[0]}") <= room:
+            head = f"{head} · {others.pop(0)}"
+        return head, [" · ".join(others)] if others else []
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(min(12, options.max_width), options.max_width)

@@ -191,7 +191,6 @@ class TestOptions:
             ((*BRANCH, "--positions", "reference_live"), "--branch and --positions contradict each other"),
             (("--top-p", 0.5), "--top-p has no effect at --temperature 0"),
             (("--top-k", 5), "--top-k has no effect at --temperature 0"),
-            (("--seed", -1), "seed"),
             (("--branch", "-", "--roles", "-"), "only one of"),
         ],
     )
