@@ -27,6 +27,10 @@ def replacing(target: Path, names: Collection[str], what: str) -> Iterator[Path]
     Raises `InputError` when `target` holds anything but files of these names: it is not `what`, and
     would be lost.
     """
+    try:
+        str(target).encode("utf-8")
+    except UnicodeEncodeError:  # the libraries that write into it take UTF-8 alone
+        raise InputError(f"{target} is not a UTF-8 name; choose another one") from None
     target = followed(target)
     if target.exists():
         strange = [target.name] if not target.is_dir() else [p.name for p in target.iterdir() if p.name not in names]

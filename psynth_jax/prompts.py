@@ -36,14 +36,19 @@ def load_roles(path: str | Path | None = None) -> tuple[Role, ...]:
 
     Raises `InputError` naming the file and the entry that is wrong.
     """
-    import yaml
-
     if path is None:
         content = resources.files("psynth_jax").joinpath("roles.yaml").read_text(encoding="utf-8")
     elif isinstance(path, str | Path):
         content = read_text(path)
     else:
         raise InputError(f"roles are read from a file, named by a text or a path, not by {shown(path)}")
+    return parse_roles(content, path)
+
+
+def parse_roles(content: str, path: object) -> tuple[Role, ...]:
+    """Read roles from the text of a YAML file.  Raises `InputError` naming `path` and the entry that is wrong."""
+    import yaml
+
     with reading(str(path), "yaml", InputError):
         entries = yaml.safe_load(content)
     if not isinstance(entries, list) or not entries:

@@ -24,6 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from psynth_jax.axes import Array, HostArray
+from psynth_jax.devices import start_devices
 from psynth_jax.errors import ConfigError
 
 DATA, FSDP, BRANCH, TENSOR = MESH_AXES = ("data", "fsdp", "branch", "tensor")
@@ -53,7 +54,7 @@ def make_mesh(axes: str | Mapping[str, int], devices: Sequence[jax.Device] | Non
         number of devices.
     """
     sizes = mesh_sizes(axes)
-    found = list(jax.devices() if devices is None else devices)
+    found = list(start_devices() if devices is None else devices)
     needed = math.prod(sizes.values())
     if needed != len(found):
         named = ",".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "of one device"

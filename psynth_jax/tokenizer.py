@@ -11,6 +11,7 @@ import copy
 import functools
 import hashlib
 import json
+import logging
 import re
 import sys
 import time
@@ -29,6 +30,9 @@ from psynth_jax.tokenizer_files import has_tokenizer, load_backend
 if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
+
+# What transformers says when it is imported without torch, which nothing here needs; its other messages stay.
+logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in str(record.msg))
 
 RENDER_SECONDS = 10.0  # a chat template that renders for longer does not end, as far as a caller is concerned
 

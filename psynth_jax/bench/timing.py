@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -13,14 +14,18 @@ CALLS = 20  # that an accelerator runs one behind the other
 
 Name = TypeVar("Name")
 
+_PROGRESS = logging.getLogger("psynth_jax.progress")  # how far it is, for whoever listens; commands show it
+
 
 def in_turn(measures: Mapping[Name, Callable[[], float]], repeats: int) -> dict[Name, float]:
     """Run every measure once unmeasured, then `repeats` times in turn; return the median of the seconds each reports."""
-    for measure in measures.values():
+    for name, measure in measures.items():
+        _PROGRESS.info("compiling and running %s once", name)
         measure()
     seconds: dict[Name, list[float]] = {name: [] for name in measures}
-    for _ in range(repeats):
+    for number in range(1, repeats + 1):
         for name, measure in measures.items():
+            _PROGRESS.info("measuring %s, run %d of %d", name, number, repeats)
             seconds[name].append(measure())
     return {name: statistics.median(values) for name, values in seconds.items()}
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from psynth_jax.convert.load import cache_folder
+from psynth_jax.convert.load import known_cache_folder
 from psynth_jax.directories import followed
 from psynth_jax.errors import UserError
 from psynth_jax.files import refuse_special, write_text
@@ -23,9 +23,10 @@ from psynth_jax.ops.branch_attention import tuned
 from psynth_jax.ops.branch_attention.tuned import Key, Table
 
 
-def table_file(device_kind: str) -> Path:
-    """Return where the tilings for a kind of device are kept."""
-    return cache_folder() / "tuned" / f"{tuned.slug(device_kind)}.json"
+def table_file(device_kind: str) -> Path | None:
+    """Return where the tilings for a kind of device are kept; None where no cache folder is known."""
+    folder = known_cache_folder()
+    return None if folder is None else folder / "tuned" / f"{tuned.slug(device_kind)}.json"
 
 
 def install_tilings() -> None:
@@ -37,8 +38,8 @@ def install_tilings() -> None:
     """
     kind = tuned.local_kind()
     file = table_file(kind)
-    text = _text(file) if jax.process_count() == 1 else None
-    if text is None:
+    text = _text(file) if file is not None and jax.process_count() == 1 else None
+    if file is None or text is None:
         tuned.install(None)
         return
     tuned.install(Table(kind, tuned.shipped(kind).tilings | tuned.read(text, file, kind).tilings))
@@ -50,6 +51,8 @@ def record(device_kind: str, entries: Mapping[Key, dict[str, Any] | None]) -> Pa
     Raises `UserError` for a file that cannot be used or written.
     """
     file = table_file(device_kind)
+    if file is None:
+        raise UserError("there is no home directory to keep tilings in: set PSYNTH_CACHE to a folder that can be written")
     text = _text(file)
     kept = {} if text is None else tuned.read_json(text, file, device_kind)["entries"]
     kept |= {str(key): entry for key, entry in entries.items()}

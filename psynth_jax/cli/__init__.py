@@ -1,76 +1,60 @@
 """The command `psynth`.  Answers and JSON go to stdout; progress, tables and errors go to stderr.
 
-Exit codes: 0 done, 2 the user's input is wrong (one line, no traceback), 1 our fault (one line that
-names a file with the traceback; PSYNTH_DEBUG=1 shows it), 130 interrupted, 143 SIGTERM.
+Exit codes: 0 done, 2 the user's input is wrong (one line, no traceback), 1 our fault (one line that names a file with
+the traceback; PSYNTH_DEBUG=1 shows it), 130 interrupted, 129 SIGHUP, 143 SIGTERM.
+
+Signals are listened for before anything heavy is imported: to import this module takes a few milliseconds.  Commands
+declare their options without JAX, and import what they need when they run.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import warnings
-from pathlib import Path
-from typing import Any
 
-import typer
+from psynth_jax.cli import interrupts
 
-import psynth_jax
-from psynth_jax.cli import internal_error
-from psynth_jax.cli.bench import bench
-from psynth_jax.cli.compile import compile_
-from psynth_jax.cli.convert import convert, merge, pull, push
-from psynth_jax.cli.data import data
-from psynth_jax.cli.eval import eval_
-from psynth_jax.cli.info import info
-from psynth_jax.cli.report import report
-from psynth_jax.cli.run import run
-from psynth_jax.cli.train import TERMINATED, export, train
-from psynth_jax.errors import UserError
-
-app = typer.Typer(
-    name="psynth",
-    help="Parallel workers answer, a synthesizer reads their KV caches.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.command()(run)
-app.command()(train)
-app.command()(export)
-app.command("eval")(eval_)
-app.command("compile")(compile_)
-app.command()(convert)
-app.command()(merge)
-app.command()(push)
-app.command()(pull)
-app.command()(info)
-app.add_typer(bench, name="bench")
-app.add_typer(report, name="report")
-app.add_typer(data, name="data")
-
-# What the command line parser raises for a wrong option.  Its home has moved between versions of typer, its child has not.
-USAGE_ERROR: type[BaseException] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _LONGEST_LINE = 2000  # characters
 
 
 def main() -> None:
     """Run the command line; end the process with its exit code."""
-    signal.signal(signal.SIGTERM, _terminated)
+    interrupts.install()
+    try:
+        code = _ended_code()
+    except KeyboardInterrupt:
+        code = 130
+    raise SystemExit(interrupts.exit_code(code))
+
+
+def _ended_code() -> int:
+    import warnings
+
+    from psynth_jax.cli import streams
+
+    streams.prepare()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.showwarning = _show_warning
-        raise SystemExit(_exit_code(sys.argv[1:] or ["--help"]))
-
-
-def _terminated(*_: object) -> None:
-    """End as an error would, so that what is half written is removed; `psynth train` saves first (`training.preemption`)."""
-    raise SystemExit(TERMINATED)
+        try:
+            code = _exit_code(sys.argv[1:] or ["--help"])
+        except SystemExit as ended:  # of a signal, or of a command that has said why
+            code = ended.code if isinstance(ended.code, int) else 1
+        return streams.close(code)
 
 
 def _exit_code(arguments: list[str]) -> int:
+    import typer
+
+    from psynth_jax.cli.commands import USAGE_ERROR, app
+    from psynth_jax.errors import UserError
+
     try:
         return app(arguments, prog_name="psynth", standalone_mode=False) or 0
     except UserError as error:
@@ -79,11 +63,13 @@ def _exit_code(arguments: list[str]) -> int:
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "psynth"
         _say("error", f"{error.format_message().rstrip('.')}; see {where} --help")  # type: ignore[attr-defined]
-    except (KeyboardInterrupt, typer.Abort):
+    except typer.Abort:
         return 130
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
             raise
+        from psynth_jax.cli import internal_error
+
         kind, said, code = internal_error.told(error, arguments)  # a panic of Rust, too, which is no Exception
         _say(kind, said)
         return code
@@ -92,7 +78,8 @@ def _exit_code(arguments: list[str]) -> int:
 
 def _say(kind: str, message: object) -> None:
     """Write one line; of one that a value of a file has made very long, the beginning and the end."""
-    text = " ".join(str(message).split())
+    text = str(message).encode("utf-8", "backslashreplace").decode()  # bytes of arguments that are not UTF-8
+    text = " ".join(text.split())
     if len(text) > _LONGEST_LINE:
         text = f"{text[: _LONGEST_LINE - 500]} ... {text[-500:]}"
     sys.stderr.write(f"{kind}: {text}\n")
@@ -102,5 +89,9 @@ def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
 ) -> None:
     """Tell people our own warnings in one line.  Those of libraries are for developers: `python -W default` shows them."""
+    from pathlib import Path
+
+    import psynth_jax
+
     if Path(psynth_jax.__file__).parent in Path(filename).parents:
         _say("warning", message)

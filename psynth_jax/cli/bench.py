@@ -4,40 +4,26 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
-import jax.numpy as jnp
 import typer
-from rich.text import Text
 
-from psynth_jax.bench.decode import decode as measure_decode
-from psynth_jax.bench.error import error as measure_error
-from psynth_jax.bench.kernel import kernel as measure_kernel
-from psynth_jax.bench.train import Workload
-from psynth_jax.bench.train import train as measure_train
-from psynth_jax.bench.ttft import ttft as measure_ttft
-from psynth_jax.bench.tune import tune as tune_kernel
-from psynth_jax.cache import CACHE_DTYPES
 from psynth_jax.cli import view
-from psynth_jax.cli.setting import console, device_name, load, start_jax, write_json
-from psynth_jax.convert.rules import parameter_dtype
+from psynth_jax.cli.checks import check_at_least, check_choice, check_dtype, check_mesh
+from psynth_jax.cli.options import ATTENTION_SHAPES, CACHE_DTYPES, IMPLEMENTATIONS, AsJson, Dtype, MeshAxes, ModelName
+from psynth_jax.cli.setting import activity, console, device_name, start_jax, write_json
 from psynth_jax.errors import InputError
-from psynth_jax.model import Model
-from psynth_jax.nn.decoder import Decoder
-from psynth_jax.ops.branch_attention import Implementation
-from psynth_jax.ops.branch_attention.cases import MODELS, Case
-from psynth_jax.presets import preset
+
+if TYPE_CHECKING:
+    from psynth_jax.model import Model
 
 bench = typer.Typer(help="Measure speed, and what lower precision costs.")
 
-ModelName = Annotated[str, typer.Option("--model", help="preset, model directory, .gguf file, or hub id")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16")]
-MeshAxes = Annotated[str | None, typer.Option("--mesh", help="devices to run on, as in branch=2,tensor=2; default: one")]
-Attention = Annotated[str, typer.Option("--implementation", help=f"of attention: {', '.join(get_args(Implementation))}")]
+Attention = Annotated[str, typer.Option("--implementation", help=f"of attention: {IMPLEMENTATIONS}")]
+TINY = "tiny-random"  # the model that is drawn, see `psynth_jax.convert.tiny`
 Random = Annotated[bool, typer.Option("--random", help="random weights of the preset's shape: nothing is downloaded")]
 Repeats = Annotated[int, typer.Option(help="measured runs of each kind, in turn; medians are reported")]
 Against = Annotated[str | None, typer.Option(help="'torch': also time transformers on the same weights")]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 
 
 @bench.command()
@@ -54,9 +40,15 @@ def ttft(
     as_json: AsJson = False,
 ) -> None:
     """Time to first token from branches, against prefilling the same tokens as text."""
+    sizes = {"--branches": branches, "--branch-tokens": branch_tokens, "--prompt-tokens": prompt_tokens}
+    check_at_least(1, sizes | {"--repeats": repeats})
+    _check_model(dtype, mesh)
     against_torch = _wants_torch(against, random)
+    from psynth_jax.bench.ttft import ttft as measure_ttft
+
     loaded = _model(model, dtype, random, mesh)
-    found = measure_ttft(loaded, model, branches, branch_tokens, prompt_tokens, repeats, against_torch=against_torch)
+    with activity("measuring the time to the first token"):
+        found = measure_ttft(loaded, model, branches, branch_tokens, prompt_tokens, repeats, against_torch=against_torch)
     _report("ttft", model, dtype, random, mesh, found, as_json)
 
 
@@ -75,23 +67,31 @@ def decode(
     as_json: AsJson = False,
 ) -> None:
     """Prefill, decoding of several rows, and workers in one batch against one after another."""
+    sizes = {"--rows": rows, "--prompt-tokens": prompt_tokens, "--prefill-tokens": prefill_tokens}
+    check_at_least(1, sizes | {"--repeats": repeats})
+    if new_tokens < 2:
+        raise InputError(f"--new-tokens is {new_tokens}: what is timed follows the first token, so new tokens at least 2")
+    _check_model(dtype, mesh)
     against_torch = _wants_torch(against, random)
+    from psynth_jax.bench.decode import decode as measure_decode
+
     loaded = _model(model, dtype, random, mesh)
-    found = measure_decode(
-        loaded, model, rows, new_tokens, prompt_tokens, prefill_tokens, repeats, against_torch=against_torch
-    )
+    with activity("measuring prefill and decoding"):
+        found = measure_decode(
+            loaded, model, rows, new_tokens, prompt_tokens, prefill_tokens, repeats, against_torch=against_torch
+        )
     _report("decode", model, dtype, random, mesh, found, as_json)
 
 
 @bench.command()
 def kernel(
-    model: Annotated[str, typer.Option(help=f"whose attention: {', '.join(MODELS)}")] = "qwen3-8b",
+    model: Annotated[str, typer.Option(help=f"whose attention: {ATTENTION_SHAPES}")] = "qwen3-8b",
     tokens: Annotated[int, typer.Option(help="new tokens: 1 is decoding")] = 1,
     branches: Annotated[int, typer.Option(help="branches that are read")] = 8,
     branch_tokens: Annotated[int, typer.Option(help="tokens of each")] = 4096,
     rows: Annotated[int, typer.Option(help="questions in the batch")] = 1,
     dtype: Dtype = "float32",
-    cache_dtype: Annotated[str | None, typer.Option(help=f"of the branches: {', '.join(CACHE_DTYPES)}")] = None,
+    cache_dtype: Annotated[str | None, typer.Option(help=f"of the branches: {CACHE_DTYPES}")] = None,
     implementation: Attention = "auto",
     repeats: Repeats = 5,
     tune: Annotated[
@@ -100,18 +100,20 @@ def kernel(
     as_json: AsJson = False,
 ) -> None:
     """One attention call of a model's shape, against the device's measured bandwidth and matmul rate."""
-    parameter_dtype(dtype)
-    if cache_dtype not in (None, *CACHE_DTYPES):
-        raise InputError(f"--cache-dtype is {cache_dtype!r}; it must be one of {', '.join(CACHE_DTYPES)}")
-    start_jax()
+    check_dtype(dtype)
+    check_choice("--cache-dtype", cache_dtype, CACHE_DTYPES)
+    check_choice("--implementation", implementation, IMPLEMENTATIONS)
+    from psynth_jax.bench.kernel import kernel as measure_kernel
+    from psynth_jax.bench.tune import tune as tune_kernel
+    from psynth_jax.ops.branch_attention.cases import Case
+
     case = Case(model, tokens, branches, branch_tokens, rows=rows)
-    if tune:
-        with console.status(Text(f"tuning {case.name}")):
-            found = tune_kernel(case, dtype, cache_dtype or dtype, implementation, repeats)  # type: ignore[arg-type]
-        if not as_json:
-            console.print(view.tilings(found.pop("candidates")))
-    else:
-        found = measure_kernel(case, dtype, cache_dtype or dtype, implementation, repeats)  # type: ignore[arg-type]
+    measure = tune_kernel if tune else measure_kernel
+    with activity(f"{'tuning' if tune else 'measuring'} {case.name}"):
+        start_jax()
+        found = measure(case, dtype, cache_dtype or dtype, implementation, repeats)  # type: ignore[arg-type]
+    if tune and not as_json:
+        console.print(view.tilings(found.pop("candidates")))
     _report("kernel", model, dtype, True, None, found, as_json)
 
 
@@ -126,7 +128,18 @@ def error(
     as_json: AsJson = False,
 ) -> None:
     """Error of bfloat16 and of int8 caches: log-probabilities of an answer, against float32."""
-    found = measure_error(lambda dtype: _model(model, dtype, random, mesh), workers, worker_tokens, answer_tokens)
+    check_at_least(1, {"--workers": workers, "--worker-tokens": worker_tokens, "--answer-tokens": answer_tokens})
+    _check_model("float32", mesh)
+    from psynth_jax.bench.error import error as measure_error
+
+    with activity("comparing numbers") as shown:
+
+        def loaded(dtype: str) -> Model:
+            made = _made(model, dtype, random, mesh)
+            shown.text = f"comparing numbers in {dtype}"
+            return made
+
+        found = measure_error(loaded, workers, worker_tokens, answer_tokens)
     _report("error", model, "float32", random, mesh, found, as_json)
 
 
@@ -148,11 +161,20 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Training steps on one batch, and reading of data; against two loops in torch and PEFT."""
+    sizes = {"--examples": examples, "--branches": branches, "--branch-tokens": branch_tokens}
+    sizes |= {"--prompt-tokens": prompt_tokens, "--target-tokens": target_tokens, "--repeats": repeats}
+    check_at_least(1, sizes)
+    check_choice("--implementation", implementation, IMPLEMENTATIONS)
+    _check_model(dtype, mesh)
     against_torch = _wants_torch(against, random, "peft")
+    from psynth_jax.bench.train import Workload
+    from psynth_jax.bench.train import train as measure_train
+
     loaded = _model(model, dtype, random, mesh)
     workload = Workload(examples, branches, branch_tokens, prompt_tokens, target_tokens)
     options = {"remat": remat, "implementation": implementation}
-    found = measure_train(loaded, model, workload, repeats, options, against_torch=against_torch)
+    with activity("measuring training steps"):
+        found = measure_train(loaded, model, workload, repeats, options, against_torch=against_torch)
     _report("train", model, dtype, random, mesh, found, as_json)
 
 
@@ -169,20 +191,36 @@ def _wants_torch(against: str | None, random: bool, *more: str) -> bool:
     return True
 
 
+def _check_model(dtype: str, mesh: str | None) -> None:
+    check_dtype(dtype)
+    check_mesh(mesh)
+
+
 def _model(name: str, dtype: str, random: bool, mesh: str | None) -> Model:
+    with activity(f"making random weights of {name}" if random else f"loading {name}"):
+        return _made(name, dtype, random, mesh)
+
+
+def _made(name: str, dtype: str, random: bool, mesh: str | None) -> Model:
+    from psynth_jax.convert.load import load_model
+    from psynth_jax.convert.rules import parameter_dtype
+    from psynth_jax.model import Model
+    from psynth_jax.nn.decoder import Decoder
+    from psynth_jax.presets import preset
+
     if not random:
-        return load(name, dtype, mesh)
-    config, numbers = preset(name).config, jnp.dtype(parameter_dtype(dtype))
-    devices = start_jax(mesh)
-    with console.status(Text(f"making random weights of {name}")):
-        return Model(Decoder.random(config, dtype=numbers, mesh=devices), None, frozenset(), f"random {name}")
+        return load_model(name, dtype, start_jax(mesh))
+    config, numbers = preset(name).config, parameter_dtype(dtype)
+    assert numbers is not None
+    decoder = Decoder.random(config, dtype=numbers, mesh=start_jax(mesh))
+    return Model(decoder, None, frozenset(), f"random {name}")
 
 
 def _report(kind: str, model: str, dtype: str, random: bool, mesh: str | None, found: dict[str, Any], as_json: bool) -> None:
     facts = {
         "bench": kind,
         "model": model,
-        "weights": "random" if random else "real",
+        "weights": "random" if random or model == TINY else "real",
         "dtype": dtype,
         "device": device_name(),
         **({} if mesh is None else {"mesh": mesh}),

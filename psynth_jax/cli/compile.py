@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import jax
 import typer
-from rich.text import Text
 
 from psynth_jax.cli import view
-from psynth_jax.cli.setting import console, without_stderr, write_json
-from psynth_jax.compiling.report import Report, markdown, report
-from psynth_jax.compiling.workload import Workload, read_matrix, workload
+from psynth_jax.cli.checks import was_given
+from psynth_jax.cli.options import PRESETS
+from psynth_jax.cli.setting import activity, console, without_stderr, write_json
 from psynth_jax.errors import InputError
-from psynth_jax.presets import PRESETS
+
+if TYPE_CHECKING:
+    from psynth_jax.compiling.report import Report
+    from psynth_jax.compiling.workload import Workload
 
 BEGIN, END = "<!-- psynth compile: begin -->", "<!-- psynth compile: end -->"
 
@@ -23,7 +24,7 @@ BEGIN, END = "<!-- psynth compile: begin -->", "<!-- psynth compile: end -->"
 def compile_(
     context: typer.Context,
     topology: Annotated[str | None, typer.Option(help="accelerator type: v5e-16, v5p-64, v6e-8, tpu7x-16, ...")] = None,
-    model: Annotated[str | None, typer.Option(help=", ".join(PRESETS))] = None,
+    model: Annotated[str | None, typer.Option(help=PRESETS)] = None,
     program: Annotated[str, typer.Option(help="synthesize, decode, workers or train")] = "synthesize",
     mesh: Annotated[
         str | None,
@@ -39,7 +40,9 @@ def compile_(
     dtype: Annotated[str, typer.Option(help="of weights and activations: bfloat16 or float32")] = "bfloat16",
     cache_dtype: Annotated[str | None, typer.Option(help="of branch caches, int8 too; default: dtype")] = None,
     rank: Annotated[int, typer.Option(help="of the synthesizer's adapter, on q, k, v, o; 0: none, as for workers")] = 16,
-    matrix: Annotated[Path | None, typer.Option(help="YAML list of workloads, compiled one after another")] = None,
+    matrix: Annotated[
+        Path | None, typer.Option(help="YAML list of workloads, compiled one after another; - reads it")
+    ] = None,
     into: Annotated[
         Path | None, typer.Option(help=f"with --matrix: a file whose table between {BEGIN} and {END} is renewed")
     ] = None,
@@ -50,10 +53,14 @@ def compile_(
 
     Exit code 1 when something does not fit.
     """
+    import jax
+
+    from psynth_jax.compiling.workload import read_matrix, workload
+
     if "JAX_PLATFORMS" not in os.environ:  # what is compiled for needs no device here, and must not take one
         jax.config.update("jax_platforms", "cpu")
     if matrix is not None:
-        given = [name for name in context.params if _was_given(context, name) and name not in ("matrix", "into", "as_json")]
+        given = [name for name in context.params if was_given(context, name) and name not in ("matrix", "into", "as_json")]
         if given:
             named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise InputError(f"a --matrix says itself what to compile, and writes no text: leave out {named}")
@@ -63,6 +70,7 @@ def compile_(
         raise InputError("--into takes the table of a --matrix")
     if topology is None or model is None:
         raise InputError("--topology and --model are needed, such as --topology v5e-16 --model qwen3-14b, or a --matrix")
+    _refuse_ignored(context, program, rank)
     asked = {
         "topology": topology, "model": model, "program": program, "mesh": mesh, "branches": branches,
         "branch_tokens": branch_tokens, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "dtype": dtype,
@@ -82,17 +90,27 @@ def compile_(
         raise SystemExit(1)
 
 
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+def _refuse_ignored(context: typer.Context, program: str, rank: int) -> None:
+    """Raise `InputError` for an option that the program does not have."""
+    ignored = {"questions"} if program != "train" else {"cache_dtype"}
+    if program == "workers":
+        ignored |= {"new_tokens"} | ({"rank"} if rank else set())
+    for name in sorted(ignored):
+        if was_given(context, name):
+            spelled = "--" + name.replace("_", "-")
+            raise InputError(f"{spelled} and --program {program} contradict each other: that program has none; leave it out")
 
 
 def _compile(work: Workload) -> Report:
-    with console.status(Text(f"compiling {work.program} of {work.model} for {work.topology}")), without_stderr():
+    from psynth_jax.compiling.report import report
+
+    with activity(f"compiling {work.program} of {work.model} for {work.topology}"), without_stderr():
         return report(work)
 
 
 def _matrix(workloads: list[Workload], source: Path, into: Path | None, as_json: bool) -> None:
+    from psynth_jax.compiling.report import markdown
+
     before, after = _around(into) if into is not None else ("", "")
     facts: list[dict[str, Any]] = []
     for work in workloads:

@@ -6,17 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.status import Status
 
-from psynth_jax.cli.setting import console, write_json
-from psynth_jax.convert import convert as conversion
-from psynth_jax.convert import hub
-from psynth_jax.convert.adapter_directory import save_adapter
-from psynth_jax.convert.adapters import find_adapter, load_adapter, training_summary
-from psynth_jax.convert.merging import check_choices, merge_adapters
+from psynth_jax.cli.checks import check_choice
+from psynth_jax.cli.options import AsJson
+from psynth_jax.cli.setting import activity, console, write_json
 from psynth_jax.directories import replacing, writing
 
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 BaseModel = Annotated[str | None, typer.Option(help="model that the adapter belongs to; default: the one that it names")]
 
 
@@ -30,7 +25,10 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Convert a model or an adapter; docs/convert.md has what becomes what."""
-    with Status(f"converting {source}", console=console):
+    from psynth_jax.convert import convert as conversion
+
+    check_choice("--to", to, "psynth, hf, peft")
+    with activity(f"converting {source}"):
         made = conversion.convert(source, target, to, base, merge, dtype)  # type: ignore[arg-type]
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     facts: dict[str, Any] = {"kind": made.kind, "source": source, "target": str(target), "to": to, "base": made.base}
@@ -57,11 +55,18 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Average two adapters."""
+    from psynth_jax.convert import convert as conversion
+    from psynth_jax.convert.adapter_directory import save_adapter
+    from psynth_jax.convert.adapters import find_adapter, load_adapter, training_summary
+    from psynth_jax.convert.merging import check_choices, merge_adapters
+
     check_choices(weight, how, rank, mapper)  # type: ignore[arg-type]
-    for adapter in (first, second):
-        find_adapter(adapter)
-    model = conversion.open_base(first, base, "float32")
-    merged = merge_adapters(load_adapter(first, model), load_adapter(second, model), weight, how, rank, mapper)  # type: ignore[arg-type]
+    with activity(f"merging {first} and {second}"):
+        for adapter in (first, second):
+            find_adapter(adapter)
+        model = conversion.open_base(first, base, "float32")
+        adapters = (load_adapter(first, model), load_adapter(second, model))
+        merged = merge_adapters(*adapters, weight, how, rank, mapper)  # type: ignore[arg-type]
     facts: dict[str, Any] = {"first": first, "second": second, "weight": weight, "how": how, "mapper": mapper}
     facts |= {"rank": merged.adapter.lora.rank if merged.adapter.lora else None, "error": merged.error}
     sources = {"first": training_summary(first), "second": training_summary(second)}
@@ -80,7 +85,9 @@ def push(
     message: Annotated[str | None, typer.Option(help="of the commit")] = None,
 ) -> None:
     """Upload a model or adapter to the hub, as one commit."""
-    with Status(f"uploading {directory}", console=console):
+    from psynth_jax.convert import hub
+
+    with activity(f"uploading {directory}"):
         address = hub.push(directory, repository, private, message)
     console.print(f"{directory} is at {address}")
 
@@ -91,6 +98,8 @@ def pull(
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit")] = None,
 ) -> None:
     """Download a model or adapter from the hub, whole or not at all."""
-    with Status(f"downloading {repository}", console=console):
+    from psynth_jax.convert import hub
+
+    with activity(f"downloading {repository}"):
         hub.pull(repository, target, revision)
     console.print(f"{repository} is in {target}")

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from psynth_jax.cli import data_view
 from psynth_jax.cli.data_progress import progress
+from psynth_jax.cli.options import SOURCES, AsJson
 from psynth_jax.cli.setting import console, write_json
 from psynth_jax.cli.template_option import TemplateOption, template_variables
-from psynth_jax.convert.load import open_model
-from psynth_jax.convert.stream import ModelStream
-from psynth_jax.data.counts import counted
-from psynth_jax.data.example import Lengths
-from psynth_jax.data.prepare import PrepareOptions, check, known_sources, name_of, prepare_examples, prepare_records
-from psynth_jax.data.shards import Shard, open_shards
 from psynth_jax.errors import InputError
-from psynth_jax.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from psynth_jax.convert.stream import ModelStream
+    from psynth_jax.data.shards import Shard
+    from psynth_jax.tokenizer import Tokenizer
 
 data = typer.Typer(help="Prepare data for training and evaluation, and look at it.")
 
 Prepared = Annotated[Path, typer.Argument(help="what `psynth data prepare` wrote: the directory of one task or of several")]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 
 
 @data.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help=", ".join(sorted(known_sources())))],
+    source: Annotated[str, typer.Argument(help=SOURCES)],
     given: Annotated[
         str | None,
         typer.Argument(metavar="[INPUT]", help="file, directory or hub id; default: the source's own data set"),
@@ -51,6 +48,9 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Turn the rows of a source into tokenised examples (--into and --model), or into records (--records)."""
+    from psynth_jax.convert.load import open_model
+    from psynth_jax.data.prepare import PrepareOptions, check, name_of, prepare_examples, prepare_records
+
     asked = PrepareOptions.parse(
         {"source": source, "input": given, "options": tuple(option or ()), "limit": limit, "seed": seed}
         | {"split": split, "config": config, "revision": revision}
@@ -96,6 +96,10 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print an example as text: prompt, branch by branch, target."""
+    from psynth_jax.convert.load import open_model
+    from psynth_jax.data.counts import counted
+    from psynth_jax.data.shards import Shard, open_shards
+
     shards = open_shards(directory)
     if len(shards) > 1:
         raise InputError(f"{directory} has several tasks, show one: {', '.join(str(shard.directory) for shard in shards)}")
@@ -117,6 +121,8 @@ def show(
 @data.command()
 def info(directory: Prepared, as_json: AsJson = False) -> None:
     """Tell how many examples there are, how long their parts are, and what was dropped."""
+    from psynth_jax.data.shards import open_shards
+
     described = {shard.task: _described(shard) for shard in open_shards(directory)}
     if as_json:
         write_json({"directory": str(directory), "tasks": described})
@@ -132,6 +138,7 @@ def _tokenizer(opened: ModelStream, model: str) -> Tokenizer:
 
 def _decoded(shard: Shard, number: int, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return an example as text, special tokens included."""
+    from psynth_jax.data.example import Lengths
 
     def text(tokens: Any) -> str:
         return str(tokenizer.backend.decode(tokens.tolist(), skip_special_tokens=False))
@@ -159,6 +166,10 @@ def _decoded(shard: Shard, number: int, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _described(shard: Shard) -> dict[str, Any]:
+    import numpy as np
+
+    from psynth_jax.data.example import Lengths
+
     lengths = {}
     for column, name in enumerate(Lengths._fields):
         values = shard.lengths[:, column]

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Group
-from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
+from psynth_jax.cli.tables import NumberTable, TitledPanel
 from psynth_jax.cli.view import printable
 from psynth_jax.data.counts import counted
 
@@ -66,8 +64,8 @@ def example(facts: Mapping[str, Any]) -> Group:
     return Group(Text(printable(title)), *panels)
 
 
-def _panel(title: str, text: Text) -> Panel:
-    return Panel(text, title=Text(title), title_align="left", border_style="dim")
+def _panel(title: str, text: Text) -> TitledPanel:
+    return TitledPanel(text, title, border_style="dim")
 
 
 def _dropped(reasons: Mapping[str, int]) -> list[Any]:
@@ -76,7 +74,7 @@ def _dropped(reasons: Mapping[str, int]) -> list[Any]:
         return [Text("nothing was dropped", style="dim")]
     table = _table("dropped because of", "rows")
     for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
-        table.add_row(Text(reason), f"{count:,}")
+        table.add_row(reason, f"{count:,}")
     return [table, Text(f"{_count(reasons, 'dropped')} in all", style="dim")]
 
 
@@ -84,9 +82,5 @@ def _count(counts: Mapping[str, int], what: str) -> str:
     return f"{sum(counts.values()):,} {what}"
 
 
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=box.ROUNDED, border_style="dim")
-    table.add_column(first)
-    for column in others:
-        table.add_column(column, justify="right")
-    return table
+def _table(first: str, *others: str) -> NumberTable:
+    return NumberTable((first, *others))

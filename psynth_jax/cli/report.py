@@ -8,7 +8,6 @@ import typer
 
 from psynth_jax.cli import view
 from psynth_jax.cli.setting import console, write_json
-from psynth_jax.training.report import report_train
 
 report = typer.Typer(help="Draw what has been done.")
 
@@ -27,6 +26,8 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
 ) -> None:
     """Draw the curves of a training run: PNG files, and one HTML page that needs nothing else."""
+    from psynth_jax.training.report import report_train
+
     found = report_train(workdir, into)
     if as_json:
         write_json(found)

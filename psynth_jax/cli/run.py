@@ -2,81 +2,84 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any, get_args
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
-from psynth_jax.branches import Branches, PositionMode
-from psynth_jax.cache import CACHE_DTYPES
-from psynth_jax.cli import view
-from psynth_jax.cli.setting import console, load, text_or_file, write_json
+from psynth_jax.cli import adapter_choice, view
+from psynth_jax.cli.checks import check_at_least, check_choice, check_dtype, check_mesh, refuse_together, was_given
+from psynth_jax.cli.options import CACHE_DTYPES, POSITIONS, AsJson, Dtype, MeshAxes, ModelName
+from psynth_jax.cli.setting import activity, console, load, text_or_file, write_json
 from psynth_jax.cli.template_option import TemplateOption, template_variables
-from psynth_jax.convert.adapters import shipped_adapter
 from psynth_jax.errors import ContextLengthError, InputError
-from psynth_jax.prompts import Role, load_roles, synthesis_messages, worker_prompts
-from psynth_jax.synthesis import inputs
-from psynth_jax.synthesis.generate import OnToken, StreamedToken
-from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
-from psynth_jax.synthesis.sampling import SamplingOptions
+from psynth_jax.prompts import Role, load_roles, parse_roles, synthesis_messages, worker_prompts
+
+if TYPE_CHECKING:
+    from psynth_jax.branches import Branches
+    from psynth_jax.synthesis.generate import OnToken, StreamedToken
+    from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
 
 WAYS = ("caches", "text", "question alone")  # what an answer is made from; the last two with --compare
 
 
 def run(
-    question: Annotated[str, typer.Argument(help="what to answer, or @FILE")],
+    context: typer.Context,
+    question: Annotated[str, typer.Argument(help="what to answer, @FILE, or - for standard input")],
     workers: Annotated[int, typer.Option(help="how many workers write, when no --branch is given")] = 3,
     branch: Annotated[
-        list[str] | None, typer.Option(help="a branch given as TEXT or @FILE, instead of a worker; repeat it")
+        list[str] | None, typer.Option(help="a branch given as TEXT, @FILE or -, instead of a worker; repeat it")
     ] = None,
-    model: Annotated[str, typer.Option(help="preset, model directory, .gguf file, or hub id")] = "smollm2-135m",
-    adapter: Annotated[
-        str | None,
-        typer.Option(help="for the synthesizer: directory or hub id, or none; default: the one that comes with psynth_jax"),
-    ] = None,
+    model: ModelName = "smollm2-135m",
+    adapter: Annotated[str | None, typer.Option(help=adapter_choice.HELP)] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="answer from the texts, and from the question alone, too")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
-    roles: Annotated[str | None, typer.Option(help="YAML file of worker roles")] = None,
+    as_json: AsJson = False,
+    roles: Annotated[str | None, typer.Option(help="YAML file of worker roles, each with name and text; - reads it")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="longest answer, in tokens")] = 128,
     worker_tokens: Annotated[int, typer.Option(help="longest text of a worker, in tokens; it is cut off there")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="1 is off")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="0 is off")] = 0,
-    seed: Annotated[int, typer.Option(help="of all random numbers")] = 0,
-    positions: Annotated[str, typer.Option(help=" or ".join(get_args(PositionMode)))] = "exact",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    top_p: Annotated[float, typer.Option(help="with --temperature; 1 is off")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="with --temperature; 0 is off")] = 0,
+    seed: Annotated[int, typer.Option(help="of all random numbers; with --temperature")] = 0,
+    positions: Annotated[str, typer.Option(help=POSITIONS)] = "exact",
+    dtype: Dtype = "float32",
     cache_dtype: Annotated[
-        str | None, typer.Option(help=f"of branch caches: {', '.join(CACHE_DTYPES)}; that of the model, if not given")
+        str | None, typer.Option(help=f"of branch caches: {CACHE_DTYPES}; that of the model, if not given")
     ] = None,
-    mesh: Annotated[str | None, typer.Option(help="devices to run on, as in branch=2,tensor=2; default: one")] = None,
+    mesh: MeshAxes = None,
     template: TemplateOption = None,
 ) -> None:
     """Let workers answer QUESTION in parallel, and a synthesizer read their caches."""
-    asked = text_or_file(question)
-    given = [text_or_file(text) for text in branch or []]
-    chosen = load_roles(roles)
+    asked, given, chosen = _texts(question, branch or [], roles)
     _check(asked, given, workers, worker_tokens, positions, cache_dtype)
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+    _check_numbers(max_new_tokens, sampling, dtype, mesh)
+    _check_together(context, temperature, positions)
     variables = template_variables(template)
-    SamplingOptions(max_new_tokens, temperature, top_p, top_k)  # what is wrong here must not wait for a model
+    adapter_choice.check_adapter(adapter)
     loaded = load(model, dtype, mesh)
-    chosen_adapter = shipped_adapter(loaded) if adapter is None else None if adapter == "none" else adapter
-    synth = ParallelSynthesis(
-        loaded,
-        chosen_adapter,
-        positions,  # type: ignore[arg-type]
-        cache_dtype=cache_dtype,
-        template=variables,
-    )
+    chosen_adapter = adapter_choice.choose_adapter(adapter, loaded)
+    from psynth_jax.synthesis.pipeline import ParallelSynthesis
+
+    with activity("reading the adapter"):
+        synth = ParallelSynthesis(
+            loaded,
+            chosen_adapter,
+            positions,  # type: ignore[arg-type]
+            cache_dtype=cache_dtype,
+            template=variables,
+        )
     _check_window(synth, asked, 0, max_new_tokens)
     if given:
         names = [f"branch {number}" for number in range(1, len(given) + 1)]
-        branches = synth.encode(given)
+        with activity("reading the given branches"):
+            branches = synth.encode(given)
     else:
         chosen = tuple(chosen[index % len(chosen)] for index in range(workers))
         names = [role.name for role in chosen]
@@ -84,6 +87,7 @@ def run(
     _check_window(synth, asked, max(branches.lengths), max_new_tokens)
     if not as_json:
         console.print(view.workers_panels(names, branches.texts, branches.lengths, branches.finish_reasons))
+        adapter_choice.say_adapter(adapter, chosen_adapter, loaded)
     read = _written(branches)
     results = _answers(synth, asked, read, max_new_tokens, sampling, WAYS if compare else WAYS[:1], quiet=as_json)
     if as_json:
@@ -98,6 +102,36 @@ def run(
     console.print(view.results_table(results))
 
 
+def _texts(question: str, branch: Sequence[str], roles: str | None) -> tuple[str, list[str], tuple[Role, ...]]:
+    """Read the question, the given branches and the roles.  Raises `InputError`, also when two want standard input."""
+    wanting = [value for value in (question, *branch, roles) if value in ("-", "@-")]
+    if len(wanting) > 1:
+        raise InputError("only one of the question, the branches and --roles can be read from standard input")
+    asked = text_or_file(question, "the question")
+    given = [text_or_file(text, f"branch {number}") for number, text in enumerate(branch, start=1)]
+    return asked, given, parse_roles(text_or_file("-", "the roles"), "standard input") if roles == "-" else load_roles(roles)
+
+
+def _check_together(context: typer.Context, temperature: float, positions: str) -> None:
+    """Raise `InputError` for options of which one would be ignored."""
+    refuse_together(context, "branch", ("workers", "worker_tokens", "roles"), "given branches take the place of workers")
+    if positions == "reference_live":
+        refuse_together(context, "branch", ("positions",), "these positions need what stood before a worker's text")
+    for name in ("top_p", "top_k"):
+        if temperature == 0 and was_given(context, name):
+            spelled = "--" + name.replace("_", "-")
+            raise InputError(f"{spelled} has no effect at --temperature 0, which is greedy: give a temperature above 0")
+
+
+def _check_numbers(max_new_tokens: int, sampling: dict[str, Any], dtype: str, mesh: str | None) -> None:
+    from psynth_jax.synthesis.sampling import SamplingOptions, checked_seed
+
+    SamplingOptions(max_new_tokens, sampling["temperature"], sampling["top_p"], sampling["top_k"])
+    checked_seed(sampling["seed"])
+    check_dtype(dtype)
+    check_mesh(mesh)
+
+
 def _check(
     question: str, given: Sequence[str], workers: int, worker_tokens: int, positions: str, cache_dtype: str | None
 ) -> None:
@@ -107,30 +141,39 @@ def _check(
     for number, text in enumerate(given, start=1):
         if not text.strip():
             raise InputError(f"branch {number} is empty")
-    for name, count in (("--workers", workers), ("--worker-tokens", worker_tokens)):
-        if count < 1:
-            raise InputError(f"{name} is {count}; it must be at least 1")
-    if positions not in get_args(PositionMode):
-        raise InputError(f"--positions is {positions!r}; it must be {' or '.join(get_args(PositionMode))}")
-    if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
-        raise InputError(f"--cache-dtype is {cache_dtype!r}; it must be one of {', '.join(CACHE_DTYPES)}")
+    check_at_least(1, {"--workers": workers, "--worker-tokens": worker_tokens})
+    if positions not in POSITIONS.split(" or "):
+        raise InputError(f"--positions is {positions!r}; it must be {POSITIONS}")
+    check_choice("--cache-dtype", cache_dtype, CACHE_DTYPES)
 
 
 def _check_window(synth: ParallelSynthesis, question: str, branch_tokens: int, limit: int) -> None:
     """Raise `ContextLengthError` before anything is shown, or computed for nothing."""
+    from psynth_jax.synthesis import inputs
+
     ids = inputs.prompt_ids(synth.model, question, "the question", synthesis_messages)
     inputs.check_window(synth.model, branch_tokens, len(ids), limit, "the question")
 
 
 def _work(synth: ParallelSynthesis, question: str, roles: Sequence[Role], limit: int, sampling: dict[str, Any]) -> Branches:
     """Let one worker write per role, and show them as they do."""
-    with view.watch(console, [role.name for role in roles], synth.model.stop_ids, limit) as push:
+    with (
+        _said_elsewhere("workers write"),
+        view.watch(console, [role.name for role in roles], synth.model.stop_ids, limit) as push,
+    ):
         return synth.work(
             worker_prompts(question, roles, len(roles)),
             limit,
             on_token=lambda token: push(token.worker or 0, token),
             **sampling,
         )
+
+
+@contextlib.contextmanager
+def _said_elsewhere(text: str) -> Iterator[None]:
+    """Say what is done where no panels show it."""
+    with contextlib.nullcontext() if console.is_terminal else activity(text):
+        yield
 
 
 def _written(branches: Branches) -> Branches:
@@ -160,7 +203,8 @@ def _answers(
         return {ways[0]: _stream(synth, question, branches, limit, sampling, quiet=quiet)}
     results: dict[str, Any] = {}
     on_screen = sys.stdout.isatty() and console.is_terminal
-    with view.watch(console, [f"from {way}" for way in ways], synth.model.stop_ids, limit) as push:
+    titles = [f"from {way}" for way in ways]
+    with _said_elsewhere("answering"), view.watch(console, titles, synth.model.stop_ids, limit) as push:
         for number, way in enumerate(ways):
             show = functools.partial(push, number)
             if way == "text":
@@ -188,20 +232,23 @@ def _stream(
 ) -> SynthesisResult:
     """Answer from the caches, writing to stdout: as it is to a file or a pipe, in lines that fit to a terminal."""
     if quiet:
-        return synth.synthesize(question, branches, limit, **sampling)
+        with activity("answering"):
+            return synth.synthesize(question, branches, limit, **sampling)
     write = sys.stdout.write
     wrap = view.WordWrap(write, console.width) if sys.stdout.isatty() else None
     if wrap is not None:
         console.print(Text("answer", style="bold"))
+    with activity("answering") as waiting:
 
-    def on_token(token: StreamedToken) -> None:
-        if wrap is None:
-            write(token)
-        else:
-            wrap.push(token)
-        sys.stdout.flush()
+        def on_token(token: StreamedToken) -> None:
+            waiting.done()
+            if wrap is None:
+                write(token)
+            else:
+                wrap.push(token)
+            sys.stdout.flush()
 
-    result = synth.synthesize(question, branches, limit, on_token=on_token, **sampling)
+        result = synth.synthesize(question, branches, limit, on_token=on_token, **sampling)
     if wrap is not None:
         wrap.finish()
     write("\n")

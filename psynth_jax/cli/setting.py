@@ -1,4 +1,7 @@
-"""What several commands share: the terminal, JAX with programs kept on disk, models, text files, JSON."""
+"""What several commands share: the terminal, JAX with programs kept on disk, models, text files, JSON.
+
+Importing this loads neither JAX nor a model: functions import what they need when they are called.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +13,42 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-from jax.sharding import Mesh
-from rich.console import Console
-from rich.text import Text
-
-from psynth_jax.bench.tuning_file import install_tilings
-from psynth_jax.convert.load import load_model
+from psynth_jax.cli.activity import activity, console
+from psynth_jax.cli.streams import is_unicode
+from psynth_jax.devices import check_xla_flags, import_jax, start_devices
 from psynth_jax.errors import InputError
-from psynth_jax.model import Model
-from psynth_jax.sharding import make_mesh, mesh_sizes
-from psynth_jax.synthesis.programs import keep_compiled_programs
+from psynth_jax.files import read_text
 
-# Paths, role names and what models write may hold anything: no markup is read in them.
-console = Console(stderr=True, markup=False, highlight=False)
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from psynth_jax.model import Model
+
+__all__ = [
+    "activity", "console", "device_name", "load", "start_jax", "text_or_file", "without_stderr", "write_json",
+]  # fmt: skip
 
 
 def start_jax(mesh: str | None = None) -> Mesh | None:
     """Start the devices with what was tuned for them, and keep compiled programs on disk; return the mesh asked for.
 
-    On a CPU, JAX is told to make as many devices as the mesh has, unless the environment says how many.
+    On a CPU, JAX is told to make as many devices as the mesh has, unless the environment says how many.  Its 64-bit mode is
+    turned off: nothing here has 64 bits.
 
-    Raises `ConfigError` for a mesh that is not one, or that does not match the devices, and `UserError` for a damaged table
-    of tilings.
+    Raises `ConfigError` for a mesh that is not one, or that does not match the devices, and for an environment that JAX does
+    not start in; `UserError` for a damaged table of tilings.
     """
+    check_xla_flags()
+    import_jax()
+    import jax
+
+    from psynth_jax.bench.tuning_file import install_tilings
+    from psynth_jax.sharding import make_mesh, mesh_sizes
+    from psynth_jax.synthesis.programs import keep_compiled_programs
+
+    jax.config.update("jax_enable_x64", False)
     if mesh is not None:
         needed = math.prod(mesh_sizes(mesh).values())
         chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
@@ -44,7 +57,7 @@ def start_jax(mesh: str | None = None) -> Mesh | None:
                 jax.config.update("jax_num_cpu_devices", needed)
     keep_compiled_programs()
     with without_libtpu_noise():
-        jax.devices()
+        start_devices()
     install_tilings()
     return None if mesh is None else make_mesh(mesh)
 
@@ -52,7 +65,9 @@ def start_jax(mesh: str | None = None) -> Mesh | None:
 def without_libtpu_noise() -> contextlib.AbstractContextManager[None]:
     """Drop what is written to stderr, if it can only be an installed libtpu that looks for a TPU and finds none."""
     machine_has_tpu = any(Path("/dev").glob("accel*")) or Path("/dev/vfio").exists()
-    if importlib.util.find_spec("libtpu") is None or machine_has_tpu or os.environ.get("JAX_PLATFORMS"):
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    asks_for_no_tpu = bool(platforms) and "tpu" not in platforms.split(",")
+    if importlib.util.find_spec("libtpu") is None or machine_has_tpu or asks_for_no_tpu:
         return contextlib.nullcontext()
     return without_stderr()
 
@@ -73,30 +88,53 @@ def without_stderr() -> Iterator[None]:
 
 def load(source: str, dtype: str, mesh: str | None = None) -> Model:
     """Load a model, saying so."""
-    devices = start_jax(mesh)
-    with console.status(Text(f"loading {source}")):
+    with activity(f"loading {source}"):
+        devices = start_jax(mesh)
+        from psynth_jax.convert.load import load_model
+
         return load_model(source, dtype, devices)
 
 
 def write_json(value: dict[str, Any]) -> None:
-    """Print one JSON object, the only thing on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """Print one JSON object, the only thing on stdout.  A stream that cannot take every character gets escapes."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=not is_unicode(sys.stdout)) + "\n")
     sys.stdout.flush()
 
 
-def text_or_file(value: str) -> str:
-    """Return the text itself, or the content of FILE for "@FILE".  Raises `InputError` for a file that cannot be read."""
-    if not value.startswith("@"):
+def text_or_file(value: str, what: str = "the text") -> str:
+    """Return the text itself, the content of FILE for "@FILE", or standard input for "-".
+
+    One new line at the end of a file belongs to the file, not to the text.
+
+    Raises `InputError` for a file that cannot be read, and for bytes that are not UTF-8.
+    """
+    if value == "-":
+        text = _standard_input(what)
+    elif value.startswith("@"):
+        text = _standard_input(what) if value == "@-" else read_text(Path(value[1:]))
+    else:
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InputError(f"{what} is not UTF-8 text") from None
         return value
+    return text.removesuffix("\r\n") if text.endswith("\r\n") else text.removesuffix("\n")
+
+
+def _standard_input(what: str) -> str:
+    if sys.stdin.isatty():
+        console.print(f"reading {what} from the terminal; end it with Ctrl-D")
     try:
-        return Path(value[1:]).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {value[1:]}: {error.strerror}") from None
+        return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError:
-        raise InputError(f"{value[1:]} is not a UTF-8 text file") from None
+        raise InputError(f"{what} on standard input is not UTF-8 text") from None
+    except OSError as error:
+        raise InputError(f"cannot read {what} from standard input: {error.strerror}") from None
 
 
 def device_name() -> str:
     """Name the device that runs, as JAX calls it."""
+    import jax
+
     device = jax.devices()[0]
     return f"{device.platform} ({device.device_kind})" if device.device_kind != device.platform else str(device.platform)

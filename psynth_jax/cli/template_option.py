@@ -9,7 +9,6 @@ import typer
 
 from psynth_jax.errors import InputError, shown
 from psynth_jax.template_variables import checked_variables
-from psynth_jax.training.plain_values import BAD_YAML, parse_value
 
 TemplateOption = Annotated[
     list[str] | None,
@@ -24,6 +23,8 @@ def template_variables(pairs: Sequence[str] | None) -> dict[str, Any] | None:
     """
     if not pairs:
         return None
+    from psynth_jax.training.plain_values import BAD_YAML, parse_value
+
     found: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")

@@ -6,23 +6,18 @@ import contextlib
 import json
 import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import jax
 import typer
 
-from psynth_jax.cli.setting import console, load, start_jax, write_json
+from psynth_jax.cli.checks import check_dtype
+from psynth_jax.cli.setting import activity, console, load, start_jax, write_json
 from psynth_jax.cli.template_option import TemplateOption, template_variables
-from psynth_jax.cli.train_view import Watcher, ends_process, terminal_may_be_gone, watching
-from psynth_jax.convert.adapters import find_adapter
-from psynth_jax.convert.rules import parameter_dtype
-from psynth_jax.training.checkpoint import CheckpointReader
-from psynth_jax.training.config import TrainConfig, read_config, read_run_config
-from psynth_jax.training.distributed import start_processes
-from psynth_jax.training.lock import working_in
-from psynth_jax.training.preemption import SAVING
-from psynth_jax.training.tasks import load_tasks
-from psynth_jax.training.trainer import Outcome, Trainer, check_continues
+
+if TYPE_CHECKING:
+    from psynth_jax.cli.train_view import Watcher
+    from psynth_jax.training.config import TrainConfig
+    from psynth_jax.training.trainer import Outcome, Trainer
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
@@ -36,10 +31,16 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
 ) -> None:
     """Train mapper and adapter; a run whose WORKDIR has a checkpoint goes on where it stands."""
+    from psynth_jax.cli.train_view import ends_process, terminal_may_be_gone
+    from psynth_jax.training.config import read_config
+    from psynth_jax.training.distributed import start_processes
+    from psynth_jax.training.lock import working_in
+
     given = template_variables(template) or {}
     changes = [f"template.{name}={json.dumps(value)}" for name, value in given.items()]
     settings = read_config(config, [*(overrides or ()), *changes])
-    start_processes(settings.distributed)
+    with activity("waiting for the other processes of the job"):
+        start_processes(settings.distributed)
     start_jax(settings.mesh)
     with working_in(settings.workdir), _watch(settings) as watch:
         _check_early(settings)
@@ -59,6 +60,8 @@ def train(
 
 
 def _tell(settings: TrainConfig, begin: int, outcome: Outcome, *, as_json: bool) -> None:
+    import jax
+
     if as_json:
         found: dict[str, Any] = {
             "workdir": settings.workdir,
@@ -80,6 +83,10 @@ def _tell(settings: TrainConfig, begin: int, outcome: Outcome, *, as_json: bool)
 
 def _check_early(settings: TrainConfig) -> None:
     """Find what can be found without the model, which takes long to load: damaged checkpoints, wrong names."""
+    from psynth_jax.convert.adapters import find_adapter
+    from psynth_jax.training.checkpoint import CheckpointReader
+    from psynth_jax.training.trainer import check_continues
+
     reader = CheckpointReader(settings.workdir)
     if reader.latest is not None:
         check_continues(settings, reader.about(reader.latest))
@@ -95,7 +102,12 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="of the LoRA: float32 or bfloat16; default: float32")] = None,
 ) -> None:
     """Write the adapter of a checkpoint."""
-    parameter_dtype(dtype)
+    from psynth_jax.training.checkpoint import CheckpointReader
+    from psynth_jax.training.config import read_run_config
+    from psynth_jax.training.trainer import check_continues
+
+    if dtype is not None:
+        check_dtype(dtype)
     settings = read_run_config(workdir)
     reader = CheckpointReader(workdir)
     reached = reader.find(step)
@@ -108,6 +120,12 @@ def export(
 
 
 def _prepared(settings: TrainConfig, watch: Watcher, checkpoint: str = "latest") -> Trainer:
+    import jax
+
+    from psynth_jax.training.preemption import SAVING
+    from psynth_jax.training.tasks import load_tasks
+    from psynth_jax.training.trainer import Trainer
+
     def say(text: str) -> None:
         if jax.process_index() == 0 or text == SAVING:  # Ctrl-C is answered where it was pressed
             watch.say(text)
@@ -122,4 +140,6 @@ def _prepared(settings: TrainConfig, watch: Watcher, checkpoint: str = "latest")
 
 
 def _watch(settings: TrainConfig) -> contextlib.AbstractContextManager[Watcher]:
+    from psynth_jax.cli.train_view import watching
+
     return watching(settings, console)

@@ -10,7 +10,7 @@ import math
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich import box
 from rich.cells import cell_len
@@ -20,11 +20,15 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from psynth_jax.cli.tables import NumberTable, TitledPanel
+from psynth_jax.data.counts import counted
 from psynth_jax.errors import ContextLengthError
-from psynth_jax.synthesis.generate import StreamedToken
-from psynth_jax.synthesis.pipeline import SynthesisResult
 
-Answers: TypeAlias = Mapping[str, SynthesisResult | ContextLengthError]
+if TYPE_CHECKING:
+    from psynth_jax.synthesis.generate import StreamedToken
+    from psynth_jax.synthesis.pipeline import SynthesisResult
+
+Answers: TypeAlias = "Mapping[str, SynthesisResult | ContextLengthError]"
 
 NARROWEST, HIGHEST, LOWEST = 30, 12, 4  # columns of a panel; lines of one that is being written
 GIVEN_SHOWN = 240  # characters of a text that the user gave, and knows
@@ -90,7 +94,7 @@ def _panels(console: Console, writing: Sequence[_Writing]) -> Table:
 
 
 def _tokens(count: int) -> str:
-    return "1 token" if count == 1 else f"{count:,} tokens"
+    return counted(count, "token")
 
 
 def _columns(width: int, panels: int) -> int:
@@ -114,8 +118,7 @@ def workers_panels(names: Sequence[str], texts: Sequence[str], tokens: Sequence[
         if reason == "given" and len(shown) > GIVEN_SHOWN:
             shown = shown[:GIVEN_SHOWN].rstrip() + " …"
         mark = ENDED[reason] if shown else " · wrote nothing, left out"
-        title = Text(f"{name} · {_tokens(count)}{mark}")
-        panels.append(Panel(Text(shown), title=title, title_align="left", border_style="dim"))
+        panels.append(TitledPanel(shown, f"{name} · {_tokens(count)}{mark}", border_style="dim"))
     return Group(*panels)
 
 
@@ -125,20 +128,17 @@ def answers(console: Console, results: Answers) -> Table:
     return _grid([_answer(name, result) for name, result in results.items()], columns)
 
 
-def _answer(name: str, result: SynthesisResult | ContextLengthError) -> Panel:
+def _answer(name: str, result: SynthesisResult | ContextLengthError) -> TitledPanel:
     if isinstance(result, ContextLengthError):
-        return Panel(Text(str(result)), title=Text(f"from {name} · does not fit"), title_align="left", border_style="dim")
-    title = Text(f"from {name}{ENDED[result.finish_reason]}")
-    subtitle = Text(f"first token after {result.ttft_s:.2f} s")
-    return Panel(Text(printable(result.text.strip())), title=title, title_align="left", subtitle=subtitle)
+        return TitledPanel(str(result), f"from {name} · does not fit", border_style="dim")
+    subtitle = f"first token after {result.ttft_s:.2f} s"
+    return TitledPanel(printable(result.text.strip()), f"from {name}{ENDED[result.finish_reason]}", subtitle)
 
 
 def results_table(results: Answers) -> Group:
     """Compare ways of answering: time to first token, what was prefilled, what was read, and the speed after that."""
-    table = Table(box=box.ROUNDED, border_style="dim")
-    for column in ("answer from", "TTFT", "tokens prefilled", "read from caches", "answer tokens", "tokens/s"):
-        table.add_column(column, justify="left" if column == "answer from" else "right")
-    measured = {name: result for name, result in results.items() if isinstance(result, SynthesisResult)}
+    table = NumberTable(("answer from", "TTFT", "tokens prefilled", "read from caches", "answer tokens", "tokens/s"))
+    measured = {name: result for name, result in results.items() if not isinstance(result, ContextLengthError)}
     for name, result in measured.items():
         table.add_row(
             name,
@@ -156,8 +156,10 @@ def results_table(results: Answers) -> Group:
 
 
 def facts(values: Mapping[str, Any]) -> Table:
-    """Show names and values, a line each."""
+    """Show names and values, a line each; what is too long for its line goes on in the next."""
     table = Table(box=box.ROUNDED, border_style="dim", show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     for name, value in values.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             for each in value:
@@ -165,6 +167,7 @@ def facts(values: Mapping[str, Any]) -> Table:
             continue
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
         shown = _numbers(value) if isinstance(value, dict) else shown
+        shown = "none" if shown is None else shown
         table.add_row(name, f"{shown:.4g}" if isinstance(shown, float) else str(shown))
     return table
 
@@ -194,7 +197,7 @@ def compiled(values: Mapping[str, Any]) -> Group:
     if values["pallas_calls"] is not None:
         copies, relaid = len(values["cache_sized_copies"]), len(values["weight_relayouts"])
         lines.append(
-            f"{values['pallas_calls']} kernels in the text; copies as large as a layer of the cache: {copies}; "
+            f"{counted(values['pallas_calls'], 'kernel')} in the text; copies as large as a layer of the cache: {copies}; "
             f"weights brought into another layout: {relaid}"
         )
     lines.append(

@@ -30,11 +30,16 @@ _MARKS = {adapter_directory.DESCRIPTION, release.MAPPER, release.LORA, peft.CONF
 _HUB_FILES = ["*.json", "*.safetensors", release.MAPPER, f"*/{release.MAPPER}", "README.md"]
 
 
+def shipped_adapters() -> list[Path]:
+    """Return the directories of all adapters that are shipped with this package."""
+    return [place.parent for place in sorted(_SHIPPED.glob(f"*/{adapter_directory.DESCRIPTION}"))]
+
+
 def shipped_adapter(model: Base) -> Path | None:
     """Return the directory of the adapter that comes with this package for a model; None: there is none."""
-    for place in sorted(_SHIPPED.glob(f"*/{adapter_directory.DESCRIPTION}")):
-        if model.identity.matches(adapter_directory.describe(place.parent)["base_fingerprint"]):
-            return place.parent
+    for place in shipped_adapters():
+        if model.identity.matches(adapter_directory.describe(place)["base_fingerprint"]):
+            return place
     return None
 
 
@@ -46,12 +51,12 @@ def no_shipped_adapter(model: Base) -> str | None:
     if shipped_adapter(model) is not None:
         return None
     called = _letters(model.name)
-    for place in sorted(_SHIPPED.glob(f"*/{adapter_directory.DESCRIPTION}")):
-        described = adapter_directory.describe(place.parent)
+    for place in shipped_adapters():
+        described = adapter_directory.describe(place)
         base = str(described["base_name"])
         if _letters(base) in called:
             told = model.identity.told_from(described["base_fingerprint"], base, model.name)
-            return f"no shipped adapter fits: {place.parent.name} was made for {told}"
+            return f"no shipped adapter fits: {place.name} was made for {told}"
     return None
 
 

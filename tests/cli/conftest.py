@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import re
 import shutil
+import signal
 import string
 import sys
 from collections.abc import Callable, Iterator
@@ -90,6 +93,9 @@ def model_copy(model_directory: Path, tmp_path: Path) -> ModelCopy:
     return ModelCopy(shutil.copytree(model_directory, tmp_path / "model"))
 
 
+PROGRESS = re.compile(r"^.* \.\.\. \d+ s\n", re.MULTILINE)  # what a command says while it works for seconds
+
+
 @dataclasses.dataclass(frozen=True)
 class Finished:
     """What a command left behind."""
@@ -110,6 +116,19 @@ Command = Callable[..., Finished]
 Refused = Callable[..., str]
 
 
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Give the signals of this process back to pytest afterwards."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    before, hook = {number: signal.getsignal(number) for number in numbers}, sys.unraisablehook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @pytest.fixture
 def psynth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache_folder: Path) -> Command:
     """Run `psynth ARGUMENTS` as its entry point does."""
@@ -118,11 +137,11 @@ def psynth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     def run(*arguments: object) -> Finished:
         monkeypatch.setattr(sys, "argv", ["psynth", *map(str, arguments)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
+        with handlers_kept(), pytest.raises(SystemExit) as ended:
             cli.main()
         captured = capsys.readouterr()
         assert isinstance(ended.value.code, int)
-        return Finished(ended.value.code, captured.out, captured.err)
+        return Finished(ended.value.code, captured.out, PROGRESS.sub("", captured.err))
 
     return run
 

@@ -184,10 +184,47 @@ class TestOptions:
             (("--cache-dtype", "int4"), "--cache-dtype is 'int4'; it must be one of float32, bfloat16, float16, int8"),
             (("--wrokers", 3), "--wrokers"),
             (("and", "more"), "unexpected extra argument"),
+            ((*BRANCH, "--workers", 5), "--branch and --workers contradict each other"),
+            ((*BRANCH, "--workers", 3), "--branch and --workers contradict each other"),  # the default, but asked for
+            ((*BRANCH, "--worker-tokens", 5), "--branch and --worker-tokens contradict each other"),
+            ((*BRANCH, "--roles", "r.yaml"), "r.yaml"),
+            ((*BRANCH, "--positions", "reference_live"), "--branch and --positions contradict each other"),
+            (("--top-p", 0.5), "--top-p has no effect at --temperature 0"),
+            (("--top-k", 5), "--top-k has no effect at --temperature 0"),
+            (("--branch", "-", "--roles", "-"), "only one of"),
         ],
     )
     def test_run(self, refused: Refused, model_directory: Path, arguments: tuple[object, ...], said: str) -> None:
         assert said in refused("run", "Why?", "--model", model_directory, *arguments)
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("--adapter", "./absent-adapter"), "no such directory: ./absent-adapter"),
+            (("--adapter", "."), "is not an adapter"),
+            (("--roles", "absent.yaml"), "absent.yaml"),
+            (("--mesh", "branch"), "a mesh is written like"),
+            (("--mesh", "heads=2"), "no axis 'heads'"),
+            (("--dtype", "int4"), "dtype 'int4' is not supported"),
+            (("--cache-dtype", "int4"), "--cache-dtype"),
+            (("--positions", "nonsense"), "--positions"),
+        ],
+    )
+    def test_is_said_before_a_model_is_looked_for(self, refused: Refused, arguments: tuple[object, ...], said: str) -> None:
+        assert said in refused("run", "Why?", "--model", "./absent", *arguments)
+
+    @pytest.mark.parametrize("argument", ["model", "adapter", "mesh", "dtype", "cache-dtype", "roles", "branch"])
+    def test_bytes_that_are_not_utf8(self, refused: Refused, model_directory: Path, argument: str) -> None:
+        """A shell passes any bytes on, which Python keeps as lone surrogates."""
+        refused("run", "Why?", *([] if argument == "model" else ["--model", model_directory]), f"--{argument}", "caf\udce9")
+
+    def test_a_question_that_is_not_utf8(self, refused: Refused) -> None:
+        assert refused("run", "caf\udce9?") == "error: the question is not UTF-8 text"
+
+    @pytest.mark.parametrize("to", ["hf", "psynth"])
+    def test_a_target_that_is_not_utf8(self, refused: Refused, tmp_path: Path, to: str) -> None:
+        assert "target is not UTF-8" in refused("convert", "tiny-random", f"{tmp_path}/caf\udce9", "--to", to)
+        assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
@@ -215,6 +252,10 @@ class TestOptions:
             (("ttft", "--against", "torch", "--random"), "leave out --random"),
             (("ttft", "--dtype", "int4"), "dtype 'int4' is not supported"),
             (("ttft", "--random"), "there is no model called"),
+            (("ttft", "--repeats", 0), "--repeats is 0"),
+            (("train", "--implementation", "fast"), "--implementation is 'fast'"),
+            (("error", "--workers", 0), "--workers is 0"),
+            (("decode", "--mesh", "branch"), "a mesh is written like"),
         ],
     )
     def test_bench(self, refused: Refused, model_directory: Path, arguments: tuple[object, ...], said: str) -> None:

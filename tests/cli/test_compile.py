@@ -14,6 +14,8 @@ from tests.tiny import tiny_config
 KEYS = """ok topology devices program hbm_bytes_per_device argument_bytes temp_bytes flops estimated_seconds pallas_calls
 collectives compile_seconds"""
 
+TRAIN, WORKERS = (("--topology", "v5e-8", "--model", "qwen3-8b", "--program", name) for name in ("train", "workers"))
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -29,6 +31,10 @@ class TestRefusals:
             (("--matrix", "none.yaml"), "cannot read none.yaml"),
             (("--matrix", "none.yaml", "--rank", "8", "--dump", "x"), "leave out --rank, --dump"),
             (("--matrix", "none.yaml", "--model", "qwen3-8b"), "leave out --model"),
+            (("--topology", "v5e-8", "--model", "qwen3-8b", "--questions", "2"), "--questions and --program synthesize"),
+            ((*TRAIN, "--cache-dtype", "int8"), "--cache-dtype and --program train contradict"),
+            ((*WORKERS, "--new-tokens", "2"), "--new-tokens and --program workers contradict"),
+            ((*WORKERS, "--rank", "2"), "--rank and --program workers contradict"),
         ],
     )
     def test_wrong_options(self, refused: Refused, options: tuple[str, ...], said: str) -> None:

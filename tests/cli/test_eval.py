@@ -65,11 +65,32 @@ def test_methods(evaluate: Command, adapters: tuple[Any, ...], tmp_path: Path) -
 def test_table(evaluate: Command) -> None:
     done = evaluate("--methods", "text,identity", "--limit", 2)
     assert (done.code, done.out) == (0, "")
-    for word in ("identity", "EM", "F1", "TTFT", "0.0 [0.0, 0.0]", "2 questions", "a batch of up to 8"):
+    for word in ("identity", "EM", "F1", "TTFT", "0.0 [0.0, 0.0]", "2 questions.", "a batch of up to 8"):
         assert word in done.err
     assert "\x1b" not in done.err
     assert evaluate("--methods", "text", "--json").json["questions"] == 3  # the third is asked now
     assert "batch is 1, it was 8" in evaluate("--methods", "text", "--batch", 1).err
+
+
+def test_one_question_is_one(evaluate: Command) -> None:
+    assert "1 question." in evaluate("--methods", "text", "--limit", 1).err
+
+
+def test_the_shipped_adapter_is_taken_where_it_fits(
+    evaluate: Command, adapters: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psynth_jax.convert.adapters.shipped_adapter", lambda model: adapters[1])
+    options = ("--methods", "branches", "--limit", 1)
+    shipped = evaluate(*options)
+    assert (shipped.code, shipped.out) == (0, "")
+    assert "adapter: a (shipped)" in shipped.err
+    assert evaluate(*options, "--json").json["adapter"] is not None
+
+
+def test_no_adapter_is_shipped(evaluate: Command, tmp_path: Path) -> None:
+    done = evaluate("--methods", "text,branches")
+    assert (done.code, done.out) == (2, "")
+    assert "branches needs an adapter, and none is shipped for" in done.err and done.err.count("\n") == 1
 
 
 class TestRefused:
@@ -77,7 +98,11 @@ class TestRefused:
         ("arguments", "said"),
         [
             (("--methods", "text,caches"), "no method 'caches'"),
-            (("--methods", "branches,question"), "branches, question needs an adapter (--adapter)"),
+            (("--methods", "branches,question", "--adapter", "none"), "branches, question needs an adapter (--adapter)"),
+            (("--methods", "text,identity", "--adapter", "./a"), "--adapter and --methods text,identity contradict"),
+            (("--methods", "text", "--text-adapter", "./a"), "--text-adapter and --methods text contradict"),
+            (("--methods", "branches", "--adapter", "./absent"), "no such directory: ./absent"),
+            (("--methods", "text", "--mesh", "branch"), "a mesh is written like branch=2,tensor=2"),
             (("--methods", "text-lora"), "(--text-adapter)"),
             (("--methods", "text", "--batch", 0), "batch is 0"),
             (("--methods", "text", "--dtype", "float8"), "float8"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import psynth_jax as ps
 from psynth_jax.config import DecoderConfig
 from psynth_jax.presets import PRESETS, Preset
 from tests.cli.conftest import Command
@@ -37,6 +38,24 @@ class TestInfo:
         assert (found["family"], found["layers"], found["stop_ids"]) == ("llama", 2, [257])
         assert set(DecoderConfig.model_fields) < set(found)
 
+    def test_source(self, psynth: Command, model_directory: Path) -> None:
+        found = psynth("info", model_directory, "--json").json
+        model = ps.load_model(model_directory)
+        counts = sum(value.size for value in model.decoder.parameters().values())
+        assert (found["family"], found["layers"], found["parameters"]) == ("llama", 2, counts)
+        assert (found["fingerprint"], found["adapter"]) == (model.fingerprint, None)
+        assert found["adapters"] == ["smollm2-135m"]
+        assert "contradict" in psynth("info", model_directory, "--model", model_directory).err
+
+    def test_source_is_not_put_on_a_device(
+        self, psynth: Command, model_directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("psynth_jax.nn.decoder.Decoder.__init__", lambda *_: pytest.fail("a decoder was made"))
+        done = psynth("info", model_directory)
+        assert done.code == 0
+        for word in ("fingerprint", "parameters", "adapters", "smollm2-135m", "llama", "none"):
+            assert word in done.err
+
     def test_table(self, psynth: Command, model_directory: Path) -> None:
         done = psynth("info", "--model", model_directory)
         assert (done.code, done.out) == (0, "")
@@ -52,6 +71,9 @@ class TestBench:
         assert found["ratio"] == pytest.approx(found["ttft_text_s"] / found["ttft_branches_s"])
         assert found["ttft_branches_s"] > 0
         assert found["twice_over_once"] == pytest.approx(found["token_twice_s"] / found["token_s"]) and found["token_s"] > 0
+
+    def test_weights_that_were_drawn_are_not_real(self, psynth: Command) -> None:
+        assert psynth("bench", "ttft", "--model", "tiny-random", *TTFT, "--json").json["weights"] == "random"
 
     def test_over_a_mesh(self, psynth: Command, model_directory: Path) -> None:
         found = psynth("bench", "decode", "--model", model_directory, *DECODE, "--mesh", "branch=8", "--json").json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ def run(psynth: Command, model_directory: Path) -> Command:
     """Run `psynth run QUESTION` with short texts."""
 
     def run_it(*arguments: object, question: str = QUESTION) -> Any:
-        model = ("--model", model_directory, "--worker-tokens", 5, "--max-new-tokens", 4)
-        return psynth("run", question, *model, *arguments)
+        model = ("--model", model_directory, "--max-new-tokens", 4)
+        work = () if "--branch" in arguments else ("--worker-tokens", 5)  # given branches have no workers
+        return psynth("run", question, *model, *work, *arguments)
 
     return run_it
 
@@ -71,19 +73,40 @@ class TestJson:
         assert "from text · does not fit" in done.err and "times that from caches" not in done.err
 
     def test_given_branches(self, run: Command, tmp_path: Path) -> None:
-        (tmp_path / "note.txt").write_text("the disk is full\n", encoding="utf-8")
+        (tmp_path / "note.txt").write_bytes(b"the disk is full\n")  # the last new line is the file's
         found = run("--branch", "all is well", "--branch", f"@{tmp_path / 'note.txt'}", "--json").json
         assert found["workers"] == [
             {"role": "branch 1", "text": "all is well", "tokens": 11, "finish_reason": "given"},
-            {"role": "branch 2", "text": "the disk is full\n", "tokens": 17, "finish_reason": "given"},
+            {"role": "branch 2", "text": "the disk is full", "tokens": 16, "finish_reason": "given"},
         ]
-        assert found["cached_tokens"] == 28
+        assert found["cached_tokens"] == 27
 
     def test_question_from_a_file(self, run: Command, tmp_path: Path) -> None:
         (tmp_path / "question.txt").write_text("Wie geht's, Jürgen?", encoding="utf-8")
         assert run("--branch", "x", "--json", question=f"@{tmp_path / 'question.txt'}").json["question"] == (
             "Wie geht's, Jürgen?"
         )
+
+    @pytest.mark.parametrize(
+        ("content", "read"), [(b"Why?", "Why?"), (b"Why?\r\n", "Why?"), (b"Why?\n\n", "Why?\n"), (b"\nWhy?\r", "\nWhy?\r")]
+    )
+    def test_standard_input(self, run: Command, monkeypatch: pytest.MonkeyPatch, content: bytes, read: str) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        assert run("--branch", "x", "--max-new-tokens", 1, "--json", question="-").json["question"] == read
+
+    def test_a_branch_on_standard_input(self, run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a note\n")))
+        assert run("--branch", "-", "--max-new-tokens", 1, "--json").json["workers"][0]["text"] == "a note"
+
+    def test_the_terminal_says_which_adapter_is_used(
+        self, run: Command, model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "none").mkdir()
+        monkeypatch.chdir(tmp_path)
+        options = ("--branch", "x", "--max-new-tokens", 1)
+        assert "adapter: none (no adapter is shipped for" in run(*options).err
+        assert "adapter: none (as asked)" in run(*options, "--adapter", "none").err
+        assert "./none is not an adapter" in run(*options, "--adapter", "./none").err  # that is a directory
 
     def test_roles(self, run: Command, tmp_path: Path) -> None:
         (tmp_path / "roles.yaml").write_text("- {name: '[bold]poet', text: Rhyme.}\n- {name: judge, text: Judge.}\n")

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
 
 from psynth_jax.errors import ConfigError
+from psynth_jax.training import distributed
 from psynth_jax.training.distributed import start_processes
 
+ROOT = Path(__file__).parents[2]
 ALL = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:8482", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}
 LAUNCHERS = [
     {"TPU_WORKER_HOSTNAMES": "a,b"},
@@ -63,6 +72,78 @@ def test_half_a_job_is_refused(asked: list[tuple[Any, ...]], missing: str, monke
     with pytest.raises(ConfigError, match=f"{missing} is not: a job needs all three"):
         start_processes("auto")
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("JAX_NUM_PROCESSES", "x", "JAX_NUM_PROCESSES is 'x'"),
+        ("JAX_NUM_PROCESSES", "0", "at least 1"),
+        ("JAX_NUM_PROCESSES", "2.5", "whole number"),
+        ("JAX_NUM_PROCESSES", "", "whole number"),
+        ("JAX_PROCESS_ID", "-1", "whole number"),
+        ("JAX_PROCESS_ID", "4", "of 4 processes it must be 0 to 3"),
+        ("JAX_COORDINATOR_ADDRESS", "10.0.0.1", "must be host:port"),
+        ("JAX_COORDINATOR_ADDRESS", "10.0.0.1:port", "must be host:port"),
+        ("JAX_COORDINATOR_ADDRESS", ":8482", "must be host:port"),
+        ("PSYNTH_JOIN_SECONDS", "soon", "PSYNTH_JOIN_SECONDS is 'soon'"),
+    ],
+)
+def test_a_job_named_wrongly(
+    asked: list[tuple[Any, ...]], name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named(monkeypatch, ALL | {name: value})
+    with pytest.raises(ConfigError, match=said):
+        start_processes("auto")
+    assert asked == []
+
+
+def test_slurm_that_counts_in_words(asked: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    named(monkeypatch, {"SLURM_NTASKS": "two", "SLURM_STEP_NODELIST": "n1"})
+    with pytest.raises(ConfigError, match="SLURM_NTASKS is 'two'"):
+        start_processes("auto")
+
+
+def test_what_jax_says_when_it_cannot_join(asked: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise RuntimeError("UNAVAILABLE: the address\nis in use")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refused)
+    named(monkeypatch, ALL)
+    with pytest.raises(
+        ConfigError, match=r"process 2 of 4, coordinator 10\.0\.0\.1:8482: UNAVAILABLE: the address is in use"
+    ):
+        start_processes("auto")
+
+
+def test_processes_that_do_not_come(asked: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    come = threading.Event()
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: come.wait(60))
+    monkeypatch.setattr(distributed, "_LIMIT", 0.2)
+    named(monkeypatch, ALL)
+    with pytest.raises(ConfigError, match=r"did not come within 0\.2 s: process 2 of 4"):
+        start_processes("auto")
+    come.set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_processes_are_waited_for(tmp_path: Path, number: int) -> None:
+    """JAX waits in C++: without a thread for it, the signal would be heard after five minutes, or never."""
+    code = "import sys, jax; real = jax.distributed.initialize\n"
+    code += "jax.distributed.initialize = lambda *job: (print('waits', flush=True), real(*job))\n"
+    code += "from psynth_jax.cli import main; main()"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    job = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+    command = [sys.executable, "-c", code, "train", str(ROOT / "configs" / "tiny.yaml"), f"workdir={tmp_path}"]
+    environment = os.environ | job | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "waits\n"
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number
+        assert "Traceback" not in process.stderr.read()
 
 
 def test_always_asks_jax_and_says_when_there_is_no_job(

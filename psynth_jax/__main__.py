@@ -1,0 +1,6 @@
+"""`python -m psynth_jax` is the command `psynth`."""
+
+from psynth_jax.cli import main
+
+if __name__ == "__main__":
+    main()
