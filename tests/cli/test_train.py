@@ -96,7 +96,7 @@ def test_what_needs_no_model_is_found_before_it_is_loaded(
     assert "step must be latest, best or a whole number, not 'x'" in refused("export", run, *out, "--step", "x")
     assert "float99" in refused("export", run, *out, "--dtype", "float99")
     assert "seed is 3, it was 0" in refused("train", file, "seed=3")
-    assert "no such directory: ./none" in refused("train", file, "trainable.start=./none")
+    assert "no such directory: ./none" in refused("train", file, "trainable.start=./none", f"workdir={out[1]}")
     (run / "checkpoints" / "1" / "state" / "_METADATA").write_text("{")
     for command in (("train", file), ("export", run, *out)):
         said = refused(*command)

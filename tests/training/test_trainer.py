@@ -449,7 +449,8 @@ class TestFailures:
         lora = random_lora(model.config, 1)
         lora = dataclasses.replace(lora, up=lora.up | {"q": np.full_like(lora.up["q"], np.inf)})
         save_adapter(tmp_path / "inf", Adapter(lora, None), model)
-        rank = {"rank": lora.rank, "alpha": float(lora.scale) * lora.rank, "start": str(tmp_path / "inf")}
+        rank: dict[str, Any] = {"rank": lora.rank, "alpha": float(lora.scale) * lora.rank, "targets": tuple(lora.down)}
+        rank["start"] = str(tmp_path / "inf")
         with pytest.raises(UserError, match="finite"):
             start(config(tmp_path / "run", trainable=rank), model, codes)
 
