@@ -33,7 +33,7 @@ from psynth_jax.directories import replacing
 from psynth_jax.errors import CheckpointError, InputError, shown
 from psynth_jax.files import read_text, refuse_special, umask_mode
 from psynth_jax.ops.cached_heads import CachedHeads
-from psynth_jax.texts import checked_text
+from psynth_jax.unicode_text import checked_text
 
 FORMAT = 1
 _DESCRIPTION, _TENSORS = "branches.json", "branches.safetensors"

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from psynth_jax.errors import InputError, shown
 from psynth_jax.files import read_text
 from psynth_jax.foreign import reading
-from psynth_jax.texts import checked_text
+from psynth_jax.unicode_text import checked_text
 
 Message: TypeAlias = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from psynth_jax.errors import InputError, UserError, shown
-from psynth_jax.texts import checked_text, checked_texts
+from psynth_jax.unicode_text import checked_text, checked_texts
 
 TemplateVariables: TypeAlias = Mapping[str, Any]
 

@@ -24,8 +24,8 @@ from psynth_jax.errors import InputError, UnsupportedModelError, shown
 from psynth_jax.gguf_metadata import Metadata
 from psynth_jax.template_variables import TemplateVariables, checked_variables
 from psynth_jax.text import gguf_vocabulary
-from psynth_jax.texts import checked_text, checked_texts, surrogate
 from psynth_jax.tokenizer_files import has_tokenizer, load_backend
+from psynth_jax.unicode_text import checked_text, checked_texts, surrogate
 
 if TYPE_CHECKING:
     import tokenizers

@@ -20,8 +20,8 @@ from psynth_jax.config import DecoderConfig
 from psynth_jax.errors import ContextLengthError, InputError, ModelMismatchError, shown
 from psynth_jax.identity import short
 from psynth_jax.model import Model
-from psynth_jax.texts import checked_text
 from psynth_jax.tokenizer import Tokenizer
+from psynth_jax.unicode_text import checked_text
 
 Text: TypeAlias = str | Sequence[int] | HostArray
 Prompt: TypeAlias = str | Sequence[int] | HostArray | Sequence[Mapping[str, Any]]

@@ -37,7 +37,7 @@ from psynth_jax.synthesis.session import Session
 from psynth_jax.synthesis.step import Reader
 from psynth_jax.synthesis.workers import WorkerPrompt, decode_workers, encode_workers, warn_of_copies
 from psynth_jax.template_variables import TemplateVariables, checked_variables, described
-from psynth_jax.texts import checked_text
+from psynth_jax.unicode_text import checked_text
 
 __all__ = ["ParallelSynthesis", "SynthesisResult", "result_of"]
 

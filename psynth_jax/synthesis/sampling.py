@@ -15,7 +15,7 @@ import numpy as np
 
 from psynth_jax.axes import Array, HostArray
 from psynth_jax.errors import InputError, shown
-from psynth_jax.texts import checked_text
+from psynth_jax.unicode_text import checked_text
 
 Stop: TypeAlias = str | int | Sequence[str | int] | None
 

@@ -21,7 +21,7 @@ from psynth_jax.synthesis.generate import OnToken, OwnCache, RowOutput, Streamed
 from psynth_jax.synthesis.inputs import Prompt
 from psynth_jax.synthesis.result import SynthesisResult, result_of
 from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed
-from psynth_jax.texts import checked_text
+from psynth_jax.unicode_text import checked_text
 
 if TYPE_CHECKING:
     from psynth_jax.synthesis.pipeline import ParallelSynthesis
