@@ -17,15 +17,14 @@ from psynth_jax.config import DecoderConfig, Llama3Rope, PlainRope
 from psynth_jax.convert.gguf_file import GGUFFile
 from psynth_jax.convert.hf import longest_context, yarn_attention_factor
 from psynth_jax.convert.rules import (
-    StoredParameter,
     TensorSource,
     find_problems,
     gguf_rules,
     parameter_dtype,
     refuse_problems,
-    stored_parameters,
 )
-from psynth_jax.errors import CheckpointError, UnsupportedModelError
+from psynth_jax.convert.stored import StoredParameter, stored_parameters
+from psynth_jax.errors import CheckpointError, ConfigError, UnsupportedModelError
 from psynth_jax.gguf_metadata import LARGEST_COUNT
 from psynth_jax.presets import PRESETS
 
@@ -119,10 +118,11 @@ def read_config(file: GGUFFile) -> DecoderConfig:
 
 
 def _longest_context(file: GGUFFile, family: str, rope: Mapping[str, Any]) -> int:
-    longest = longest_context(rope, file.values.count(f"{family}.context_length"))
-    if longest > LARGEST_COUNT:
-        raise file.values.wrong(f"{family}.rope.scaling.factor", f"one that makes at most {LARGEST_COUNT} positions")
-    return longest
+    try:
+        return longest_context(rope, file.values.count(f"{family}.context_length"))
+    except ConfigError:
+        right = f"one that makes at most {LARGEST_COUNT} positions"
+        raise file.values.wrong(f"{family}.rope.scaling.factor", right) from None
 
 
 def _of_every_layer(file: GGUFFile, key: str, layers: int, *default: int) -> int:

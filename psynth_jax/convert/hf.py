@@ -18,14 +18,13 @@ from psynth_jax.config import MOST, DecoderConfig
 from psynth_jax.convert.fields import Fields
 from psynth_jax.convert.no_model import weights_instead
 from psynth_jax.convert.rules import (
-    StoredParameter,
     find_problems,
     hf_rules,
     parameter_dtype,
     refuse_problems,
-    stored_parameters,
 )
 from psynth_jax.convert.safetensors_file import SafetensorsFile, read_json
+from psynth_jax.convert.stored import StoredParameter, stored_parameters
 from psynth_jax.errors import CheckpointError, ConfigError, UnsupportedModelError, listing, shown
 from psynth_jax.files import refuse_special
 

@@ -23,8 +23,9 @@ from jax.typing import DTypeLike
 from psynth_jax.convert import hf, model_directory, tiny
 from psynth_jax.convert.hub import download, is_hub_id
 from psynth_jax.convert.no_model import refuse_no_model
-from psynth_jax.convert.rules import DTYPES, FLOAT32, StoredParameter, parameter_dtype
+from psynth_jax.convert.rules import DTYPES, FLOAT32, parameter_dtype
 from psynth_jax.convert.safetensors_file import refuse_pointer
+from psynth_jax.convert.stored import StoredParameter
 from psynth_jax.convert.stream import ModelStream, Stored
 from psynth_jax.devices import check_x64, start_devices
 from psynth_jax.errors import ConfigError, UserError, shown

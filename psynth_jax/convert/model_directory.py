@@ -26,13 +26,12 @@ from psynth_jax.convert.progress import counted
 from psynth_jax.convert.rules import (
     Form,
     Rule,
-    StoredParameter,
     find_problems,
     parameter_dtype,
     refuse_problems,
-    stored_parameters,
 )
 from psynth_jax.convert.safetensors_file import read_json, write_json
+from psynth_jax.convert.stored import StoredParameter, stored_parameters
 from psynth_jax.convert.stream import ModelStream, in_groups, tensors_of
 from psynth_jax.convert.write_hf import write_companions
 from psynth_jax.errors import CheckpointError

@@ -23,7 +23,12 @@ from psynth_jax.axes import HostArray
 from psynth_jax.convert.adapter_numbers import refuse_not_finite
 from psynth_jax.convert.base import Base
 from psynth_jax.convert.peft_config import PeftConfig, read_peft_config
-from psynth_jax.convert.rules import FLOAT32, Form, axis_sizes, widest
+from psynth_jax.convert.rules import (
+    FLOAT32,
+    Form,
+    axis_sizes,
+    widest,
+)
 from psynth_jax.convert.safetensors_file import SafetensorsFile, read_json, write_json, write_safetensors
 from psynth_jax.errors import AdapterError, ModelMismatchError, shown
 from psynth_jax.nn.adapter import ATTENTION_TARGETS, Lora, targets_of

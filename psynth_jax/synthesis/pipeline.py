@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, overload
+from typing import Any, overload
 
 import jax
 import numpy as np
@@ -15,20 +13,18 @@ from jax.sharding import Mesh
 
 from psynth_jax.axes import HostArray
 from psynth_jax.branches import Branch, Branches, PositionMode, branch_view, offsets
-from psynth_jax.cache import CACHE_DTYPES
 from psynth_jax.convert.adapter_directory import Adapter
-from psynth_jax.convert.adapters import load_adapter
 from psynth_jax.data.sink import after_sink
-from psynth_jax.errors import AdapterError, InputError, listing, shown
+from psynth_jax.errors import InputError, shown
 from psynth_jax.mapper import Mapper, mapper_scalars
 from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.ops.branch_attention import Implementation, check_runs_here
 from psynth_jax.prompts import baseline_messages, question_messages, synthesis_messages
 from psynth_jax.sharding import DATA, shards
-from psynth_jax.synthesis import inputs
+from psynth_jax.synthesis import arguments, inputs
 from psynth_jax.synthesis.engine import Engine, not_finite, slots_needed
-from psynth_jax.synthesis.generate import OnToken, RowOutput, StreamedToken, generate
+from psynth_jax.synthesis.generate import OnToken, RowOutput, generate
 from psynth_jax.synthesis.inputs import Prompt, Text
 from psynth_jax.synthesis.placement import PlacedCaches, question_axes
 from psynth_jax.synthesis.result import SynthesisResult, result_of
@@ -36,7 +32,7 @@ from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed
 from psynth_jax.synthesis.session import Session
 from psynth_jax.synthesis.step import Reader
 from psynth_jax.synthesis.workers import WorkerPrompt, decode_workers, encode_workers, warn_of_copies
-from psynth_jax.template_variables import TemplateVariables, checked_variables, described
+from psynth_jax.template_variables import TemplateVariables
 from psynth_jax.unicode_text import checked_text
 
 __all__ = ["ParallelSynthesis", "SynthesisResult", "result_of"]
@@ -86,11 +82,11 @@ class ParallelSynthesis:
             the model's template does not read.
           AdapterError, ModelMismatchError: the adapter cannot be used, or belongs to another model.
         """
-        _check_arguments(model, positions, cache_dtype, mesh)
+        arguments.check_arguments(model, positions, cache_dtype, mesh)
         check_runs_here(implementation)
-        adapter = _checked_adapter(adapter, model)
+        adapter = arguments.checked_adapter(adapter, model)
         self._adapter_template = None if adapter is None else adapter.template
-        model = _with_template(model, template, self._adapter_template)
+        model = arguments.with_template(model, template, self._adapter_template)
         self._vocabulary = adapter.vocabulary if adapter is not None else None
         placed = model if mesh is None else model.on(mesh)
         writes = self._vocabulary or model.config.vocab_size
@@ -166,7 +162,7 @@ class ParallelSynthesis:
         options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, stop)
         inputs.check_callback(on_token)
         groups, batched = inputs.by_question(prompts, "prompts")
-        seeds = _worker_seeds(seed, groups, batched)
+        seeds = arguments.worker_seeds(seed, groups, batched)
         workers = []
         for number, group in enumerate(groups):
             for index, prompt in enumerate(group):
@@ -193,7 +189,7 @@ class ParallelSynthesis:
           NotFiniteError: the cache of a text is NaN or infinite.
         """
         groups, batched = inputs.by_question(texts, "texts")
-        before = _shaped_like(groups, batched, prefixes, "prefixes")
+        before = arguments.shaped_like(groups, batched, prefixes, "prefixes")
         workers = []
         for number, group in enumerate(groups):
             for index, text in enumerate(group):
@@ -403,7 +399,7 @@ class ParallelSynthesis:
         seeds = [(checked_seed(seed), 0)] * len(ids)
         longest = max(len(prompt) for prompt in ids)
         cache = self.engine.allocate(len(ids), slots_needed(0, longest, options.max_new_tokens), row_axes)
-        report = None if on_token is None else _reporter(on_token)
+        report = None if on_token is None else arguments.reporter(on_token)
         before = self.engine.now() - begin
         nothing = np.zeros(len(ids), np.int32)
         run = generate(
@@ -478,84 +474,3 @@ class ParallelSynthesis:
         ids = [inputs.plain_ids(self.model, text, f"text {index + 1}") for index, text in enumerate(texts)]
         tail = inputs.prompt_ids(self.model, question, "the question", synthesis_messages)
         return (*(token for text in ids for token in text), *tail)
-
-
-def _check_arguments(model: object, positions: object, cache_dtype: object, mesh: object) -> None:
-    """Raise `InputError` for an argument of the wrong type, or none of its choices, saying what is right."""
-    if not isinstance(model, Model):
-        how = f": ParallelSynthesis(load_model({shown(model)}))" if isinstance(model, str | Path) else ""
-        raise InputError(f"model is {shown(model)}; it must be what load_model returns{how}")
-    choices = (("positions", positions, get_args(PositionMode)), ("cache_dtype", cache_dtype, (None, *CACHE_DTYPES)))
-    for name, value, allowed in choices:
-        if not isinstance(value, str | None) or value not in allowed:
-            raise InputError(f"{name} is {shown(value)}; it must be one of {', '.join(map(str, allowed))}")
-    if not isinstance(mesh, Mesh | None):
-        raise InputError(f"mesh is {shown(mesh)}; it must be what make_mesh returns, as in make_mesh('branch=2'), or None")
-
-
-def _checked_adapter(adapter: object, model: Model) -> Adapter | None:
-    """Return an adapter, read from its directory if need be.  Raises `AdapterError` for one that does not fit."""
-    if isinstance(adapter, str | Path):
-        adapter = load_adapter(adapter, model)
-    if isinstance(adapter, Lora):
-        adapter = Adapter(lora=adapter, mapper=None)
-    if adapter is None:
-        return None
-    if not isinstance(adapter, Adapter):
-        raise AdapterError(f"an adapter is a directory, a hub id, an Adapter or a Lora, not {shown(adapter)}")
-    if adapter.lora is not None and (wrong := adapter.lora.misfits(model.config)):
-        raise AdapterError(f"the adapter does not fit {model.name}: {listing(wrong)}")
-    return adapter
-
-
-def _with_template(model: Model, given: object, noted: TemplateVariables | None) -> Model:
-    """Return the model with the template variables that are given, or those that its adapter notes.
-
-    Warns where an adapter is used with other variables than it was trained with.  Raises as `Tokenizer.with_template`.
-    """
-    tokenizer = model.tokenizer
-    variables = checked_variables(given) if given is not None else dict(noted or {})
-    if tokenizer is None:
-        if given is not None and variables:
-            raise InputError(f"template is {shown(given)}, and {model.name} has no tokenizer that has a chat template")
-        return model
-    if given is None and not variables:
-        variables = dict(tokenizer.template_variables)
-    if noted is not None and variables != noted:
-        warnings.warn(
-            f"the adapter was trained with {described(noted)}, and is used with {described(variables)}: "
-            "it is asked in other words than it knows",
-            stacklevel=3,
-        )
-    if variables == tokenizer.template_variables:
-        return model
-    try:
-        return dataclasses.replace(model, tokenizer=tokenizer.with_template(variables))
-    except InputError as error:
-        raise InputError(f"{model.name}: {error}") from None
-
-
-def _reporter(on_token: OnToken) -> Callable[[int, str, int | None], None]:
-    return lambda row, piece, token: on_token(StreamedToken(piece, row, None, token))
-
-
-def _shaped_like(groups: list[list[Any]], batched: bool, given: Sequence[Any] | None, what: str) -> list[list[Any]]:
-    """Return `given` grouped like `groups`; None everywhere when nothing is given."""
-    if given is None:
-        return [[None] * len(group) for group in groups]
-    nested = given if batched else [given]
-    counts = [len(group) for group in groups]
-    if (
-        not isinstance(nested, list | tuple)
-        or not all(isinstance(group, list | tuple) for group in nested)
-        or [len(group) for group in nested] != counts
-    ):
-        raise InputError(f"{what} must have {f'{counts} entries, by question' if batched else f'{counts[0]} entries'}")
-    return [list(group) for group in nested]
-
-
-def _worker_seeds(seed: int | Sequence[Any], groups: list[list[Any]], batched: bool) -> list[list[tuple[int, int]]]:
-    """Return each worker's (seed, number); a seed given for a worker alone does not depend on its number."""
-    if not isinstance(seed, list | tuple):
-        return [[(checked_seed(seed), index) for index in range(len(group))] for group in groups]
-    return [[(checked_seed(value), 0) for value in group] for group in _shaped_like(groups, batched, seed, "seed")]

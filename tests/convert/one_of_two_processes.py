@@ -14,12 +14,12 @@ from tests.processes import join
 def main(port: str, number: str, source: str) -> None:
     join(port, number)
     import psynth_jax as ps
-    from psynth_jax.convert import rules
+    from psynth_jax.convert import stored
 
     def looked_up(*_: Any) -> None:
         raise AssertionError("one of the two has read every sample")
 
-    rules.picked = looked_up  # type: ignore[assignment]
+    stored.picked = looked_up  # type: ignore[assignment]
     model = ps.load_model(source, "float16", ps.make_mesh("fsdp=4,tensor=2"))
     sys.stdout.write(model.fingerprint + "\n")
 

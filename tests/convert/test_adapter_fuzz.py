@@ -202,7 +202,7 @@ class TestNumbersThatAreNotFinite:
             changed = tensors[name].copy()
             changed.flat[-1] = number
             safetensors.numpy.save_file(tensors | {name: changed}, directory / file)
-            with pytest.raises(AdapterError, match=rf"{file}: {name} has 1 of \d+ numbers that are not finite"):
+            with pytest.raises(AdapterError, match=rf"{file}: {name} is damaged: 1 number is not finite"):
                 load_adapter(directory, model)
 
     def test_of_the_published_mapper(
@@ -214,13 +214,13 @@ class TestNumbersThatAreNotFinite:
             changed = tensors[name].copy()
             changed.flat[0] = number
             write_torch_file(directory / "cache_mapper.pt", tensors | {name: changed})
-            with pytest.raises(AdapterError, match=rf"cache_mapper\.pt: {name} has 1 of .* not finite, the first at \[0"):
+            with pytest.raises(AdapterError, match=rf"cache_mapper\.pt: {name} is damaged: 1 number is .* at \[0"):
                 load_adapter(directory, model)
 
     def test_is_not_saved(self, number: float, model: ps.Model, tmp_path: Path) -> None:
         lora = random_lora(tiny_config(), 1)
         lora.down["q"] = lora.down["q"].at[1, 2, 3].set(number)
-        with pytest.raises(AdapterError, match=r"lora\.q\.down has 1 of .* the first at \[1, 2, 3\]"):
+        with pytest.raises(AdapterError, match=r"lora\.q\.down is damaged: 1 number is .* at \[1, 2, 3\]"):
             ps.save_adapter(tmp_path / "adapter", ps.Adapter(lora, None), model)
         mapper = Mapper.from_arrays(random_mapper(1))
         spoiled = Mapper(mapper.hidden_kernel, mapper.hidden_bias, mapper.out_kernel, mapper.out_bias.at[0].set(number))

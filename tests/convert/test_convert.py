@@ -22,7 +22,7 @@ from psynth_jax.convert import stream, write_hf
 from psynth_jax.convert.convert import convert
 from psynth_jax.convert.hf import config_from_hf
 from psynth_jax.convert.load import open_model
-from psynth_jax.convert.rules import StoredParameter
+from psynth_jax.convert.stored import StoredParameter
 from psynth_jax.errors import CheckpointError, DataError, InputError, UserError
 from psynth_jax.presets import preset
 from tests.convert.test_hf import GEMMA3, LLAMA, QWEN2, QWEN3, QWEN3_MOE, random_tensors, shapes_of, write_model

@@ -132,7 +132,7 @@ class TestNumbersThatAreNotFinite:
         spoiled = adapters[which].lora
         assert spoiled is not None
         spoiled.up["v"] = spoiled.up["v"].at[2, 1, 0, 3].set(number)
-        with pytest.raises(AdapterError, match=rf"the {which} adapter: \S*up\S*v\S* has 1 of .*first at \[2, 1, 0, 3\]"):
+        with pytest.raises(AdapterError, match=rf"the {which} adapter: \S*up\S*v\S* is damaged: 1 .* at \[2, 1, 0, 3\]"):
             merge_adapters(adapters["first"], adapters["second"], how=how)
 
     def test_of_a_mapper(self) -> None:

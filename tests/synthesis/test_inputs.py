@@ -426,12 +426,12 @@ class TestArguments:
         [
             (None, "must be a mapping"),
             ([1], "must be a mapping"),
-            ({1: 2}, "must be a text"),
-            (random_mapper(1) | {"out_bias": "x"}, "out_bias holds no numbers"),
-            (random_mapper(1) | {"out_bias": [1, "x"]}, "out_bias holds no numbers"),
-            (random_mapper(1) | {"out_bias": [np.nan] * 4}, "out_bias holds NaN"),
-            (random_mapper(1) | {"out_bias": [1e300] * 4}, "out_bias holds NaN or infinities"),
-            (random_mapper(1) | {"out_bias": [[1], [2, 3]]}, "out_bias holds no numbers"),
+            ({1: 2}, "extra 1"),
+            (random_mapper(1) | {"out_bias": "x"}, "'out_bias' is no array of numbers"),
+            (random_mapper(1) | {"out_bias": [1, "x"]}, "'out_bias' is no array of numbers"),
+            (random_mapper(1) | {"out_bias": [np.nan] * 4}, "out_bias has numbers that are not finite"),
+            (random_mapper(1) | {"out_bias": [1e300] * 4}, "out_bias has numbers that are not finite"),
+            (random_mapper(1) | {"out_bias": [[1], [2, 3]]}, "'out_bias' is no array of numbers"),
         ],
     )
     def test_mappers(self, synth: ps.ParallelSynthesis, arrays: Any, said: str) -> None:
