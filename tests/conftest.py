@@ -13,6 +13,7 @@ import dataclasses
 import gc
 import importlib.util
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -46,6 +47,8 @@ MISSING = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Commands under test inherit what is ignored here, and under nohup that is SIGHUP.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for name in os.environ.get("PSYNTH_TEST_REQUIRE", "").split():
         if name not in MISSING:
             raise pytest.UsageError(f"PSYNTH_TEST_REQUIRE names {name!r}: choose from {', '.join(MISSING)}")

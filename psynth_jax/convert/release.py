@@ -161,7 +161,8 @@ def _meta(directory: Path) -> dict[str, Any]:
 
 
 def _json_if_there(file: Path) -> dict[str, Any]:
-    return read_json(file) if _is_there(file) else {}
+    # A summary of the training may tell of a loss that was no number.
+    return read_json(file, finite=False) if _is_there(file) else {}
 
 
 def write_release(directory: Path, adapter: Adapter, base: Base, training: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 import psynth_jax as ps
 from psynth_jax.cli import train_view
 from psynth_jax.cli.train import _watch
+from psynth_jax.training import tasks
 from psynth_jax.training.config import read_config
 from psynth_jax.training.lock import working_in
 from psynth_jax.training.preemption import SAVING
@@ -89,8 +90,8 @@ def test_what_needs_no_model_is_found_before_it_is_loaded(
     def loads(*_: object) -> None:
         pytest.fail("the model is loaded")
 
-    for name in ("load", "load_tasks"):
-        monkeypatch.setattr(sys.modules[_watch.__module__], name, loads)
+    monkeypatch.setattr(sys.modules[_watch.__module__], "load", loads)
+    monkeypatch.setattr(tasks, "load_tasks", loads)
     run, out = tmp_path / "run", ("--into", tmp_path / "out")
     assert "no checkpoint '99'; there are: 1" in refused("export", run, *out, "--step", 99)
     assert "step must be latest, best or a whole number, not 'x'" in refused("export", run, *out, "--step", "x")
