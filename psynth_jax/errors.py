@@ -10,7 +10,8 @@ import reprlib
 from collections.abc import Sequence
 
 _SHOWN = 80  # characters of a value in a message
-_SHORT = reprlib.Repr(maxstring=64, maxother=64, maxlong=64)
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 64  # Python 3.11 takes no arguments
 
 
 class UserError(Exception):
