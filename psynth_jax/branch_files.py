@@ -104,6 +104,8 @@ def load(directory: str | Path) -> Branches:
             found = shown(description.get("format"))
             raise CheckpointError(f"{source}: branches format {found}, this version reads format {FORMAT}")
         noted = _noted(description)
+        if not (source / _TENSORS).exists():
+            raise CheckpointError(f"{source} does not hold readable branches: it has no {_TENSORS}")
         _check_hashes(source, description)
         segments = _segments(source / _TENSORS, noted)
         questions = [[_branch(entry, segments) for entry in group] for group in noted]

@@ -47,7 +47,8 @@ LIBRARIES: Mapping[str, _Library] = {
     "gguf": _Library(("gguf",), (*_UNCHECKED, AssertionError), "is not a complete GGUF file"),
     "grain": _Library(("grain",), _UNCHECKED),
     "huggingface_hub": _Library(  # RuntimeError: of hf_xet, its own client for large files
-        ("huggingface_hub", "hf_xet", "httpx", "httpcore", "requests", "filelock"), (OSError, ValueError, RuntimeError)
+        ("huggingface_hub", "hf_xet", "httpx", "httpx2", "httpcore", "httpcore2", "requests", "filelock"),
+        (OSError, ValueError, RuntimeError),
     ),
     "jax": _Library(("jax", "jaxlib"), (*_UNCHECKED, AssertionError, ImportError)),
     "jinja2": _Library(("jinja2",), _ANYTHING),  # a template calls functions
