@@ -37,7 +37,7 @@ from psynth_jax.training.curves import FILE, coarse, read_metrics, until
 from psynth_jax.training.lock import working_in
 from psynth_jax.training.metrics import Metrics
 from psynth_jax.training.optimizer import learning_rate, make_optimizer
-from psynth_jax.training.parameters import initial_parameters, not_finite, teacher_of
+from psynth_jax.training.parameters import check_targets, initial_parameters, not_finite, teacher_of
 from psynth_jax.training.pipeline import BatchIterator, BatchSource, Loaded
 from psynth_jax.training.plan import Plan, Shape
 from psynth_jax.training.preemption import Preemption, preemption
@@ -110,6 +110,7 @@ class Trainer:
           InputError: there is no such checkpoint.
           DataError: no example can be used, or one has a token that the model has no row for.
         """
+        check_targets(config.trainable, model.config)
         self.model, self.workdir = model, Path(config.workdir)
         self._on_step, self._say = on_step, _also_logged(say)
         self._first_process = jax.process_index() == 0
