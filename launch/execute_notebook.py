@@ -1,0 +1,87 @@
+"""Execute one notebook whole and write a copy with its outputs.
+
+    python launch/execute_notebook.py notebooks/quickstart.ipynb notebooks/executed/quickstart.ipynb [NAME=VALUE ...]
+
+NAME=VALUE replaces a value of the cell that is tagged "parameters"; VALUE is YAML.  Each cell's seconds are printed.  The
+copy is written also when a cell fails, with the error in it; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from jupyter_client.manager import KernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+
+def with_parameters(notebook: Any, values: dict[str, Any]) -> Any:
+    """Insert a cell that sets `values` behind the one that is tagged "parameters".
+
+    Raises ValueError for a name that the cell does not set.
+    """
+    place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
+    known = {
+        target.id
+        for statement in ast.parse(notebook.cells[place].source).body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"no parameter {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    lines = ["# Set for this execution", *(f"{name} = {value!r}" for name, value in values.items())]
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell("\n".join(lines), metadata={"tags": ["injected"]}))
+    return notebook
+
+
+class Told(NotebookClient):  # type: ignore[misc]  # nbclient has no types
+    """A client that tells of every code cell."""
+
+    async def async_execute_cell(self, cell: Any, cell_index: int, *args: Any, **kwargs: Any) -> Any:
+        """Execute a cell and print its seconds and its first line."""
+        begin = time.perf_counter()
+        try:
+            return await super().async_execute_cell(cell, cell_index, *args, **kwargs)
+        finally:
+            if cell.cell_type == "code":
+                first = (cell.source.splitlines() or [""])[0][:70]
+                print(f"  {time.perf_counter() - begin:6.1f} s  {first}", flush=True)
+
+
+def main(source: str, target: str, *settings: str) -> int:
+    """Execute; return the exit code."""
+    values = {name: yaml.safe_load(text) for name, _, text in (setting.partition("=") for setting in settings)}
+    notebook = nbformat.read(source, as_version=4)
+    if values:
+        notebook = with_parameters(notebook, values)
+    folder = Path(target).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    begin, failed = time.perf_counter(), None
+    with tempfile.TemporaryDirectory() as sockets:
+        # Over sockets in a folder of this user, not over TCP, which everybody on this machine could read.
+        kernel = KernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel")
+        options = {"timeout": 1200, "startup_timeout": 300}
+        client = Told(notebook, km=kernel, resources={"metadata": {"path": str(folder)}}, **options)
+        try:
+            client.execute()
+        except CellExecutionError as error:
+            failed = error
+        finally:
+            kernel.shutdown_kernel(now=True)
+    nbformat.write(notebook, target)
+    print(f"{source}: {time.perf_counter() - begin:.0f} s", flush=True)
+    if failed is not None:
+        print(failed, file=sys.stderr)
+    return 0 if failed is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,56 @@
+"""The notebooks as they are committed: without outputs, ready for Colab, with code that is Python."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def cells(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return found
+
+
+def source(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"])
+
+
+def test_there_are_some() -> None:
+    assert {path.stem for path in NOTEBOOKS} >= {"quickstart", "method_by_hand"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestNotebook:
+    def test_asks_colab_for_a_tpu(self, path: Path) -> None:
+        metadata = json.loads(path.read_text(encoding="utf-8"))["metadata"]
+        assert (metadata["accelerator"], metadata["gpuType"], metadata["colab"]["gpuType"]) == ("TPU", "V5E1", "V5E1")
+
+    def test_has_no_outputs(self, path: Path) -> None:
+        code = [cell for cell in cells(path) if cell["cell_type"] == "code"]
+        assert code
+        assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+
+    def test_code_is_python_with_magics(self, path: Path) -> None:
+        for cell in cells(path):
+            if cell["cell_type"] == "code":
+                ast.parse(re.sub(r"^(\s*)%.*$", r"\1pass", source(cell), flags=re.MULTILINE))
+
+    def test_installs_in_colab_only_and_has_one_cell_of_parameters(self, path: Path) -> None:
+        tagged = {tag: cell for cell in cells(path) for tag in cell["metadata"].get("tags", ())}
+        assert set(tagged) == {"install", "parameters"}
+        install = source(tagged["install"])
+        before, _, inside = install.partition('if "google.colab" in sys.modules:\n')
+        assert "%pip" not in before and "%pip install" in inside
+        assert all(line.startswith("    ") for line in inside.splitlines() if line)
+        assert [source(cell) for cell in cells(path) if "%pip" in source(cell)] == [install]
+
+    def test_checks_the_devices(self, path: Path) -> None:
+        assert any("check_devices()" in source(cell) for cell in cells(path))
