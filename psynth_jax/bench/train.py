@@ -23,7 +23,7 @@ from psynth_jax.data.example import BranchTokens, Example
 from psynth_jax.data.shards import Shard, ShardWriter, Vocabulary
 from psynth_jax.errors import InputError
 from psynth_jax.model import Model
-from psynth_jax.training.config import TrainConfig
+from psynth_jax.training.config import MOST, TrainConfig
 from psynth_jax.training.flops import peak_flops, step_flops
 from psynth_jax.training.parameters import initial_parameters
 from psynth_jax.training.pipeline import BatchIterator, BatchSource
@@ -141,7 +141,7 @@ def _config(folder: str, source: str, model: Model, workload: Workload, options:
             "dtype": str(model.decoder.dtype),
             "data": ({"path": folder},),
             "batch": {
-                "tokens": ANY_NUMBER**2,
+                "tokens": MOST,  # no limit
                 "shapes": 1,
                 "examples": workload.examples,
                 "branches": workload.branches,

@@ -224,8 +224,9 @@ class TestInterrupted:
             raise RuntimeError("a bug")
 
         monkeypatch.setattr(pipeline.ParallelSynthesis, "work", broken)
-        with pytest.raises(RuntimeError, match="a bug"):  # Python prints the traceback and exits with 1
-            run()
+        done = run()
+        assert (done.code, done.out) == (1, "")
+        assert done.err.splitlines()[-1].startswith("internal error: RuntimeError: a bug; details are in ")
 
 
 @pytest.mark.weights

@@ -13,7 +13,7 @@ import pytest
 import psynth_jax as ps
 from psynth_jax.branches import Branches
 from psynth_jax.convert.adapter_directory import Adapter
-from psynth_jax.errors import NotFiniteError
+from psynth_jax.errors import AdapterError, NotFiniteError
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.decoder import Decoder
@@ -93,17 +93,19 @@ def test_the_row_is_named(shared: Engine) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("part", ["lora", "mapper"])
-def test_adapters(value: float, part: str) -> None:
+def test_a_lora_is_refused_before_it_is_used(value: float) -> None:
+    model = tiny_model(layers=2)
+    lora = random_lora(model.config, 1)
+    broken = {**lora.up, "q": lora.up["q"].at[(0,) * lora.up["q"].ndim].set(value)}
+    with pytest.raises(AdapterError, match="up of 'q' has numbers that are not finite"):
+        ps.ParallelSynthesis(model, Lora(lora.down, broken, lora.scale))
+
+
+def test_a_mapper_that_is_not_finite() -> None:
     model = tiny_model(layers=2)
     branches = ps.ParallelSynthesis(model).encode([OTHER])
-    lora = random_lora(model.config, 1)
-    synth = ps.ParallelSynthesis(model, Adapter(lora, None))
-    if part == "lora":
-        broken = {**lora.up, "q": lora.up["q"].at[(0,) * lora.up["q"].ndim].set(value)}
-        synth = ps.ParallelSynthesis(model, Lora(lora.down, broken, lora.scale))
-    else:
-        synth._mapper = dataclasses.replace(Mapper.from_arrays(random_mapper(1)), out_bias=jnp.full(4, np.nan))
+    synth = ps.ParallelSynthesis(model, Adapter(random_lora(model.config, 1), None))
+    synth._mapper = dataclasses.replace(Mapper.from_arrays(random_mapper(1)), out_bias=jnp.full(4, np.nan))
     refused(lambda: synth.synthesize(PROMPT, branches, max_new_tokens=2), "weights, the adapter or the branches")
     refused(lambda: synth.score(PROMPT, TARGET, branches), "weights, the adapter or the branches")
 

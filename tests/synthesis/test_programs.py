@@ -103,7 +103,7 @@ class TestLogging:
         assert caplog.messages == [], "nothing is compiled twice, and nothing else is said"
 
     def test_says_nothing_unless_it_is_asked_to(self) -> None:
-        script = "import psynth_jax, logging; logging.getLogger('psynth_jax.x').warning('not shown')"
+        script = "import logging, psynth_jax; psynth_jax.load_model; logging.getLogger('psynth_jax.x').warning('not shown')"
         done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=os.environ)
         assert "not shown" not in done.stderr
 

@@ -15,11 +15,14 @@ from psynth_jax.training.preemption import SAVING, Preemption, preemption
 
 @pytest.fixture(autouse=True)
 def _handlers_are_put_back() -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
+    # Other tests of this process may have left a handler that ends it in its own way.
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, default) for number, default in defaults.items()}
     yield
-    assert [signal.getsignal(number) for number in numbers] == before
+    assert {number: signal.getsignal(number) for number in defaults} == defaults
     assert signal.set_wakeup_fd(-1) == -1
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def send(number: int) -> None:
