@@ -61,7 +61,7 @@ def _by_card(data: Sequence[str], card: Path | None, shown: str, config: str | N
     entries = _card_configs(card, shown)
     if not entries:
         return None
-    names = [str(entry.get("config_name", "default")) for entry in entries]
+    names = [_word(entry.get("config_name", "default"), shown) for entry in entries]
     if config is None:
         default = [entry for entry in entries if entry.get("default")]
         chosen = default or [entry for entry, name in zip(entries, names, strict=True) if name == "default"] or entries
@@ -79,10 +79,22 @@ def _by_card(data: Sequence[str], card: Path | None, shown: str, config: str | N
     splits: dict[str, list[str]] = {}
     for file in listed:
         paths = file.get("path")
-        patterns = [str(path) for path in (paths if isinstance(paths, list) else [paths])]
+        patterns = [_word(path, shown) for path in (paths if isinstance(paths, list) else [paths])]
         found = [name for name in data if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-        splits.setdefault(str(file.get("split", "train")), []).extend(found)
+        splits.setdefault(_word(file.get("split", "train"), shown), []).extend(found)
     return splits
+
+
+def _word(value: object, shown: str) -> str:
+    """Return a name or a path of a data card.
+
+    Raises `DataError` for anything else: YAML can hold lists of aliases of lists, which are endless as a text.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise DataError(
+            f"{shown}: its data card must name configs, splits and paths by texts, not by a {type(value).__name__}"
+        )
+    return str(value)
 
 
 def _card_configs(card: Path | None, shown: str) -> list[Mapping[str, Any]]:
