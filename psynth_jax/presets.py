@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from psynth_jax.config import DecoderConfig, Llama3Rope, LocalLayers, PlainRope
-from psynth_jax.errors import UserError
+from psynth_jax.errors import UserError, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,5 +165,5 @@ PRESETS: dict[str, Preset] = {
 def preset(name: str) -> Preset:
     """Return a preset by name.  Raises `UserError` listing the names when there is none."""
     if name not in PRESETS:
-        raise UserError(f"there is no model called {name!r}; choose from {', '.join(PRESETS)}")
+        raise UserError(f"there is no model called {shown(name)}; choose from {', '.join(PRESETS)}")
     return PRESETS[name]

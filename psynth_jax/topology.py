@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from psynth_jax.errors import UserError
+from psynth_jax.errors import UserError, shown
 
 GIB = 1 << 30
 
@@ -79,7 +79,9 @@ def tpu_slice(name: str) -> Slice:
     """Read an accelerator type, such as "v5e-16".  Raises `UserError` saying which there are."""
     found = _NAME.fullmatch(name)
     if found is None:
-        raise UserError(f"{name!r} is no accelerator type: use a kind of {', '.join(CHIPS)} and a number, such as v5e-16")
+        raise UserError(
+            f"{shown(name)} is no accelerator type: use a kind of {', '.join(CHIPS)} and a number, such as v5e-16"
+        )
     kind = found[1].replace("v5litepod", "v5e")
     chip, number = CHIPS[kind], int(found[2])
     chips = number // chip.counted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 from collections.abc import Callable
@@ -62,16 +63,17 @@ class JaxCommand(TyperCommand):
         check_unicode({name: value for name, value in ctx.params.items() if name not in TEXTS})
         if ctx.info_name not in READERS:
             interrupts.begin_to_write()
-        with tempfile.TemporaryDirectory(prefix="psynth-") as folder:
-            _read_standard_input(ctx, Path(folder))
+        with contextlib.ExitStack() as kept:
+            _read_standard_input(ctx, kept)
             return super().invoke(ctx)
 
 
-def _read_standard_input(ctx: Any, folder: Path) -> None:
-    """Give a command that was told `-` in place of a file a file with what is on standard input."""
+def _read_standard_input(ctx: Any, kept: contextlib.ExitStack) -> None:
+    """Give a command that was told `-` in place of a file a file with what is on standard input, for as long as `kept`."""
     for name, suffix in FILES.get(ctx.info_name, {}).items():
         if str(ctx.params.get(name)) == "-":
-            file = folder / f"standard-input{suffix}"
+            folder = kept.enter_context(tempfile.TemporaryDirectory(prefix="psynth-"))
+            file = Path(folder) / f"standard-input{suffix}"
             file.write_bytes(sys.stdin.buffer.read())
             ctx.params[name] = type(ctx.params[name])(file)
 
