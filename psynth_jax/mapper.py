@@ -57,7 +57,7 @@ class Mapper:
         hidden = bias_shape[0] if len(bias_shape) == 1 else HIDDEN
         shapes = dict(zip(names, [(len(FEATURES), hidden), (hidden,), (hidden, 4), (4,)], strict=True))
         wrong = [f"missing {name}" for name in names if name not in found]
-        wrong += [f"extra {name if isinstance(name, str) else shown(name)}" for name in found if name not in shapes]
+        wrong += [f"extra {name!s:.60}" for name in found if name not in shapes]
         for name, shape in shapes.items():
             if name in found and found[name].shape != shape:
                 wrong.append(f"{name} has shape {list(found[name].shape)}, expected {list(shape)}")
