@@ -59,7 +59,7 @@ def list_files(hub_id: str) -> list[str]:
     except InputError:  # without a network, what has been downloaded before
         try:
             known = Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
-        except Exception as error:
+        except Exception as error:  # its client raises errors of five libraries; ours go on
             if not is_raised_by("huggingface_hub", error):
                 raise
             known = None
@@ -113,7 +113,7 @@ def pull(hub_id: str, target: str | Path, revision: str | None = None) -> None:
 def _asked(hub_id: str, verb: str = "does not give") -> Iterator[None]:
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # its client raises errors of five libraries; ours go on
         if not is_raised_by("huggingface_hub", error):
             raise
         here = " is no directory here, and" if verb == "does not give" else ":"

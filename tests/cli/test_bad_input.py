@@ -216,7 +216,9 @@ class TestOptions:
     @pytest.mark.parametrize("argument", ["model", "adapter", "mesh", "dtype", "cache-dtype", "roles", "branch"])
     def test_bytes_that_are_not_utf8(self, refused: Refused, model_directory: Path, argument: str) -> None:
         """A shell passes any bytes on, which Python keeps as lone surrogates."""
-        refused("run", "Why?", *([] if argument == "model" else ["--model", model_directory]), f"--{argument}", "caf\udce9")
+        model = [] if argument == "model" else ["--model", model_directory]
+        said = refused("run", "Why?", *model, f"--{argument}", "caf\udce9")
+        assert said.isascii() and len(said) < 300  # what cannot be printed is escaped
 
     def test_a_question_that_is_not_utf8(self, refused: Refused) -> None:
         assert refused("run", "caf\udce9?") == "error: the question is not UTF-8 text"

@@ -159,8 +159,11 @@ def test_what_takes_long_is_not_silent(file: Path, monkeypatch: pytest.MonkeyPat
 def test_a_terminal_that_is_gone(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run goes on to its save."""
 
+    tried = []
+
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
+            tried.append(text)
             raise OSError(5, "Input/output error")
 
     for terminal in (False, True):
@@ -170,3 +173,5 @@ def test_a_terminal_that_is_gone(file: Path, monkeypatch: pytest.MonkeyPatch) ->
         with _watch(read_config(file)) as on_step:
             on_step.say("compiling ...")
             on_step(1, {"eval_loss": 1.0})
+        assert tried, "nothing was shown: the terminal was not missed"
+        tried.clear()

@@ -115,6 +115,7 @@ def test_several_at_once(name: str, adapters: dict[str, Path], model: ps.Model) 
         changed = {key: draw.choice(WRONG) for key in keys}
         with described(adapters[name], name, lambda value, changed=changed: value.update(changed)):
             use(adapters[name], model)
+    assert load_adapter(adapters[name], model).lora is not None, "nothing was left changed"
 
 
 @pytest.mark.parametrize("name", KEYS)

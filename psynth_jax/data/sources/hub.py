@@ -54,7 +54,7 @@ def _explained(what: str) -> Iterator[None]:
         reason = "it has no such revision"
     except errors.OfflineModeIsEnabled:
         reason = "HF_HUB_OFFLINE is set; unset it, or give the directory that its files were downloaded to"
-    except Exception as error:
+    except Exception as error:  # its client raises errors of five libraries; ours go on
         if not is_raised_by("huggingface_hub", error):
             raise
         reason = first_line(error)
