@@ -285,8 +285,9 @@ def _checked_header(file: Path, lengths: Mapping[str, int]) -> tuple[str, ...]:
     layers, heads, _, width = first
     for name, length in lengths.items():
         for half in halves:
-            scale = half.endswith("_scale")
-            right = ("F32" if scale else kind, (layers, heads, 1, length) if scale else (layers, heads, length, width))
+            right = (kind, (layers, heads, length, width))  # L, K, S, H
+            if half.endswith("_scale"):
+                right = ("F32", (layers, heads, 1, length))
             dtype, shape = found[f"{name}.{half}"]
             _require((dtype, shape) == right, f"{name}.{half} is {dtype} {list(shape)}, not {right[0]} {list(right[1])}")
     return halves

@@ -249,7 +249,11 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     found, pending = [], [value]
     while pending:
         item = pending.pop()
-        keys = list(item) if isinstance(item, dict) else range(len(item)) if isinstance(item, list) else ()
+        keys: Any = ()
+        if isinstance(item, dict):
+            keys = list(item)
+        elif isinstance(item, list):
+            keys = range(len(item))
         for key in keys:
             found.append((item, key))
             pending.append(item[key])

@@ -355,7 +355,8 @@ def read_end_tokens(directory: Path) -> frozenset[int]:
         if not file.is_file():
             continue
         ids = read_json(file).get("eos_token_id")
-        ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+        if not isinstance(ids, list):
+            ids = [] if ids is None else [ids]
         if not all(type(token) is int and 0 <= token <= MOST for token in ids):
             raise CheckpointError(f"eos_token_id in {file} must be a token id or a list of them, not {shown(ids)}")
         if ids:

@@ -70,10 +70,13 @@ class SafetensorsFile:
 
     def pick(self, name: str, places: tuple[HostArray, ...]) -> HostArray:
         """Read single elements of a tensor, an index array for each axis, with the file opened once."""
+        found = []
         with _open(self.path) as file:
             part = file.get_slice(name)
-            found = [part[tuple(slice(int(i), int(i) + 1) for i in place)] for place in zip(*places, strict=True)]
-        return np.concatenate([element.reshape(1) for element in found])
+            for place in zip(*places, strict=True):
+                index = tuple(slice(int(at), int(at) + 1) for at in place)
+                found.append(part[index].reshape(1))
+        return np.concatenate(found)
 
     def _read(self, name: str, index: tuple[slice, ...]) -> HostArray:
         with _open(self.path) as file:

@@ -99,6 +99,12 @@ def shaped_like(groups: list[list[Any]], batched: bool, given: Sequence[Any] | N
 
 def worker_seeds(seed: int | Sequence[Any], groups: list[list[Any]], batched: bool) -> list[list[tuple[int, int]]]:
     """Return each worker's (seed, number); a seed given for a worker alone does not depend on its number."""
-    if not isinstance(seed, list | tuple):
-        return [[(checked_seed(seed), index) for index in range(len(group))] for group in groups]
-    return [[(checked_seed(value), 0) for value in group] for group in shaped_like(groups, batched, seed, "seed")]
+    seeds: list[list[tuple[int, int]]] = []
+    if isinstance(seed, list | tuple):
+        for own in shaped_like(groups, batched, seed, "seed"):
+            seeds.append([(checked_seed(value), 0) for value in own])
+        return seeds
+    one = checked_seed(seed)
+    for group in groups:
+        seeds.append([(one, index) for index in range(len(group))])
+    return seeds

@@ -111,7 +111,10 @@ def read_metrics(path: Path) -> tuple[Curves, int]:
     if not points:
         bad = f", only {damaged} damaged lines" if damaged else " yet"
         raise DataError(f"{path} holds no step{bad}")
-    curves = {name: (np.array([step for step, _ in own]), np.array([v for _, v in own])) for name, own in points.items()}
+    curves = {}
+    for name, own in points.items():
+        reached, values = zip(*own, strict=True)
+        curves[name] = np.array(reached), np.array(values)
     return curves, damaged
 
 

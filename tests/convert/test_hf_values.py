@@ -86,7 +86,8 @@ def sensible(config: DecoderConfig) -> bool:
     if config.rope.kind == "yarn":
         floats += [config.rope.factor, config.rope.attention_factor, config.rope.beta_fast, config.rope.beta_slow]
     counts = [config.vocab_size, config.width, config.layers, config.heads, config.max_positions]
-    return all(0 < x < math.inf for x in floats) and all(type(x) is int and 0 < x < 2**31 for x in counts)
+    whole = all(type(x) is int and 0 < x < 2**31 for x in counts)
+    return whole and all(0 < x < math.inf for x in floats)
 
 
 def taken(raw: dict[str, Any]) -> DecoderConfig | None:
