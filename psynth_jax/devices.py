@@ -11,12 +11,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from psynth_jax.errors import ConfigError
+from psynth_jax.foreign import reason
 
 if TYPE_CHECKING:
     import jax
 
 _VARIABLES = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "JAX_DEFAULT_DEVICE", "CUDA_VISIBLE_DEVICES")
-_LONGEST_REASON = 300
 _PARSE_XLA_FLAGS = "from jaxlib import xla_client; xla_client.CompileOptions()"
 
 
@@ -25,7 +25,7 @@ def import_jax() -> None:
     try:
         import jax  # noqa: F401
     except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"JAX does not start: {_one_line(error)}; correct or unset that variable") from None
+        raise ConfigError(f"JAX does not start: {reason(error)}; correct or unset that variable") from None
 
 
 def start_devices() -> list[jax.Device]:
@@ -39,7 +39,7 @@ def start_devices() -> list[jax.Device]:
     try:
         return jax.devices()
     except (RuntimeError, ValueError, AssertionError) as error:  # AssertionError: a plugin that found no device
-        raise ConfigError(f"JAX finds no device: {_reason(error)}") from None
+        raise ConfigError(f"JAX finds no device: {_told(error)}") from None
 
 
 def check_x64() -> None:
@@ -64,17 +64,12 @@ def check_xla_flags() -> None:
     if tried.returncode == 0:
         return
     first = (tried.stderr.strip().splitlines() or ["XLA cannot read them"])[0]
-    reason = first.partition("] ")[2] or first  # "F1126 20:56:42.391367 11890 parse_flags_from_env.cc:234] Unknown flag ..."
-    raise ConfigError(f"XLA_FLAGS is wrong: {_one_line(reason)}")
+    said = first.partition("] ")[2] or first  # "F1126 20:56:42.391367 11890 parse_flags_from_env.cc:234] Unknown flag ..."
+    raise ConfigError(f"XLA_FLAGS is wrong: {said[:300]}")
 
 
-def _reason(error: Exception) -> str:
+def _told(error: Exception) -> str:
     """Say what JAX says, and which variables decide about devices."""
-    said = _one_line(error) or "its plugin gives no reason"
+    said = reason(error) if str(error).strip() else "its plugin gives no reason"
     named = [f"{name} is {os.environ[name]!r}" for name in _VARIABLES if os.environ.get(name)]
     return "; ".join([said, *named]) + ("; JAX_PLATFORMS=cpu runs without an accelerator" if "cpu" not in said else "")
-
-
-def _one_line(error: object) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON].rstrip() + " ..."

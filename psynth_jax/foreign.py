@@ -112,6 +112,7 @@ def first_line(raised: BaseException) -> str:
 
 
 def _cut(text: str) -> str:
+    text = text.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair cannot be printed
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from psynth_jax.errors import InputError, UnsupportedModelError, shown
+from psynth_jax.foreign import reason
 from psynth_jax.gguf_metadata import Metadata
 from psynth_jax.template_variables import TemplateVariables, checked_variables
 from psynth_jax.text import gguf_vocabulary
@@ -41,7 +42,6 @@ _CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-_LONGEST_LINE = 300  # characters of what another library says
 _END_TOKENS = frozenset({"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>"})
 
 
@@ -190,7 +190,7 @@ class Tokenizer:
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001  see `from_directory`
-            raise InputError(f"the tokenizer does not take the text {shown(text)}: {_one_line(error)}") from None
+            raise InputError(f"the tokenizer does not take the text {shown(text)}: {reason(error)}") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids; special tokens are left out."""
@@ -235,7 +235,7 @@ class Tokenizer:
         except _TooLong:
             raise InputError(f"the chat template has not ended after {RENDER_SECONDS:g} s: its loops are too long") from None
         except Exception as error:  # noqa: BLE001  a template may raise anything
-            raise InputError(f"the chat template does not accept these messages: {_one_line(error)}") from None
+            raise InputError(f"the chat template does not accept these messages: {reason(error)}") from None
         text = str(text)
         if not text.strip():
             raise InputError("the chat template renders nothing for these messages")
@@ -336,11 +336,3 @@ def _checked_message(message: object) -> dict[str, Any]:
         raise InputError(f"the content of a chat message must be a text, not {shown(content)}")
     checked_texts(message, "a chat message")
     return dict(message)
-
-
-def _one_line(error: BaseException) -> str:
-    """Return what an error says, on one line of bounded length."""
-    said = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()
-    if not said:
-        return type(error).__name__
-    return said if len(said) <= _LONGEST_LINE else f"{said[:_LONGEST_LINE]}..."

@@ -6,23 +6,13 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from psynth_jax.directories import followed, made, replacing
 from psynth_jax.errors import InputError
-
-
-@contextmanager
-def umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
+from tests.umask import umask
 
 
 def write(target: Path, content: str = "new") -> None:

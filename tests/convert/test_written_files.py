@@ -8,8 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +23,10 @@ from psynth_jax.convert.rules import widest
 from psynth_jax.errors import AdapterError, InputError
 from tests.convert.test_hf import LLAMA, random_tensors, write_model
 from tests.tiny import random_lora
+from tests.umask import umask
 
 ROOT = Path(__file__).parents[2]
 MASKS = [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)]
-
-
-@contextmanager
-def umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 def assert_modes(directory: Path, mode: int) -> None:
