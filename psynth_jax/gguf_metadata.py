@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from psynth_jax.errors import CheckpointError
+from psynth_jax.errors import CheckpointError, shown
 
 LARGEST_COUNT = 2**31 - 1  # what an int32 index holds
-_SHOWN = 40  # characters of a wrong value
 _REQUIRED: Final[Any] = object()
 
 Default = TypeVar("Default")
@@ -123,8 +122,4 @@ def _shown(value: object) -> str:
     """Spell a value for one line of an error, however long it is."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"an array of {len(value)}"
-    try:
-        spelled = repr(value[:_SHOWN] if isinstance(value, str) else value)
-    except ValueError:  # an int of more digits than Python spells
-        return "a number of thousands of digits"
-    return spelled if len(spelled) <= _SHOWN else spelled[:_SHOWN] + "..."
+    return shown(value)

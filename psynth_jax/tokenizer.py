@@ -189,7 +189,7 @@ class Tokenizer:
             return list(self._fast.encode(text, add_special_tokens=False).ids)
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
-        except BaseException as error:  # noqa: BLE001  see `from_directory`
+        except BaseException as error:  # noqa: BLE001  Rust: plain `Exception`, and panics
             raise InputError(f"the tokenizer does not take the text {shown(text)}: {reason(error)}") from None
 
     def decode(self, ids: Sequence[int]) -> str:

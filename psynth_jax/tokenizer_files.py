@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from psynth_jax.errors import CheckpointError
+from psynth_jax.errors import CheckpointError, shown
 from psynth_jax.files import read_text, refuse_special
 from psynth_jax.foreign import reading
 
@@ -82,7 +82,7 @@ def _check_class(file: Path, settings: Mapping[str, Any]) -> None:
     if name is None:
         return
     if not isinstance(name, str) or not _CLASS.fullmatch(name) or name in _ALSO:
-        raise CheckpointError(f"{file}: tokenizer_class must name a tokenizer of transformers, not {_shown(name)}")
+        raise CheckpointError(f"{file}: tokenizer_class must name a tokenizer of transformers, not {shown(name)}")
 
 
 def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
@@ -90,12 +90,7 @@ def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
         value = settings.get(name)
         text = value.get("content") if isinstance(value, dict) else value
         if not isinstance(text, str | None) or (isinstance(value, dict) and text is None):
-            raise CheckpointError(f"{file}: {name} must be a text, not {_shown(value)}")
+            raise CheckpointError(f"{file}: {name} must be a text, not {shown(value)}")
     template = settings.get("chat_template")
     if not isinstance(template, str | list | dict | None):
-        raise CheckpointError(f"{file}: chat_template must be a text, not {_shown(template)}")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+        raise CheckpointError(f"{file}: chat_template must be a text, not {shown(template)}")

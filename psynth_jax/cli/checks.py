@@ -59,8 +59,9 @@ def refuse_together(context: typer.Context, one: str, others: Sequence[str], why
         return
     for other in others:
         if was_given(context, other):
-            raise InputError(f"{_spelled(one)} and {_spelled(other)} contradict each other: {why}")
+            raise InputError(f"{spelled(one)} and {spelled(other)} contradict each other: {why}")
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
+    """Return an option as it is typed."""
     return "--" + name.replace("_", "-")

@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from psynth_jax.cli import adapter_choice, view
-from psynth_jax.cli.checks import check_at_least, check_choice, check_dtype, check_mesh, refuse_together, was_given
+from psynth_jax.cli.checks import check_at_least, check_choice, check_dtype, check_mesh, refuse_together, spelled, was_given
 from psynth_jax.cli.options import CACHE_DTYPES, POSITIONS, AsJson, Dtype, MeshAxes, ModelName
 from psynth_jax.cli.setting import activity, console, load, text_or_file, write_json
 from psynth_jax.cli.template_option import TemplateOption, template_variables
@@ -119,8 +119,8 @@ def _check_together(context: typer.Context, temperature: float, positions: str) 
         refuse_together(context, "branch", ("positions",), "these positions need what stood before a worker's text")
     for name in ("top_p", "top_k"):
         if temperature == 0 and was_given(context, name):
-            spelled = "--" + name.replace("_", "-")
-            raise InputError(f"{spelled} has no effect at --temperature 0, which is greedy: give a temperature above 0")
+            why = "has no effect at --temperature 0, which is greedy: give a temperature above 0"
+            raise InputError(f"{spelled(name)} {why}")
 
 
 def _check_numbers(max_new_tokens: int, sampling: dict[str, Any], dtype: str, mesh: str | None) -> None:

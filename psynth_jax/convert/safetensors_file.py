@@ -17,7 +17,6 @@ from psynth_jax import foreign
 from psynth_jax.axes import HostArray
 from psynth_jax.errors import CheckpointError
 from psynth_jax.files import is_lfs_pointer, refuse_special, umask_mode
-from psynth_jax.foreign import reading
 
 _PIECE_BYTES = 64 << 20  # the most that is read of an open file
 _FLOATS = {
@@ -87,7 +86,7 @@ def _open(path: Path) -> Any:
     refuse_special(path, CheckpointError)
     if not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}")
-    with reading(path, "safetensors"):
+    with foreign.reading(path, "safetensors"):
         return safetensors.safe_open(str(path), framework="np")
 
 
@@ -120,7 +119,7 @@ def read_json(path: Path, finite: bool = True) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise CheckpointError(f"{path} is not a UTF-8 text file") from None
-    with reading(path, "json"):
+    with foreign.reading(path, "json"):
         value = json.loads(text)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}")

@@ -19,8 +19,9 @@ from typing import Any, Self
 from psynth_jax.data.json_values import read_json_values
 from psynth_jax.data.missing import TooDeepError, without_missing
 from psynth_jax.directories import made, writing
-from psynth_jax.errors import DataError
+from psynth_jax.errors import DataError, shown
 from psynth_jax.files import refuse_special
+from psynth_jax.foreign import reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,23 +50,23 @@ class Record:
 
     def __post_init__(self) -> None:
         """Refuse what nothing can be learned from, and what no file can hold.  Raises `DataError` naming the field."""
-        shown = _shown(self.id)
+        record = f"record {shown(self.id)}"
         for name in ("id", "task", "query", "target"):
-            _check_text(f"record {shown}: its {name}", getattr(self, name))
+            _check_text(f"{record}: its {name}", getattr(self, name))
         for name in ("id", "task"):
             if "\0" in getattr(self, name):
-                raise DataError(f"record {shown}: its {name} has a NUL character")
+                raise DataError(f"{record}: its {name} has a NUL character")
         if not self.branches:
-            raise DataError(f"record {shown} has no branches")
+            raise DataError(f"{record} has no branches")
         for number, branch in enumerate(self.branches, start=1):
-            _check_text(f"record {shown}: branch {number}", branch.text)
-            _check_text(f"record {shown}: the prefix of branch {number}", branch.prefix, may_be_empty=True)
+            _check_text(f"{record}: branch {number}", branch.text)
+            _check_text(f"{record}: the prefix of branch {number}", branch.prefix, may_be_empty=True)
         for number, answer in enumerate(self.answers, start=1):
-            _check_text(f"record {shown}: answer {number}", answer, may_be_empty=True)
+            _check_text(f"{record}: answer {number}", answer, may_be_empty=True)
         try:
             json.dumps(self.meta, ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
-            raise DataError(f"record {shown}: its meta has no JSON form: {_shown(str(error))[1:-1]}") from None
+            raise DataError(f"{record}: its meta has no JSON form: {reason(error)}") from None
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
@@ -82,7 +83,7 @@ class Record:
         known = {field.name for field in dataclasses.fields(cls)}
         required = known - {"answers", "meta"}
         wrong = [f"missing {name}" for name in sorted(required - value.keys())]
-        wrong += [f"unknown {_shown(name)[1:-1]}" for name in sorted(map(str, value.keys() - known))]
+        wrong += [f"unknown {shown(name)[1:-1]}" for name in sorted(map(str, value.keys() - known))]
         texts = ("id", "task", "query", "target")
         wrong += [f"{name} is no text" for name in texts if name in value and not isinstance(value[name], str)]
         wrong += [] if _are_texts(value.get("answers", [])) else ["answers is no list of texts"]
@@ -91,7 +92,7 @@ class Record:
         if not isinstance(branches, list) or not all(map(_is_branch, branches)):
             wrong.append('branches is no list of {"text": ..., "prefix": ...}')
         if wrong:
-            raise DataError(f"record {_shown(value.get('id', ''))}: " + "; ".join(wrong))
+            raise DataError(f"record {shown(value.get('id', ''))}: " + "; ".join(wrong))
         return cls(
             **{name: value[name] for name in texts},
             branches=tuple(BranchText(branch["text"], branch.get("prefix", "")) for branch in branches),
@@ -140,12 +141,6 @@ def _given(value: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(branch, dict) and branch.get("prefix", "") is None:
             del branch["prefix"]
     return given
-
-
-def _shown(value: Any) -> str:
-    """Show a value in a message: short, and such that it can be printed."""
-    text = repr(value)  # which escapes what is not printable, half a surrogate pair among it
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _are_texts(value: Any) -> bool:

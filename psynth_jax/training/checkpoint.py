@@ -29,6 +29,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from psynth_jax.errors import CheckpointError, InputError, TrainingError, listing
+from psynth_jax.foreign import reason
 from psynth_jax.training import checksums
 from psynth_jax.training.checksums import Damaged
 from psynth_jax.training.config import Checkpoints
@@ -216,14 +217,13 @@ class CheckpointReader:
         # Orbax and TensorStore raise OSError, ValueError, KeyError and plain Exception for one damaged byte or another.
         except Exception as error:  # noqa: BLE001
             _without_loop_noise()
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
             place = self._folder / str(step)
             others = [other for other in reversed(self.steps) if other != step]
             whole = next((other for other in others if self._is_whole(other)), None)
             advice = f"step {whole} is whole: remove {place} to go on there"
             if whole is None:
                 advice = f"no other one is whole: remove {self._folder} to begin again"
-            raise CheckpointError(f"checkpoint {step} cannot be read: {reason}; {advice}") from None
+            raise CheckpointError(f"checkpoint {step} cannot be read: {reason(error)}; {advice}") from None
 
 
 def _without_loop_noise() -> None:

@@ -16,6 +16,7 @@ import yaml
 
 from psynth_jax.errors import ConfigError
 from psynth_jax.files import read_text
+from psynth_jax.foreign import reason
 
 MOST_VALUES = 20_000
 DEEPEST = 32
@@ -78,8 +79,7 @@ def parse_value(text: str) -> Any:
 def _reason(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    said = " ".join(str(error).split())[:300] or type(error).__name__
-    return said.encode("utf-8", "backslashreplace").decode()
+    return reason(error)
 
 
 def _expanded_size(node: yaml.Node, known: dict[int, int], depth: int = 0) -> int:
