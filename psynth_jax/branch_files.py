@@ -30,7 +30,7 @@ from psynth_jax.axes import Array
 from psynth_jax.branches import Branch, Branches, FinishReason, Segment
 from psynth_jax.cache import KVCache, in_device_layout, slot_bucket
 from psynth_jax.directories import replacing
-from psynth_jax.errors import CheckpointError, InputError, shown
+from psynth_jax.errors import CheckpointError, InputError, listing, shown
 from psynth_jax.files import read_text, refuse_special, umask_mode
 from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.unicode_text import checked_text
@@ -191,7 +191,7 @@ def _noted_branch(entry: Any, name: str) -> _Noted:
 def _keys(entry: Mapping[str, Any], needed: set[str], allowed: set[str], what: str) -> None:
     missing, extra = sorted(needed - entry.keys()), sorted(entry.keys() - needed - allowed)
     _require(not missing, f"{what} has no {', '.join(missing)}")
-    _require(not extra, f"{what} has what this version does not know: {', '.join(map(shown, extra[:8]))}")
+    _require(not extra, f"{what} has what this version does not know: {listing([shown(key) for key in extra], ', ')}")
 
 
 def _whole_numbers(values: Any, least: int, what: str) -> tuple[int, ...]:
@@ -275,8 +275,8 @@ def _checked_header(file: Path, lengths: Mapping[str, int]) -> tuple[str, ...]:
     halves = ("k", "v", "k_scale", "v_scale") if quantised else ("k", "v")
     expected = {f"{name}.{half}" for name in lengths for half in halves}
     missing, extra = sorted(expected - found.keys()), sorted(found.keys() - expected)
-    _require(not missing, f"missing tensors: {', '.join(missing[:8])}")
-    _require(not extra, f"tensors that no branch has: {', '.join(map(shown, extra[:8]))}")
+    _require(not missing, f"missing tensors: {listing(missing, ', ')}")
+    _require(not extra, f"tensors that no branch has: {listing([shown(key) for key in extra], ', ')}")
     if not lengths:
         return halves
     kind, first = found[f"{next(iter(lengths))}.k"]

@@ -19,6 +19,7 @@ import numpy as np
 
 from psynth_jax.axes import Array, MapperScalars
 from psynth_jax.errors import AdapterError, listing, shown
+from psynth_jax.foreign import reason
 
 FEATURES = ("log1p_span", "log1p_branches", "relative_layer")
 IDENTITY = (1.0, 0.0, 1.0, 0.0)
@@ -78,8 +79,7 @@ def _numbers(name: object, value: object) -> np.ndarray:
         with np.errstate(over="ignore"):
             return array.astype(np.float32)
     except (ValueError, TypeError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AdapterError(f"mapper arrays are not usable: {shown(name)} is no array of numbers: {reason}") from None
+        raise AdapterError(f"mapper arrays are not usable: {shown(name)} is no array of numbers: {reason(error)}") from None
 
 
 def mapper_scalars(mapper: Mapper | None, span: Array, valid: Array, layers: int) -> MapperScalars:

@@ -20,6 +20,7 @@ from psynth_jax.bench.kernel import attention_call
 from psynth_jax.bench.timing import in_turn, per_call
 from psynth_jax.bench.tuning_file import install_tilings, record
 from psynth_jax.errors import InputError
+from psynth_jax.foreign import first_line
 from psynth_jax.ops.branch_attention import Implementation, tuned
 from psynth_jax.ops.branch_attention.cases import Case
 from psynth_jax.ops.branch_attention.tuned import Asked, Table
@@ -108,7 +109,7 @@ class _Tried:
             except refusals as error:
                 if expected is None:
                     raise
-                self.errors[tiles] = _first_line(error)
+                self.errors[tiles] = first_line(error)
                 continue
             expected = found if expected is None else expected
             difference = float(np.abs(found - expected).max() / np.abs(expected).max())
@@ -146,7 +147,3 @@ def _kept_in_memory_only() -> Iterator[None]:
 def _tolerance(dtype: str) -> float:
     exact = jax.default_backend() == "cpu" and jnp.dtype(dtype) == jnp.float32
     return EXACT_TOLERANCE if exact else TOLERANCE
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

@@ -231,7 +231,7 @@ def _open(file: Path) -> SafetensorsFile:
     except CheckpointError as error:
         raise AdapterError(f"{file.parent} is not a readable adapter: {error}") from None
     if opened.problems:
-        raise AdapterError(f"{file.parent} is not a readable adapter: {file.name}: " + "; ".join(opened.problems[:8]))
+        raise AdapterError(f"{file.parent} is not a readable adapter: {file.name}: {listing(opened.problems)}")
     return opened
 
 

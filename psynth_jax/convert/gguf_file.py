@@ -24,7 +24,7 @@ import numpy as np
 
 from psynth_jax.axes import HostArray
 from psynth_jax.convert.rules import FLOAT32
-from psynth_jax.errors import CheckpointError, UserError
+from psynth_jax.errors import CheckpointError, UserError, listing
 from psynth_jax.files import refuse_special
 from psynth_jax.gguf_metadata import Metadata
 
@@ -331,8 +331,9 @@ def _with_other_parts(named: _Part) -> Sequence[_Part]:
     paths = [named.path.with_name(f"{parsed['name']}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
     missing = [path.name for path in paths if not path.exists()]
     if missing:
-        shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-        raise CheckpointError(f"{named.path} is part {number} of {count}; {named.path.parent} lacks {shown}")
+        raise CheckpointError(
+            f"{named.path} is part {number} of {count}; {named.path.parent} lacks {listing(missing, ', ')}"
+        )
     parts = [named if i == number - 1 else _Part(path) for i, path in enumerate(paths)]
     for i, part in enumerate(parts):
         _check_belongs(part, i, named)

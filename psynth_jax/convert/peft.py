@@ -30,7 +30,7 @@ from psynth_jax.convert.rules import (
     widest,
 )
 from psynth_jax.convert.safetensors_file import SafetensorsFile, read_json, write_json, write_safetensors
-from psynth_jax.errors import AdapterError, ModelMismatchError, shown
+from psynth_jax.errors import AdapterError, ModelMismatchError, listing, shown
 from psynth_jax.nn.adapter import ATTENTION_TARGETS, Lora, targets_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -39,7 +39,6 @@ _PREFIX = "base_model.model."
 _FACTOR = _PREFIX + "{module}.lora_{half}.weight"
 _TABLES = {_PREFIX + "model.embed_tokens.weight": "embedding", _PREFIX + "lm_head.weight": "head"}
 _ROWS = 4096  # of a table, compared at once
-_SHOWN = 8  # tensors that a message names
 
 # Target -> forms of the factors A (down) and B (up); the letter A is the rank.
 _FORMS: Mapping[str, tuple[Form, Form]] = {
@@ -84,7 +83,7 @@ def read_peft(directory: Path, base: Base) -> tuple[Lora, int]:
     described = read_peft_config(directory / CONFIG)
     file = SafetensorsFile(directory / WEIGHTS)
     if file.problems:
-        raise AdapterError(f"{file.path}: " + _listed(file.problems))
+        raise AdapterError(f"{file.path}: " + listing(file.problems))
     _refuse_targets(directory, file.shapes, base)
     tables = {name: table for name, table in _TABLES.items() if name in file.shapes}
     adapted = _adapted(file.shapes, described, base)
@@ -135,7 +134,7 @@ def _refuse_targets(directory: Path, names: Iterable[str], base: Base) -> None:
     beyond = sorted(changed - {*supported})
     if beyond or not changed:
         raise AdapterError(
-            f"{directory / WEIGHTS} uses what is not supported: target_modules {', '.join(beyond[:_SHOWN]) or 'none'} "
+            f"{directory / WEIGHTS} uses what is not supported: target_modules {listing(beyond, ', ') or 'none'} "
             f"({', '.join(supported)} are supported)"
         )
 
@@ -181,12 +180,7 @@ def _refuse_misfits(
         f"{one.module} has factors, though {CONFIG} leaves it out" for one in adapted if described.leaves_out(one.module)
     ]
     if wrong or not adapted:
-        raise AdapterError(f"{directory / WEIGHTS} does not fit the model: {_listed(wrong) or 'it has no factors'}")
-
-
-def _listed(problems: list[str]) -> str:
-    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return "; ".join(problems[:_SHOWN]) + more
+        raise AdapterError(f"{directory / WEIGHTS} does not fit the model: {listing(wrong) or 'it has no factors'}")
 
 
 def _vocabulary(directory: Path, file: SafetensorsFile, tables: Mapping[str, str], base: Base) -> int:

@@ -24,6 +24,7 @@ from psynth_jax.axes import HostArray
 from psynth_jax.convert.safetensors_file import refuse_pointer
 from psynth_jax.errors import CheckpointError
 from psynth_jax.files import refuse_special
+from psynth_jax.foreign import reason
 
 # What a pickle or an archive whose bytes make no sense ends in.
 _DAMAGE = (
@@ -182,8 +183,7 @@ def read_torch_file(path: Path) -> dict[str, HostArray]:
             f"{path} is not a whole file of torch.save (a zip archive); save it anew with torch 1.6 or later"
         ) from None
     except _DAMAGE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{path} is refused, nothing of it was run: {reason[:300]}") from None
+        raise CheckpointError(f"{path} is refused, nothing of it was run: {reason(error)}") from None
 
 
 def _read(archive: zipfile.ZipFile) -> dict[str, HostArray]:

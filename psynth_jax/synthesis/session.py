@@ -15,9 +15,9 @@ from psynth_jax import prompts
 from psynth_jax.branches import Branches
 from psynth_jax.cache import KVCache
 from psynth_jax.errors import InputError
-from psynth_jax.synthesis import inputs
+from psynth_jax.synthesis import arguments, inputs
 from psynth_jax.synthesis.engine import slots_needed
-from psynth_jax.synthesis.generate import OnToken, OwnCache, RowOutput, StreamedToken, generate
+from psynth_jax.synthesis.generate import OnToken, OwnCache, RowOutput, generate
 from psynth_jax.synthesis.inputs import Prompt
 from psynth_jax.synthesis.result import SynthesisResult, result_of
 from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed
@@ -93,7 +93,7 @@ class Session:
         offset = int(self._offset[0])
         inputs.check_window(synth.model, offset + self.tokens, len(ids), options.max_new_tokens, "this turn")
         output = RowOutput(options, synth.model.stop_ids, synth.model.tokenizer)
-        report = None if on_token is None else lambda _, piece, token: on_token(StreamedToken(piece, 0, None, token))
+        report = None if on_token is None else arguments.reporter(on_token)
         held = OwnCache(self._cache_for(slots_needed(self.tokens, len(ids), options.max_new_tokens)))
         before = engine.now() - begin
         # Every step takes the buffers of the cache before it.  The slots of earlier turns are never written again, so that

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from psynth_jax.errors import CheckpointError, UnsupportedModelError, UserError
+from psynth_jax.foreign import reason
 from psynth_jax.gguf_metadata import Metadata
 
 if TYPE_CHECKING:
@@ -90,8 +91,7 @@ def building(metadata: Metadata) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{metadata.where}: the tokenizer cannot be built: {reason}") from None
+        raise CheckpointError(f"{metadata.where}: the tokenizer cannot be built: {reason(error)}") from None
 
 
 def build(metadata: Metadata) -> tokenizers.Tokenizer:

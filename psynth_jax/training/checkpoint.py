@@ -313,10 +313,10 @@ class CheckpointStore(CheckpointReader):
             yield
         except (OSError, ValueError) as error:
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            reason = "the disk is full" if full or "No space left" in str(error) else " ".join(str(error).split())[:300]
+            why = "the disk is full" if full or "No space left" in str(error) else reason(error)
             free = shutil.disk_usage(self._folder).free >> 20 if self._folder.exists() else 0
             raise TrainingError(
-                f"a checkpoint could not be written to {self._folder}: {reason} ({free} MiB are free); "
+                f"a checkpoint could not be written to {self._folder}: {why} ({free} MiB are free); "
                 f"the last whole one is step {self.latest}"
             ) from None
 

@@ -353,7 +353,7 @@ class Trainer:
 
     def _no_number(self, store: CheckpointStore, step: int, loaded: Loaded) -> str:
         found = [f"{self._tasks[task]} {number}" for group in loaded.planned.groups for task, number in group]
-        some = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+        some = listing(found, ", ")
         kept = store.latest
         left = f"the checkpoint of step {kept} stays" if kept is not None else "there is no checkpoint yet"
         cause = self._cause(loaded) or ("lower optimizer.learning_rate, or look at these examples with `psynth data show`")
@@ -362,7 +362,7 @@ class Trainer:
     def _cause(self, loaded: Loaded) -> str | None:
         """Return what else than learning explains a loss that is no number; None: nothing that can be seen."""
         if names := not_finite(self.model.decoder.parameters()):
-            return f"weights of the base model {self.model.name} are not finite: {', '.join(names[:8])}"
+            return f"weights of the base model {self.model.name} are not finite: {listing(names, ', ')}"
         identity: Any = initial_parameters(self.config.trainable.model_copy(update={"start": None}), self.model, 0)
         if self._cut is not None:
             identity = jax.tree.map(put, identity, self._cut.parameters)

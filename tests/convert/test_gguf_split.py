@@ -80,7 +80,7 @@ class TestMissingParts:
     def test_a_long_list_is_cut(self, tmp_path: Path) -> None:
         metadata = {**gb.model_metadata("llama"), "split.no": Typed(U16, 0), "split.count": Typed(U16, 60_000)}
         path = gb.write(tmp_path / "m-00001-of-60000.gguf", metadata, gb.model_tensors("llama"))
-        with pytest.raises(CheckpointError, match=r"m-00009-of-60000\.gguf and 59991 more"):
+        with pytest.raises(CheckpointError, match=r"m-00009-of-60000\.gguf, and 59991 more"):
             open_model(path)
 
     def test_other_names(self, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from psynth_jax.data.sources.layout import SUFFIXES, choose_files
 from psynth_jax.data.text_files import LONGEST_LINE, text_lines
 from psynth_jax.errors import DataError
 from psynth_jax.files import refuse_special
+from psynth_jax.foreign import first_line
 
 PlacedRow: TypeAlias = tuple[str, dict[str, Any]]
 
@@ -196,5 +197,4 @@ def _parquet(path: Path, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
         *(pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError),
         *(ArithmeticError, RuntimeError, MemoryError, ImportError),
     ) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise DataError(f"cannot read {shown} after row {number}: {reason}") from None
+        raise DataError(f"cannot read {shown} after row {number}: {first_line(error)}") from None
