@@ -33,6 +33,8 @@ from psynth_jax.directories import replacing
 from psynth_jax.errors import CheckpointError, InputError, listing, shown
 from psynth_jax.files import read_text, refuse_special, umask_mode
 from psynth_jax.ops.cached_heads import CachedHeads
+from psynth_jax.storage.paths import AnyPath, BucketPath, as_path
+from psynth_jax.storage.staging import staged
 from psynth_jax.unicode_text import checked_text
 
 FORMAT = 1
@@ -43,7 +45,7 @@ _INT32 = 2**31 - 1
 _log = logging.getLogger(__name__)
 
 
-def save(branches: Branches, directory: str | Path) -> None:
+def save(branches: Branches, directory: str | AnyPath) -> None:
     """Write branches to a new or existing directory; an interrupted write leaves what was there before.
 
     Raises `InputError` when the directory holds something else than branches.
@@ -87,7 +89,7 @@ def save(branches: Branches, directory: str | Path) -> None:
     _log.info("saved %r to %s", branches, directory)
 
 
-def load(directory: str | Path) -> Branches:
+def load(directory: str | AnyPath) -> Branches:
     """Read branches back; every saved segment becomes a row of one new cache.
 
     Raises:
@@ -95,6 +97,8 @@ def load(directory: str | Path) -> Branches:
       CheckpointError: a file is missing, truncated, changed or of another format, or says what cannot be.
     """
     source = _named(directory)
+    if isinstance(source, BucketPath):
+        source = staged(source)
     if not source.is_dir():
         raise InputError(f"no such directory: {source}")
     try:
@@ -116,11 +120,11 @@ def load(directory: str | Path) -> Branches:
     return branches
 
 
-def _named(directory: object) -> Path:
+def _named(directory: object) -> AnyPath:
     """Return a directory that a caller names.  Raises `InputError` for what is no path."""
-    if not isinstance(directory, str | Path) or "\0" in str(directory):
+    if not isinstance(directory, str | Path | BucketPath) or "\0" in str(directory):
         raise InputError(f"a directory of branches is named by a text or a path, not by {shown(directory)}")
-    return Path(directory)
+    return as_path(directory)
 
 
 def _require(fine: bool, wrong: str) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -24,6 +23,7 @@ from psynth_jax.cache import KVCache
 from psynth_jax.errors import InputError, ModelMismatchError, listing, shown
 from psynth_jax.identity import joined, short
 from psynth_jax.ops.branch_attention import ContextPart, Segments
+from psynth_jax.storage.paths import AnyPath
 
 PositionMode: TypeAlias = Literal["exact", "reference_live"]
 FinishReason: TypeAlias = Literal["stop", "length", "given"]
@@ -156,8 +156,8 @@ class Branches:
         questions = [branches for group in groups for branches in group.questions]
         return Branches(questions, fingerprint, batched=True)
 
-    def save(self, directory: str | Path) -> None:
-        """Write the branches to a directory: `branches.json` and `branches.safetensors`.  See `branch_files`.
+    def save(self, directory: str | AnyPath) -> None:
+        """Write the branches to a directory, here or in a bucket (gs://...).  See `branch_files`.
 
         Raises `InputError` for a directory that holds something else, and `OSError` when it cannot be written.
         """
@@ -166,7 +166,7 @@ class Branches:
         branch_files.save(self, directory)
 
     @staticmethod
-    def load(directory: str | Path) -> Branches:
+    def load(directory: str | AnyPath) -> Branches:
         """Read branches that `save` wrote; whether a model fits them is checked when it reads them.
 
         Raises `InputError` when there is no such directory, and `CheckpointError` for files that are damaged.

@@ -13,20 +13,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from psynth_jax.errors import DataError, InputError
+from psynth_jax.storage.paths import AnyPath, BucketPath
+from psynth_jax.storage.publishing import published
 
 _TRIES, _PAUSE = 40, 0.05  # of removing a folder, and seconds between them
 
 
 @contextmanager
-def replacing(target: Path, names: Collection[str], what: str) -> Iterator[Path]:
+def replacing(target: AnyPath, names: Collection[str], what: str) -> Iterator[Path]:
     """Yield an empty directory that takes the place of `target` at the end of the block.
 
     What was at `target` stays until then.  When the block raises, or the new directory cannot be moved
-    into place, it stays for good.  A link stays a link: what it points to is replaced.
+    into place, it stays for good.  A link stays a link: what it points to is replaced.  Into a bucket
+    the directory is uploaded, see `storage.publishing`.
 
     Raises `InputError` when `target` holds anything but files of these names: it is not `what`, and
     would be lost.
     """
+    if isinstance(target, BucketPath):
+        with published(target, names, what) as fresh:
+            yield fresh
+        return
     try:
         str(target).encode("utf-8")
     except UnicodeEncodeError:  # the libraries that write into it take UTF-8 alone
@@ -130,7 +137,7 @@ def _remove(folder: Path) -> None:
 
 
 @contextmanager
-def writing(target: Path) -> Iterator[None]:
+def writing(target: AnyPath) -> Iterator[None]:
     """Turn an `OSError` of the block into a `DataError` that says why `target` could not be written, and that it was not."""
     try:
         yield
@@ -141,8 +148,11 @@ def writing(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def made(directory: Path) -> Iterator[None]:
+def made(directory: AnyPath) -> Iterator[None]:
     """Make a directory for the block; one that was not there before is removed again if the block leaves it empty."""
+    if isinstance(directory, BucketPath):  # a folder there is what is in it
+        yield
+        return
     directory = followed(directory)
     was_there = directory.exists()
     directory.mkdir(parents=True, exist_ok=True)

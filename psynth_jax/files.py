@@ -1,6 +1,6 @@
 """Files that users name: read what is a regular file, write atomically with the mode that the umask says.
 
-Knows no format.  Whole directories are written by `directories.replacing`.
+A path may be one in a bucket.  Knows no format.  Whole directories are written by `directories.replacing`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from psynth_jax.errors import InputError, UserError
+from psynth_jax.storage.paths import AnyPath, BucketPath, as_path
 
 
-def refuse_special(path: str | Path, error: type[UserError] = InputError) -> None:
+def refuse_special(path: str | AnyPath, error: type[UserError] = InputError) -> None:
     """Raise `error` for a FIFO, a socket or a device: reading one may never end.
 
-    A path with nothing there passes; whoever opens it says so in its own words.
+    A path with nothing there passes; whoever opens it says so in its own words.  A bucket has none of these.
     """
+    if isinstance(path, BucketPath):
+        return
     try:
         mode = Path(path).stat().st_mode
     except (OSError, ValueError):  # ValueError: a zero byte in the name
@@ -27,14 +30,14 @@ def refuse_special(path: str | Path, error: type[UserError] = InputError) -> Non
         raise error(f"{path} is not a regular file")
 
 
-def read_text(path: str | Path, error: type[UserError] = InputError) -> str:
+def read_text(path: str | AnyPath, error: type[UserError] = InputError) -> str:
     """Return the text of a regular UTF-8 file.
 
     Raises `error`, naming the file, when it is absent, cannot be read, is not a regular file, or is not UTF-8.
     """
     refuse_special(path, error)
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return as_path(path).read_text(encoding="utf-8")
     except OSError as failed:
         raise error(f"cannot read {path}: {failed.strerror or failed}") from None
     except UnicodeDecodeError:
@@ -43,12 +46,16 @@ def read_text(path: str | Path, error: type[UserError] = InputError) -> str:
         raise error(f"cannot read {str(path)!r}: {failed}") from None
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | AnyPath, text: str) -> None:
     """Replace a file atomically: a reader, or a kill, finds the old text or the new one.
 
     A link stays a link; what it points to is replaced.  Raises `OSError` when the file cannot be written.
     """
-    target = Path(path).resolve()
+    place = as_path(path)
+    if isinstance(place, BucketPath):
+        place.write_text(text)  # an object is replaced as a whole
+        return
+    target = place.resolve()
     # Not NamedTemporaryFile, which would leave the mode at 600 whatever the umask says.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         part = Path(scratch) / target.name

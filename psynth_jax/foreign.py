@@ -20,6 +20,7 @@ from types import TracebackType
 
 from psynth_jax.errors import CheckpointError, UserError
 from psynth_jax.files import is_lfs_pointer
+from psynth_jax.storage.paths import AnyPath, BucketPath
 
 _PACKAGE = Path(__file__).parent
 _LONGEST = 300  # characters of a library's message that are shown
@@ -65,7 +66,7 @@ LIBRARIES: Mapping[str, _Library] = {
 
 
 @contextmanager
-def reading(path: str | Path, library: str, error: type[UserError] = CheckpointError) -> Iterator[None]:
+def reading(path: str | AnyPath, library: str, error: type[UserError] = CheckpointError) -> Iterator[None]:
     """Turn what a library raises in the block into `error`: one line that names the file and has the library's reason.
 
     A `UserError` passes as it is, and so does what would hide that the process is to end or is out of memory.
@@ -121,9 +122,10 @@ def lfs_pointer(path: str | Path) -> str:
     return f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in {Path(path).parent}"
 
 
-def _told(path: str | Path, said: str) -> str:
-    if Path(path).is_file() and is_lfs_pointer(Path(path)):
-        return lfs_pointer(path)
+def _told(path: str | AnyPath, said: str) -> str:
+    local = None if isinstance(path, BucketPath) else Path(path)
+    if local is not None and local.is_file() and is_lfs_pointer(local):
+        return lfs_pointer(local)
     return f"{path} {said}"
 
 

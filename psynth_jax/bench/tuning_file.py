@@ -15,12 +15,12 @@ from typing import Any
 
 import jax
 
-from psynth_jax.convert.load import known_cache_folder
 from psynth_jax.directories import followed
 from psynth_jax.errors import UserError
 from psynth_jax.files import refuse_special, write_text
 from psynth_jax.ops.branch_attention import tuned
 from psynth_jax.ops.branch_attention.tuned import Key, Table
+from psynth_jax.storage.staging import known_cache_folder
 
 
 def table_file(device_kind: str) -> Path | None:

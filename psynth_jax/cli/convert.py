@@ -11,13 +11,14 @@ from psynth_jax.cli.checks import check_choice
 from psynth_jax.cli.options import AsJson
 from psynth_jax.cli.setting import activity, console, write_json
 from psynth_jax.directories import replacing, writing
+from psynth_jax.storage.paths import as_path, total_bytes
 
 BaseModel = Annotated[str | None, typer.Option(help="model that the adapter belongs to; default: the one that it names")]
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="model or adapter: directory, .gguf file, preset or hub id")],
-    target: Annotated[Path, typer.Argument(help="directory to be made")],
+    source: Annotated[str, typer.Argument(help="model or adapter: directory, .gguf file, gs://..., preset, hub id")],
+    target: Annotated[str, typer.Argument(help="directory to be made, here or in a bucket (gs://...)")],
     to: Annotated[str, typer.Option(help="psynth, hf or peft")],
     base: BaseModel = None,
     merge: Annotated[bool, typer.Option(help="fold the adapter's LoRA into its base; with --to hf")] = False,
@@ -30,7 +31,7 @@ def convert(
     check_choice("--to", to, "psynth, hf, peft")
     with activity(f"converting {source}"):
         made = conversion.convert(source, target, to, base, merge, dtype)  # type: ignore[arg-type]
-    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    size = total_bytes(as_path(target).expanduser())
     facts: dict[str, Any] = {"kind": made.kind, "source": source, "target": str(target), "to": to, "base": made.base}
     facts |= {"bytes": size, "dropped": list(made.dropped)}
     if as_json:
@@ -44,7 +45,7 @@ def convert(
 def merge(
     first: Annotated[str, typer.Argument(help="adapter: directory or hub id")],
     second: Annotated[str, typer.Argument(help="another adapter of the same base")],
-    target: Annotated[Path, typer.Argument(help="adapter directory to be made")],
+    target: Annotated[str, typer.Argument(help="adapter directory to be made, here or in a bucket (gs://...)")],
     weight: Annotated[float, typer.Option(help="of the first adapter, 0 to 1")] = 0.5,
     how: Annotated[
         str, typer.Option(help="deltas: of what they add; factors: each factor by itself, as published")
@@ -70,7 +71,8 @@ def merge(
     facts: dict[str, Any] = {"first": first, "second": second, "weight": weight, "how": how, "mapper": mapper}
     facts |= {"rank": merged.adapter.lora.rank if merged.adapter.lora else None, "error": merged.error}
     sources = {"first": training_summary(first), "second": training_summary(second)}
-    with writing(target), replacing(target, (), "an empty directory") as fresh:
+    place = as_path(target)
+    with writing(place), replacing(place, (), "an empty directory") as fresh:
         save_adapter(fresh, merged.adapter, model, {"merged": facts, "sources": sources})
     if as_json:
         write_json(facts | {"target": str(target)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +12,7 @@ from psynth_jax.cli.options import SOURCES, AsJson
 from psynth_jax.cli.setting import console, write_json
 from psynth_jax.cli.template_option import TemplateOption, template_variables
 from psynth_jax.errors import InputError
+from psynth_jax.storage.paths import as_path
 
 if TYPE_CHECKING:
     from psynth_jax.convert.stream import ModelStream
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 data = typer.Typer(help="Prepare data for training and evaluation, and look at it.")
 
-Prepared = Annotated[Path, typer.Argument(help="what `psynth data prepare` wrote: the directory of one task or of several")]
+Prepared = Annotated[str, typer.Argument(help="what `psynth data prepare` wrote: the directory of one task or of several")]
 
 
 @data.command()
@@ -31,9 +31,9 @@ def prepare(
         str | None,
         typer.Argument(metavar="[INPUT]", help="file, directory or hub id; default: the source's own data set"),
     ] = None,
-    into: Annotated[Path | None, typer.Option(help="tokenised examples: each task's in DIR/<task>", metavar="DIR")] = None,
+    into: Annotated[str | None, typer.Option(help="tokenised examples: each task's in DIR/<task>", metavar="DIR")] = None,
     records: Annotated[
-        Path | None, typer.Option(help="write records as JSON lines instead; .gz is gzipped", metavar="FILE")
+        str | None, typer.Option(help="write records as JSON lines instead; .gz is gzipped", metavar="FILE")
     ] = None,
     model: Annotated[str | None, typer.Option(help="whose tokens: preset, directory, .gguf file, or hub id")] = None,
     option: Annotated[list[str] | None, typer.Option(help="key=value for the source; may be repeated")] = None,
@@ -76,12 +76,12 @@ def prepare(
     facts: dict[str, Any] = {
         "source": source,
         "input": given,
-        "into": name_of(into or records or Path()),
+        "into": name_of(as_path(into or records or "")),
         "rows": tally.rows,
     }
     facts |= {"tasks": dict(tally.tasks), "dropped": dict(tally.dropped)}
     if into is not None:
-        facts["directories"] = {task: name_of(into / task) for task in tally.tasks}
+        facts["directories"] = {task: name_of(as_path(into) / task) for task in tally.tasks}
     if as_json:
         write_json(facts)
     else:

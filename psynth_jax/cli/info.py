@@ -44,8 +44,8 @@ def info(
 def _installation() -> dict[str, Any]:
     import jax
 
-    from psynth_jax.convert.load import known_cache_folder
     from psynth_jax.presets import PRESETS
+    from psynth_jax.storage.staging import known_cache_folder
 
     with activity("starting devices"):
         start_jax()

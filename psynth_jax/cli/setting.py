@@ -55,7 +55,8 @@ def start_jax(mesh: str | None = None) -> Mesh | None:
         with contextlib.suppress(RuntimeError):  # the devices have been started already
             if not chosen:
                 jax.config.update("jax_num_cpu_devices", needed)
-    keep_compiled_programs()
+    if jax.config.jax_compilation_cache_dir is None:  # else the environment, or a training run, has chosen
+        keep_compiled_programs()
     with without_libtpu_noise():
         start_devices()
     install_tilings()

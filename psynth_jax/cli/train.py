@@ -42,7 +42,8 @@ def train(
     with activity("waiting for the other processes of the job"):
         start_processes(settings.distributed)
     start_jax(settings.mesh)
-    with working_in(settings.workdir), _watch(settings) as watch:
+    _keep_programs(settings.workdir)
+    with working_in(settings.workdir, console.print) as hold, _watch(settings) as watch:
         _check_early(settings)
         trainer = _prepared(settings, watch)
         begin = trainer.step
@@ -52,11 +53,22 @@ def train(
         for task, reasons in trainer.dropped.items():
             for reason, count in reasons.items():
                 console.print(f"{task}: {count} examples are left out: they have {reason}")
-        outcome = trainer.run(locked=True, end_process=ends_process(console))
+        outcome = trainer.run(hold=hold, end_process=ends_process(console))
     with terminal_may_be_gone():
         _tell(settings, begin, outcome, as_json=as_json)
     if outcome.reason in EXIT_CODES:
         raise typer.Exit(EXIT_CODES[outcome.reason])
+
+
+def _keep_programs(workdir: str) -> None:
+    """Keep compiled programs with the run where its hosts come and go: the next ones compile nothing again."""
+    import jax
+
+    from psynth_jax.storage.paths import as_path, is_bucket
+    from psynth_jax.synthesis.programs import keep_compiled_programs
+
+    if is_bucket(workdir) or jax.process_count() > 1:
+        keep_compiled_programs(as_path(workdir) / "compiled")
 
 
 def _tell(settings: TrainConfig, begin: int, outcome: Outcome, *, as_json: bool) -> None:
@@ -96,8 +108,8 @@ def _check_early(settings: TrainConfig) -> None:
 
 
 def export(
-    workdir: Annotated[Path, typer.Argument(help="of a run", show_default=False)],
-    into: Annotated[Path, typer.Option(help="directory of the adapter", show_default=False)],
+    workdir: Annotated[str, typer.Argument(help="of a run: a folder, or gs://...", show_default=False)],
+    into: Annotated[str, typer.Option(help="directory of the adapter, or gs://...", show_default=False)],
     step: Annotated[str, typer.Option(help="latest, best (by evaluation loss), or a number")] = "latest",
     dtype: Annotated[str | None, typer.Option(help="of the LoRA: float32 or bfloat16; default: float32")] = None,
 ) -> None:

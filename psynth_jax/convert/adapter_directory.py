@@ -29,6 +29,7 @@ from psynth_jax.directories import replacing
 from psynth_jax.errors import AdapterError, CheckpointError, ModelMismatchError, listing, shown
 from psynth_jax.mapper import FEATURES, Mapper
 from psynth_jax.nn.adapter import FACTOR_LETTERS, Lora, targets_of
+from psynth_jax.storage.paths import AnyPath, as_path
 from psynth_jax.template_variables import TemplateVariables, checked_variables
 
 FORMAT = 1
@@ -64,7 +65,7 @@ class Adapter:
 
 
 def save_adapter(
-    directory: str | Path,
+    directory: str | AnyPath,
     adapter: Adapter,
     model: Base,
     training: Mapping[str, Any] | None = None,
@@ -82,8 +83,9 @@ def save_adapter(
       AdapterError: the adapter has numbers that are not finite, or that dtype cannot hold, or a scale below zero.
     """
     lora, mapper, numbers = adapter.lora, adapter.mapper, parameter_dtype(dtype)
-    factors = {} if lora is None else _rounded_factors(Path(directory), lora, numbers)
-    arrays = {} if mapper is None else _arrays(Path(directory), mapper)
+    place = as_path(directory)
+    factors = {} if lora is None else _rounded_factors(place, lora, numbers)
+    arrays = {} if mapper is None else _arrays(place, mapper)
     description = {
         "format": FORMAT,
         "base_fingerprint": model.fingerprint,
@@ -98,7 +100,7 @@ def save_adapter(
         "template": None if adapter.template is None else dict(adapter.template),
         "training": dict(training or {}),
     }
-    with replacing(Path(directory), (DESCRIPTION, _LORA, _MAPPER), "an adapter directory") as fresh:
+    with replacing(place, (DESCRIPTION, _LORA, _MAPPER), "an adapter directory") as fresh:
         if lora is not None:
             write_safetensors(fresh / _LORA, factors)
         if mapper is not None:
@@ -106,7 +108,7 @@ def save_adapter(
         (fresh / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
 
 
-def _rounded_factors(directory: Path, lora: Lora, dtype: np.dtype | None) -> dict[str, HostArray]:
+def _rounded_factors(directory: AnyPath, lora: Lora, dtype: np.dtype | None) -> dict[str, HostArray]:
     if not (math.isfinite(float(lora.scale)) and float(lora.scale) >= 0):
         raise AdapterError(
             f"{directory}: the scale of a LoRA must be a finite number that is not negative, not {lora.scale}"
@@ -120,7 +122,7 @@ def _rounded_factors(directory: Path, lora: Lora, dtype: np.dtype | None) -> dic
     return factors
 
 
-def _arrays(directory: Path, mapper: Mapper) -> dict[str, HostArray]:
+def _arrays(directory: AnyPath, mapper: Mapper) -> dict[str, HostArray]:
     arrays = {field.name: np.asarray(getattr(mapper, field.name)) for field in dataclasses.fields(mapper)}
     for name, values in arrays.items():
         refuse_not_finite(directory, f"{name} of the mapper", values)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from psynth_jax.axes import HostArray
 from psynth_jax.convert import finite
 from psynth_jax.errors import AdapterError
+from psynth_jax.storage.paths import AnyPath
 
 
-def refuse_not_finite(file: str | Path, name: str, values: HostArray) -> None:
+def refuse_not_finite(file: str | AnyPath, name: str, values: HostArray) -> None:
     """Raise `AdapterError`, naming file, tensor and place, for NaN and infinities."""
     finite.refuse_not_finite(file, name, values, AdapterError)
 
 
-def rounded(where: str | Path, name: str, values: HostArray, dtype: np.dtype | None) -> HostArray:
+def rounded(where: str | AnyPath, name: str, values: HostArray, dtype: np.dtype | None) -> HostArray:
     """Return numbers in another dtype; None leaves them as they are.
 
     Raises `AdapterError`, naming the tensor, for those that the dtype cannot hold.

@@ -1,4 +1,4 @@
-"""An adapter by what the user calls it: ours, PEFT's or the published release, in a directory or on the hub.
+"""An adapter by what the user calls it: ours, PEFT's or the published release, in a directory, a bucket or on the hub.
 
 psynth_adapter.json                      ours                  `adapter_directory.py`
 cache_mapper.pt and/or judger_lora/      the published layout  `release.py`
@@ -8,6 +8,7 @@ adapter_config.json                      a LoRA of PEFT alone  `peft.py`
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from psynth_jax.errors import AdapterError, InputError, shown
 from psynth_jax.mapper import Mapper
 from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
+from psynth_jax.storage.paths import AnyPath, BucketPath, as_path, is_bucket
+from psynth_jax.storage.staging import refuse_unfinished, staged
 from psynth_jax.template_variables import TemplateVariables
 
 Layout = Literal["psynth", "release", "peft"]
@@ -65,11 +68,11 @@ def _letters(name: str) -> str:
 
 
 def find_adapter(source: str | Path) -> tuple[Path, Layout]:
-    """Return the directory of an adapter, downloaded if it is on the hub, and how it is laid out.
+    """Return the directory of an adapter, downloaded if it is on the hub or in a bucket, and how it is laid out.
 
     Raises `InputError` when there is no such directory or repository, `AdapterError` when it is no adapter.
     """
-    directory = _path(source)
+    directory = _from_bucket(source) if is_bucket(source) else _path(source)
     name = str(source).removeprefix("hf://")
     if not directory.is_dir() and Path(name).name == name and adapter_directory.is_adapter(_SHIPPED / name):
         directory = _SHIPPED / name
@@ -91,6 +94,33 @@ def find_adapter(source: str | Path) -> tuple[Path, Layout]:
     raise AdapterError(
         f"{source} is not an adapter: it has no psynth_adapter.json, {release.MAPPER}, {release.LORA} or {peft.CONFIG}"
     )
+
+
+def _from_bucket(source: str | AnyPath) -> Path:
+    """Return the local copy of an adapter in a bucket."""
+    place = as_path(source)
+    names = _names_in(place)
+    if any(name.startswith("checkpoints/") for name in names):
+        raise AdapterError(f"{place} is the folder of a training run: its adapter is {place / 'adapter'}")
+    if "config.json" in names and not _has_mark(names):
+        raise AdapterError(f"{place} is a model, not an adapter")
+    assert isinstance(place, BucketPath)
+    return staged(place, _HUB_FILES)
+
+
+def _names_in(place: AnyPath) -> list[str]:
+    assert isinstance(place, BucketPath)
+    try:
+        listed = place.files()
+    except OSError as error:
+        raise InputError(f"cannot read {place}: {error.strerror}") from None
+    refuse_unfinished(place, listed)
+    return [each.name for each in listed]
+
+
+def _has_mark(names: Iterable[str]) -> bool:
+    """Whether files of these names, paths below a folder, make it an adapter."""
+    return any(name.split("/")[0] in _MARKS or name.endswith(f"/{release.MAPPER}") for name in names)
 
 
 def refuse_training_run(directory: Path) -> None:
@@ -128,6 +158,8 @@ def _path(source: Any) -> Path:
 
 def holds_adapter(source: str | Path) -> bool:
     """Whether a source is an adapter; anything else may be a model.  Asks the hub about "owner/name"."""
+    if is_bucket(source):
+        return _has_mark(_names_in(as_path(source)))
     directory = _path(source)
     if directory.is_dir():
         names = [path.relative_to(directory).as_posix() for path in directory.glob("*")]
@@ -135,7 +167,7 @@ def holds_adapter(source: str | Path) -> bool:
     name = str(source).removeprefix("hf://")
     if directory.exists() or not isinstance(source, str) or not is_hub_id(name):
         return False
-    return any(file.split("/")[0] in _MARKS or file.endswith(f"/{release.MAPPER}") for file in list_files(name))
+    return _has_mark(list_files(name))
 
 
 def trained_from(source: str | Path) -> str | None:
@@ -158,8 +190,9 @@ def load_adapter(source: str | Path, model: Base) -> Adapter:
     """Read an adapter for `model`.
 
     Args:
-      source: directory or hub id ("owner/name") of an adapter of ours, of a LoRA of PEFT, or of the published release
-        (`cache_mapper.pt` and `judger_lora/`); or "smollm2-135m", the adapter that comes with this package.
+      source: directory, also in a bucket (gs://...), or hub id ("owner/name") of an adapter of ours, of a LoRA of PEFT, or
+        of the published release (`cache_mapper.pt` and `judger_lora/`); or "smollm2-135m", the adapter that comes with this
+        package.
       model: from `load_model`.
 
     Raises:

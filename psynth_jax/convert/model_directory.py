@@ -38,16 +38,18 @@ from psynth_jax.errors import CheckpointError
 from psynth_jax.files import refuse_special
 from psynth_jax.foreign import reading
 from psynth_jax.nn.decoder import parameter_letters
+from psynth_jax.storage.paths import AnyPath, BucketPath
 
 FORMAT = 1
-_DESCRIPTION, _PARAMETERS, _STATE = "psynth_model.json", "parameters", "state"
+DESCRIPTION, _PARAMETERS, _STATE = "psynth_model.json", "parameters", "state"
 _CHUNK_BYTES = 16 << 20  # the least that is read at once
+_READ_ONCE = {"recheck_cached_data": "open", "recheck_cached_metadata": "open"}
 _FILE_BYTES = 128 << 20  # of a data file: so much is collected in memory before it is written
 
 
 def is_model(directory: Path) -> bool:
     """Whether a directory is one of ours."""
-    return (directory / _DESCRIPTION).is_file()
+    return (directory / DESCRIPTION).is_file()
 
 
 def _rules(config: DecoderConfig) -> list[Rule]:
@@ -76,7 +78,7 @@ def write_model_directory(directory: Path, stream: ModelStream) -> None:
         _to_its_end(ocp.partial.finalize, place)
     write_companions(directory, stream, stream.config, {tensor.dtype for tensor in tensors})
     fingerprint = stream.written_identity().fingerprint
-    write_json(directory / _DESCRIPTION, {"format": FORMAT, "fingerprint": fingerprint, "name": stream.name})
+    write_json(directory / DESCRIPTION, {"format": FORMAT, "fingerprint": fingerprint, "name": stream.name})
 
 
 def _to_its_end(write: Callable[..., Any], *arguments: Any) -> None:
@@ -91,16 +93,17 @@ def _to_its_end(write: Callable[..., Any], *arguments: Any) -> None:
 class OrbaxTensors:
     """The arrays of an Orbax checkpoint, as a `rules.TensorSource`."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: AnyPath):
         """Read what there is.  Raises `CheckpointError` for a checkpoint that is absent, unfinished or damaged."""
-        for file in sorted(directory.rglob("*")):  # tensorstore would wait for ever
-            refuse_special(file, CheckpointError)
+        if isinstance(directory, Path):
+            for file in sorted(directory.rglob("*")):  # tensorstore would wait for ever
+                refuse_special(file, CheckpointError)
         state = directory / _STATE
         described = read_json(state / "_METADATA")
         try:
             names = [item["key_metadata"][0]["key"] for item in described["tree_metadata"].values()]
             driver = "zarr3" if described["use_zarr3"] else "zarr"
-            store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{state.absolute()}/"}}
+            store = {"driver": "ocdbt", "base": _key_values(state)}
             texts = all(isinstance(name, str) and name for name in names)
         except (KeyError, TypeError, IndexError, AttributeError):
             texts = False
@@ -110,7 +113,8 @@ class OrbaxTensors:
         self._arrays: dict[str, Any] = {}
         opening = {}
         for name in names:
-            stored = {"driver": driver, "kvstore": {**store, "path": f"{name}/"}}
+            # What is opened is complete: nobody writes to it while it is read.
+            stored = {"driver": driver, "kvstore": {**store, "path": f"{name}/"}, **_READ_ONCE}
             with self._reading(name):
                 opening[name] = tensorstore.open(stored, read=True, open=True)
         for name, future in opening.items():
@@ -142,17 +146,27 @@ class OrbaxTensors:
         return np.asarray(values)
 
 
-def list_parameters(directory: Path, config: DecoderConfig, dtype: str | None) -> list[StoredParameter]:
+def _key_values(directory: AnyPath) -> dict[str, str]:
+    """Return how tensorstore opens a directory."""
+    if isinstance(directory, BucketPath):
+        return {"driver": "gcs", "bucket": directory.bucket, "path": f"{directory.key}/"}
+    return {"driver": "file", "path": f"{directory.absolute()}/"}
+
+
+def list_parameters(directory: Path, config: DecoderConfig, dtype: str | None, arrays: AnyPath) -> list[StoredParameter]:
     """Check all arrays of a model directory, then list the parameters, which are still to be read.
+
+    Args:
+      arrays: the directory itself, or the place in a bucket of which it is a copy without the arrays.
 
     Raises:
       CheckpointError: another format version, or listing every missing, misshaped or extra array.
       ConfigError: unknown dtype.
     """
     target = parameter_dtype(dtype)
-    version = read_json(directory / _DESCRIPTION).get("format")
+    version = read_json(directory / DESCRIPTION).get("format")
     if version != FORMAT:
         raise CheckpointError(f"{directory}: model format {version}, this version reads format {FORMAT}")
-    rules, source = _rules(config), OrbaxTensors(directory / _PARAMETERS)
+    rules, source = _rules(config), OrbaxTensors(arrays / _PARAMETERS)
     refuse_problems(directory, find_problems(rules, config, source.shapes()))
     return stored_parameters(rules, config, source, target)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import ml_dtypes
@@ -22,6 +21,7 @@ import numpy as np
 from psynth_jax.axes import HostArray
 from psynth_jax.config import DecoderConfig
 from psynth_jax.errors import CheckpointError, ConfigError, listing, shown
+from psynth_jax.storage.paths import AnyPath
 
 DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
@@ -332,7 +332,10 @@ class TensorSource(Protocol):
     path: its file or directory.  One may also have `pick(name, places)`, which reads single elements faster than row by row.
     """
 
-    path: Path
+    @property
+    def path(self) -> AnyPath:
+        """Return its file or directory."""
+        ...
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return name -> shape of every tensor, without reading any."""

@@ -17,6 +17,7 @@ from psynth_jax import foreign
 from psynth_jax.axes import HostArray
 from psynth_jax.errors import CheckpointError
 from psynth_jax.files import is_lfs_pointer, refuse_special, umask_mode
+from psynth_jax.storage.paths import AnyPath
 
 _PIECE_BYTES = 64 << 20  # the most that is read of an open file
 _FLOATS = {
@@ -102,7 +103,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, HostArray], metadata: di
         safetensors.numpy.save_file(dict(tensors), path, metadata=metadata)
 
 
-def read_json(path: Path, finite: bool = True) -> dict[str, Any]:
+def read_json(path: AnyPath, finite: bool = True) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:

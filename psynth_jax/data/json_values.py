@@ -18,11 +18,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from psynth_jax.data.text_files import text_chunks
-from psynth_jax.errors import DataError
+from psynth_jax.errors import DataError, InputError
+from psynth_jax.storage.paths import AnyPath, BucketPath, as_path
+from psynth_jax.storage.staging import staged_file
 
 _BLANK = re.compile(r"[ \t\n\ufeff]*")  # files that were joined have byte-order marks inside
 LONGEST = 1 << 30  # characters of one value
@@ -46,21 +47,26 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=lambda name: None)
 
 
-def read_json_values(path: str | Path, shown: str | None = None) -> Iterator[tuple[int, Any]]:
+def read_json_values(path: str | AnyPath, shown: str | None = None) -> Iterator[tuple[int, Any]]:
     """Go through the JSON values of a file, plain or gzipped, with their numbers, from 1.
 
     A number is that of the line in which the value begins, or of the element of a list.
 
     Args:
-      path: of the file.
+      path: of the file, here or in a bucket.
       shown: what it is called in messages; None is its path.
 
     Raises:
       DataError: naming the file, and the line where something is not JSON.
     """
-    path = Path(path)
-    shown = shown or str(path)
-    text = _Text(text_chunks(path, shown), shown)
+    place = as_path(path)
+    shown = shown or str(place)
+    if isinstance(place, BucketPath):
+        try:
+            place = staged_file(place)
+        except InputError as error:
+            raise DataError(str(error)) from None
+    text = _Text(text_chunks(place, shown), shown)
     if text.next_is("["):
         yield from enumerate(_elements(text), start=1)
         return

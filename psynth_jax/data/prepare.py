@@ -27,6 +27,7 @@ from psynth_jax.data.synthetic import SyntheticOptions, synthetic_record
 from psynth_jax.errors import DataError, InputError
 from psynth_jax.files import refuse_special
 from psynth_jax.prompts import synthesis_messages
+from psynth_jax.storage.paths import AnyPath, as_path
 from psynth_jax.tokenizer import Tokenizer
 
 SYNTHETIC = Source(
@@ -78,7 +79,7 @@ def known_sources() -> dict[str, Source]:
     return {**SOURCES, SYNTHETIC.name: SYNTHETIC}
 
 
-def check(asked: PrepareOptions, into: str | Path | None = None, records: str | Path | None = None) -> None:
+def check(asked: PrepareOptions, into: str | AnyPath | None = None, records: str | AnyPath | None = None) -> None:
     """Check all that can be checked without reading and without a model.
 
     That is: source, options, that the input is there, what would be ignored, and the target, which
@@ -88,14 +89,14 @@ def check(asked: PrepareOptions, into: str | Path | None = None, records: str | 
     """
     _Run(asked, None)
     if into is not None:
-        _check_into(Path(into))
+        _check_into(as_path(into))
     if records is not None:
         _check_records(records)
 
 
 def prepare_examples(
     asked: PrepareOptions,
-    into: str | Path,
+    into: str | AnyPath,
     tokenizer: Tokenizer,
     model: str,
     on_progress: Watch | None = None,
@@ -123,7 +124,7 @@ def prepare_examples(
         raise InputError(
             f"the end token of {model} ({tokenizer.end_id}) has no embedding: the model has {vocabulary_size:,}, from 0"
         )
-    _check_into(Path(into))
+    _check_into(as_path(into))
     tokenizer.chat(synthesis_messages("?"))  # without a chat template, fail before anything is read
     vocabulary = Vocabulary(tokenizer.fingerprint, tokenizer.size, tokenizer.end_id, model, tokenizer.template_variables)
     writers: dict[str, ShardWriter] = {}
@@ -143,7 +144,7 @@ def prepare_examples(
     return run.tally
 
 
-def prepare_records(asked: PrepareOptions, file: str | Path, on_progress: Watch | None = None) -> Tally:
+def prepare_records(asked: PrepareOptions, file: str | AnyPath, on_progress: Watch | None = None) -> Tally:
     """Write the records of a source as JSON lines (gzipped for .gz), whole or not at all.
 
     Arguments and errors as for `prepare_examples`.
@@ -162,21 +163,23 @@ def prepare_records(asked: PrepareOptions, file: str | Path, on_progress: Watch 
     return run.tally
 
 
-def _check_records(file: str | Path) -> None:
+def _check_records(file: str | AnyPath) -> None:
     """Refuse what no file can be written to, and the names of other formats."""
     other = next((ending for ending in _OTHER_FORMATS if str(file).endswith(ending)), None)
     if other is not None:
         raise InputError(f"records are JSON lines, and {file} would be read as {other}: name it .jsonl or .jsonl.gz")
-    check_target(file)
+    place = as_path(file)
+    if isinstance(place, Path):
+        check_target(place)
 
 
-def _check_into(into: Path) -> None:
+def _check_into(into: AnyPath) -> None:
     """Refuse what would be a directory of a task inside that of another, and what is no directory."""
     refuse_special(into, InputError)
     try:
         is_file, is_task = into.is_file(), is_shard(into)
     except (OSError, ValueError) as error:  # a name that is too long, a folder that nobody may look into
-        raise InputError(f"cannot write to {str(into)!r}: {error}") from None
+        raise InputError(f"cannot write to {str(into)!r}: {getattr(error, 'strerror', None) or error}") from None
     if is_file:
         raise InputError(f"{into} is a file: --into names a directory, and each task gets one in it")
     if is_task:
@@ -291,10 +294,12 @@ class _Run:
         facts |= {"limit": self._asked.limit, "rows": self.tally.rows}
         if self._input is None:
             return facts
-        given = Path(self._input).expanduser()
-        base = given if given.is_dir() else given.parent
-        files = [Path(name) for name in self._files if given.exists()]
         facts |= {"input": self._input, "revision": self._revision, "config": self._config, "split": self._split}
+        given = find_input(self._input)
+        if given is None:
+            return facts | {"sha256": {}}
+        base = given if given.is_dir() else given.parent
+        files = map(Path, self._files)
         return facts | {"sha256": {name_of(file.relative_to(base)): _sha256(file) for file in files}}
 
     def check_not_empty(self) -> None:
@@ -309,7 +314,7 @@ class _Run:
             raise DataError(read + (f" ({reasons})" if reasons else ""))
 
 
-def name_of(file: Path) -> str:
+def name_of(file: AnyPath) -> str:
     """Return the name of a file as Unicode text, whatever bytes it has."""
     return str(file).encode("utf-8", "backslashreplace").decode()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +23,7 @@ from psynth_jax.directories import made, writing
 from psynth_jax.errors import DataError, shown
 from psynth_jax.files import refuse_special
 from psynth_jax.foreign import reason
+from psynth_jax.storage.paths import AnyPath, BucketPath, as_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +154,7 @@ def _is_branch(value: Any) -> bool:
     return texts and "text" in value and not value.keys() - {"text", "prefix"}
 
 
-def read_records(path: str | Path) -> Iterator[Record]:
+def read_records(path: str | AnyPath) -> Iterator[Record]:
     """Go through the records of a file of JSON lines, or of a JSON list, plain or gzipped.
 
     Raises `DataError` naming file, line and what is wrong.
@@ -164,14 +166,21 @@ def read_records(path: str | Path) -> Iterator[Record]:
             raise DataError(f"{path}:{number}: {error}") from None
 
 
-def write_records(path: str | Path, records: Iterable[Record]) -> int:
+def write_records(path: str | AnyPath, records: Iterable[Record]) -> int:
     """Write records as JSON lines (gzipped for .gz), whole or not at all; return how many.
 
     Raises `DataError` naming the file when it cannot be written.
     """
-    target = check_target(path)
+    place = as_path(path)
+    if isinstance(place, BucketPath):
+        with writing(place), tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / place.name
+            count = _write_records(file, records, gzipped=place.suffix == ".gz")
+            place.upload(file)
+        return count
+    target = check_target(place)
     with writing(target), made(target.parent):
-        return _write_records(target, records, gzipped=Path(path).suffix == ".gz")
+        return _write_records(target, records, gzipped=place.suffix == ".gz")
 
 
 def check_target(path: str | Path) -> Path:

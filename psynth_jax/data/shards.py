@@ -41,9 +41,11 @@ from psynth_jax.data.counts import counted
 from psynth_jax.data.example import BranchTokens, Example, ExampleSource, Lengths, lengths_of
 from psynth_jax.data.missing import without_missing
 from psynth_jax.directories import made, replacing, writing
-from psynth_jax.errors import DataError
+from psynth_jax.errors import DataError, InputError
 from psynth_jax.files import read_text, refuse_special
 from psynth_jax.prompts import baseline_messages, synthesis_messages
+from psynth_jax.storage.paths import AnyPath, BucketPath, as_path
+from psynth_jax.storage.staging import UPLOADING, staged
 from psynth_jax.template_variables import TemplateVariables, checked_variables, described
 
 FORMAT = 1
@@ -130,14 +132,14 @@ class ShardWriter:
     What was there before is replaced.  `source` and `dropped` may be filled until the end.
     """
 
-    def __init__(self, directory: str | Path, task: str, vocabulary: Vocabulary):
+    def __init__(self, directory: str | AnyPath, task: str, vocabulary: Vocabulary):
         """Prepare to write; the disk is touched when the context is entered.
 
         Raises `DataError` for a task that cannot be the name of a directory.
         """
         if not task.strip(".") or "/" in task or "\0" in task or os.sep in task:
             raise DataError(f"{task!r} cannot be the name of a task: it names a directory")
-        self.directory = Path(directory) / task
+        self.directory = as_path(directory) / task
         self.task = task
         self.source: dict[str, Any] = {}
         self.dropped: dict[str, int] = {}
@@ -216,7 +218,7 @@ class Shard:
 
     def __init__(
         self,
-        directory: str | Path,
+        directory: str | AnyPath,
         tokenizer: str | Collection[str] | None = None,
         template: TemplateVariables | None = None,
     ):
@@ -231,7 +233,8 @@ class Shard:
           DataError: it is no such directory, another version's, another tokenizer's, made with other template variables,
             or one of its files is missing or damaged; the message says which and what helps.
         """
-        self.directory = Path(directory)
+        place = as_path(directory)
+        self.directory = _staged(place) if isinstance(place, BucketPath) else place
         self._tokenizer = (tokenizer,) if isinstance(tokenizer, str) else tokenizer
         self._template = template
         self.info: dict[str, Any] = self._read_info()
@@ -363,13 +366,21 @@ class Shard:
         return DataError(f"{self.directory / file} is missing or damaged ({' '.join(reason.split())}): prepare it again")
 
 
-def is_shard(directory: Path) -> bool:
+def is_shard(directory: AnyPath) -> bool:
     """Whether a directory is that of one task."""
     return (directory / _TASK).is_file()
 
 
+def _staged(directory: BucketPath) -> Path:
+    """Return a local copy of examples in a bucket: array_record reads files only."""
+    try:
+        return staged(directory)
+    except InputError as error:
+        raise DataError(str(error)) from None
+
+
 def open_shards(
-    directory: str | Path,
+    directory: str | AnyPath,
     tokenizer: str | Collection[str] | None = None,
     template: TemplateVariables | None = None,
 ) -> list[Shard]:
@@ -377,7 +388,9 @@ def open_shards(
 
     Arguments and errors as for `Shard`; a directory without any is a `DataError`, too.
     """
-    directory = Path(directory)
+    directory = as_path(directory)
+    if isinstance(directory, BucketPath):
+        return _open_staged(directory, tokenizer, template)
     try:
         is_one = (directory / _TASK).exists()
         tasks = sorted(file.parent for file in directory.glob(f"*/{_TASK}") if not file.parent.name.startswith("."))
@@ -388,3 +401,22 @@ def open_shards(
     if not tasks:
         raise DataError(f"there are no examples in {directory}: neither it nor a directory in it has a {_TASK}")
     return [Shard(task, tokenizer, template) for task in tasks]
+
+
+def _open_staged(
+    directory: BucketPath, tokenizer: str | Collection[str] | None, template: TemplateVariables | None
+) -> list[Shard]:
+    """Open the tasks of a directory in a bucket, each copied by itself: adding one copies no other again."""
+    try:
+        names = [each.name for each in directory.files()]
+    except OSError as error:
+        raise DataError(f"cannot read {directory}: {error.strerror}") from None
+    unfinished = sorted(name for name in names if name.endswith(f"/{UPLOADING}"))
+    if unfinished:
+        raise DataError(f"{directory / unfinished[0]} is there: its task was not uploaded to its end, prepare it again")
+    if _TASK in names:
+        return [Shard(directory, tokenizer, template)]
+    tasks = sorted(name.removesuffix(f"/{_TASK}") for name in names if name.count("/") == 1 and name.endswith(f"/{_TASK}"))
+    if not tasks:
+        raise DataError(f"there are no examples in {directory}: neither it nor a directory in it has a {_TASK}")
+    return [Shard(directory / task, tokenizer, template) for task in tasks]

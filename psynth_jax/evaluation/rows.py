@@ -21,6 +21,7 @@ from psynth_jax.data.json_values import read_json_values
 from psynth_jax.directories import followed
 from psynth_jax.errors import DataError, InputError
 from psynth_jax.files import read_text, refuse_special, write_text
+from psynth_jax.storage.paths import is_bucket
 
 Row: TypeAlias = dict[str, Any]
 Key: TypeAlias = tuple[str, str, str]
@@ -62,6 +63,8 @@ class RowFile:
           InputError: the folder cannot be made, is of something else, or its rows were made with other settings.
           DataError: a row is damaged.
         """
+        if is_bucket(folder):
+            raise InputError(f"{folder} is in a bucket: rows are appended one by one, which needs a folder on a disk")
         self.folder = Path(folder)
         self._file: TextIO | None = None
         try:

@@ -12,11 +12,11 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from psynth_jax.data.record import BranchText, Record, read_records
 from psynth_jax.errors import DataError
 from psynth_jax.evaluation.scoring import exact_match, normalise, token_f1
+from psynth_jax.storage.paths import AnyPath, as_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +72,9 @@ class Task(abc.ABC):
 class QATask(Task):
     """Questions with short answers from a file of records (JSON lines or a JSON list, plain or gzipped); EM and F1."""
 
-    def __init__(self, path: str | Path, max_new_tokens: int = 32):
+    def __init__(self, path: str | AnyPath, max_new_tokens: int = 32):
         """Name the file; it is read when questions are asked for."""
-        self.path = Path(path)
+        self.path = as_path(path)
         self.name = self.path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
         self.max_new_tokens = max_new_tokens
 

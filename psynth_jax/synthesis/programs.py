@@ -9,32 +9,34 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from psynth_jax.convert.load import cache_folder
 from psynth_jax.errors import InputError, shown
+from psynth_jax.storage.client import check_installed
+from psynth_jax.storage.paths import AnyPath, BucketPath, as_path
+from psynth_jax.storage.staging import cache_folder
 
 _LEAST_SECONDS = 0.1  # a program that compiles faster than this is not worth a file
 _log = logging.getLogger(__name__)
 
 
-def keep_compiled_programs(folder: str | Path | None = None) -> Path | None:
+def keep_compiled_programs(folder: str | AnyPath | None = None) -> AnyPath | None:
     """Keep what is compiled from now on in a folder, and read it from there: the next process compiles nothing again.
 
     The command line does so by itself.  It is a setting of JAX, so it holds for all programs of the process.
 
     Args:
-      folder: made if it is not there.  None: `compiled` in $PSYNTH_CACHE, or in ~/.cache/psynth_jax.
+      folder: made if it is not there; it may be in a bucket (gs://...).  None: `compiled` in $PSYNTH_CACHE, or in
+        ~/.cache/psynth_jax.
 
     Returns the folder; None when none was given and the default one cannot be written: programs are then compiled again.
 
     Raises:
       InputError: the folder that was given cannot be made or written.
     """
-    if folder is not None and not isinstance(folder, str | Path):
+    if folder is not None and not isinstance(folder, str | Path | BucketPath):
         raise InputError(f"folder is {shown(folder)}; it must be a text, a path or None")
     try:
-        place = cache_folder() / "compiled" if folder is None else Path(folder).expanduser()
-        place.mkdir(parents=True, exist_ok=True)
-        reason = "" if os.access(place, os.W_OK) else "it is not writable"
+        place = cache_folder() / "compiled" if folder is None else as_path(folder).expanduser()
+        reason = _unusable(place)
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home; ValueError: a zero byte in the name
         reason = getattr(error, "strerror", None) or str(error)
     if reason and folder is not None:
@@ -47,3 +49,12 @@ def keep_compiled_programs(folder: str | Path | None = None) -> Path | None:
     # At its first compilation JAX decides once and for all whether there is a folder; this makes it look again.
     compilation_cache.reset_cache()
     return place
+
+
+def _unusable(place: AnyPath) -> str:
+    """Make a folder; say why it cannot be used, or nothing."""
+    if isinstance(place, BucketPath):
+        check_installed()
+        return ""  # JAX warns of what it cannot write, and goes on
+    place.mkdir(parents=True, exist_ok=True)
+    return "" if os.access(place, os.W_OK) else "it is not writable"

@@ -5,8 +5,9 @@
                               /about     the run's config, and the base model's fingerprint
                               /metrics   the evaluation loss, where there was one
 
-An unfinished one has a temporary name, which nobody takes for a checkpoint; the next start removes it.  Reading changes
-nothing: a run that is at work may be exported.
+An unfinished one has a temporary name, which nobody takes for a checkpoint; the next start removes it.  In a bucket, where
+no folder can be renamed, it lacks `commit_success.txt` instead.  Reading changes nothing: a run that is at work may be
+exported.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from psynth_jax.errors import CheckpointError, InputError, TrainingError, listing
 from psynth_jax.foreign import reason
+from psynth_jax.storage.client import check_installed
+from psynth_jax.storage.paths import AnyPath, BucketPath, as_path
 from psynth_jax.training import checksums
 from psynth_jax.training.checksums import Damaged
 from psynth_jax.training.config import Checkpoints
@@ -53,10 +56,10 @@ def _named(tree: Any) -> dict[str, Any]:
 class CheckpointReader:
     """The checkpoints of a run, to be read: whoever writes them may be at work."""
 
-    def __init__(self, workdir: str | Path):
+    def __init__(self, workdir: str | AnyPath):
         """Look where they are; nothing is read yet."""
-        self._workdir = Path(workdir).absolute()
-        self._folder = self._workdir / FOLDER
+        self._workdir: AnyPath = as_path(workdir).absolute()
+        self._folder: AnyPath = self._workdir / FOLDER
 
     @property
     def latest(self) -> int | None:
@@ -65,11 +68,18 @@ class CheckpointReader:
 
     @property
     def steps(self) -> list[int]:
-        """All checkpoints: an unfinished one has another name."""
-        try:
-            names = [path.name for path in self._folder.iterdir()]
-        except OSError:
-            return []
+        """All checkpoints that are finished.
+
+        Raises `CheckpointError` when a bucket does not list them: without them a run would begin again.
+        """
+        names: list[str]
+        if isinstance(self._folder, BucketPath):
+            names = _committed(self._folder)
+        else:
+            try:
+                names = [path.name for path in self._folder.iterdir()]
+            except OSError:
+                return []
         return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and str(int(name)) == name)
 
     @property
@@ -183,11 +193,12 @@ class CheckpointReader:
         folder = self._folder / str(step) / _STATE
         if not folder.is_dir():
             raise Damaged(f"{_STATE} is missing")
-        return _named(ocp.StandardCheckpointHandler().metadata(folder))
+        return _named(ocp.StandardCheckpointHandler().metadata(_for_orbax(folder)))
 
     def _read_state(self, step: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
         arguments = ocp.args.StandardRestore(dict(wanted))
-        found: dict[str, Any] = ocp.StandardCheckpointHandler().restore(self._folder / str(step) / _STATE, args=arguments)
+        folder = _for_orbax(self._folder / str(step) / _STATE)
+        found: dict[str, Any] = ocp.StandardCheckpointHandler().restore(folder, args=arguments)
         if int(found["step"]) != step:
             raise Damaged(f"it holds the state after step {int(found['step'])}")
         return found
@@ -226,6 +237,29 @@ class CheckpointReader:
             raise CheckpointError(f"checkpoint {step} cannot be read: {reason(error)}; {advice}") from None
 
 
+def _committed(folder: BucketPath) -> list[str]:
+    """Return the names of the folders right below that are finished."""
+    try:
+        listed = folder.files()
+    except OSError as error:
+        raise CheckpointError(f"the checkpoints in {folder} cannot be listed: {error.strerror}") from None
+    mark = f"/{checksums.COMMITTED}"
+    return [each.name.removesuffix(mark) for each in listed if each.name.endswith(mark) and each.name.count("/") == 1]
+
+
+def _for_orbax(path: AnyPath) -> Any:
+    """Return a path as Orbax takes it."""
+    if isinstance(path, Path):
+        return path
+    import fsspec
+    from etils import epath
+
+    check_installed()
+    # What gcsfs, behind epath, remembers of a bucket is as old as this process; others write there, too.
+    fsspec.filesystem("gs").invalidate_cache()
+    return epath.Path(str(path))
+
+
 def _without_loop_noise() -> None:
     """Drop what TensorStore says when a read has failed: its other reads end after their event loop was closed.
 
@@ -247,7 +281,7 @@ def _without_loop_noise() -> None:
 class CheckpointStore(CheckpointReader):
     """The checkpoints of a run that is at work: of one process at a time, or of one job."""
 
-    def __init__(self, workdir: str | Path, options: Checkpoints):
+    def __init__(self, workdir: str | AnyPath, options: Checkpoints):
         """Open, or prepare, the folder of a run's checkpoints; remove what a killed process left half written.
 
         Raises `CheckpointError` when the evaluation loss of one cannot be read.
@@ -261,7 +295,7 @@ class CheckpointStore(CheckpointReader):
             keep.append(best)
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step that it takes
         self._manager = ocp.CheckpointManager(
-            self._folder,
+            _for_orbax(self._folder),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(keep),
                 best_fn=_eval_loss,  # without it the numbers are not kept
@@ -278,9 +312,13 @@ class CheckpointStore(CheckpointReader):
 
     def _note_sums(self) -> None:
         """Note the sums of what is about to become a checkpoint; called by Orbax, in a thread of its own."""
-        if jax.process_index() == 0:
-            (unnamed,) = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
-            checksums.note(unnamed)
+        if jax.process_index() != 0:
+            return
+        if isinstance(self._folder, BucketPath):
+            checksums.note(self._folder / str(self._saving))
+            return
+        (unnamed,) = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        checksums.note(unnamed)
 
     def save(
         self, step: int, state: TrainState, data: Mapping[str, Any], about: Mapping[str, Any], eval_loss: float | None
@@ -314,11 +352,16 @@ class CheckpointStore(CheckpointReader):
         except (OSError, ValueError) as error:
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             why = "the disk is full" if full or "No space left" in str(error) else reason(error)
-            free = shutil.disk_usage(self._folder).free >> 20 if self._folder.exists() else 0
             raise TrainingError(
-                f"a checkpoint could not be written to {self._folder}: {why} ({free} MiB are free); "
+                f"a checkpoint could not be written to {self._folder}: {why}{self._free()}; "
                 f"the last whole one is step {self.latest}"
             ) from None
+
+    def _free(self) -> str:
+        if isinstance(self._folder, BucketPath):
+            return ""
+        free = shutil.disk_usage(self._folder).free >> 20 if self._folder.exists() else 0
+        return f" ({free} MiB are free)"
 
     def __enter__(self) -> Self:
         return self

@@ -16,6 +16,7 @@ from psynth_jax.config import Config as StrictConfig
 from psynth_jax.config import Positive
 from psynth_jax.errors import ConfigError
 from psynth_jax.nn.adapter import ATTENTION_TARGETS
+from psynth_jax.storage.paths import AnyPath, BucketPath, as_path, is_bucket
 from psynth_jax.template_variables import checked_variables
 from psynth_jax.training.plain_values import as_tuples, override, read_json, read_yaml
 
@@ -159,7 +160,8 @@ class Logging(Config):
 class TrainConfig(Config):
     """A run.
 
-    workdir: where everything goes, made if it is not there; one with checkpoints is continued. model, dtype: as for
+    workdir: where everything goes, a folder or gs://bucket/name, made if it is not there; one with checkpoints is
+    continued. model, dtype: as for
     `load_model`. template: variables of the chat template, such as {enable_thinking: false}; prepared data must have
     been made with the same, and the adapter notes them. reads: "branches" trains a synthesizer; "text" trains the same
     adapter on pasted text, the yardstick. teacher: an adapter directory, whose LoRA the teacher has, such as one
@@ -197,8 +199,10 @@ class TrainConfig(Config):
 
     @pydantic.model_validator(mode="after")
     def _agrees(self) -> Self:
-        if "://" in self.workdir:
-            raise ValueError("workdir must be a folder that all hosts see: mount the bucket, or use shared storage")
+        if "://" in self.workdir and not self.workdir.startswith("gs://"):
+            raise ValueError("workdir must be a folder that all hosts see, or in a bucket, gs://bucket/name")
+        if is_bucket(self.workdir) and not BucketPath(self.workdir).key:
+            raise ValueError("workdir is a whole bucket: name a folder in it, gs://bucket/name")
         tasks = (*self.data, *self.evaluation)
         if self.reads == "text" and any(task.distillation for task in tasks):
             raise ValueError("with reads=text the teacher would be the student's own base: set distillation to 0")
@@ -273,10 +277,10 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     return TrainConfig.parse(as_tuples(values))
 
 
-def read_run_config(workdir: str | Path) -> TrainConfig:
+def read_run_config(workdir: str | AnyPath) -> TrainConfig:
     """Read WORKDIR/config.json, which a run left there; its workdir is where it lies now.
 
     Raises `ConfigError` as `read_config` does.
     """
-    values = read_json(Path(workdir) / "config.json")
+    values = read_json(as_path(workdir) / "config.json")
     return TrainConfig.parse(as_tuples(values | {"workdir": str(workdir)}))

@@ -22,12 +22,12 @@ import numpy as np
 from psynth_jax.axes import HostArray
 from psynth_jax.errors import DataError, InputError
 from psynth_jax.files import refuse_special
+from psynth_jax.storage.paths import AnyPath
+from psynth_jax.training.metric_files import read_parts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-FILE = "metrics.jsonl"
 
 # name -> (steps, values): steps rise, values are finite
 Curves: TypeAlias = Mapping[str, tuple[HostArray, HostArray]]
@@ -81,14 +81,14 @@ OTHER = "other.png"
 OTHERS_TITLE = "Everything else that was logged"
 
 
-def read_metrics(path: Path) -> tuple[Curves, int]:
-    """Read a metrics file; return its curves, and how many of its lines are damaged and were left out.
+def read_metrics(path: AnyPath) -> tuple[Curves, int]:
+    """Read WORKDIR/metrics.jsonl and its parts; return the curves, and how many lines are damaged and were left out.
 
     Raises `InputError` when it cannot be read, and `DataError` when no step is there.
     """
     refuse_special(path)
     try:
-        content = path.read_bytes()
+        content = read_parts(path)
     except FileNotFoundError:
         raise InputError(f"{path.parent} is not the workdir of a training run: it has no {path.name}") from None
     except (OSError, ValueError) as error:
@@ -118,7 +118,7 @@ def read_metrics(path: Path) -> tuple[Curves, int]:
     return curves, damaged
 
 
-def read_curves(path: Path) -> Curves:
+def read_curves(path: AnyPath) -> Curves:
     """Return the curves of a metrics file; arguments and errors as for `read_metrics`."""
     return read_metrics(path)[0]
 

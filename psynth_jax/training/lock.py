@@ -1,4 +1,4 @@
-"""One run at a time works in a folder: two would write over each other.
+"""One run at a time works in a folder: two would write over each other.  Of a folder in a bucket see `owner`.
 
 The kernel holds the lock for the process that opened WORKDIR/.lock, and lets go of it however that process ends.  The file
 stays and says who was the last.  Of several processes only the first takes the lock; all of them learn how that went.
@@ -12,7 +12,7 @@ import fcntl
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -21,6 +21,8 @@ from jax.experimental import multihost_utils
 
 from psynth_jax.errors import ConfigError, TrainingError
 from psynth_jax.files import refuse_special
+from psynth_jax.storage.paths import AnyPath, BucketPath, as_path
+from psynth_jax.training.owner import owning
 
 FILE = ".lock"
 _LONGEST = 1024  # bytes of a message between processes
@@ -30,25 +32,41 @@ _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.
 log = logging.getLogger("psynth_jax")
 
 
+def _held() -> None:
+    """Do nothing: a lock is not lost, and processes besides the first have none."""
+
+
 @contextlib.contextmanager
-def working_in(workdir: str | Path) -> Iterator[None]:
+def working_in(
+    workdir: str | AnyPath, say: Callable[[str], None] = lambda text: log.warning("%s", text)
+) -> Iterator[Callable[[], None]]:
     """Make the folder, and hold its lock for the length of a block.
+
+    Yields a check, to be called before something is written.  It raises `TrainingError` when another run has taken over a
+    folder in a bucket, where nothing can keep it from that.
+
+    Args:
+      say: told when the folder is taken over from a run that has ended.
 
     Raises, in every process of the run:
       TrainingError: another run works there, or the folder cannot be written.
     """
+    place, check = as_path(workdir), _held
     with contextlib.ExitStack() as stack:
         said = ""
         if jax.process_index() == 0:
             try:
-                stack.enter_context(_locked(Path(workdir)))
+                if isinstance(place, BucketPath):
+                    check = stack.enter_context(owning(place, say))
+                else:
+                    stack.enter_context(_locked(place))
             except (TrainingError, ConfigError) as error:
                 said = str(error)
         if jax.process_count() > 1:
             said = _told_by_the_first(said)
         if said:
             raise TrainingError(said)
-        yield
+        yield check
 
 
 def _told_by_the_first(said: str) -> str:

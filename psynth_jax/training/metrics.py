@@ -2,29 +2,30 @@
 
 A line of the file is one step, or one evaluation.  A run that is continued appends.  A line ends all lines before it that
 have larger steps: they were done after the checkpoint that the run was continued from.  Where that leaves lost steps at the
-end of the file, the first new line has the checkpoint's step and nothing else.
+end of the file, the first new line has the checkpoint's step and nothing else.  In a bucket the lost lines are removed.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 from psynth_jax.errors import ConfigError, UserError
-from psynth_jax.files import refuse_special
+from psynth_jax.storage.paths import AnyPath, BucketPath, as_path
 from psynth_jax.training.config import Logging
-from psynth_jax.training.curves import FILE, read_metrics
+from psynth_jax.training.curves import read_metrics
+from psynth_jax.training.metric_files import FILE, BucketLines, FileLines
 
 
 class Metrics:
     """Writes numbers by step."""
 
     def __init__(
-        self, workdir: str | Path, options: Logging, config: Mapping[str, Any], *, here: bool, begin: int | None = None
+        self, workdir: str | AnyPath, options: Logging, config: Mapping[str, Any], *, here: bool, begin: int | None = None
     ):
         """Open the files.
 
@@ -38,68 +39,92 @@ class Metrics:
           ConfigError: wandb is asked for and not installed, or the file of numbers is no regular file.
           OSError: the files cannot be written.
         """
-        self._file: TextIO | None = None
-        self._board: Any = None
+        self._lines: FileLines | BucketLines | None = None
+        self._board: _Board | None = None
         self._wandb: Any = None
         if options.wandb_project is not None and importlib.util.find_spec("wandb") is None:
             raise ConfigError("logging.wandb_project is set, but wandb is not installed: pip install wandb")
         if not here:
             return
-        path = Path(workdir) / FILE
-        refuse_special(path, ConfigError)
-        _drop_torn_line(path)
-        lost = begin is not None and _last_step(path) > begin
-        self._file = path.open("a", encoding="utf-8")
-        if lost:
-            self._write_line({"step": begin})
+        place = as_path(workdir)
+        if isinstance(place, BucketPath):
+            self._lines = BucketLines(place, begin)
+        else:
+            lost = begin is not None and _last_step(place / FILE) > begin
+            self._lines = FileLines(place)
+            if lost:
+                self._lines.write({"step": begin})
         if options.tensorboard:
-            from tensorboardX import SummaryWriter
-
-            # TensorBoard hides what earlier files have from this step on.
-            purge = None if begin is None else begin + 1
-            self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=purge)
+            self._board = _Board(place / "tensorboard", begin)
         if options.wandb_project is not None:
             import wandb
 
-            self._wandb = wandb.init(project=options.wandb_project, config=dict(config), dir=str(workdir))
+            folder = tempfile.gettempdir() if isinstance(place, BucketPath) else str(place)
+            self._wandb = wandb.init(project=options.wandb_project, config=dict(config), dir=folder)
 
     def write(self, step: int, numbers: Mapping[str, float | int | None]) -> None:
         """Write the numbers of a step; None is left out of what is drawn."""
-        if self._file is None:
+        if self._lines is None:
             return
         known = {name: value for name, value in numbers.items() if value is not None and math.isfinite(value)}
-        self._write_line({"step": step, **{name: known.get(name) for name in numbers}})
+        self._lines.write({"step": step, **{name: known.get(name) for name in numbers}})
         if self._board is not None:
-            for name, value in known.items():
-                self._board.add_scalar(name, value, step)
+            self._board.write(step, known)
         if self._wandb is not None:
             self._wandb.log(known, step=step)
 
-    def _write_line(self, values: Mapping[str, Any]) -> None:
-        assert self._file is not None
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+    def flush(self) -> None:
+        """Have everything where it belongs.  Raises `OSError` when a bucket does not take it."""
+        for part in (self._lines, self._board):
+            if part is not None:
+                part.flush()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Finish the files."""
-        for part in (self._file, self._board):
+        for part in (self._lines, self._board):
             if part is not None:
                 part.close()
         if self._wandb is not None:
             self._wandb.finish()
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Cut a last line that a killed process did not finish."""
-    if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
-        path.write_bytes(content[: content.rfind(b"\n") + 1])
+class _Board:
+    """TensorBoard files.  Those for a bucket grow on this disk, and are uploaded as they are at each flush."""
+
+    def __init__(self, folder: AnyPath, begin: int | None):
+        from tensorboardX import SummaryWriter
+
+        self._target = folder if isinstance(folder, BucketPath) else None
+        self._scratch = tempfile.TemporaryDirectory(prefix="psynth-") if self._target is not None else None
+        self._folder = Path(self._scratch.name) if self._scratch is not None else folder
+        # TensorBoard hides what earlier files have from this step on.
+        purge = None if begin is None else begin + 1
+        self._writer = SummaryWriter(str(self._folder), purge_step=purge)
+
+    def write(self, step: int, numbers: Mapping[str, float | int]) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        if self._target is None:
+            return
+        self._writer.flush()
+        assert isinstance(self._folder, Path)
+        for path in sorted(self._folder.iterdir()):
+            (self._target / path.name).upload(path)
+
+    def close(self) -> None:
+        self._writer.close()
+        self.flush()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
 
-def _last_step(path: Path) -> int:
-    """Return the largest step that the curves of a file have now; -1: none."""
+def _last_step(path: AnyPath) -> int:
+    """Return the largest step that the curves of a run have now; -1: none."""
     try:
         curves, _ = read_metrics(path)
     except UserError:  # there is none yet, or nothing can be read of it

@@ -17,6 +17,7 @@ import yaml
 from psynth_jax.errors import ConfigError
 from psynth_jax.files import read_text
 from psynth_jax.foreign import reason
+from psynth_jax.storage.paths import AnyPath
 
 MOST_VALUES = 20_000
 DEEPEST = 32
@@ -47,7 +48,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return _mapping(values, path)
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
+def read_json(path: str | AnyPath) -> dict[str, Any]:
     """Return the mapping that a JSON file holds.  Raises `ConfigError` as `read_yaml` does."""
     text = read_text(path, ConfigError)
     try:
@@ -57,7 +58,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return _mapping(values, path)
 
 
-def _mapping(values: Any, path: str | Path) -> dict[str, Any]:
+def _mapping(values: Any, path: str | AnyPath) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold keys and values, such as workdir, model, data and train")
     return values

@@ -12,19 +12,20 @@ import base64
 import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from psynth_jax.axes import HostArray
 from psynth_jax.directories import replacing, writing
 from psynth_jax.errors import InputError
 from psynth_jax.files import read_text
-from psynth_jax.training.curves import FILE, OTHER, PANELS, Curves, draw, read_metrics
+from psynth_jax.storage.paths import AnyPath, as_path
+from psynth_jax.training.curves import OTHER, PANELS, Curves, draw, read_metrics
+from psynth_jax.training.metric_files import FILE
 
 CONFIG, PAGE = "config.json", "report.html"
 
 
-def report_train(workdir: str | Path, into: str | Path | None = None) -> dict[str, Any]:
+def report_train(workdir: str | AnyPath, into: str | AnyPath | None = None) -> dict[str, Any]:
     """Draw the curves of a training run and write its page; a report that is there is replaced.
 
     Args:
@@ -38,8 +39,8 @@ def report_train(workdir: str | Path, into: str | Path | None = None) -> dict[st
       InputError: `workdir` is none, its config cannot be read, or `into` holds something else.
       DataError: no step is there yet, or the report cannot be written.
     """
-    source = Path(workdir)
-    target = Path(into) if into is not None else source / "report"
+    source = as_path(workdir)
+    target = source / "report" if into is None else as_path(into)
     (curves, damaged), config = read_metrics(source / FILE), _config(source / CONFIG)
     facts = summarise(curves)
     if damaged:
@@ -93,7 +94,7 @@ def _sum_over_time(rate: tuple[HostArray, HostArray], seconds: tuple[HostArray, 
     return round(sum(value * time.get(step, 0.0) for step, value in zip(*(each.tolist() for each in rate), strict=True)))
 
 
-def _config(path: Path) -> Mapping[str, Any]:
+def _config(path: AnyPath) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     text = read_text(path)

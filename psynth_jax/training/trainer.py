@@ -14,7 +14,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,11 +29,14 @@ from psynth_jax.errors import ConfigError, TrainingError, UserError, listing
 from psynth_jax.files import write_text
 from psynth_jax.model import Model
 from psynth_jax.sharding import put, replicated
-from psynth_jax.training.batch import BatchBuilder, place
+from psynth_jax.storage.paths import AnyPath, as_path
+from psynth_jax.training.batch import BatchBuilder
+from psynth_jax.training.batch import place as placed
 from psynth_jax.training.checkpoint import CheckpointReader, CheckpointStore
 from psynth_jax.training.config import TrainConfig, differences, with_schedule_steps
-from psynth_jax.training.curves import FILE, coarse, read_metrics, until
+from psynth_jax.training.curves import coarse, read_metrics, until
 from psynth_jax.training.lock import working_in
+from psynth_jax.training.metric_files import FILE
 from psynth_jax.training.metrics import Metrics
 from psynth_jax.training.optimizer import learning_rate, make_optimizer
 from psynth_jax.training.parameters import check_targets, initial_parameters, not_finite, teacher_of
@@ -70,7 +72,7 @@ class Outcome:
 
     step: int
     reason: str
-    adapter: Path
+    adapter: AnyPath
 
 
 def _silent(_: str) -> None:
@@ -111,7 +113,7 @@ class Trainer:
           DataError: no example can be used, or one has a token that the model has no row for.
         """
         check_targets(config.trainable, model.config)
-        self.model, self.workdir = model, Path(config.workdir)
+        self.model, self.workdir = model, as_path(config.workdir)
         self._on_step, self._say = on_step, _also_logged(say)
         self._first_process = jax.process_index() == 0
         reader = CheckpointReader(self.workdir)
@@ -211,11 +213,11 @@ class Trainer:
         """How many steps have been done."""
         return int(self.state.step)
 
-    def run(self, *, locked: bool = False, end_process: Callable[[int], object] | None = None) -> Outcome:
+    def run(self, *, hold: Callable[[], None] | None = None, end_process: Callable[[int], object] | None = None) -> Outcome:
         """Train until the end, `stop_at`, or a signal; save, write the adapter, and say how it ended.
 
         Args:
-          locked: whether the caller holds the lock of the workdir, `lock.working_in`.
+          hold: what `lock.working_in` gave the caller; None: the workdir is locked here.
           end_process: called with an exit code when a signal should stop the run at once and the main thread is busy.
 
         Raises:
@@ -227,12 +229,13 @@ class Trainer:
             raise ConfigError(
                 f"{self.workdir} was begun with other batches, of other data or by another version: begin anew"
             )
-        with contextlib.nullcontext() if locked else working_in(self.workdir), _writing(self.workdir):
+        holding = working_in(self.workdir, self._say) if hold is None else contextlib.nullcontext(hold)
+        with holding as held, _writing(self.workdir):
             if CheckpointReader(self.workdir).latest != self._latest:
                 raise TrainingError(f"another run has worked in {self.workdir} since this one was prepared: start again")
-            return self._run(end_process)
+            return self._run(held, end_process)
 
-    def _run(self, end_process: Callable[[int], object] | None) -> Outcome:
+    def _run(self, hold: Callable[[], None], end_process: Callable[[int], object] | None) -> Outcome:
         config, described = self.config, self.config.model_dump(mode="json")
         last = min(config.train.steps, config.train.stop_at or config.train.steps)
         if self._first_process:
@@ -243,16 +246,19 @@ class Trainer:
             CheckpointStore(self.workdir, config.checkpoint) as store,
             preemption(self._say, end_process) as heard,
         ):
-            finished = self._steps(last, metrics, store, heard)
+            finished = self._steps(last, metrics, store, heard, hold)
             self._say("waiting until the checkpoint is on disk ...")
             store.wait()
+            hold()
             self._latest = store.latest
             adapter = self.export(self.workdir / ADAPTER)
         if not finished:
             return Outcome(self.step, heard.told_by or "terminated", adapter)
         return Outcome(self.step, "done" if last == config.train.steps else "stop_at", adapter)
 
-    def _steps(self, last: int, metrics: Metrics, store: CheckpointStore, heard: Preemption) -> bool:
+    def _steps(
+        self, last: int, metrics: Metrics, store: CheckpointStore, heard: Preemption, hold: Callable[[], None]
+    ) -> bool:
         """Do the steps up to `last`; return False when told to end before."""
         if self.step >= last:  # a run that was made shorter stands behind its end, where Grain cannot go
             return True
@@ -271,9 +277,11 @@ class Trainer:
                 continue
             reporter.finish()  # nothing is kept of a step whose loss is no number
             eval_loss = self._evaluated(step, reporter, heard) if evaluates else None
+            metrics.flush()  # a checkpoint must not be there before the lines of its steps
             if saves or heard.told_here:
                 ends = ends or heard.told_here
                 self._say(f"saving step {step} ...")
+                hold()
                 store.save(step, self.state, batches.state(), self._about(), eval_loss)
             reporter.pause()
             if ends and step < last:
@@ -330,7 +338,7 @@ class Trainer:
 
     def _rest(self, loaded: Loaded) -> tuple[Any, Any, Any]:
         """Return what a step takes besides what it changes."""
-        return self.model.decoder, self._teacher, place(loaded.batch, self.model.mesh)
+        return self.model.decoder, self._teacher, placed(loaded.batch, self.model.mesh)
 
     def _train(self, state: TrainState, model: Any, teacher: Any, batch: Any) -> Any:
         return train_step(state, model, batch, self._optimizer, self._options, teacher)
@@ -403,9 +411,10 @@ class Trainer:
         curves = until(curves, self.step)
         return {"course": summarise(curves), "loss": coarse(curves["loss"])} if "loss" in curves else {}
 
-    def export(self, directory: str | Path, dtype: str | None = None) -> Path:
+    def export(self, directory: str | AnyPath, dtype: str | None = None) -> AnyPath:
         """Write mapper and adapter, averaged if the config says so, with a summary of the run; dtype: of the adapter."""
-        self._say(f"writing the adapter to {directory} ...")
+        place = as_path(directory)
+        self._say(f"writing the adapter to {place} ...")
         parameters = self.state.average or self.state.parameters
         if self.model.mesh is not None:
             parameters = jax.jit(lambda x: x, out_shardings=replicated(self.model.mesh))(parameters)
@@ -415,9 +424,9 @@ class Trainer:
             adapter = Adapter(held.lora(self._options.lora_scale), held.mapper, sink=sink, template=self.config.template)
             learned = [{"task": s.task, "examples": len(s), "sha256": digest(s)} for s in self._sources]
             summary = {"steps": self.step, "jax": jax.__version__, "data": learned} | self._about() | self._course()
-            with writing(Path(directory)):
-                save_adapter(directory, adapter, self.model, summary, dtype)
-        return Path(directory)
+            with writing(place):
+                save_adapter(place, adapter, self.model, summary, dtype)
+        return place
 
 
 def _by_name(counts: Iterable[tuple[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
@@ -449,7 +458,7 @@ def _also_logged(say: Callable[[str], None]) -> Callable[[str], None]:
 
 
 @contextlib.contextmanager
-def _writing(workdir: Path) -> Iterator[None]:
+def _writing(workdir: AnyPath) -> Iterator[None]:
     """Turn a full disk, or whatever else the file system says to a run, into an error that says what to do."""
     try:
         yield

@@ -12,6 +12,7 @@ import numpy as np
 import psynth_jax as ps
 from psynth_jax.axes import HostArray
 from psynth_jax.branches import Branches
+from psynth_jax.storage.paths import AnyPath
 from psynth_jax.synthesis.session import Session
 
 
@@ -52,4 +53,4 @@ def set_up(messages: Sequence[Mapping[str, Any]]) -> None:
     synth = ps.ParallelSynthesis(model, template={"enable_thinking": False})
     assert_type(synth.synthesize(messages), ps.SynthesisResult)
     assert_type(synth.template, Mapping[str, Any])
-    assert_type(ps.keep_compiled_programs(), Path | None)
+    assert_type(ps.keep_compiled_programs(), AnyPath | None)

@@ -59,7 +59,7 @@ def test_defaults_and_overrides(file: Path) -> None:
         (["teacher=text-adapter"], "would teach nothing"),
         (["reads=text", "trainable.mapper=false", "trainable.sink=true"], "no branch to stand after a sink"),
         (["train.steps=[1"], "not valid"),
-        (["workdir=gs://bucket/run"], "mount the bucket"),
+        (["workdir=s3://bucket/run"], "a folder that all hosts see, or in a bucket"),
     ],
 )
 def test_wrong_values_are_named(file: Path, overrides: list[str], said: str) -> None:

@@ -22,9 +22,11 @@ from psynth_jax.data.json_values import read_json_values
 from psynth_jax.data.sources import hub
 from psynth_jax.data.sources.layout import SUFFIXES, choose_files
 from psynth_jax.data.text_files import LONGEST_LINE, text_lines
-from psynth_jax.errors import DataError
+from psynth_jax.errors import DataError, InputError
 from psynth_jax.files import refuse_special
 from psynth_jax.foreign import first_line
+from psynth_jax.storage.paths import AnyPath, BucketPath, as_path, is_bucket
+from psynth_jax.storage.staging import staged, staged_file
 
 PlacedRow: TypeAlias = tuple[str, dict[str, Any]]
 
@@ -47,7 +49,7 @@ def read_rows(
     "train" is asked for, all.  Files of the hub are fetched one by one, when it is their turn.
 
     Args:
-      path_or_hub_id: a file, a directory, or "owner/name".
+      path_or_hub_id: a file or a directory, here or in a bucket (gs://...), or "owner/name".
       revision: of the data set on the hub; None is the newest.
       config: which configuration of the data set, or several, read one after the other; None is its only or default one.
       split: which split.
@@ -85,8 +87,10 @@ def _files_in(directory: Path) -> list[str]:
 def find_input(path_or_hub_id: str | Path) -> Path | None:
     """Return the file or directory that is meant; None where it can only be a data set on the hub.
 
-    Raises `DataError` when it can be none of them.
+    What lies in a bucket is copied to this disk.  Raises `DataError` when it can be none of them.
     """
+    if is_bucket(path_or_hub_id):
+        return _from_bucket(as_path(path_or_hub_id))
     try:
         path = Path(path_or_hub_id).expanduser()
         is_there = path.exists()
@@ -99,6 +103,16 @@ def find_input(path_or_hub_id: str | Path) -> Path | None:
     if _HUB_ID.fullmatch(name) and not name.endswith(SUFFIXES):
         return None
     raise DataError(f"there is no data at {name}: no such file or directory, and no hub id (owner/name)")
+
+
+def _from_bucket(place: AnyPath) -> Path:
+    assert isinstance(place, BucketPath)
+    try:
+        return staged_file(place) if place.is_file() else staged(place)
+    except OSError as error:
+        raise DataError(f"there is no data at {place}: {error.strerror}") from None
+    except InputError as error:
+        raise DataError(str(error)) from None
 
 
 def read_file(path: Path, columns: Sequence[str] = (), shown: str | None = None) -> Iterator[PlacedRow]:

@@ -1,0 +1,101 @@
+"""The lines of a run: one file on a disk, parts in a bucket, read in the order of their names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from psynth_jax.storage.paths import BucketPath
+from psynth_jax.training import metric_files
+from psynth_jax.training.config import Logging
+from psynth_jax.training.curves import read_curves
+from psynth_jax.training.metric_files import FILE, BucketLines
+from psynth_jax.training.metrics import Metrics
+from tests.storage.memory import MemoryStore
+
+PLACE = BucketPath("gs://some-bucket/run")
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
+    made = MemoryStore()
+    made.install(monkeypatch)
+    return made
+
+
+def lines() -> list[int]:
+    parts = [path.read_text() for path in PLACE.glob("metrics*.jsonl")]
+    return [json.loads(line)["step"] for part in parts for line in part.splitlines()]
+
+
+def write(begin: int | None, *steps: int) -> None:
+    written = BucketLines(PLACE, begin)
+    for step in steps:
+        written.write({"step": step, "loss": float(step)})
+    written.close()
+
+
+def test_each_start_begins_a_part(store: MemoryStore) -> None:
+    write(0, 1, 2)
+    write(2, 3)
+    assert [path.name for path in PLACE.glob("metrics*")] == ["metrics_00001.jsonl", "metrics_00002.jsonl"]
+    assert lines() == [1, 2, 3]
+    assert read_curves(PLACE / FILE)["loss"][0].tolist() == [1, 2, 3]
+
+
+def test_steps_that_were_lost_are_removed(store: MemoryStore) -> None:
+    write(0, 1, 2, 3)
+    write(3, 4, 5)
+    write(2, 3)
+    assert lines() == [1, 2, 3]
+
+
+def test_a_large_part_is_followed_by_another(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metric_files, "PART_BYTES", 100)
+    written = BucketLines(PLACE, 0)
+    for step in range(1, 40):
+        written.write({"step": step})
+        written.flush()
+    written.close()
+    parts = list(PLACE.glob("metrics*"))
+    assert len(parts) > 3
+    assert all(len(part.read_bytes()) < 150 for part in parts)
+    assert lines() == list(range(1, 40))
+
+
+def test_lines_are_there_after_a_flush(store: MemoryStore) -> None:
+    written = BucketLines(PLACE, 0)
+    written.write({"step": 1})
+    assert lines() == []
+    written.flush()
+    assert lines() == [1]
+    written.close()
+
+
+def test_a_store_that_does_not_take_them_is_told(store: MemoryStore) -> None:
+    store.fails.add(f"{PLACE}/metrics_00001.jsonl")
+    written = BucketLines(PLACE, 0)
+    written.write({"step": 1})
+    with pytest.raises(PermissionError):
+        written.flush()
+
+
+def test_a_run_that_came_from_a_bucket_goes_on_in_its_last_part(tmp_path: Path) -> None:
+    (tmp_path / "metrics_00001.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    (tmp_path / "metrics_00002.jsonl").write_text('{"step": 2, "loss": 2.0}\n{"step')
+    with Metrics(tmp_path, Logging(tensorboard=False), {}, here=True, begin=2) as metrics:
+        metrics.write(3, {"loss": 3.0})
+    assert not (tmp_path / FILE).exists()
+    assert read_curves(tmp_path / FILE)["loss"][0].tolist() == [1, 2, 3]
+
+
+def test_tensorboard_files_are_uploaded(store: MemoryStore) -> None:
+    with Metrics(PLACE, Logging(tensorboard=True), {}, here=True, begin=0) as metrics:
+        metrics.write(1, {"loss": 1.0})
+        metrics.flush()
+        (first,) = (PLACE / "tensorboard").files()
+        metrics.write(2, {"loss": 1.0})
+    (last,) = (PLACE / "tensorboard").files()
+    assert last.name == first.name and last.size > first.size > 0
