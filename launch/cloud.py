@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ from clouds import HOST_CHIPS, KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 30
+AT_ONCE = 16  # processes: a gcloud takes 100 MB, and a slice may have hundreds of VMs
 Values = dict[str, Any]  # of options, and what commands need besides
 
 # ---------------------------------------------------------------------------------------- arguments
@@ -157,8 +159,13 @@ def execute(commands: list[list[str]], dry: bool, stdin: int | None = None) -> i
         for words in commands:
             print(shlex.join(words))
         return 0
-    running = [subprocess.Popen(words, stdin=stdin) for words in commands]
-    return max(process.wait() for process in running)
+
+    def exit_code(words: list[str]) -> int:
+        code = subprocess.run(words, stdin=stdin).returncode
+        return code if code >= 0 else 128 - code  # by a signal, as a shell has it
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return max(pool.map(exit_code, commands))
 
 
 def run(templates: str, values: Values, keep_going: bool = False) -> None:
@@ -232,6 +239,8 @@ class Slice:
         topology = values["topology"] or usual_topology(chips, kind.axes)
         if chips % HOST_CHIPS or math.prod(map(int, topology.split("x"))) != chips:
             fail(f"--topology must have {chips} chips for {accelerator}, {HOST_CHIPS} on each host")
+        if chips == HOST_CHIPS:
+            fail(f"{accelerator} is a single VM: create it alone, and run launch/train.sh there")
         asked = next((option for option in clouds.CAPACITY if option and values[option]), "")
         values.update(kind._asdict(), topology=topology, hosts=chips // HOST_CHIPS)
         values["capacity"] = fill(clouds.CAPACITY[asked], values)
