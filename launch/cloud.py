@@ -26,7 +26,7 @@ from clouds import HOST_CHIPS, KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 30
-AT_ONCE = 16  # processes: a gcloud takes 100 MB, and a slice may have hundreds of VMs
+AT_ONCE = 16  # processes: a gcloud takes tens of MB, and a slice may have hundreds of VMs
 Values = dict[str, Any]  # of options, and what commands need besides
 
 # ---------------------------------------------------------------------------------------- arguments

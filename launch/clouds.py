@@ -176,7 +176,7 @@ SLICES = {
             gcloud compute tpus queued-resources delete {name} *where --force
         """,
     },
-    # In bulk: all VMs or none.  One that fails is not repaired: alone it would be outside the slice.
+    # In bulk: all VMs or none.  One that fails is not repaired: it would be outside of the slice.
     "compute_engine": {
         "create": """
             gcloud compute resource-policies create workload-policy {name} *in_region
@@ -225,7 +225,7 @@ PACK = """
 STOP = """
 if [ -e psynth_jax/launch/tpu_worker.sh ]; then bash psynth_jax/launch/tpu_worker.sh stop; fi
 """.strip()
-# The package is removed first, so that no file of another commit stays.  Runs and the rest are kept.
+# The package is removed first, so that no file of another commit stays.  Runs are kept.
 UNPACK = """
 mkdir -p psynth_jax && cd psynth_jax && rm -rf psynth_jax && tar -xzf ../psynth_jax.tar.gz
 """.strip()

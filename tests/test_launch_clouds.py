@@ -17,9 +17,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from psynth_jax.topology import tpu_slice
-from tests.launcher import CONFIG, OVERRIDES, TOOLS, Launcher, one_line
+from tests.launcher import CONFIG, OVERRIDES, RECORD, TOOLS, Launcher, one_line
 from tests.test_launch import ROOT, installs
 
 pytestmark = pytest.mark.skipif(
@@ -455,3 +456,17 @@ class TestSlurm:
             f" --container-workdir={root} psynth train {CONFIG}"
         )
         assert here.dry("slurm.sh", *more, "--container", "a/b:1", "--mount=/mnt/shared", CONFIG) == lines(submit)
+
+
+def test_skypilot_example_joins_the_hosts_of_a_slice(here: Launcher) -> None:
+    task = yaml.safe_load((ROOT / "examples" / "skypilot.yaml").read_text(encoding="utf-8"))
+    subprocess.run(["bash", "-n"], input=task["setup"] + task["run"], text=True, check=True)
+    names = ["JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "PSYNTH_EXTRA"]
+    here.fake_psynth(RECORD.replace("*sys.argv[1:]", f"*map(os.environ.get, {names}), *sys.argv[1:]"))
+    (here.path / "head").symlink_to(shutil.which("head") or "head")
+    hosts = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
+    task["envs"]["CONFIG"] = CONFIG
+    done = here.shell(["-euc", task["run"]], here.root, **task["envs"], **hosts)
+    assert done.returncode == 0, done.stderr
+    overrides = ["workdir=gs://my-bucket/runs/a", "mesh=fsdp=16"]
+    assert here.words() == [["psynth", "10.0.0.1:8482", "2", "1", "tpu", "train", CONFIG, *overrides]]
