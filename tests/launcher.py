@@ -15,10 +15,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.test_launch import Checkout, executable
+from tests.test_launch import Checkout, executable, real_python
 
 TOOLS = ["git", "tar", "gzip", "sleep", "hostname", "setsid", "nohup", "flock"]
 CONFIG = "configs/run.yaml"
+OVERRIDES = [
+    "mesh=data=4,fsdp=4",
+    'model=it\'s a "model"',
+    "data=[{kind: synthetic, count: 3}]",
+    "workdir=gs://b/$HOME `x` *  \\",
+]
 RECORD = f"""#!{sys.executable} -IS
 import json, os, sys
 from pathlib import Path
@@ -53,6 +59,7 @@ class Launcher(Checkout):
         for tool in TOOLS:
             if not (self.path / tool).exists():
                 (self.path / tool).symlink_to(shutil.which(tool) or tool)
+        real_python(self.path / "python3")
         config = self.root / CONFIG
         config.parent.mkdir()
         config.write_text("workdir: runs/x\n")

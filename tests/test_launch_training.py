@@ -1,7 +1,7 @@
-"""The scripts that start training: what a dry run prints, what a run runs, and that words and signals arrive as they are.
+"""The scripts that start training on a machine: what they run, and that words and signals arrive as they are.
 
-No cloud is asked: programs that write their arguments, as JSON, into a log stand in for gcloud, xpk, sbatch, psynth and
-others.  What these scripts would have another machine run is run here, by a shell, in a copy of the checkout.
+Programs that write their arguments, as JSON, into a log stand in for psynth, curl, srun and others.  What a launcher has
+another machine run is run here, by a shell, in a copy of the checkout.
 """
 
 from __future__ import annotations
@@ -10,30 +10,21 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.launcher import CONFIG, RECORD, TOOLS, WAIT, Launcher, one_line
+from tests.launcher import CONFIG, OVERRIDES, RECORD, TOOLS, WAIT, Launcher, one_line
 from tests.test_launch import executable, installs
 
 pytestmark = pytest.mark.skipif(
     not all(shutil.which(tool) for tool in TOOLS), reason="git, or a tool of Linux that the scripts need, is missing"
 )
-
-OVERRIDES = [
-    "mesh=data=4,fsdp=4",
-    'model=it\'s a "model"',
-    "data=[{kind: synthetic, count: 3}]",
-    "workdir=gs://b/$HOME `x` *  \\",
-]
 
 
 @pytest.fixture
@@ -46,7 +37,6 @@ def here(tmp_path: Path) -> Iterator[Launcher]:
 
 
 SLICE = ["--name", "s", "--zone=us-west4-a", "--project", "p-1"]
-WHERE = ["--zone=us-west4-a", "--project=p-1"]
 POD = ["--cluster", "c", "--workload", "w", "--tpu-type", "v5p-64"]
 
 
@@ -59,32 +49,6 @@ class TestArguments:
             ("train.sh", ["--fast", CONFIG], "unknown option --fast"),
             ("adapter.sh", [], "FOLDER is missing"),
             ("adapter.sh", ["configs"], "there is no configs/hotpotqa_train.json"),
-            ("tpu_vm.sh", [CONFIG], "--name is missing"),
-            ("tpu_vm.sh", ["--name"], "--name needs a value"),
-            ("tpu_vm.sh", ["--name", "s", "--zone", "us-west4", "--project", "p-1", CONFIG], "--zone cannot be 'us-west4'"),
-            ("tpu_vm.sh", ["--name", "x;reboot", "--zone", "us-west4-a", "--project", "p-1", CONFIG], "--name cannot be"),
-            ("tpu_vm.sh", SLICE, "CONFIG is missing"),
-            ("tpu_vm.sh", [*SLICE, "configs/absent.yaml"], "configs/absent.yaml is no file of HEAD"),
-            ("tpu_vm.sh", [*SLICE, "configs"], "configs is no file of HEAD"),
-            ("tpu_vm.sh", [*SLICE, "--nfs", "a:/b;c", CONFIG], "--nfs cannot be 'a:/b;c'"),
-            ("tpu_vm.sh", [*SLICE, "--ref", "v9", CONFIG], "--ref cannot be 'v9'"),
-            ("tpu_vm.sh", [*SLICE, CONFIG, "--create"], "'--create' is no override"),
-            ("tpu_vm.sh", [*SLICE, "--create", CONFIG], "--accelerator is missing"),
-            ("tpu_vm.sh", [*SLICE, "--create", "--accelerator", "v7z-8", CONFIG], "no software is known for v7z-8"),
-            ("tpu_vm.sh", [*SLICE, "--logs", "--delete"], "--logs and --delete exclude each other"),
-            ("tpu_vm.sh", [*SLICE, "--delete", CONFIG], "--delete goes with no --create and no CONFIG"),
-            ("gke_xpk.sh", ["--cluster", "c", CONFIG], "--workload is missing"),
-            ("gke_xpk.sh", POD, "CONFIG is missing"),
-            ("gke_xpk.sh", [*POD, "--docker-image", "a b", CONFIG], "--docker-image cannot be 'a b'"),
-            (
-                "gke_xpk.sh",
-                [*POD, "--docker-image", "a", "--ref", "HEAD", CONFIG],
-                "give no --base-docker-image and no --ref",
-            ),
-            ("slurm.sh", ["--nodes", "2"], "CONFIG is missing"),
-            ("slurm.sh", ["--nodes", "two", CONFIG], "--nodes cannot be 'two'"),
-            ("slurm.sh", ["--time", "tomorrow", CONFIG], "--time cannot be 'tomorrow'"),
-            ("slurm.sh", ["--mount", "/a", CONFIG], "--mount is for a container"),
             ("tpu_worker.sh", [], "usage"),
             ("tpu_worker.sh", ["rm", "-rf"], "usage"),
             ("tpu_worker.sh", ["start"], "CONFIG is missing"),
@@ -95,7 +59,7 @@ class TestArguments:
         assert message in one_line(here.run(script, *arguments, cwd=here.root))
         assert here.calls() == []
 
-    @pytest.mark.parametrize("script", ["train.sh", "adapter.sh", "tpu_vm.sh", "gke_xpk.sh", "slurm.sh"])
+    @pytest.mark.parametrize("script", ["train.sh", "adapter.sh"])
     def test_help_names_every_option(self, here: Launcher, script: str) -> None:
         done = here.run(script, "--help")
         assert (done.returncode, done.stderr) == (0, "")
@@ -155,108 +119,6 @@ class TestTrain:
         assert here.words()[-1] == ["psynth", "told"]
 
 
-class TestTpuVm:
-    def expected(self, here: Launcher, *options: str) -> list[list[str]]:
-        ssh = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", *options, "s", *WHERE, "--worker=all"]
-        archive = f"{here.root}/.launch/s.tar.gz"
-        stop = "if [ -e psynth_jax/launch/tpu_worker.sh ]; then bash psynth_jax/launch/tpu_worker.sh stop; fi"
-        unpack = "mkdir -p psynth_jax && cd psynth_jax && rm -rf psynth_jax && tar -xzf ../psynth_jax.tar.gz"
-        start = shlex.split(f"cd psynth_jax && bash launch/tpu_worker.sh start {CONFIG}")
-        copy = [
-            "gcloud",
-            "compute",
-            "tpus",
-            "tpu-vm",
-            "scp",
-            *options,
-            archive,
-            "s:psynth_jax.tar.gz",
-            *WHERE,
-            "--worker=all",
-        ]
-        return [
-            ["mkdir", "-p", f"{here.root}/.launch"],
-            ["git", "-C", str(here.root), "archive", "--format=tar.gz", f"--output={archive}", "HEAD"],
-            [*ssh, f"--command={stop}"],
-            copy,
-            [*ssh, f"--command={unpack} && bash launch/tpu_worker.sh install"],
-            [*ssh, f"--command={' '.join(start)}"],
-        ]
-
-    def test_dry_run(self, here: Launcher) -> None:
-        here.fake("gcloud")
-        assert here.dry("tpu_vm.sh", *SLICE, CONFIG) == self.expected(here)
-        assert here.dry("tpu_vm.sh", *SLICE, "--ssh-option=--internal-ip", CONFIG) == self.expected(here, "--internal-ip")
-
-    def test_a_shared_folder(self, here: Launcher) -> None:
-        command = here.dry("tpu_vm.sh", *SLICE, "--nfs", "10.0.0.2:/share", CONFIG)[-2][-1]
-        assert command.endswith("tpu_worker.sh install && bash launch/tpu_worker.sh mount 10.0.0.2:/share")
-
-    def test_runs_what_a_dry_run_prints(self, here: Launcher) -> None:
-        here.fake("gcloud")
-        done = here.run("tpu_vm.sh", *SLICE, CONFIG)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert here.words() == [words for words in self.expected(here) if words[0] == "gcloud"]
-        with tarfile.open(here.root / ".launch" / "s.tar.gz") as archive:
-            assert {CONFIG, "launch/tpu_worker.sh", "pyproject.toml"} <= set(archive.getnames())
-
-    def test_a_worker_that_fails_ends_it(self, here: Launcher) -> None:
-        here.fake("gcloud", then='sys.exit("scp" in sys.argv)')
-        assert here.run("tpu_vm.sh", *SLICE, CONFIG).returncode == 1
-        assert [words[4] for words in here.words()] == ["ssh", "scp"]
-
-    def test_tells_of_changes_that_stay_here(self, here: Launcher) -> None:
-        here.fake("gcloud")
-        (here.root / "pyproject.toml").write_text("")
-        assert "not committed" in here.run("tpu_vm.sh", *SLICE, "--dry-run", CONFIG).stderr
-
-    @pytest.mark.parametrize(
-        ("accelerator", "sent", "runtime"),
-        [
-            ("v5e-16", "v5litepod-16", "v2-alpha-tpuv5-lite"),
-            ("v5p-64", "v5p-64", "v2-alpha-tpuv5"),
-            ("v6e-16", "v6e-16", "v2-alpha-tpuv6e"),
-            ("v4-32", "v4-32", "tpu-ubuntu2204-base"),
-        ],
-    )
-    def test_create(self, here: Launcher, accelerator: str, sent: str, runtime: str) -> None:
-        more = ["--create", "--spot", "--create-option", "--network=n", "--accelerator", accelerator]
-        queued = ["gcloud", "compute", "tpus", "queued-resources"]
-        named = ["--node-id=s", f"--accelerator-type={sent}", f"--runtime-version={runtime}"]
-        create, ask, *rest = here.dry("tpu_vm.sh", *SLICE, *more, CONFIG)
-        assert create == [*queued, "create", "--spot", "--network=n", "s", *WHERE, *named]
-        assert ask == [*queued, "describe", "s", *WHERE, "--format=value(state.state)"]
-        assert rest == self.expected(here)
-        (other, *_) = here.dry("tpu_vm.sh", *SLICE, *more, "--runtime", "my-version", CONFIG)
-        assert other[-1] == "--runtime-version=my-version"
-
-    @pytest.mark.parametrize("last", ["ACTIVE", "FAILED", "SUSPENDED"])
-    def test_create_waits(self, here: Launcher, tmp_path: Path, last: str) -> None:
-        states = tmp_path / "states"
-        states.write_text(f"WAITING_FOR_RESOURCES PROVISIONING PROVISIONING {last}")
-        tell = f"states = Path({str(states)!r})\nfirst, _, rest = states.read_text().partition(' ')\n"
-        here.fake("gcloud", then=f"{tell}if 'describe' in sys.argv:\n    states.write_text(rest)\n    print(first)\n")
-        here.path.joinpath("sleep").unlink()
-        here.fake("sleep")
-        done = here.run("tpu_vm.sh", *SLICE, "--create", "--accelerator=v5e-16", CONFIG)
-        told = ["s: WAITING_FOR_RESOURCES", "s: PROVISIONING", f"s: {last}"]
-        called = [words[4] if words[0] == "gcloud" else "sleep" for words in here.words()]
-        begun = ["create", *["describe", "sleep"] * 3, "describe"]
-        if last == "ACTIVE":
-            assert (done.returncode, done.stderr.splitlines()) == (0, told)
-            assert called == [*begun, "ssh", "scp", "ssh", "ssh"]
-        else:
-            assert (done.returncode, done.stderr.splitlines()[:3]) == (2, told)
-            assert called == begun
-
-    def test_other_actions(self, here: Launcher) -> None:
-        tpus = ["gcloud", "compute", "tpus"]
-        (follow,) = here.dry("tpu_vm.sh", *SLICE, "--logs", "--worker=3")
-        assert follow == [*tpus, "tpu-vm", "ssh", "s", *WHERE, "--worker=3", "--command=tail -n 100 -F psynth_jax/train.log"]
-        assert here.dry("tpu_vm.sh", *SLICE, "--stop-run") == [self.expected(here)[2]]
-        assert here.dry("tpu_vm.sh", *SLICE, "--delete") == [[*tpus, "queued-resources", "delete", "s", *WHERE, "--force"]]
-
-
 class TestTpuWorker:
     """What tpu_vm.sh has a worker run, run in a home folder that has what it sends."""
 
@@ -268,10 +130,13 @@ class TestTpuWorker:
         return here
 
     @staticmethod
-    def metadata(worker: Launcher, endpoints: str) -> None:
-        answers = {"worker-network-endpoints": endpoints, "agent-worker-number": "2"}
-        then = f"print({answers!r}[sys.argv[-1].rpartition('/')[2]])\nassert 'Metadata-Flavor: Google' in sys.argv"
-        worker.fake("curl", then=then)
+    def metadata(worker: Launcher, endpoints: str, **attributes: str) -> None:
+        """Have curl answer as the metadata server does, which fails for an attribute that it does not have."""
+        answers = {"worker-network-endpoints": endpoints, **(attributes or {"agent-worker-number": "2"})}
+        answers = {name.replace("_", "-"): answer for name, answer in answers.items()}
+        ask = f"answer = {answers!r}.get(sys.argv[-1].rpartition('/')[2])\n"
+        check = "assert 'Metadata-Flavor: Google' in sys.argv\n"
+        worker.fake("curl", then=f"{ask}{check}if answer is None:\n    sys.exit(22)\nprint(answer)\n")
 
     @staticmethod
     def remote(worker: Launcher, number: int, *arguments: str) -> str:
@@ -306,6 +171,30 @@ class TestTpuWorker:
         assert worker.run("tpu_worker.sh", "start", CONFIG).returncode == 0
         self.ended(worker)
         assert worker.words()[-1] == ["psynth", *joined, "tpu"]
+
+    @pytest.mark.parametrize("attribute", ["agent_worker_number", "tpu_env"])
+    def test_number_of_a_worker_of_compute_engine(self, worker: Launcher, attribute: str) -> None:
+        """Compute Engine gives names of VMs instead of addresses, and may tell the number in tpu-env alone."""
+        told = {"agent_worker_number": "1", "tpu_env": "ZONE: 'a'\nTPU_WORKER_ID: '1'\nTOPOLOGY: '2x4'"}
+        self.metadata(worker, "s-1wjb,s-1z9d", **{attribute: told[attribute]})
+        names = ["JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"]
+        worker.fake_psynth(RECORD.replace("*sys.argv[1:]", f"*map(os.environ.get, {names})"))
+        assert worker.run("tpu_worker.sh", "start", CONFIG).returncode == 0
+        self.ended(worker)
+        assert worker.words()[-1] == ["psynth", "s-1wjb:8482", "2", "1"]
+
+    def test_a_worker_without_a_number_does_not_start(self, worker: Launcher) -> None:
+        worker.fake_psynth()
+        self.metadata(worker, "s-1wjb,s-1z9d", tpu_env="TOPOLOGY: '2x4'")
+        assert "names no WORKER_ID" in one_line(worker.run("tpu_worker.sh", "start", CONFIG))
+        assert {words[0] for words in worker.words()} == {"curl"}
+
+    def test_logs_of_one_worker(self, worker: Launcher) -> None:
+        worker.fake("tail")
+        for number in ("1", "2"):  # it is 2
+            assert worker.run("tpu_worker.sh", "logs", number).returncode == 0
+        followed = [words for words in worker.words() if words[0] != "curl"]
+        assert followed == [["tail", "-n", "100", "-F", "train.log"]]
 
     def test_no_metadata_no_run(self, worker: Launcher) -> None:
         worker.fake_psynth()
@@ -366,35 +255,12 @@ class TestTpuWorker:
         executable(worker.root.parent / "new python", f'#!/bin/bash\n[[ "$1" != -m ]] || echo "$*" >>"$LOG"\n{known}')
         worker.run("tpu_worker.sh", "install")  # there is no real Python that it could go on with
         calls = worker.calls()
-        assert calls[:3] == ["-m pip install --user --quiet uv", "-m uv python install 3.12", "-m uv python find 3.12"]
+        uv = ["-m pip install --user --quiet uv", "-m uv python install 3.12", "-m uv python find 3.12"]
+        assert calls[:4] == ["-m pip --version", *uv]
         assert f"-m venv {worker.venv}" in calls
 
 
 class TestGke:
-    def expected(self, here: Launcher, *image: str) -> list[str]:
-        create = ["xpk", "workload", "create", "--termination-grace-period-seconds=300", "--cluster=c", "--workload=w"]
-        command = f"--command=exec bash launch/gke_worker.sh {CONFIG}"
-        return [*create, "--tpu-type=v5p-64", "--max-restarts=50", *image, command]
-
-    def test_dry_run(self, here: Launcher) -> None:
-        stage = f"{here.root}/.launch/w"
-        assert here.dry("gke_xpk.sh", *POD, CONFIG) == [
-            ["rm", "-rf", stage],
-            ["mkdir", "-p", stage],
-            ["git", "-C", str(here.root), "archive", "--format=tar.gz", f"--output={stage}.tar.gz", "HEAD"],
-            ["tar", "-xzf", f"{stage}.tar.gz", "-C", stage],
-            self.expected(here, "--base-docker-image=python:3.12", f"--script-dir={stage}"),
-        ]
-
-    def test_an_image_that_is_complete(self, here: Launcher) -> None:
-        (create,) = here.dry("gke_xpk.sh", *POD, "--docker-image", "a.dev/b/c:1", CONFIG)
-        assert create == self.expected(here, "--docker-image=a.dev/b/c:1")
-
-    def test_options(self, here: Launcher) -> None:
-        more = ["--project=p-1", "--zone=us-west4-a", "--max-restarts=3", "--xpk-option", "--priority=high"]
-        words = here.dry("gke_xpk.sh", *POD, "--tpu-type=v5e-16", *more, CONFIG)[-1]
-        assert {"--tpu-type=v5litepod-16", *more[:3], "--priority=high"} < set(words)
-
     def test_words_arrive_in_the_pod_as_they_are(self, here: Launcher) -> None:
         """xpk puts the command between parentheses into a script of a YAML block, so that it must be one line."""
         here.fake("xpk")
@@ -420,7 +286,6 @@ class TestGke:
 
 
 class TestSlurm:
-    SUBMIT = ("sbatch", "--output=%x-%j.log", "--open-mode=append", "--requeue")
     RUN = """
 import os
 words = sys.argv[1:]
@@ -428,37 +293,6 @@ while words[0].startswith("-"):
     words.pop(0)
 os.execvp(words[0], words)
 """
-
-    def expected(self, here: Launcher) -> list[list[str]]:
-        job = ["--job-name=psynth", "--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--signal=B:USR1@300"]
-        train = [f"{here.root}/launch/slurm_job.sh", f"{here.venv}/bin/psynth", "train", CONFIG, *OVERRIDES]
-        return [["bash", f"{here.root}/launch/setup.sh", "cuda"], [*self.SUBMIT, *job, "--time=1-12:00:00", *train]]
-
-    def test_dry_run(self, here: Launcher) -> None:
-        given = ["--nodes=2", "--time=1-12:00:00", CONFIG, *OVERRIDES]
-        assert here.dry("slurm.sh", *given) == self.expected(here)
-
-    def test_runs_what_a_dry_run_prints(self, here: Launcher) -> None:
-        here.fake("sbatch")
-        here.make_environment()
-        done = here.run("slurm.sh", "--nodes", "2", "--time", "1-12:00:00", CONFIG, *OVERRIDES, cwd=here.root)
-        assert done.returncode == 0, done.stderr
-        assert here.calls() == [*installs("cuda"), json.dumps(self.expected(here)[1])]
-
-    def test_container(self, here: Launcher) -> None:
-        more = ["--gpus-per-node", "4", "--sbatch-option", "--qos=high", "--name=a", "--save-before=60"]
-        (submit,) = here.dry("slurm.sh", *more, "--container", "a/b:1", "--mount=/mnt/shared", CONFIG)
-        root = here.root
-        assert submit == [
-            *[*self.SUBMIT, "--qos=high", "--job-name=a", "--nodes=1", "--ntasks-per-node=4", "--gpus-per-node=4"],
-            *["--signal=B:USR1@60", f"{root}/launch/slurm_job.sh"],
-            *[
-                "--container-image=a/b:1",
-                f"--container-mounts={root}:{root},/mnt/shared:/mnt/shared",
-                f"--container-workdir={root}",
-            ],
-            *["psynth", "train", CONFIG],
-        ]
 
     @pytest.mark.parametrize("status", [0, 3])
     def test_job_runs_a_process_for_each_task(self, here: Launcher, status: int) -> None:
