@@ -22,6 +22,7 @@ from psynth_jax.training import owner
 from psynth_jax.training.checkpoint import CheckpointReader
 from psynth_jax.training.lock import working_in
 from psynth_jax.training.report import report_train
+from tests.processes import run_two
 from tests.training.codes import codes, start
 from tests.training.examples import config
 
@@ -127,6 +128,15 @@ def test_a_damaged_checkpoint_names_the_last_whole_one(bucket: BucketPath, whole
     (bucket / data).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(CheckpointError, match=r"is not as it was written; step 4 is whole: remove gs://"):
         state_of(bucket, 6)
+
+
+def test_two_processes_share_a_run(bucket: BucketPath) -> None:
+    """The second start goes on where the first ended: both processes see the same checkpoints."""
+    module = "tests.extern.bucket.one_of_two"
+    assert run_two(module, str(bucket), "2") == ["0 to 2"] * 2
+    assert run_two(module, str(bucket), "4") == ["2 to 4"] * 2
+    assert [line["step"] for line in lines(bucket)] == [1, 2, 3, 4]
+    assert not (bucket / owner.FILE).exists()
 
 
 class TestOwner:
