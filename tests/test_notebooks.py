@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import json
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,17 @@ def source(cell: dict[str, Any]) -> str:
 
 
 def test_there_are_some() -> None:
-    assert {path.stem for path in NOTEBOOKS} >= {"quickstart", "method_by_hand"}
+    assert {path.stem for path in NOTEBOOKS} >= {"convert", "method_by_hand", "quickstart", "scale_out"}
+
+
+def test_badges_are_those_of_the_repository() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    if "Repository" in project.get("urls", {}):
+        command = [sys.executable, "-I", str(ROOT / "launch" / "badges.py"), "--check"]
+        assert subprocess.run(command, stdin=subprocess.DEVNULL).returncode == 0
+        return
+    for path in (*NOTEBOOKS, ROOT / "README.md"):
+        assert "colab-badge.svg" not in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
