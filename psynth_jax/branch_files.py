@@ -11,6 +11,7 @@ what cannot be seen in a number, such as another shift; files of earlier version
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -29,7 +30,7 @@ from psynth_jax import foreign
 from psynth_jax.axes import Array
 from psynth_jax.branches import Branch, Branches, FinishReason, Segment
 from psynth_jax.cache import KVCache, in_device_layout, slot_bucket
-from psynth_jax.directories import replacing
+from psynth_jax.directories import replacing, writing
 from psynth_jax.errors import CheckpointError, InputError, listing, shown
 from psynth_jax.files import read_text, refuse_special, umask_mode
 from psynth_jax.ops.cached_heads import CachedHeads
@@ -80,7 +81,8 @@ def save(branches: Branches, directory: str | AnyPath) -> None:
         "batched": branches.batched,
         "questions": questions,
     }
-    with replacing(directory, (_DESCRIPTION, _TENSORS), "a directory of branches") as fresh:
+    guard = writing(directory) if isinstance(directory, BucketPath) else contextlib.nullcontext()
+    with guard, replacing(directory, (_DESCRIPTION, _TENSORS), "a directory of branches") as fresh:
         with umask_mode(fresh / _TENSORS):
             safetensors.flax.save_file(tensors, str(fresh / _TENSORS))
         description["sha256"] = {"tensors": _sha256(fresh / _TENSORS), "description": _digest(description)}

@@ -144,7 +144,8 @@ def writing(target: AnyPath) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full" if full else error.strerror or str(error)
-        raise DataError(f"cannot write {target}: {reason}; nothing was written there") from None
+        left = "" if isinstance(target, BucketPath) else "; nothing was written there"
+        raise DataError(f"cannot write {target}: {reason}{left}") from None
 
 
 @contextmanager

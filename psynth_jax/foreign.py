@@ -45,6 +45,8 @@ _ANYTHING = (Exception,)
 
 LIBRARIES: Mapping[str, _Library] = {
     "array_record": _Library(("array_record",), (*_UNCHECKED, SystemError)),
+    # What Orbax, JAX and tensorstore meet in a bucket, besides what our own client says.
+    "buckets": _Library(("google", "gcsfs", "fsspec", "aiohttp", "requests", "orbax"), _UNCHECKED),
     "gguf": _Library(("gguf",), (*_UNCHECKED, AssertionError), "is not a complete GGUF file"),
     "grain": _Library(("grain",), _UNCHECKED),
     "huggingface_hub": _Library(  # RuntimeError: of hf_xet, its own client for large files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,8 +43,8 @@ def train(
     with activity("waiting for the other processes of the job"):
         start_processes(settings.distributed)
     start_jax(settings.mesh)
-    _keep_programs(settings.workdir)
     with working_in(settings.workdir, console.print) as hold, _watch(settings) as watch:
+        _keep_programs(settings.workdir)
         _check_early(settings)
         trainer = _prepared(settings, watch)
         begin = trainer.step
@@ -67,7 +68,8 @@ def _keep_programs(workdir: str) -> None:
     from psynth_jax.storage.paths import as_path, is_bucket
     from psynth_jax.synthesis.programs import keep_compiled_programs
 
-    if is_bucket(workdir) or jax.process_count() > 1:
+    chosen = "JAX_COMPILATION_CACHE_DIR" in os.environ
+    if not chosen and (is_bucket(workdir) or jax.process_count() > 1):
         keep_compiled_programs(as_path(workdir) / "compiled")
 
 

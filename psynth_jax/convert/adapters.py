@@ -24,7 +24,8 @@ from psynth_jax.mapper import Mapper
 from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.storage.paths import AnyPath, BucketPath, as_path, is_bucket
-from psynth_jax.storage.staging import refuse_unfinished, staged
+from psynth_jax.storage.staging import list_files as list_files_in
+from psynth_jax.storage.staging import staged
 from psynth_jax.template_variables import TemplateVariables
 
 Layout = Literal["psynth", "release", "peft"]
@@ -110,12 +111,7 @@ def _from_bucket(source: str | AnyPath) -> Path:
 
 def _names_in(place: AnyPath) -> list[str]:
     assert isinstance(place, BucketPath)
-    try:
-        listed = place.files()
-    except OSError as error:
-        raise InputError(f"cannot read {place}: {error.strerror}") from None
-    refuse_unfinished(place, listed)
-    return [each.name for each in listed]
+    return [each.name for each in list_files_in(place)]
 
 
 def _has_mark(names: Iterable[str]) -> bool:

@@ -35,7 +35,7 @@ from psynth_jax.nn.decoder import Decoder, shardings_of
 from psynth_jax.presets import PRESETS, preset
 from psynth_jax.sharding import from_pieces
 from psynth_jax.storage.paths import AnyPath, BucketPath, as_path, is_bucket
-from psynth_jax.storage.staging import known_cache_folder, refuse_unfinished, staged, staged_file
+from psynth_jax.storage.staging import known_cache_folder, list_files, staged, staged_file
 from psynth_jax.tokenizer import Tokenizer
 
 SMOLLM2 = "smollm2-135m"
@@ -138,12 +138,7 @@ def _from_bucket(source: AnyPath) -> Path:
         # A model in several files is read through any of them.
         parts = re.sub(r"-\d{5}-of-(\d{5})\.gguf$", r"-?????-of-\1.gguf", source.name)
         return staged(source.parent, [parts]) / source.name if parts != source.name else staged_file(source)
-    try:
-        listed = source.files()
-    except OSError as error:
-        raise UserError(f"there is no model {source}: {error.strerror}") from None
-    refuse_unfinished(source, listed)
-    names = {each.name for each in listed}
+    names = {each.name for each in list_files(source, UserError)}
     if not names:
         raise UserError(f"there is no model {source}: nothing is there")
     if any(name.startswith("checkpoints/") for name in names):

@@ -146,10 +146,13 @@ class OrbaxTensors:
         return np.asarray(values)
 
 
-def _key_values(directory: AnyPath) -> dict[str, str]:
+def _key_values(directory: AnyPath) -> dict[str, Any]:
     """Return how tensorstore opens a directory."""
     if isinstance(directory, BucketPath):
-        return {"driver": "gcs", "bucket": directory.bucket, "path": f"{directory.key}/"}
+        # By itself tensorstore would try again for a quarter of an hour, in silence.
+        tries = {"max_retries": 6, "initial_delay": "1s", "max_delay": "16s"}
+        context = {"gcs_request_retries": tries}
+        return {"driver": "gcs", "bucket": directory.bucket, "path": f"{directory.key}/", "context": context}
     return {"driver": "file", "path": f"{directory.absolute()}/"}
 
 

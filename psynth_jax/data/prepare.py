@@ -228,6 +228,7 @@ class _Run:
         self._on_progress = on_progress
         self._files: dict[str, None] = {}
         self._input = asked.input or self.source.hub_id
+        self._place: Path | None = None  # of the input on this disk
         pairs = [*asked.options, *([] if asked.seed is None else [f"seed={asked.seed}"])]
         if self.source is SYNTHETIC:
             if asked.input or asked.revision or asked.config:
@@ -248,7 +249,7 @@ class _Run:
 
     def _check_input(self, given: str) -> None:
         """Refuse an input that is not there, and choices that it does not offer: they would be ignored."""
-        place = find_input(given)
+        place = self._place = find_input(given)
         if place is None:
             return
         choices = ["revision"] if place.is_dir() else ["revision", "config", "split"]
@@ -283,10 +284,10 @@ class _Run:
     def _placed_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         if self._input is None:
             return ((f"synthetic:{index}", {"index": index}) for index in itertools.count())
-        if find_input(self._input) is None:
+        if self._place is None:
             # What is newest now is written down, so that it can be had again.
             self._revision = hub.find(self._input, self._revision).commit
-        return read_rows(self._input, self._revision, self._config, self._split)
+        return read_rows(self._place or self._input, self._revision, self._config, self._split)
 
     def source_facts(self) -> dict[str, Any]:
         """Return what task.json says of the source: what was read, how, and a hash of each local file that was."""
@@ -295,7 +296,7 @@ class _Run:
         if self._input is None:
             return facts
         facts |= {"input": self._input, "revision": self._revision, "config": self._config, "split": self._split}
-        given = find_input(self._input)
+        given = self._place
         if given is None:
             return facts | {"sha256": {}}
         base = given if given.is_dir() else given.parent

@@ -45,7 +45,7 @@ from psynth_jax.errors import DataError, InputError
 from psynth_jax.files import read_text, refuse_special
 from psynth_jax.prompts import baseline_messages, synthesis_messages
 from psynth_jax.storage.paths import AnyPath, BucketPath, as_path
-from psynth_jax.storage.staging import UPLOADING, staged
+from psynth_jax.storage.staging import list_files, staged
 from psynth_jax.template_variables import TemplateVariables, checked_variables, described
 
 FORMAT = 1
@@ -407,13 +407,7 @@ def _open_staged(
     directory: BucketPath, tokenizer: str | Collection[str] | None, template: TemplateVariables | None
 ) -> list[Shard]:
     """Open the tasks of a directory in a bucket, each copied by itself: adding one copies no other again."""
-    try:
-        names = [each.name for each in directory.files()]
-    except OSError as error:
-        raise DataError(f"cannot read {directory}: {error.strerror}") from None
-    unfinished = sorted(name for name in names if name.endswith(f"/{UPLOADING}"))
-    if unfinished:
-        raise DataError(f"{directory / unfinished[0]} is there: its task was not uploaded to its end, prepare it again")
+    names = [each.name for each in list_files(directory, DataError)]
     if _TASK in names:
         return [Shard(directory, tokenizer, template)]
     tasks = sorted(name.removesuffix(f"/{_TASK}") for name in names if name.count("/") == 1 and name.endswith(f"/{_TASK}"))

@@ -4,9 +4,8 @@ What a bucket says against a request is raised as `OSError`, with a reason in `s
 files needs to know nothing of buckets:
 
     FileNotFoundError   no such object or bucket
-    PermissionError     no credentials, or not allowed
-    FileExistsError     a conditional write came too late
-    OSError             anything else; what is transient was tried again for `PATIENCE` seconds
+    FileExistsError     the condition of a write or read does not hold: somebody else has written
+    BucketError         no credentials, not allowed, no answer; what is transient was tried again for `PATIENCE` seconds
 """
 
 from __future__ import annotations
@@ -29,8 +28,14 @@ if TYPE_CHECKING:
 
 PATIENCE = 60.0  # seconds for which a transient failure is tried again
 _NO_CREDENTIALS = "no credentials: run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
+_CREDENTIALS_FILE = "GOOGLE_APPLICATION_CREDENTIALS"
+_SCOPES = ("https://www.googleapis.com/auth/devstorage.read_write",)
 _PROGRESS = logging.getLogger("psynth_jax.progress")
 _making = threading.Lock()
+
+
+class BucketError(OSError):
+    """A bucket does not give or take anything now: this says nothing about what is in it."""
 
 
 def check_installed() -> None:
@@ -39,6 +44,8 @@ def check_installed() -> None:
         if importlib.util.find_spec("google.cloud.storage") and importlib.util.find_spec("gcsfs"):
             # gcsfs, with which Orbax and JAX write, warns on every call that it cannot ask for the kind of a bucket.
             logging.getLogger("gcsfs").setLevel(logging.ERROR)
+            # Orbax makes clients of its own, which insist on the name of a project, though objects have none.
+            os.environ.setdefault("GOOGLE_CLOUD_PROJECT", "none")
             return
     raise ConfigError("gs:// addresses need further packages: pip install 'psynth-jax[gcs]'")
 
@@ -54,33 +61,45 @@ def client() -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _make_client(_: int) -> Any:  # a forked process must not share connections
-    check_installed()
-    import google.auth
     from google.cloud import storage
 
     if os.environ.get("STORAGE_EMULATOR_HOST"):
         return storage.Client()
-    try:
-        credentials, project = google.auth.default(["https://www.googleapis.com/auth/devstorage.read_write"])
-    except google.auth.exceptions.DefaultCredentialsError:
+    credentials = _credentials()
+    if credentials is None:
         return storage.Client.create_anonymous_client()
-    # Objects belong to buckets, not to projects, but the client insists on the name of one.
-    return storage.Client(project=project or "none", credentials=credentials)
+    return storage.Client(project=os.environ["GOOGLE_CLOUD_PROJECT"], credentials=credentials)
 
 
-def retry() -> Retry:
-    """Return how a request is repeated: with growing pauses, for at most `PATIENCE` seconds, and not in silence."""
+def _credentials() -> Any:
+    """Return the application's default credentials; None: there are none."""
+    import google.auth
+
+    try:
+        return google.auth.default(_SCOPES)[0]
+    except Exception as error:  # noqa: BLE001 - a file that holds other JSON raises almost anything
+        file = os.environ.get(_CREDENTIALS_FILE)
+        if file:
+            reason = f"no credentials: {_CREDENTIALS_FILE} names {file}: {_first_line(error)}"
+            raise BucketError(errno.EACCES, reason) from None
+        if not isinstance(error, google.auth.exceptions.DefaultCredentialsError):
+            raise BucketError(errno.EACCES, f"{_NO_CREDENTIALS} ({_first_line(error)})") from None
+        return None
+
+
+def retry(patience: float | None = None) -> Retry:
+    """Return how a request is repeated: with growing pauses, for so many seconds (`PATIENCE`), and not in silence."""
+    from google.api_core.retry import Retry
     from google.cloud.storage.retry import DEFAULT_RETRY
 
+    seconds = PATIENCE if patience is None else patience
     begin = time.monotonic()
 
-    def told(error: Exception) -> None:
-        left = max(PATIENCE - (time.monotonic() - begin), 0)
+    def tell(error: Exception) -> None:
+        left = max(seconds - (time.monotonic() - begin), 0)
         _PROGRESS.info("the bucket does not answer (%s); trying again for %.0f s", _first_line(error), left)
 
-    again: Retry = DEFAULT_RETRY.with_timeout(PATIENCE)
-    again._on_error = told  # the only way to set it on a copy of the client's own policy
-    return again
+    return Retry(DEFAULT_RETRY._predicate, timeout=seconds, on_error=tell)
 
 
 @contextlib.contextmanager
@@ -88,32 +107,35 @@ def asked(address: str) -> Iterator[None]:
     """Raise what the client says of `address` as `OSError`."""
     check_installed()
     import requests
-    from google.api_core import exceptions as said
+    from google.api_core import exceptions as api
     from google.auth import exceptions as auth
+    from google.cloud.storage import exceptions as content
 
     try:
         yield
-    except said.NotFound as error:
+    except api.NotFound as error:
         raise FileNotFoundError(errno.ENOENT, _not_found(error, address), address) from None
-    except said.PreconditionFailed:
+    except api.PreconditionFailed:
         raise FileExistsError(errno.EEXIST, "somebody else has written it meanwhile", address) from None
-    except said.Unauthorized:
-        raise PermissionError(errno.EACCES, _NO_CREDENTIALS, address) from None
-    except said.Forbidden as error:
-        raise PermissionError(errno.EACCES, f"not allowed: {_first_line(error)}", address) from None
-    except (auth.DefaultCredentialsError, auth.RefreshError) as error:
-        raise PermissionError(errno.EACCES, f"{_NO_CREDENTIALS} ({_first_line(error)})", address) from None
-    except (said.GoogleAPIError, auth.GoogleAuthError, requests.RequestException) as error:
+    except api.Unauthorized:
+        raise BucketError(errno.EACCES, _NO_CREDENTIALS, address) from None
+    except api.Forbidden as error:
+        raise BucketError(errno.EACCES, f"not allowed: {_first_line(error)}", address) from None
+    except (auth.RefreshError, auth.InvalidOperation) as error:  # what is anonymous cannot be refreshed
+        raise BucketError(errno.EACCES, f"{_NO_CREDENTIALS} ({_first_line(error)})", address) from None
+    except (content.DataCorruption, content.InvalidResponse) as error:
+        raise BucketError(errno.EIO, f"what came is not what is stored: {_first_line(error)}", address) from None
+    except (api.GoogleAPIError, auth.GoogleAuthError, requests.RequestException) as error:
         reason = _first_line(error.__cause__ or error)
-        raise OSError(errno.EIO, f"the bucket does not answer: {reason}", address) from None
+        raise BucketError(errno.EIO, f"the bucket does not answer: {reason}", address) from None
 
 
 def _not_found(error: Exception, address: str) -> str:
     bucket = address.removeprefix("gs://").partition("/")[0]
     request = getattr(error, "response", None)
-    url = "" if request is None else str(request.url)
-    # A listing and an upload address the bucket, everything else an object.
-    if url.partition("?")[0].endswith(f"/b/{bucket}/o") or "bucket does not exist" in str(error):
+    url = "" if request is None else str(request.url).partition("?")[0]
+    # A listing, an upload and a question for a bucket address the bucket, everything else an object.
+    if url.endswith((f"/b/{bucket}/o", f"/b/{bucket}")) or "bucket does not exist" in str(error):
         return f"there is no bucket {bucket}"
     return os.strerror(errno.ENOENT)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fnmatch
 import functools
 import re
@@ -97,6 +98,14 @@ class BucketPath:
     def _prefix(self) -> str:
         return f"{self.key}/" if self.key else ""
 
+    def check_bucket(self) -> None:
+        """Ask for the bucket itself.
+
+        Orbax does so when it lists and removes checkpoints, and roles that allow all of objects need not allow that.
+        """
+        with client.asked(str(self)):
+            client.client().get_bucket(self.bucket, retry=client.retry())
+
     def files(self) -> list[Stored]:
         """List all objects below this path, sorted by name."""
         with client.asked(str(self)):
@@ -104,17 +113,28 @@ class BucketPath:
             listed = [Stored(blob.name[len(self._prefix) :], blob.size, blob.generation) for blob in found]
         return sorted(filter(_is_file_name, listed), key=lambda each: each.name)
 
-    def iterdir(self) -> Iterator[BucketPath]:
-        """Go through files and folders right below.  Raises `FileNotFoundError` where there is nothing."""
-        names = {each.name.partition("/")[0] for each in self.files()}
-        if not names:
-            raise FileNotFoundError(2, "nothing is there", str(self))
-        return (self / name for name in sorted(names))
-
     def glob(self, pattern: str) -> Iterator[BucketPath]:
         """Go through files and folders right below whose names match."""
-        names = {each.name.partition("/")[0] for each in self.files()}
-        return (self / name for name in sorted(names) if fnmatch.fnmatchcase(name, pattern))
+        begin = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+        with client.asked(str(self)):
+            found = client.client().list_blobs(self.bucket, prefix=self._prefix + begin, delimiter="/", retry=client.retry())
+            names = {blob.name for blob in found} | {name.rstrip("/") for name in found.prefixes}
+        short = sorted(name[len(self._prefix) :] for name in names)
+        return (self / name for name in short if name and fnmatch.fnmatchcase(name, pattern))
+
+    def iterdir(self) -> Iterator[BucketPath]:
+        """Go through files and folders right below.  Raises `FileNotFoundError` where there is nothing."""
+        found = list(self.glob("*"))
+        if not found:
+            raise FileNotFoundError(errno.ENOENT, "nothing is there", str(self))
+        return iter(found)
+
+    def stat(self) -> Stored:
+        """Return size and generation of this object, under its own name."""
+        with client.asked(str(self)):
+            blob = self._blob()
+            blob.reload(retry=client.retry())
+        return Stored(self.name, int(blob.size), int(blob.generation))
 
     def exists(self) -> bool:
         """Whether there is an object of this name, or one below it."""
@@ -154,8 +174,8 @@ class BucketPath:
 
         Raises `FileExistsError` where it was written in between.
         """
-        blob = self._blob()
         with client.asked(str(self)):
+            blob = self._blob()
             blob.reload(retry=client.retry())  # not every store tells the generation with the content
             generation = int(blob.generation)
             content = blob.download_as_bytes(if_generation_match=generation, retry=client.retry())
@@ -169,28 +189,48 @@ class BucketPath:
 
         Raises `FileExistsError` where another generation is there.  Stores that know no conditions overwrite it.
         """
-        blob = self._blob()
-        with client.asked(str(self)):
-            blob.upload_from_string(content, "application/octet-stream", if_generation_match=only_over, retry=client.retry())
+        try:
+            with client.asked(str(self)):
+                blob = self._blob()
+                blob.upload_from_string(
+                    content, "application/octet-stream", if_generation_match=only_over, retry=client.retry()
+                )
+        except FileExistsError:
+            # A write whose answer was lost is repeated by the client, and then finds itself.
+            found, generation = self.read_with_generation()
+            if found != content:
+                raise
+            return generation
         return int(blob.generation)
 
     def write_text(self, text: str, encoding: str = "utf-8") -> int:
         """Write a text, as `write_bytes` does."""
         return self.write_bytes(text.encode(encoding))
 
-    def unlink(self, missing_ok: bool = False) -> None:
-        """Remove an object."""
+    def unlink(self, missing_ok: bool = False, only_over: int | None = None, patience: float | None = None) -> None:
+        """Remove an object.
+
+        Args:
+          missing_ok: whether it may be gone already.
+          only_over: the generation that is removed.  Raises `FileExistsError` where another one is there.
+          patience: seconds for which a transient failure is tried again; None: as for everything else.
+        """
         try:
             with client.asked(str(self)):
-                self._blob().delete(retry=client.retry())
+                self._blob().delete(if_generation_match=only_over, retry=client.retry(patience))
         except FileNotFoundError:
             if not missing_ok:
                 raise
 
-    def download(self, target: Path) -> None:
-        """Copy an object to a file; its checksum is compared."""
+    def download(self, target: Path, generation: int | None = None) -> None:
+        """Copy an object to a file; its checksum is compared.
+
+        Args:
+          generation: which one is meant.  Raises `FileExistsError` where another one is there.
+        """
         with client.asked(str(self)):
-            self._blob().download_to_filename(str(target), retry=client.retry())
+            blob = self._blob()
+            blob.download_to_filename(str(target), if_generation_match=generation, retry=client.retry())
 
     def upload(self, source: Path) -> None:
         """Copy a file to this object, whole or not at all; its checksum is compared."""
@@ -218,7 +258,9 @@ def total_bytes(directory: AnyPath) -> int:
 
 def is_bucket(path: object) -> bool:
     """Whether a text or path names something in a bucket."""
-    return isinstance(path, BucketPath) or str(path).startswith(("gs://", "gs:/"))
+    if isinstance(path, Path):
+        return path.parts[:1] == ("gs:",)  # pathlib makes one slash of two
+    return isinstance(path, BucketPath) or str(path).startswith(SCHEME)
 
 
 def as_path(path: str | AnyPath) -> AnyPath:
@@ -231,7 +273,7 @@ def as_path(path: str | AnyPath) -> AnyPath:
     text = str(path)
     if text.startswith(SCHEME):
         return BucketPath(text)
-    if isinstance(path, Path) and path.parts[:1] == ("gs:",):  # pathlib makes one slash of two
+    if isinstance(path, Path) and is_bucket(path):
         return BucketPath(SCHEME + "/".join(path.parts[1:]))
     if "://" in text:
         scheme = text.partition("://")[0]

@@ -8,6 +8,7 @@ An object that is written again has another generation, so a copy is never out o
 from __future__ import annotations
 
 import fnmatch
+import functools
 import hashlib
 import logging
 import os
@@ -17,9 +18,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from psynth_jax.errors import InputError
+from psynth_jax.errors import InputError, UserError
+from psynth_jax.storage.client import BucketError
 from psynth_jax.storage.paths import BucketPath, Stored
 
 UPLOADING = ".psynth-uploading"  # an object that is there for as long as a directory is being written
@@ -46,6 +48,24 @@ def known_cache_folder() -> Path | None:
         return None
 
 
+def list_files(source: BucketPath, error: type[UserError] = InputError) -> list[Stored]:
+    """List all objects below `source`.
+
+    Raises `error`, naming it, when the bucket does not list them, or when an upload to it has not ended.
+    """
+    try:
+        listed = source.files()
+    except OSError as said:
+        raise error(f"cannot read {source}: {said.strerror}") from None
+    for each in listed:
+        if PurePosixPath(each.name).name == UPLOADING:
+            raise error(
+                f"{(source / each.name).parent} was not uploaded to its end, or is being written now: wait, or write it "
+                f"again ({UPLOADING} says who began it)"
+            )
+    return listed
+
+
 def staged(source: BucketPath, wanted: Sequence[str] = ("*",), unwanted: Sequence[str] = ()) -> Path:
     """Return a local copy of the objects below `source` whose names match; `*` goes through folders.
 
@@ -54,12 +74,10 @@ def staged(source: BucketPath, wanted: Sequence[str] = ("*",), unwanted: Sequenc
     Raises:
       InputError: nothing is there, it was not uploaded to its end, or the bucket does not give it.
     """
-    try:
-        listed = source.files()
-    except OSError as error:
-        raise InputError(f"cannot read {source}: {error.strerror}") from None
-    refuse_unfinished(source, listed)
-    chosen = [each for each in listed if _matches(each.name, wanted) and not _matches(each.name, unwanted)]
+    chosen = []
+    for each in list_files(source):
+        if _matches(each.name, wanted) and not _matches(each.name, unwanted):
+            chosen.append(each)
     if not chosen:
         raise InputError(f"there is nothing in {source} that could be read")
     return _copy(source, chosen)
@@ -67,35 +85,30 @@ def staged(source: BucketPath, wanted: Sequence[str] = ("*",), unwanted: Sequenc
 
 def staged_file(source: BucketPath) -> Path:
     """Return a local copy of one object.  Raises `InputError` as `staged` does."""
-    name = source.name
     try:
-        listed = [each for each in source.parent.files() if each.name == name]
+        stored = source.stat()
+    except FileNotFoundError as error:
+        bucket = f": {error.strerror}" if "bucket" in str(error.strerror) else ""
+        raise InputError(f"there is no {source}{bucket}") from None
     except OSError as error:
         raise InputError(f"cannot read {source}: {error.strerror}") from None
-    if not listed:
-        raise InputError(f"there is no {source}")
-    return _copy(source.parent, listed) / name
-
-
-def refuse_unfinished(source: BucketPath, listed: Sequence[Stored]) -> None:
-    """Raise `InputError` for a directory whose upload has not ended, or never did."""
-    if any(each.name == UPLOADING for each in listed):
-        raise InputError(
-            f"{source} was not uploaded to its end, or is being written now: wait, or write it again "
-            f"({UPLOADING} says who began it)"
-        )
+    return _copy(source.parent, [stored]) / stored.name
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
+@functools.cache
+def _cache_of_this_process() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder that goes with the process, for where no other is known."""
+    return tempfile.TemporaryDirectory(prefix="psynth-")
+
+
 def _copy(source: BucketPath, chosen: Sequence[Stored]) -> Path:
     described = repr([(each.name, each.size, each.generation) for each in chosen])
     fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
-    cache = known_cache_folder()
-    if cache is None:
-        cache = Path(tempfile.mkdtemp(prefix="psynth-"))
+    cache = known_cache_folder() or Path(_cache_of_this_process().name)
     place = cache / "buckets" / source.bucket / source.key / fingerprint
     if place.is_dir():
         return place
@@ -108,6 +121,10 @@ def _copy(source: BucketPath, chosen: Sequence[Stored]) -> Path:
         except OSError:
             if not place.is_dir():  # else another process was faster, with the same content
                 raise
+    except (FileExistsError, FileNotFoundError):
+        raise InputError(f"{source} is being written by somebody else: try again when that has ended") from None
+    except BucketError as error:
+        raise InputError(f"cannot read {source}: {error.strerror}") from None
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"cannot copy {source} to {place}: {reason} (PSYNTH_CACHE names another folder)") from None
@@ -124,7 +141,7 @@ def _download(source: BucketPath, chosen: Sequence[Stored], target: Path) -> Non
         for each in chosen:
             file = target / each.name
             file.parent.mkdir(parents=True, exist_ok=True)
-            running[pool.submit((source / each.name).download, file)] = each
+            running[pool.submit((source / each.name).download, file, each.generation)] = each
         told = 0.0
         try:
             for finished in as_completed(running):

@@ -18,7 +18,7 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -29,9 +29,9 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from psynth_jax.errors import CheckpointError, InputError, TrainingError, listing
-from psynth_jax.foreign import reason
-from psynth_jax.storage.client import check_installed
+from psynth_jax.errors import CheckpointError, InputError, TrainingError, UserError, listing
+from psynth_jax.foreign import is_raised_by, reason
+from psynth_jax.storage.client import BucketError, check_installed
 from psynth_jax.storage.paths import AnyPath, BucketPath, as_path
 from psynth_jax.training import checksums
 from psynth_jax.training.checksums import Damaged
@@ -157,6 +157,8 @@ class CheckpointReader:
             value = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise Damaged(f"{item}/{name} is missing") from None
+        except BucketError:
+            raise
         except (OSError, ValueError, RecursionError) as error:
             raise Damaged(f"{item}/{name}: {error}") from None
         if not isinstance(value, dict):
@@ -223,11 +225,14 @@ class CheckpointReader:
         """Turn a failed read into an error that names the checkpoint, and the newest whole one."""
         try:
             yield
-        except MemoryError:
+        except (MemoryError, UserError):
             raise
         # Orbax and TensorStore raise OSError, ValueError, KeyError and plain Exception for one damaged byte or another.
         except Exception as error:  # noqa: BLE001
             _without_loop_noise()
+            if isinstance(self._folder, BucketPath) and not isinstance(error, Damaged):
+                # A bucket that does not answer says nothing of what is in it: nothing is to be removed.
+                raise CheckpointError(f"checkpoint {step} of {self._folder} cannot be read: {reason(error)}") from None
             place = self._folder / str(step)
             others = [other for other in reversed(self.steps) if other != step]
             whole = next((other for other in others if self._is_whole(other)), None)
@@ -281,20 +286,29 @@ def _without_loop_noise() -> None:
 class CheckpointStore(CheckpointReader):
     """The checkpoints of a run that is at work: of one process at a time, or of one job."""
 
-    def __init__(self, workdir: str | AnyPath, options: Checkpoints):
+    def __init__(self, workdir: str | AnyPath, options: Checkpoints, check: Callable[[], None] = lambda: None):
         """Open, or prepare, the folder of a run's checkpoints; remove what a killed process left half written.
 
-        Raises `CheckpointError` when the evaluation loss of one cannot be read.
+        Args:
+          check: called before a checkpoint is finished; it raises when the folder is another run's.
+
+        Raises `CheckpointError` when the evaluation loss of one cannot be read, and `TrainingError` when a bucket cannot be
+        written.
         """
         super().__init__(workdir)
         self.check_metrics()
+        self._check = check
         self._saving: int | None = None
         keep: list[Any] = [LatestN(options.keep)]
         if options.best:
             best = BestN(get_metric_fn=_eval_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
             keep.append(best)
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step that it takes
-        self._manager = ocp.CheckpointManager(
+        with self._written():
+            self._manager = self._open(options, keep)
+
+    def _open(self, options: Checkpoints, keep: list[Any]) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
             _for_orbax(self._folder),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(keep),
@@ -314,6 +328,7 @@ class CheckpointStore(CheckpointReader):
         """Note the sums of what is about to become a checkpoint; called by Orbax, in a thread of its own."""
         if jax.process_index() != 0:
             return
+        self._check()
         if isinstance(self._folder, BucketPath):
             checksums.note(self._folder / str(self._saving))
             return
@@ -349,13 +364,21 @@ class CheckpointStore(CheckpointReader):
         """Turn a failed write into an error that says what is left."""
         try:
             yield
-        except (OSError, ValueError) as error:
+        except Exception as error:
+            in_bucket = isinstance(self._folder, BucketPath) and is_raised_by("buckets", error)
+            if not (in_bucket or isinstance(error, OSError | ValueError)):
+                raise
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             why = "the disk is full" if full or "No space left" in str(error) else reason(error)
             raise TrainingError(
-                f"a checkpoint could not be written to {self._folder}: {why}{self._free()}; "
-                f"the last whole one is step {self.latest}"
+                f"a checkpoint could not be written to {self._folder}: {why}{self._free()}; {self._last_whole()}"
             ) from None
+
+    def _last_whole(self) -> str:
+        try:
+            return f"the last whole one is step {self.latest}"
+        except CheckpointError:  # a bucket that does not answer
+            return "those before stay"
 
     def _free(self) -> str:
         if isinstance(self._folder, BucketPath):

@@ -19,11 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from psynth_jax.files import write_text
-from psynth_jax.storage.client import asked
-from psynth_jax.storage.paths import AnyPath, BucketPath
+from psynth_jax.storage.client import BucketError, asked
+from psynth_jax.storage.paths import AnyPath, BucketPath, Stored
 
 FILE = "checksums.json"
 COMMITTED, _TIMES = "commit_success.txt", "_CHECKPOINT_METADATA"
+# Checkpoints in buckets that this process has read to their end, with the generations of their files.
+_checked: set[tuple[str, frozenset[Stored]]] = set()
 _BLOCK, _AT_ONCE = 1 << 20, 4  # bytes, files
 
 
@@ -43,6 +45,11 @@ def check(checkpoint: AnyPath) -> bool:
 
     Raises `Damaged` for a file that is not as it was noted, or no regular file.
     """
+    known: tuple[str, frozenset[Stored]] | None = None
+    if isinstance(checkpoint, BucketPath):
+        known = str(checkpoint), frozenset(checkpoint.files())
+        if known in _checked:
+            return True
     there = list_files(checkpoint)
     if FILE not in there:
         return False
@@ -53,10 +60,14 @@ def check(checkpoint: AnyPath) -> bool:
     try:
         for name, found in _sums(checkpoint, list(every)):
             _compare(name, found, every[name])
+    except BucketError:  # which says nothing of what is stored
+        raise
     except OSError as error:
         name = str(error.filename).removeprefix(f"{checkpoint}/")
         raise Damaged(f"{name}: {error.strerror}") from None
     _check_marks(checkpoint)
+    if known is not None:
+        _checked.add(known)
     return True
 
 
@@ -111,6 +122,8 @@ def _noted(path: AnyPath) -> dict[str, tuple[int, int]]:
     try:
         values = json.loads(path.read_bytes())
         return {str(name): (int(size), int(total)) for name, (size, total) in values.items()}
+    except BucketError:
+        raise
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{path.name}: {error}") from None
 
@@ -122,6 +135,8 @@ def _check_marks(checkpoint: AnyPath) -> None:
         times = json.loads((checkpoint / _TIMES).read_bytes())
     except FileNotFoundError as error:
         raise Damaged(f"{PurePosixPath(error.filename).name} is missing") from None
+    except BucketError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"the marks of its end are damaged: {error}") from None
     if not said.startswith("Checkpoint commit was successful to ") or not said.endswith(f"/{checkpoint.name}"):

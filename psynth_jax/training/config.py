@@ -161,14 +161,14 @@ class TrainConfig(Config):
     """A run.
 
     workdir: where everything goes, a folder or gs://bucket/name, made if it is not there; one with checkpoints is
-    continued. model, dtype: as for
-    `load_model`. template: variables of the chat template, such as {enable_thinking: false}; prepared data must have
-    been made with the same, and the adapter notes them. reads: "branches" trains a synthesizer; "text" trains the same
-    adapter on pasted text, the yardstick. teacher: an adapter directory, whose LoRA the teacher has, such as one
-    trained on pasted text; None is the base alone. mesh: axes, such as "data=2,fsdp=4"; None is one device.
-    distributed: start JAX's multi-host runtime ("auto": if the environment names a job; "always": have JAX find it,
-    also by a cloud's metadata). remat: compute layers anew in the backward pass instead of keeping them. loss_rows:
-    positions of a shard whose logits exist at once. implementation: of attention.
+    continued. model, dtype: as for `load_model`. template: variables of the chat template, such as
+    {enable_thinking: false}; prepared data must have been made with the same, and the adapter notes them. reads:
+    "branches" trains a synthesizer; "text" trains the same adapter on pasted text, the yardstick. teacher: an
+    adapter directory, whose LoRA the teacher has, such as one trained on pasted text; None is the base alone. mesh:
+    axes, such as "data=2,fsdp=4"; None is one device. distributed: start JAX's multi-host runtime ("auto": if the
+    environment names a job; "always": have JAX find it, also by a cloud's metadata). remat: compute layers anew in
+    the backward pass instead of keeping them. loss_rows: positions of a shard whose logits exist at once.
+    implementation: of attention.
     """
 
     workdir: str

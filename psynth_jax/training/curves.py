@@ -89,8 +89,9 @@ def read_metrics(path: AnyPath) -> tuple[Curves, int]:
     refuse_special(path)
     try:
         content = read_parts(path)
-    except FileNotFoundError:
-        raise InputError(f"{path.parent} is not the workdir of a training run: it has no {path.name}") from None
+    except FileNotFoundError as error:
+        why = error.strerror if "bucket" in str(error.strerror) else f"it has no {path.name}"
+        raise InputError(f"{path.parent} is not the workdir of a training run: {why}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     steps: dict[int, dict[str, float]] = {}

@@ -32,18 +32,48 @@ _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.
 log = logging.getLogger("psynth_jax")
 
 
-def _held() -> None:
-    """Do nothing: a lock is not lost, and processes besides the first have none."""
+class Hold:
+    """What a run has of its workdir while it works there.
+
+    check: raises `TrainingError` when another run has taken over a folder in a bucket, where nothing can keep it from that;
+    to be called before something is written.  A lock on a disk is not lost, and processes besides the first have none.
+    """
+
+    def __init__(self, check: Callable[[], None] | None = None):
+        """Hold a folder.  check: None where it cannot be lost."""
+        self._check = check
+
+    def check(self) -> None:
+        """Raise `TrainingError` when the folder is another run's."""
+        if self._check is not None:
+            self._check()
+
+    def together(self, action: Callable[[], None]) -> None:
+        """Do something in the first process only, and raise in all of them what it raises.
+
+        Otherwise the others would wait for the first one, in a save, until the runtime aborts all.
+
+        Raises `TrainingError`.
+        """
+        said = ""
+        if jax.process_index() == 0:
+            try:
+                action()
+            except (TrainingError, ConfigError) as error:
+                said = str(error)
+            except OSError as error:
+                if jax.process_count() == 1:  # the caller says what a full disk means
+                    raise
+                said = f"the workdir cannot be written: {error.strerror or error}"
+        if jax.process_count() > 1:
+            said = _told_by_the_first(said)
+        if said:
+            raise TrainingError(said)
 
 
 @contextlib.contextmanager
-def working_in(
-    workdir: str | AnyPath, say: Callable[[str], None] = lambda text: log.warning("%s", text)
-) -> Iterator[Callable[[], None]]:
+def working_in(workdir: str | AnyPath, say: Callable[[str], None] = lambda text: log.warning("%s", text)) -> Iterator[Hold]:
     """Make the folder, and hold its lock for the length of a block.
-
-    Yields a check, to be called before something is written.  It raises `TrainingError` when another run has taken over a
-    folder in a bucket, where nothing can keep it from that.
 
     Args:
       say: told when the folder is taken over from a run that has ended.
@@ -51,22 +81,19 @@ def working_in(
     Raises, in every process of the run:
       TrainingError: another run works there, or the folder cannot be written.
     """
-    place, check = as_path(workdir), _held
+    place = as_path(workdir)
+    check: Callable[[], None] | None = None
+
+    def take() -> None:
+        nonlocal check
+        if isinstance(place, BucketPath):
+            check = stack.enter_context(owning(place, say))
+        else:
+            stack.enter_context(_locked(place))
+
     with contextlib.ExitStack() as stack:
-        said = ""
-        if jax.process_index() == 0:
-            try:
-                if isinstance(place, BucketPath):
-                    check = stack.enter_context(owning(place, say))
-                else:
-                    stack.enter_context(_locked(place))
-            except (TrainingError, ConfigError) as error:
-                said = str(error)
-        if jax.process_count() > 1:
-            said = _told_by_the_first(said)
-        if said:
-            raise TrainingError(said)
-        yield check
+        Hold().together(take)
+        yield Hold(check)
 
 
 def _told_by_the_first(said: str) -> str:

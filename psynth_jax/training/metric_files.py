@@ -9,9 +9,11 @@ The last part is written again as it grows, a few times a minute, until it has `
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
@@ -81,56 +83,82 @@ class FileLines:
 class BucketLines:
     """Writes further parts to a bucket, in a thread, so that no step waits for it."""
 
-    def __init__(self, workdir: BucketPath, begin: int | None):
+    def __init__(self, workdir: BucketPath, begin: int | None, check: Callable[[], None] = lambda: None):
         """Begin a part.  Lines of steps after `begin` are removed: they were lost with the run that wrote them.
 
-        Raises `OSError`.
+        Args:
+          check: called before each upload; it raises when the folder is another run's.
+
+        Raises `OSError`, and what `check` raises.
         """
-        self._workdir = workdir
+        self._workdir, self._check = workdir, check
+        check()
         if begin is not None:
             _cut_after(workdir, begin)
         known = [path.name for path in list_parts(workdir)]
         numbers = [int(name[8:-6]) for name in known if name[8:-6].isdecimal()]
-        self._number = max(numbers, default=0) + 1
-        self._lines: list[bytes] = []
+        self._part = _Part(max(numbers, default=0) + 1)
+        self._waiting: list[bytes] = []  # lines that no upload has had
         self._uploaded_at = time.monotonic()
         self._uploads = ThreadPoolExecutor(1)
-        self._running: Future[Any] | None = None
+        self._running: Future[None] | None = None
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Add a line; it is uploaded within `PAUSE` seconds of the next ones.  Raises `OSError` of an earlier upload."""
-        self._lines.append(json.dumps(values).encode() + b"\n")
+        """Add a line.  It is uploaded within `PAUSE` seconds of later ones; what fails then is tried again."""
+        self._waiting.append(json.dumps(values).encode() + b"\n")
         if time.monotonic() - self._uploaded_at > PAUSE and (self._running is None or self._running.done()):
-            self._upload()
+            with contextlib.suppress(OSError):
+                self._wait()
+            self._start()
 
     def flush(self) -> None:
-        """Upload all lines.  Raises `OSError`."""
-        self._upload()
+        """Upload all lines.  Raises `OSError`, and what `check` raises."""
+        with contextlib.suppress(OSError):  # of an upload in between: all of it is tried again now
+            self._wait()
+        self._start()
         self._wait()
 
     def close(self) -> None:
-        """Upload all lines and end.  Raises `OSError`."""
+        """Upload all lines and end.  Raises as `flush` does."""
         try:
             self.flush()
         finally:
             self._uploads.shutdown()
 
-    def _upload(self) -> None:
-        self._wait()
+    def _start(self) -> None:
         self._uploaded_at = time.monotonic()
-        if not self._lines:
-            return
-        content = b"".join(self._lines)
-        part = self._workdir / f"metrics_{self._number:05}.jsonl"
-        self._running = self._uploads.submit(part.write_bytes, content)
-        self._lines = [content]
-        if len(content) > PART_BYTES:
-            self._number, self._lines = self._number + 1, []
+        lines, self._waiting = b"".join(self._waiting), []
+        self._running = self._uploads.submit(self._upload, lines)
 
     def _wait(self) -> None:
         running, self._running = self._running, None
         if running is not None:
             running.result()
+
+    def _upload(self, lines: bytes) -> None:
+        part = self._part
+        part.content += lines
+        if len(part.content) == part.uploaded:
+            return
+        self._check()
+        part.generation = (self._workdir / part.name).write_bytes(part.content, only_over=part.generation)
+        part.uploaded = len(part.content)
+        if part.uploaded > PART_BYTES:
+            self._part = _Part(part.number + 1)
+
+
+@dataclasses.dataclass
+class _Part:
+    """What a part has, and how much of it is in the bucket, as which generation (0: it is not there)."""
+
+    number: int
+    content: bytes = b""
+    uploaded: int = 0
+    generation: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"metrics_{self.number:05}.jsonl"
 
 
 def _cut_after(workdir: BucketPath, step: int) -> None:

@@ -10,57 +10,67 @@ from __future__ import annotations
 import importlib.util
 import math
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
-from psynth_jax.errors import ConfigError, UserError
+from psynth_jax.errors import ConfigError, TrainingError, UserError
 from psynth_jax.storage.paths import AnyPath, BucketPath, as_path
 from psynth_jax.training.config import Logging
 from psynth_jax.training.curves import read_metrics
 from psynth_jax.training.metric_files import FILE, BucketLines, FileLines
 
+BOARD_PAUSE = 60.0  # seconds between two uploads of TensorBoard's files
+
 
 class Metrics:
-    """Writes numbers by step."""
+    """Writes numbers by step, in the process that opens it; in others it does nothing."""
 
-    def __init__(
-        self, workdir: str | AnyPath, options: Logging, config: Mapping[str, Any], *, here: bool, begin: int | None = None
-    ):
-        """Open the files.
+    def __init__(self, workdir: str | AnyPath, options: Logging, check: Callable[[], None] = lambda: None):
+        """Prepare; nothing is written yet.
 
         Args:
           workdir, options: where and what.
-          config: shown next to the numbers where a page can.
-          here: whether this process writes at all.
-          begin: the step that the run stands at; larger ones in the files are no longer part of it.  None: none are known.
+          check: called before something is written to a bucket; it raises when the folder is another run's.
 
         Raises:
-          ConfigError: wandb is asked for and not installed, or the file of numbers is no regular file.
-          OSError: the files cannot be written.
+          ConfigError: wandb is asked for and not installed.
         """
+        self._workdir, self._options, self._check = as_path(workdir), options, check
         self._lines: FileLines | BucketLines | None = None
         self._board: _Board | None = None
         self._wandb: Any = None
         if options.wandb_project is not None and importlib.util.find_spec("wandb") is None:
             raise ConfigError("logging.wandb_project is set, but wandb is not installed: pip install wandb")
-        if not here:
-            return
-        place = as_path(workdir)
+
+    def open(self, config: Mapping[str, Any], begin: int | None = None) -> None:
+        """Open the files.
+
+        Args:
+          config: shown next to the numbers where a page can.
+          begin: the step that the run stands at; larger ones in the files are no longer part of it.  None: none are known.
+
+        Raises:
+          ConfigError: the file of numbers is no regular file.
+          OSError: the files cannot be written.
+        """
+        place = self._workdir
         if isinstance(place, BucketPath):
-            self._lines = BucketLines(place, begin)
+            self._lines = BucketLines(place, begin, self._check)
         else:
             lost = begin is not None and _last_step(place / FILE) > begin
             self._lines = FileLines(place)
             if lost:
                 self._lines.write({"step": begin})
-        if options.tensorboard:
+        if self._options.tensorboard:
             self._board = _Board(place / "tensorboard", begin)
-        if options.wandb_project is not None:
+        if self._options.wandb_project is not None:
             import wandb
 
             folder = tempfile.gettempdir() if isinstance(place, BucketPath) else str(place)
-            self._wandb = wandb.init(project=options.wandb_project, config=dict(config), dir=folder)
+            self._wandb = wandb.init(project=self._options.wandb_project, config=dict(config), dir=folder)
 
     def write(self, step: int, numbers: Mapping[str, float | int | None]) -> None:
         """Write the numbers of a step; None is left out of what is drawn."""
@@ -74,25 +84,32 @@ class Metrics:
             self._wandb.log(known, step=step)
 
     def flush(self) -> None:
-        """Have everything where it belongs.  Raises `OSError` when a bucket does not take it."""
-        for part in (self._lines, self._board):
-            if part is not None:
-                part.flush()
+        """Have all lines where they belong.  Raises `OSError` when a bucket does not take them."""
+        if self._lines is not None:
+            self._lines.flush()
+        if self._board is not None:
+            self._board.flush()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Finish the files."""
-        for part in (self._lines, self._board):
-            if part is not None:
-                part.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Finish the files, all of them; an error that is on its way is not replaced."""
+        failed: Exception | None = None
+        closing = [part.close for part in (self._lines, self._board) if part is not None]
         if self._wandb is not None:
-            self._wandb.finish()
+            closing.append(self._wandb.finish)
+        for close in closing:
+            try:
+                close()
+            except (OSError, TrainingError) as error:
+                failed = failed or error
+        if failed is not None and kind is None:
+            raise failed
 
 
 class _Board:
-    """TensorBoard files.  Those for a bucket grow on this disk, and are uploaded as they are at each flush."""
+    """TensorBoard files.  Those for a bucket grow on this disk; a thread uploads them, as they are, now and then."""
 
     def __init__(self, folder: AnyPath, begin: int | None):
         from tensorboardX import SummaryWriter
@@ -100,6 +117,9 @@ class _Board:
         self._target = folder if isinstance(folder, BucketPath) else None
         self._scratch = tempfile.TemporaryDirectory(prefix="psynth-") if self._target is not None else None
         self._folder = Path(self._scratch.name) if self._scratch is not None else folder
+        self._uploads = ThreadPoolExecutor(1)
+        self._running: Future[None] | None = None
+        self._uploaded_at = -math.inf
         # TensorBoard hides what earlier files have from this step on.
         purge = None if begin is None else begin + 1
         self._writer = SummaryWriter(str(self._folder), purge_step=purge)
@@ -109,18 +129,24 @@ class _Board:
             self._writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        if self._target is None:
-            return
-        self._writer.flush()
-        assert isinstance(self._folder, Path)
-        for path in sorted(self._folder.iterdir()):
-            (self._target / path.name).upload(path)
+        """Begin an upload, if the last one was a while ago and has ended."""
+        idle = self._running is None or self._running.done()
+        if self._target is not None and idle and time.monotonic() - self._uploaded_at > BOARD_PAUSE:
+            self._uploaded_at = time.monotonic()
+            self._writer.flush()
+            self._running = self._uploads.submit(self._upload)
 
     def close(self) -> None:
         self._writer.close()
-        self.flush()
+        self._uploads.shutdown()
+        self._upload()
         if self._scratch is not None:
             self._scratch.cleanup()
+
+    def _upload(self) -> None:
+        if self._target is not None:
+            for path in sorted(Path(str(self._folder)).iterdir()):
+                (self._target / path.name).upload(path)
 
 
 def _last_step(path: AnyPath) -> int:

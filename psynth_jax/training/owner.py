@@ -1,11 +1,11 @@
 """One run at a time works in a folder of a bucket.  A bucket has no locks, so a record says whose it is.
 
-    WORKDIR/owner.json    {"run": a name that no other start has, "host": "h", "pid": 7, "process": when that one began,
-                           "heartbeat": seconds since 1970}
+    WORKDIR/owner.json    {"run": a name that no other start has, "host", "pid", ...: the process, "heartbeat": its time}
 
-The owner writes the record again every `HEARTBEAT` seconds, and removes it at its end.  A record is taken over when its
-process is gone from this host, or when it has had no heartbeat for `STALE` seconds; so clocks must agree to a minute or two.
-Every write names the generation that it replaces.  A store that knows no such conditions is asked again after a while.
+The owner writes the record again every `HEARTBEAT` seconds, and removes it at its end.  Another start takes it over when the
+process is gone from this machine, or when there has been no heartbeat for `STALE` seconds.  Whether a run elsewhere is alive
+is found by watching its record, so no clocks need to agree.  Every write names the generation that it replaces; a store that
+knows no such conditions is read again after a while.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from psynth_jax.errors import TrainingError
 from psynth_jax.storage.paths import BucketPath
+from psynth_jax.storage.process import life_of, named, this_process
 
 FILE = "owner.json"
 HEARTBEAT, STALE = 30.0, 180.0  # seconds
+LOOK = 5.0  # seconds between two looks at the record of a run that may be alive
 _SETTLED = 1.0  # seconds after which two starts that wrote at once both see the later record
 _TRIES = 5
+_AT_THE_END = 5.0  # seconds that a run which has been told to end still spends on its record
 _log = logging.getLogger("psynth_jax")
 
 
@@ -36,13 +36,15 @@ _log = logging.getLogger("psynth_jax")
 def owning(workdir: BucketPath, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
     """Own a folder for the length of a block.
 
-    Yields a check, to be called before something is written: it raises `TrainingError` when another run has taken over.
+    Yields a check, to be called before something is written: it looks at the record, and raises `TrainingError` when the
+    folder is another run's.
 
     Raises:
       TrainingError: another run works there, or the bucket cannot be written.
     """
     owner = _Owner(workdir, say)
     try:
+        workdir.check_bucket()
         owner.take()
     except OSError as error:
         raise TrainingError(f"{workdir} cannot be written: {error.strerror}") from None
@@ -52,7 +54,7 @@ def owning(workdir: BucketPath, say: Callable[[str], None]) -> Iterator[Callable
         yield owner.check
     finally:
         owner.ended.set()
-        beating.join()
+        beating.join(_AT_THE_END)
         owner.release()
 
 
@@ -67,12 +69,11 @@ class _Owner:
         """Write the record.  Raises `TrainingError` when another run is alive, and `OSError`."""
         for _ in range(_TRIES):
             held, generation = self._read()
-            if held is not None:
-                self._refuse_living(held)
-            try:
+            if held is not None and held.get("run") != self._run:
+                self._wait_until_free(held, generation)
+            # An answer that was lost, and asked for again, finds this run's own record.
+            with contextlib.suppress(FileExistsError):
                 self._file.write_bytes(self._record(), only_over=generation)
-            except FileExistsError:  # another start was faster: look at its record
-                continue
             time.sleep(_SETTLED)
             if self._is_mine():
                 return
@@ -81,49 +82,50 @@ class _Owner:
     def beat(self) -> None:
         """Renew the record until the run has ended, or is found to be another's."""
         last = time.monotonic()
-        while not self.ended.wait(HEARTBEAT):
+        while not self.ended.wait(HEARTBEAT) and not self._lost:
             try:
                 self._renew()
                 last = time.monotonic()
-            except OSError as error:
-                _log.warning("%s: no heartbeat could be written: %s", self._file, error.strerror)
+            except Exception as error:  # noqa: BLE001 - a thread that ends in silence would lose the folder
+                _log.warning("%s: no heartbeat could be written: %s", self._file, error)
                 if time.monotonic() - last > STALE:
                     self._lost = f"no heartbeat could be written to {self._workdir} for {STALE:.0f} s"
-            if self._lost:
-                return
 
     def check(self) -> None:
-        """Raise `TrainingError` when the folder is no longer this run's."""
+        """Raise `TrainingError` when the folder is no longer this run's, or cannot be read."""
+        if not self._lost:
+            try:
+                self._note_other(self._read()[0])
+            except OSError as error:
+                raise TrainingError(f"{self._workdir} cannot be written: {error.strerror}") from None
         if self._lost:
             raise TrainingError(f"{self._lost}; this run has stopped, and its last checkpoint stays")
 
     def release(self) -> None:
         """Remove the record, if it is still this run's."""
         with contextlib.suppress(OSError):  # it is stale soon, or this process gone
-            if self._is_mine():
-                self._file.unlink()
+            held, generation = self._read()
+            if held is not None and held.get("run") == self._run:
+                self._file.unlink(only_over=generation, patience=_AT_THE_END)
 
     def _renew(self) -> None:
         held, generation = self._read()
+        self._note_other(held)
+        if not self._lost:
+            with contextlib.suppress(FileExistsError):  # the next beat sees whose it is
+                self._file.write_bytes(self._record(), only_over=generation)
+
+    def _note_other(self, held: Mapping[str, Any] | None) -> None:
         if held is None or held.get("run") != self._run:
-            other = "nobody" if held is None else _named(held)
+            other = "nobody" if held is None else named(held)
             self._lost = f"{self._workdir} was taken over by another run ({other})"
-            return
-        with contextlib.suppress(FileExistsError):  # the next beat sees whose it is
-            self._file.write_bytes(self._record(), only_over=generation)
 
     def _is_mine(self) -> bool:
         held, _ = self._read()
         return held is not None and held.get("run") == self._run
 
     def _record(self) -> bytes:
-        record = {
-            "run": self._run,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "process": _began(os.getpid()),
-            "heartbeat": time.time(),
-        }
+        record = {"run": self._run, **this_process(), "heartbeat": time.time()}
         return (json.dumps(record) + "\n").encode()
 
     def _read(self) -> tuple[Mapping[str, Any] | None, int]:
@@ -142,49 +144,31 @@ class _Owner:
             record = {}
         return (record if isinstance(record, dict) else {}), generation
 
-    def _refuse_living(self, held: Mapping[str, Any]) -> None:
-        """Raise `TrainingError` when the record's run is alive; say else why it is taken over."""
+    def _wait_until_free(self, held: Mapping[str, Any], generation: int) -> None:
+        """Return when the record may be taken over.  Raises `TrainingError` when its run is alive."""
+        alive = f"another run ({named(held)}) works in {self._workdir}"
         beaten = held.get("heartbeat")
-        age = time.time() - beaten if isinstance(beaten, int | float) else STALE + 1
-        if _is_gone(held):
-            why = "that process has ended"
-        elif age > STALE:
-            why = f"it has given no sign of life for {age:.0f} s"
-        else:
-            raise TrainingError(
-                f"another run ({_named(held)}) works in {self._workdir}; its last sign of life was {max(age, 0):.0f} s ago, "
-                f"and it is taken over after {STALE:.0f} s without one"
-            )
-        self._say(f"taking {self._workdir} over from {_named(held)}: {why}")
+        if not isinstance(beaten, int | float):
+            self._say(f"taking {self._workdir} over: its {FILE} is damaged")
+            return
+        life, age = life_of(held), time.time() - beaten
+        if life == "gone":
+            self._say(f"taking {self._workdir} over from {named(held)}: that process has ended")
+            return
+        if life == "alive" and age <= STALE:
+            raise TrainingError(alive)
+        if age <= STALE or age != age:  # a NaN, too
+            self._say(f"{alive}, or has ended: watching it for up to {STALE:.0f} s")
+            self._watch(generation, STALE - max(age, 0.0) if age <= STALE else STALE, alive)
+        self._say(f"taking {self._workdir} over from {named(held)}: it has given no sign of life for {STALE:.0f} s")
 
-
-def _named(held: Mapping[str, Any]) -> str:
-    shown = f"pid {held.get('pid')} on {held.get('host')}"
-    return "".join(letter for letter in shown if letter.isprintable())[:300]
-
-
-def _is_gone(held: Mapping[str, Any]) -> bool:
-    """Whether the record's process was one of this host and is no longer there."""
-    pid = held.get("pid")
-    if held.get("host") != socket.gethostname() or type(pid) is not int:
-        return False
-    began = _began(pid)
-    if began is not None and held.get("process") is not None:
-        return bool(began != held["process"])  # else another process has its number
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # another user's
-        return False
-    return False
-
-
-def _began(pid: int) -> str | None:
-    """Return what tells a process from all others that have had its number on this host; None: it is not known."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return f"{boot} {fields[19]}"  # starttime, the 22nd field, counted from the one behind the name
+    def _watch(self, generation: int, seconds: float, alive: str) -> None:
+        """Return when the record has not changed for so many seconds.  Raises `TrainingError` when it has."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(min(LOOK, max(end - time.monotonic(), 0.0)))
+            held, now = self._read()
+            if held is None:  # it has ended by itself
+                return
+            if now != generation:
+                raise TrainingError(alive)

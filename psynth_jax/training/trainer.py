@@ -35,7 +35,7 @@ from psynth_jax.training.batch import place as placed
 from psynth_jax.training.checkpoint import CheckpointReader, CheckpointStore
 from psynth_jax.training.config import TrainConfig, differences, with_schedule_steps
 from psynth_jax.training.curves import coarse, read_metrics, until
-from psynth_jax.training.lock import working_in
+from psynth_jax.training.lock import Hold, working_in
 from psynth_jax.training.metric_files import FILE
 from psynth_jax.training.metrics import Metrics
 from psynth_jax.training.optimizer import learning_rate, make_optimizer
@@ -213,7 +213,7 @@ class Trainer:
         """How many steps have been done."""
         return int(self.state.step)
 
-    def run(self, *, hold: Callable[[], None] | None = None, end_process: Callable[[int], object] | None = None) -> Outcome:
+    def run(self, *, hold: Hold | None = None, end_process: Callable[[int], object] | None = None) -> Outcome:
         """Train until the end, `stop_at`, or a signal; save, write the adapter, and say how it ended.
 
         Args:
@@ -235,30 +235,32 @@ class Trainer:
                 raise TrainingError(f"another run has worked in {self.workdir} since this one was prepared: start again")
             return self._run(held, end_process)
 
-    def _run(self, hold: Callable[[], None], end_process: Callable[[int], object] | None) -> Outcome:
-        config, described = self.config, self.config.model_dump(mode="json")
+    def _run(self, hold: Hold, end_process: Callable[[int], object] | None) -> Outcome:
+        config = self.config
         last = min(config.train.steps, config.train.stop_at or config.train.steps)
-        if self._first_process:
+        metrics = Metrics(self.workdir, config.logging, hold.check)
+
+        def begin() -> None:
             write_text(self.workdir / CONFIG, config.model_dump_json(indent=1) + "\n")
-        metrics = Metrics(self.workdir, config.logging, described, here=self._first_process, begin=self.step)
+            metrics.open(config.model_dump(mode="json"), self.step)
+
         with (
             metrics,
-            CheckpointStore(self.workdir, config.checkpoint) as store,
+            CheckpointStore(self.workdir, config.checkpoint, hold.check) as store,
             preemption(self._say, end_process) as heard,
         ):
+            hold.together(begin)
             finished = self._steps(last, metrics, store, heard, hold)
             self._say("waiting until the checkpoint is on disk ...")
             store.wait()
-            hold()
+            hold.together(hold.check)
             self._latest = store.latest
             adapter = self.export(self.workdir / ADAPTER)
         if not finished:
             return Outcome(self.step, heard.told_by or "terminated", adapter)
         return Outcome(self.step, "done" if last == config.train.steps else "stop_at", adapter)
 
-    def _steps(
-        self, last: int, metrics: Metrics, store: CheckpointStore, heard: Preemption, hold: Callable[[], None]
-    ) -> bool:
+    def _steps(self, last: int, metrics: Metrics, store: CheckpointStore, heard: Preemption, hold: Hold) -> bool:
         """Do the steps up to `last`; return False when told to end before."""
         if self.step >= last:  # a run that was made shorter stands behind its end, where Grain cannot go
             return True
@@ -277,11 +279,10 @@ class Trainer:
                 continue
             reporter.finish()  # nothing is kept of a step whose loss is no number
             eval_loss = self._evaluated(step, reporter, heard) if evaluates else None
-            metrics.flush()  # a checkpoint must not be there before the lines of its steps
             if saves or heard.told_here:
                 ends = ends or heard.told_here
                 self._say(f"saving step {step} ...")
-                hold()
+                hold.together(metrics.flush)  # a checkpoint must not be there before the lines of its steps
                 store.save(step, self.state, batches.state(), self._about(), eval_loss)
             reporter.pause()
             if ends and step < last:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import io
 from pathlib import Path
 
 import pytest
 
+from psynth_jax.storage.client import BucketError
 from psynth_jax.storage.paths import BucketPath, Stored
 
 
@@ -38,7 +40,7 @@ class MemoryStore:
 
         def write(path: BucketPath, content: bytes, only_over: int | None = None) -> int:
             if str(path) in store.fails:
-                raise PermissionError(errno.EACCES, "not allowed", str(path))
+                raise BucketError(errno.EACCES, "not allowed", str(path))
             there = store.objects.get(str(path), (b"", 0))[1]
             if only_over not in (None, there):
                 raise FileExistsError(errno.EEXIST, "somebody else has written it meanwhile", str(path))
@@ -46,9 +48,23 @@ class MemoryStore:
             store.objects[str(path)] = content, store._generation
             return store._generation
 
-        def unlink(path: BucketPath, missing_ok: bool = False) -> None:
+        def unlink(
+            path: BucketPath, missing_ok: bool = False, only_over: int | None = None, patience: float | None = None
+        ) -> None:
+            if only_over not in (None, store.objects.get(str(path), (b"", 0))[1]):
+                raise FileExistsError(errno.EEXIST, "somebody else has written it meanwhile", str(path))
             if store.objects.pop(str(path), None) is None and not missing_ok:
                 raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+
+        def download(path: BucketPath, target: Path, generation: int | None = None) -> None:
+            content, there = read(path)
+            if generation not in (None, there):
+                raise FileExistsError(errno.EEXIST, "somebody else has written it meanwhile", str(path))
+            target.write_bytes(content)
+
+        def glob(path: BucketPath, pattern: str) -> list[BucketPath]:
+            names = sorted({each.name.partition("/")[0] for each in files(path)})
+            return [path / name for name in names if fnmatch.fnmatchcase(name, pattern)]
 
         replacements = {
             "files": files,
@@ -59,7 +75,10 @@ class MemoryStore:
             "is_file": lambda path: str(path) in store.objects,
             "is_dir": lambda path: bool(files(path)),
             "open": lambda path, mode="rb": io.BytesIO(read(path)[0]),
-            "download": lambda path, target: Path(target).write_bytes(read(path)[0]),
+            "check_bucket": lambda path: None,
+            "stat": lambda path: Stored(path.name, len(read(path)[0]), read(path)[1]),
+            "glob": glob,
+            "download": download,
             "upload": lambda path, source: write(path, Path(source).read_bytes()),
         }
         for name, method in replacements.items():

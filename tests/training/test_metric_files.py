@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from psynth_jax.errors import TrainingError
+from psynth_jax.storage.client import BucketError
 from psynth_jax.storage.paths import BucketPath
 from psynth_jax.training import metric_files
 from psynth_jax.training.config import Logging
@@ -78,24 +80,54 @@ def test_a_store_that_does_not_take_them_is_told(store: MemoryStore) -> None:
     store.fails.add(f"{PLACE}/metrics_00001.jsonl")
     written = BucketLines(PLACE, 0)
     written.write({"step": 1})
-    with pytest.raises(PermissionError):
+    with pytest.raises(BucketError):
         written.flush()
+    store.fails.clear()
+    written.close()
+    assert lines() == [1], "what failed is tried again"
+
+
+def test_a_run_that_was_taken_over_writes_nothing_more(store: MemoryStore) -> None:
+    def taken() -> None:
+        if lost:
+            raise TrainingError("another run works here")
+
+    lost = False
+    written = BucketLines(PLACE, 0, taken)
+    written.write({"step": 1})
+    lost = True
+    write(0, 1)
+    with pytest.raises(TrainingError):
+        written.close()
+    assert lines() == [1]
+
+
+def test_parts_of_two_runs_do_not_replace_each_other(store: MemoryStore) -> None:
+    """Without a check the condition of the write still holds them apart."""
+    first, second = BucketLines(PLACE, 0), BucketLines(PLACE, 0)
+    first.write({"step": 1})
+    first.close()
+    second.write({"step": 2})
+    with pytest.raises(FileExistsError):
+        second.close()
+    assert lines() == [1]
 
 
 def test_a_run_that_came_from_a_bucket_goes_on_in_its_last_part(tmp_path: Path) -> None:
     (tmp_path / "metrics_00001.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     (tmp_path / "metrics_00002.jsonl").write_text('{"step": 2, "loss": 2.0}\n{"step')
-    with Metrics(tmp_path, Logging(tensorboard=False), {}, here=True, begin=2) as metrics:
+    with Metrics(tmp_path, Logging(tensorboard=False)) as metrics:
+        metrics.open({}, begin=2)
         metrics.write(3, {"loss": 3.0})
     assert not (tmp_path / FILE).exists()
     assert read_curves(tmp_path / FILE)["loss"][0].tolist() == [1, 2, 3]
 
 
 def test_tensorboard_files_are_uploaded(store: MemoryStore) -> None:
-    with Metrics(PLACE, Logging(tensorboard=True), {}, here=True, begin=0) as metrics:
+    with Metrics(PLACE, Logging(tensorboard=True)) as metrics:
+        metrics.open({}, begin=0)
         metrics.write(1, {"loss": 1.0})
         metrics.flush()
-        (first,) = (PLACE / "tensorboard").files()
         metrics.write(2, {"loss": 1.0})
     (last,) = (PLACE / "tensorboard").files()
-    assert last.name == first.name and last.size > first.size > 0
+    assert (PLACE / "tensorboard" / last.name).read_bytes().count(b"loss") == 2

@@ -28,7 +28,9 @@ init = lambda **given: Run(**given)
 
 
 def write(workdir: Path, options: Logging, *, here: bool = True) -> None:
-    with Metrics(workdir, options, {"seed": 3}, here=here) as metrics:
+    with Metrics(workdir, options) as metrics:
+        if here:
+            metrics.open({"seed": 3})
         metrics.write(1, NUMBERS)
         metrics.write(2, {"loss": 0.25})
 
@@ -53,8 +55,8 @@ def test_steps_after_the_checkpoint_are_given_up(tmp_path: Path) -> None:
     """A line of the checkpoint's step ends those that were lost, also when no step follows."""
     (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, 10)))
     for _ in range(2):
-        with Metrics(tmp_path, Logging(), {}, here=True, begin=4):
-            pass
+        with Metrics(tmp_path, Logging()) as metrics:
+            metrics.open({}, begin=4)
         assert read_curves(tmp_path / "metrics.jsonl")["loss"][0].tolist() == [1, 2, 3, 4]
     assert (tmp_path / "metrics.jsonl").read_text().endswith('{"step": 4}\n')
     assert (tmp_path / "metrics.jsonl").read_text().count('{"step": 4}\n') == 1, "it is told once"
@@ -62,7 +64,8 @@ def test_steps_after_the_checkpoint_are_given_up(tmp_path: Path) -> None:
 
 def test_damaged_lines_stay_and_do_no_harm(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\n\0\0\n[1]\n")
-    with Metrics(tmp_path, Logging(tensorboard=False), {}, here=True, begin=0) as metrics:
+    with Metrics(tmp_path, Logging(tensorboard=False)) as metrics:
+        metrics.open({}, begin=0)
         metrics.write(1, {"loss": 1.0})
     assert read_curves(tmp_path / "metrics.jsonl")["loss"][1].tolist() == [1.0]
 

@@ -1,6 +1,6 @@
 """One of two processes that train together with their workdir in a bucket.
 
-    python -m tests.extern.bucket.one_of_two PORT NUMBER WORKDIR STEPS
+python -m tests.extern.bucket.one_of_two PORT NUMBER WORKDIR STEPS
 """
 
 from __future__ import annotations

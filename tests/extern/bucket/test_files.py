@@ -179,7 +179,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Answers]]:
 
 class TestRefusals:
     def test_no_such_bucket(self, bucket: BucketPath, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="there is no model gs://no-such-bucket/m: there is no bucket no-such-bucket"):
+        with pytest.raises(UserError, match="cannot read gs://no-such-bucket/m: there is no bucket no-such-bucket"):
             open_model("gs://no-such-bucket/m")
         with pytest.raises(UserError, match="there is no bucket no-such-bucket"):
             convert("tiny-random", "gs://no-such-bucket/m", "hf")
