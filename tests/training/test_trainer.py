@@ -413,7 +413,7 @@ class TestFailures:
         def read_only(*_: object, **__: object) -> None:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-        for place in ("psynth_jax.training.trainer.write_text", "psynth_jax.training.metrics._drop_torn_line"):
+        for place in ("psynth_jax.training.trainer.write_text", "psynth_jax.training.metrics.FileLines"):
             with monkeypatch.context() as patched:
                 patched.setattr(place, read_only)
                 with pytest.raises(TrainingError, match="cannot be written: Read-only file system"):
