@@ -15,8 +15,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[3]
 PINS = [line.split("==") for line in (Path(__file__).parent / "lowest.txt").read_text(encoding="utf-8").splitlines()]
-RUNS = [
-    "@tests/smoke.txt",
+FILES = [
     "tests/convert/test_hf.py",
     "tests/convert/test_gguf.py",
     "tests/data/test_shards.py",
@@ -32,9 +31,17 @@ def test_the_oldest_versions_are_installed() -> None:
     assert installed == {name: Version(oldest) for name, oldest in PINS}
 
 
-@pytest.mark.parametrize("tests", RUNS)
-def test_passes(tests: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
+def passes(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
     print(done.stdout.splitlines()[-1])
+
+
+def test_each_room_passes_its_smoke_test() -> None:
+    passes("@tests/smoke.txt")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_file_passes(file: str) -> None:
+    passes("-m", "not slow", file)
