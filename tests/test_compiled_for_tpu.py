@@ -23,12 +23,13 @@ from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.presets import PRESETS, Preset, preset
 from psynth_jax.topology import tpu_slice
 from tests.ops.forms import whole
+from tests.slow import slow_but
 
 pytestmark = pytest.mark.libtpu
 SLICES = ("v5e-1", "v5p-8", "v6e-1", "tpu7x-8")
 
 
-@pytest.fixture(scope="module", params=SLICES)
+@pytest.fixture(scope="module", params=slow_but(SLICES, "v5e-1"))
 def mesh(request: pytest.FixtureRequest) -> Mesh:
     """One device of each generation."""
     return Mesh(np.array(tpu_slice(request.param).devices()[:1]), ("one",))
@@ -125,8 +126,8 @@ class TestStep:
             config = preset(name).config.model_copy(update={"layers": 4, "vocab_size": 1024})
             monkeypatch.setitem(PRESETS, name, Preset(config, "none"))
 
-    @pytest.mark.parametrize("topology", ["v5e-8", "v5p-16", "v6e-8", "tpu7x-8"])
-    @pytest.mark.parametrize(("model", "program"), STEPS)
+    @pytest.mark.parametrize("topology", slow_but(["v5e-8", "v5p-16", "v6e-8", "tpu7x-8"], "v5e-8"))
+    @pytest.mark.parametrize(("model", "program"), slow_but(STEPS, *STEPS[-3:]))
     def test_holds_and_sends_nothing_large(self, topology: str, model: str, program: str) -> None:
         asked = {"topology": topology, "model": model, "mesh": "branch=4,tensor=2", "branches": 8, **PROGRAMS[program]}
         facts = report(workload(asked)).facts
@@ -146,7 +147,7 @@ class TestStep:
             assert merges == 4, "partial results merge in one collective a layer"
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_training_step_compiles() -> None:
     asked = {"model": "smollm2-135m", "program": "train", "questions": 4, "branches": 2, "branch_tokens": 128}
     asked |= {"topology": "v5e-4", "prompt_tokens": 64, "new_tokens": 64, "mesh": "data=2,fsdp=2"}

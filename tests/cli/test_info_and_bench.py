@@ -130,7 +130,7 @@ class TestBench:
         for name in ("torch", "torch_published"):
             assert found[f"times_{name}"] == pytest.approx(found[f"{name}_s"] / found["step_s"])
 
-    @pytest.mark.exhaustive
+    @pytest.mark.slow
     @pytest.mark.parametrize("random", [False, True])
     def test_error(self, psynth: Command, model_directory: Path, random: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(PRESETS, "miniature", Preset(tiny_config(), "nobody/nothing"))

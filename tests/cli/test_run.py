@@ -230,7 +230,7 @@ class TestInterrupted:
 
 
 @pytest.mark.weights
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_real_weights_give_the_same_text_twice(psynth: Command, smollm2_path: Path) -> None:
     arguments = ("run", QUESTION, "--model", smollm2_path, "--workers", 2, "--worker-tokens", 8, "--max-new-tokens", 8)
     first, second = psynth(*arguments, "--json").json, psynth(*arguments, "--json").json

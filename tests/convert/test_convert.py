@@ -340,7 +340,7 @@ def four_layers_of_14b(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return directory, 2 * sum(math.prod(shape) for shape in shapes.values())
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_layers_of_14b_there_and_back(four_layers_of_14b: tuple[Path, int], tmp_path: Path) -> None:
     """Bit for bit, in a fraction of the memory that the model takes."""
     source, size = four_layers_of_14b
@@ -352,7 +352,7 @@ def test_layers_of_14b_there_and_back(four_layers_of_14b: tuple[Path, int], tmp_
     assert same(tensors_of(tmp_path / "back"), tensors_of(source))
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["hf", "psynth"])
 def test_memory_does_not_grow_with_the_model(to: str, tmp_path: Path) -> None:
     raw = {**LLAMA, "num_hidden_layers": 60, "hidden_size": 1024, "intermediate_size": 2048}

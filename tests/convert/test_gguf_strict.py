@@ -106,7 +106,7 @@ def test_the_models_are_right(family: str, tmp_path: Path) -> None:
     assert outcome(gb.write(tmp_path / "m.gguf", MODELS[family], TENSORS[family])) == ""
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("family", MODELS)
 def test_any_value_under_any_key(family: str, tmp_path: Path) -> None:
     """What is wrong is told by file; where the type is wrong, by key too."""

@@ -103,7 +103,7 @@ def test_how_it_lies_on_a_mesh() -> None:
         check_fits(mesh, moe_config(5).sizes)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", ["data=2,branch=2,tensor=2", "fsdp=2,branch=4"])
 def test_a_synthesizer_over_a_mesh(axes: str) -> None:
     shape = {"layers": 2, "heads": 4, "mlp_width": 32, "width": 24}

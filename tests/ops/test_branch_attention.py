@@ -21,6 +21,7 @@ from psynth_jax.ops.branch_attention import (
 )
 from psynth_jax.ops.cached_heads import CachedHeads
 from tests.ops.forms import whole
+from tests.slow import slow_but
 
 branch_attention = jax.jit(op.branch_attention, static_argnums=(6, 7))
 L, B, W, K, G, S, H = 2, 3, 3, 2, 3, 19, 10
@@ -61,7 +62,7 @@ def test_folded_equals_materialised(tokens: int, softcap: float | None) -> None:
     np.testing.assert_allclose(branch_attention(*arguments, "xla"), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 17])
+@pytest.mark.parametrize("tokens", slow_but([1, 5, 17], 1, 5))
 @pytest.mark.parametrize("many", [1, 1000])
 def test_segments_longer_than_a_block(tokens: int, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """19 slots in blocks of 8: spans that begin and end anywhere, and a last block that is moved back.
@@ -95,7 +96,7 @@ def test_without_context_and_cache_it_is_causal_attention(implementation: str) -
     np.testing.assert_allclose(full[:, 0], np.repeat(v[:, 0], G, axis=1), atol=1e-6)
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 17])
+@pytest.mark.parametrize("tokens", slow_but([1, 5, 17], 5))
 @pytest.mark.parametrize("window", [1, 4, 9, 1000])
 def test_a_window_ends_what_is_seen_of_the_own_row(tokens: int, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both forms agree, in blocks too; the context is seen whole; a window as long as everything changes nothing."""

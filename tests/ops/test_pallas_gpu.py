@@ -153,7 +153,7 @@ def test_alone_it_is_causal_attention() -> None:
 
 
 @pytest.mark.parametrize(("tokens", "softcap"), [(1, 3.0), (11, None)])
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_the_way_back(tokens: int, softcap: float | None) -> None:
     q, k, v, own, context = in_heads(jnp.int8, case(tokens))
     weight = jnp.asarray(normal(np.random.default_rng(8), *q.shape))

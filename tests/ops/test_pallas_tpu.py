@@ -141,7 +141,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 class TestRealShapes:
     """The real models' heads at the lengths that are small enough here, in the layout that TPUs get."""
 
@@ -180,7 +180,7 @@ def assert_gradients_equal_the_oracles(drawn: tuple[Any, ...], spec: AttentionSp
         np.testing.assert_allclose(one, other, atol=rtol * max(largest, 1), rtol=0, err_msg=name)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 class TestGradients:
     """Of queries, new keys and values, and scalars; relative to the largest of each."""
 

@@ -16,7 +16,7 @@ from psynth_jax.ops.partial import Partial, finalize, merge
 from tests.ops.forms import part, whole
 from tests.ops.test_pallas_gpu import case
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = pytest.mark.slow
 
 PARTS = {
     "pallas_tpu": part(pallas_tpu.attend, interpret=True),

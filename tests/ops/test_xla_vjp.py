@@ -21,7 +21,7 @@ from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, finalize, merge
 from tests.ops.forms import part, whole
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = pytest.mark.slow
 
 L, B, R, W, K, H, S = 2, 3, 5, 3, 2, 6, 37
 SPEC = AttentionSpec(0.4)

@@ -132,6 +132,8 @@ def _randomised(kind: type[PreTrainedModel], config: PreTrainedConfig, seed: int
     return model
 
 
+FAST = ("llama", "gemma3")  # of the models below, what the fast run of the tests looks at
+
 TINY: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: _llama(11),
     "llama_llama3_rope": lambda: _llama(12, rope_parameters=dict(LLAMA3_SCALING)),

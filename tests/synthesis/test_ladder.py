@@ -226,7 +226,7 @@ def test_a_shared_prefix_is_as_good_as_none(
         assert_close(synth.score(PROMPT, TARGET, branches=one), synth.score(PROMPT, TARGET, branches=other))
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(synth: ps.ParallelSynthesis, three: Branches, expected: np.ndarray) -> None:
     """The whole way in bfloat16: caches, adapter and attention; branches of one precision are read in the other."""
     parameters = {name: value.astype(jnp.bfloat16) for name, value in synth.model.decoder.parameters().items()}
@@ -241,7 +241,7 @@ def test_bfloat16_is_close_to_float32(synth: ps.ParallelSynthesis, three: Branch
     assert low.synthesize(PROMPT, low.work(PREFIXES, max_new_tokens=4), max_new_tokens=4).finish_reason == "length"
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_int8_branches_are_close_and_small(synth: ps.ParallelSynthesis, three: Branches, expected: np.ndarray) -> None:
     """Workers write int8; what reads them differs by the rounding to 8 bits, far less than by anything else."""
     low = ps.ParallelSynthesis(synth.model, synth.adapter, cache_dtype="int8")

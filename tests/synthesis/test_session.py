@@ -27,7 +27,7 @@ def branches(synth: ps.ParallelSynthesis) -> Branches:
 
 
 @pytest.mark.parametrize("over_branches", [True, False])
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_every_turn_equals_one_long_prompt(synth: ps.ParallelSynthesis, branches: Branches, over_branches: bool) -> None:
     """Sampled with a temperature: the tokens are right only if the numbers are."""
     read = branches if over_branches else None

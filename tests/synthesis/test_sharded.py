@@ -22,7 +22,7 @@ from psynth_jax.synthesis.step import Reader, Rows
 from tests.processes import run_two
 from tests.tiny import random_lora, random_mapper, talking_model, tiny_model, token_ids
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = pytest.mark.slow
 
 ALL_AXES = "data=2,branch=2,tensor=2"  # the mesh for what need not be seen on each of them: compiling is slow
 MESHES = ("branch=8", "branch=4,tensor=2", ALL_AXES, "fsdp=2,tensor=4")

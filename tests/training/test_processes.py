@@ -17,7 +17,7 @@ from tests.processes import ROOT, run_two
 from tests.training.codes import codes, distance, losses, next_gradient, start
 from tests.training.examples import config
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = pytest.mark.slow
 
 MESH = "data=2,fsdp=2,branch=2"
 KILLS = 10

@@ -25,7 +25,7 @@ from psynth_jax.training.step import Parameters, StepOptions, gradients, paramet
 from tests.tiny import random_lora, random_mapper, tiny_model
 from tests.training.examples import ids, random_examples
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = pytest.mark.slow
 
 SHAPE = {"layers": 2, "heads": 4, "mlp_width": 32, "width": 24}
 OPTIONS = StepOptions(lora_scale=2.0, tasks=1, loss_rows=8)

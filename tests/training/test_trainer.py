@@ -95,7 +95,7 @@ class TestResuming:
         assert dataclasses.astuple(again.run())[:2] == (6, "done")
         assert losses(straight.workdir) == before
 
-    @pytest.mark.exhaustive
+    @pytest.mark.slow
     def test_on_another_mesh(self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path) -> None:
         start(config(tmp_path, train={"steps": 6, "stop_at": 3}), model, codes).run()
         mesh = "data=2,fsdp=2,tensor=2"
@@ -188,7 +188,7 @@ class TestResuming:
             start(straight.config, dataclasses.replace(model, decoder=other, name="other"), codes)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 class TestLearning:
     @pytest.mark.parametrize(
         "trainable",
@@ -310,7 +310,7 @@ class TestLearning:
             start(config(tmp_path, trainable=begin), model, codes)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 class TestEvaluation:
     def test_a_run_without_a_mesh_uses_one_device(
         self, model: ps.Model, codes: ExampleList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
