@@ -63,7 +63,7 @@ log = logging.getLogger("psynth_jax")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a start of a run ended.  adapter: where it was written.
+    """How a start of a run ended.  begin: the step that it went on after, 0 for a new run.  adapter: where it was written.
 
     reason: "done", "stop_at", "terminated" (SIGTERM or SIGHUP) or "interrupted" (Ctrl-C).
     """
@@ -71,10 +71,11 @@ class Outcome:
     step: int
     reason: str
     adapter: Path
+    begin: int
 
 
-def _silent(_: str) -> None:
-    pass
+def silent(_: str) -> None:
+    """Say nothing."""
 
 
 class Trainer:
@@ -91,7 +92,7 @@ class Trainer:
         data: Sequence[TaskData],
         evaluation: Sequence[TaskData] = (),
         on_step: OnStep | None = None,
-        say: Callable[[str], None] = _silent,
+        say: Callable[[str], None] = silent,
         checkpoint: str = "latest",
     ):
         """Prepare a run, and continue it where its last checkpoint stands.
@@ -234,10 +235,10 @@ class Trainer:
 
     def _run(self, end_process: Callable[[int], object] | None) -> Outcome:
         config, described = self.config, self.config.model_dump(mode="json")
-        last = min(config.train.steps, config.train.stop_at or config.train.steps)
+        begin, last = self.step, min(config.train.steps, config.train.stop_at or config.train.steps)
         if self._first_process:
             write_text(self.workdir / CONFIG, config.model_dump_json(indent=1) + "\n")
-        metrics = Metrics(self.workdir, config.logging, described, here=self._first_process, begin=self.step)
+        metrics = Metrics(self.workdir, config.logging, described, here=self._first_process, begin=begin)
         with (
             metrics,
             CheckpointStore(self.workdir, config.checkpoint) as store,
@@ -249,8 +250,8 @@ class Trainer:
             self._latest = store.latest
             adapter = self.export(self.workdir / ADAPTER)
         if not finished:
-            return Outcome(self.step, heard.told_by or "terminated", adapter)
-        return Outcome(self.step, "done" if last == config.train.steps else "stop_at", adapter)
+            return Outcome(self.step, heard.told_by or "terminated", adapter, begin)
+        return Outcome(self.step, "done" if last == config.train.steps else "stop_at", adapter, begin)
 
     def _steps(self, last: int, metrics: Metrics, store: CheckpointStore, heard: Preemption) -> bool:
         """Do the steps up to `last`; return False when told to end before."""
