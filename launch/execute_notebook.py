@@ -4,11 +4,13 @@
 
 NAME=VALUE replaces a value of the cell that is tagged "parameters"; VALUE is YAML.  Each cell's seconds are printed.  The
 copy is written also when a cell fails, with the error in it; the exit code is then 1.
+Devices and network are those of kernel_environment.py.
 """
 
 from __future__ import annotations
 
 import ast
+import os
 import sys
 import tempfile
 import time
@@ -18,6 +20,7 @@ from typing import Any
 import nbformat
 import yaml
 from jupyter_client.manager import KernelManager
+from kernel_environment import kernel_environment
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -71,7 +74,7 @@ def main(source: str, target: str, *settings: str) -> int:
         options = {"timeout": 1200, "startup_timeout": 300}
         client = Told(notebook, km=kernel, resources={"metadata": {"path": str(folder)}}, **options)
         try:
-            client.execute()
+            client.execute(env=kernel_environment(os.environ))
         except CellExecutionError as error:
             failed = error
         finally:

@@ -6,6 +6,9 @@
 # NAME is that of a file in notebooks/, without .ipynb.  Copies with outputs come into notebooks/executed/.  PARAMETER=VALUE
 # replaces a value of the parameters cell, as in MODEL=tiny-random.  A notebook that fails ends this with exit code 1.
 #
+# Without a TPU or GPU a notebook sees eight CPU devices.  It fetches nothing: HF_HUB_OFFLINE=0 TRANSFORMERS_OFFLINE=0 lets
+# it take a model from the hub.
+#
 # PSYNTH_VENV    the folder of the environment, .venv-notebooks if not set
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import re
 import subprocess
@@ -27,7 +28,9 @@ def source(cell: dict[str, Any]) -> str:
 
 
 def test_there_are_some() -> None:
-    assert {path.stem for path in NOTEBOOKS} >= {"convert", "method_by_hand", "quickstart", "scale_out"}
+    assert {path.stem for path in NOTEBOOKS} >= {
+        *("convert", "method_by_hand", "own_data", "quickstart", "scale_out", "train_adapter"),
+    }
 
 
 def test_badges_are_those_of_the_repository() -> None:
@@ -38,6 +41,38 @@ def test_badges_are_those_of_the_repository() -> None:
         return
     for path in (*NOTEBOOKS, ROOT / "README.md"):
         assert "colab-badge.svg" not in path.read_text(encoding="utf-8")
+
+
+def kernel_environment(environment: dict[str, str], device_files: Path) -> dict[str, str]:
+    spec = importlib.util.spec_from_file_location("kernel_environment", ROOT / "launch" / "kernel_environment.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: dict[str, str] = module.kernel_environment(environment, device_files)
+    return found
+
+
+class TestKernelEnvironment:
+    def test_without_an_accelerator_there_are_eight_devices_and_no_hub(self, tmp_path: Path) -> None:
+        found = kernel_environment({"PATH": "/bin"}, tmp_path)
+        assert found == {
+            "PATH": "/bin",
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": "8",
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+        }
+
+    @pytest.mark.parametrize("device", ["accel0", "vfio/0", "nvidia0"])
+    def test_an_accelerator_is_used(self, tmp_path: Path, device: str) -> None:
+        (tmp_path / device).parent.mkdir(exist_ok=True)
+        (tmp_path / device).touch()
+        assert "JAX_PLATFORMS" not in kernel_environment({}, tmp_path)
+
+    def test_what_the_user_sets_stays(self, tmp_path: Path) -> None:
+        given = {"JAX_NUM_CPU_DEVICES": "2", "HF_HUB_OFFLINE": "0", "JAX_PLATFORMS": "cuda"}
+        found = kernel_environment(given, tmp_path)
+        assert {name: found[name] for name in given} == given
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

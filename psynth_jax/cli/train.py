@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +17,9 @@ from psynth_jax.cli.template_option import TemplateOption, template_variables
 
 if TYPE_CHECKING:
     from psynth_jax.cli.train_view import Watcher
+    from psynth_jax.model import Model
     from psynth_jax.training.config import TrainConfig
-    from psynth_jax.training.trainer import Outcome, Trainer
+    from psynth_jax.training.trainer import Outcome
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
@@ -35,7 +36,7 @@ def train(
     from psynth_jax.cli.train_view import ends_process, terminal_may_be_gone
     from psynth_jax.training.config import read_config
     from psynth_jax.training.distributed import start_processes
-    from psynth_jax.training.lock import working_in
+    from psynth_jax.training.start import train as train_here
 
     given = template_variables(template) or {}
     changes = [f"template.{name}={json.dumps(value)}" for name, value in given.items()]
@@ -43,43 +44,21 @@ def train(
     with activity("waiting for the other processes of the job"):
         start_processes(settings.distributed)
     start_jax(settings.mesh)
-    with working_in(settings.workdir, console.print) as hold, _watch(settings) as watch:
-        _keep_programs(settings.workdir)
-        _check_early(settings)
-        trainer = _prepared(settings, watch)
-        begin = trainer.step
-        watch.pause()
-        if begin:
-            console.print(f"continuing {settings.workdir} after step {begin}")
-        for task, reasons in trainer.dropped.items():
-            for reason, count in reasons.items():
-                console.print(f"{task}: {count} examples are left out: they have {reason}")
-        outcome = trainer.run(hold=hold, end_process=ends_process(console))
+    with _watch(settings) as watch:
+        outcome = train_here(settings, _loads(settings, watch), watch, _says(watch), ends_process(console))
     with terminal_may_be_gone():
-        _tell(settings, begin, outcome, as_json=as_json)
+        _tell(settings, outcome, as_json=as_json)
     if outcome.reason in EXIT_CODES:
         raise typer.Exit(EXIT_CODES[outcome.reason])
 
 
-def _keep_programs(workdir: str) -> None:
-    """Keep compiled programs with the run where its hosts come and go: the next ones compile nothing again."""
-    import jax
-
-    from psynth_jax.storage.paths import as_path, is_bucket
-    from psynth_jax.synthesis.programs import keep_compiled_programs
-
-    chosen = "JAX_COMPILATION_CACHE_DIR" in os.environ
-    if not chosen and (is_bucket(workdir) or jax.process_count() > 1):
-        keep_compiled_programs(as_path(workdir) / "compiled")
-
-
-def _tell(settings: TrainConfig, begin: int, outcome: Outcome, *, as_json: bool) -> None:
+def _tell(settings: TrainConfig, outcome: Outcome, *, as_json: bool) -> None:
     import jax
 
     if as_json:
         found: dict[str, Any] = {
             "workdir": settings.workdir,
-            "begin": begin,
+            "begin": outcome.begin,
             "step": outcome.step,
             "reason": outcome.reason,
             "adapter": str(outcome.adapter),
@@ -95,20 +74,6 @@ def _tell(settings: TrainConfig, begin: int, outcome: Outcome, *, as_json: bool)
         console.print(f"{ended[outcome.reason]}; the adapter is in {outcome.adapter}", soft_wrap=True)
 
 
-def _check_early(settings: TrainConfig) -> None:
-    """Find what can be found without the model, which takes long to load: damaged checkpoints, wrong names."""
-    from psynth_jax.convert.adapters import find_adapter
-    from psynth_jax.training.checkpoint import CheckpointReader
-    from psynth_jax.training.trainer import check_continues
-
-    reader = CheckpointReader(settings.workdir)
-    if reader.latest is not None:
-        check_continues(settings, reader.about(reader.latest))
-    for source in (settings.trainable.start, settings.teacher):
-        if source is not None:
-            find_adapter(source)
-
-
 def export(
     workdir: Annotated[str, typer.Argument(help="of a run: a folder, or gs://...", show_default=False)],
     into: Annotated[str, typer.Option(help="directory of the adapter, or gs://...", show_default=False)],
@@ -118,6 +83,7 @@ def export(
     """Write the adapter of a checkpoint."""
     from psynth_jax.training.checkpoint import CheckpointReader
     from psynth_jax.training.config import read_run_config
+    from psynth_jax.training.start import prepare
     from psynth_jax.training.trainer import check_continues
 
     if dtype is not None:
@@ -128,29 +94,32 @@ def export(
     check_continues(settings, reader.about(reached))
     start_jax(settings.mesh)
     with _watch(settings) as watch:
-        trainer = _prepared(settings, watch, str(reached))
+        trainer = prepare(settings, _loads(settings, watch), watch, _says(watch), str(reached))
         adapter = trainer.export(into, dtype)
     console.print(f"the adapter of step {reached} is in {adapter}")
 
 
-def _prepared(settings: TrainConfig, watch: Watcher, checkpoint: str = "latest") -> Trainer:
+def _says(watch: Watcher) -> Callable[[str], None]:
+    """Return what says a few words once, whatever number of processes there is."""
     import jax
 
     from psynth_jax.training.preemption import SAVING
-    from psynth_jax.training.tasks import load_tasks
-    from psynth_jax.training.trainer import Trainer
 
     def say(text: str) -> None:
         if jax.process_index() == 0 or text == SAVING:  # Ctrl-C is answered where it was pressed
             watch.say(text)
 
-    say("reading examples ...")
-    data, evaluation = load_tasks(settings)
-    watch.pause()  # loading has a line of its own on a terminal
-    if not console.is_terminal:
-        say(f"loading {settings.model} ...")
-    model = load(settings.model, settings.dtype, settings.mesh)
-    return Trainer(settings, model, data, evaluation, watch, say, checkpoint)
+    return say
+
+
+def _loads(settings: TrainConfig, watch: Watcher) -> Callable[[], Model]:
+    def loaded() -> Model:
+        watch.pause()  # loading has a line of its own on a terminal
+        if not console.is_terminal:
+            _says(watch)(f"loading {settings.model} ...")
+        return load(settings.model, settings.dtype, settings.mesh)
+
+    return loaded
 
 
 def _watch(settings: TrainConfig) -> contextlib.AbstractContextManager[Watcher]:

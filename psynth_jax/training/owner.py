@@ -158,7 +158,7 @@ class _Owner:
         if life == "alive" and age <= STALE:
             raise TrainingError(alive)
         if age <= STALE or age != age:  # a NaN, too
-            self._say(f"{alive}, or has ended: watching it for up to {STALE:.0f} s")
+            self._say(f"{alive}, or has ended: watching it for up to {STALE:.0f} s ...")
             self._watch(generation, STALE - max(age, 0.0) if age <= STALE else STALE, alive)
         self._say(f"taking {self._workdir} over from {named(held)}: it has given no sign of life for {STALE:.0f} s")
 

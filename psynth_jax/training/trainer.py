@@ -65,7 +65,7 @@ log = logging.getLogger("psynth_jax")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a start of a run ended.  adapter: where it was written.
+    """How a start of a run ended.  begin: the step that it went on after, 0 for a new run.  adapter: where it was written.
 
     reason: "done", "stop_at", "terminated" (SIGTERM or SIGHUP) or "interrupted" (Ctrl-C).
     """
@@ -73,10 +73,11 @@ class Outcome:
     step: int
     reason: str
     adapter: AnyPath
+    begin: int
 
 
-def _silent(_: str) -> None:
-    pass
+def silent(_: str) -> None:
+    """Say nothing."""
 
 
 class Trainer:
@@ -93,7 +94,7 @@ class Trainer:
         data: Sequence[TaskData],
         evaluation: Sequence[TaskData] = (),
         on_step: OnStep | None = None,
-        say: Callable[[str], None] = _silent,
+        say: Callable[[str], None] = silent,
         checkpoint: str = "latest",
     ):
         """Prepare a run, and continue it where its last checkpoint stands.
@@ -237,19 +238,19 @@ class Trainer:
 
     def _run(self, hold: Hold, end_process: Callable[[int], object] | None) -> Outcome:
         config = self.config
-        last = min(config.train.steps, config.train.stop_at or config.train.steps)
+        begin, last = self.step, min(config.train.steps, config.train.stop_at or config.train.steps)
         metrics = Metrics(self.workdir, config.logging, hold.check)
 
-        def begin() -> None:
+        def open_files() -> None:
             write_text(self.workdir / CONFIG, config.model_dump_json(indent=1) + "\n")
-            metrics.open(config.model_dump(mode="json"), self.step)
+            metrics.open(config.model_dump(mode="json"), begin)
 
         with (
             metrics,
             CheckpointStore(self.workdir, config.checkpoint, hold.check) as store,
             preemption(self._say, end_process) as heard,
         ):
-            hold.together(begin)
+            hold.together(open_files)
             finished = self._steps(last, metrics, store, heard, hold)
             self._say("waiting until the checkpoint is on disk ...")
             store.wait()
@@ -257,8 +258,8 @@ class Trainer:
             self._latest = store.latest
             adapter = self.export(self.workdir / ADAPTER)
         if not finished:
-            return Outcome(self.step, heard.told_by or "terminated", adapter)
-        return Outcome(self.step, "done" if last == config.train.steps else "stop_at", adapter)
+            return Outcome(self.step, heard.told_by or "terminated", adapter, begin)
+        return Outcome(self.step, "done" if last == config.train.steps else "stop_at", adapter, begin)
 
     def _steps(self, last: int, metrics: Metrics, store: CheckpointStore, heard: Preemption, hold: Hold) -> bool:
         """Do the steps up to `last`; return False when told to end before."""

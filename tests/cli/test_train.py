@@ -14,7 +14,7 @@ from rich.console import Console
 import psynth_jax as ps
 from psynth_jax.cli import train_view
 from psynth_jax.cli.train import _watch
-from psynth_jax.training import tasks
+from psynth_jax.training import start
 from psynth_jax.training.config import read_config
 from psynth_jax.training.lock import working_in
 from psynth_jax.training.preemption import SAVING
@@ -91,7 +91,7 @@ def test_what_needs_no_model_is_found_before_it_is_loaded(
         pytest.fail("the model is loaded")
 
     monkeypatch.setattr(sys.modules[_watch.__module__], "load", loads)
-    monkeypatch.setattr(tasks, "load_tasks", loads)
+    monkeypatch.setattr(start, "load_tasks", loads)
     run, out = tmp_path / "run", ("--into", tmp_path / "out")
     assert "no checkpoint '99'; there are: 1" in refused("export", run, *out, "--step", 99)
     assert "step must be latest, best or a whole number, not 'x'" in refused("export", run, *out, "--step", "x")

@@ -77,7 +77,7 @@ def test_a_run_elsewhere_without_a_sign_of_life_is_taken_over(store: MemoryStore
     leave(heartbeat=time.time() - owner.STALE + 0.2)
     with working_in(PLACE, said.append) as hold:
         hold.check()
-    assert said[1].endswith("or has ended: watching it for up to 180 s") and said[2] == said[0]
+    assert said[1].endswith("or has ended: watching it for up to 180 s ...") and said[2] == said[0]
 
 
 def test_a_process_of_this_machine_that_has_ended_is_taken_over_at_once(store: MemoryStore) -> None:
