@@ -10,8 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
-# Values of the parameters cell that make a notebook small.  The others are executed as they are.
+# Values of the parameters cell that make a notebook small: no test says that it is of use, only that it runs.
 SMALL = {
+    "convert": ["MODEL=tiny-random", "ADAPTER=null"],
+    "method_by_hand": ["MODEL=smollm2-135m"],  # its arithmetic is that of Llama's layers
+    "own_data": ["MODEL=tiny-random", "ADAPTER=null", "STEPS=2", "EXAMPLES=8", "CASES=24", "QUESTIONS=4"],
+    "scale_out": ['SLICES=["v5e-16"]', "TRAIN_SLICES=[]"],
+    "train_adapter": [
+        *("MODEL=tiny-random", "STEPS=2", "MORE_STEPS=1", "EXAMPLES=8", "RECORDS=16", "QUESTIONS=4"),
+    ],
     "quickstart": ["MODEL=tiny-random", "ADAPTER=null", "NEW_TOKENS=8", "BRANCH_TOKENS=[16, 32]", "REPEATS=1"],
 }
 
@@ -23,7 +30,7 @@ def execute(path: Path, target: Path) -> str:
     # The notebook finds the package that is under test, whatever is installed.
     environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(
-        [*command, *SMALL.get(path.stem, [])],
+        [*command, *SMALL[path.stem]],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
