@@ -177,6 +177,7 @@ def test_text_baseline_reads_one_concatenated_prompt(pair):
     assert (result.prompt_tokens, result.cached_tokens) == (len(whole), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", ["llama", "qwen3_yarn"], indirect=True)
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_questions_of_a_batch_do_not_touch_each_other(pair, positions):
@@ -250,6 +251,7 @@ def to_package(lora: synthesis.OracleLora, config: Any) -> Lora:
     return Lora(down, up, jnp.float32(lora.scale))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize(
     "targets", [tuple(synthesis.PROJECTIONS), ("q", "k", "v", "o"), ("k", "v"), ("down",)], ids=",".join

@@ -77,6 +77,7 @@ KERNELS = {
 class TestKernel:
     """Both ways, and forward alone what no step of a model takes."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("name", "way"), [(name, "gradients") for name in KERNELS] + [("float32", "forward")])
     def test_compiles(self, mesh: Mesh, name: str, way: str) -> None:
         dtype, cache_dtype, width, kv_heads, group, batch, tokens = KERNELS[name]

@@ -50,6 +50,7 @@ def save(directory: Path, raw: dict[str, Any], dtype: Any = np.float32) -> Path:
 
 
 class TestOneSource:
+    @pytest.mark.slow
     @pytest.mark.parametrize("family", FAMILIES)
     @pytest.mark.parametrize("stored", [np.float32, ml_dtypes.bfloat16, np.float16])
     def test_is_one_model_in_every_dtype_and_format(self, family: str, stored: Any, tmp_path: Path) -> None:
@@ -227,6 +228,7 @@ class TestFilesOfAnotherDtype:
         for name in ("adapter", "release"):
             assert ps.load_adapter(tmp_path / name, models[read]).lora is not None
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("made", DTYPES)
     @pytest.mark.parametrize("read", DTYPES)
     def test_branches(self, made: str, read: str, models: dict[str, ps.Model], tmp_path: Path) -> None:

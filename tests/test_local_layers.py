@@ -109,6 +109,7 @@ def test_a_turn_of_branches_equals_text_where_one_branch_stands_before_the_promp
     assert not np.allclose(synth.score(prompt, target, branches=moved), through, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", ["branch=4,tensor=2", "data=2,fsdp=2,branch=2"])
 def test_sharded_is_unsharded(axes: str) -> None:
     config = tiny_config(**{**GEMMA, "width": 24, "mlp_width": 32, "vocab_size": 96})
@@ -123,6 +124,7 @@ def test_sharded_is_unsharded(axes: str) -> None:
     np.testing.assert_allclose(*scores, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_adapter_learns_through_windows() -> None:
     """The gradient of a LoRA on a text beyond the window: folded blocks against the materialised form."""
     decoder = tiny_decoder(tiny_config(**GEMMA))

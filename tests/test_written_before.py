@@ -91,6 +91,7 @@ def test_branches_of_then_are_read_next_to_those_of_now(written: Path, models: d
     assert both.count == old.count + 1 and np.isfinite(synth.score(QUESTION, TARGET, both)).all()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("hf", "run"):
         shutil.copytree(written / name, tmp_path / name)

@@ -56,6 +56,7 @@ def test_a_model_there_and_back(psynth: Command, model_directory: Path, tmp_path
     assert len(set(answers)) == 1 and answers[0]
 
 
+@pytest.mark.slow
 def test_an_adapter_published_merged_and_used(
     psynth: Command, model_directory: Path, adapters: list[Path], tmp_path: Path
 ) -> None:

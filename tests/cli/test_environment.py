@@ -44,6 +44,7 @@ def test_what_jax_does_not_start_with(environment: dict[str, str], variables: di
     assert line.startswith("error: ") and said in line
 
 
+@pytest.mark.slow
 def test_64_bits_are_turned_off(environment: dict[str, str]) -> None:
     command = [*COMMAND, *RUN, "--json"]
     done = subprocess.run(command, env=environment | {"JAX_ENABLE_X64": "1"}, capture_output=True, text=True, check=False)
@@ -51,6 +52,7 @@ def test_64_bits_are_turned_off(environment: dict[str, str]) -> None:
     assert json.loads(done.stdout)["cached_tokens"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "ascii:strict"])
 def test_a_console_that_is_not_utf8(environment: dict[str, str], encoding: str) -> None:
     done = subprocess.run(
@@ -87,6 +89,7 @@ def test_a_disk_that_is_full(environment: dict[str, str], arguments: list[str]) 
     assert PROGRESS.sub("", done.stderr) == "error: cannot write to standard output: No space left on device\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
 def test_streams_that_are_closed(environment: dict[str, str], closed: str, tmp_path: Path) -> None:
     """What is opened next would take the numbers of closed streams, and what is written to them."""
@@ -99,6 +102,7 @@ def test_streams_that_are_closed(environment: dict[str, str], closed: str, tmp_p
     assert json.loads((target / "config.json").read_text())["model_type"] == "llama"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", ["20", "60"])
 def test_a_dumb_and_narrow_terminal(environment: dict[str, str], columns: str) -> None:
     variables = environment | {"TERM": "dumb", "COLUMNS": columns}

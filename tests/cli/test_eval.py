@@ -47,6 +47,7 @@ def evaluate(psynth: Command, model_directory: Path, data: Path, tmp_path: Path)
     return run
 
 
+@pytest.mark.slow
 def test_methods(evaluate: Command, adapters: tuple[Any, ...], tmp_path: Path) -> None:
     found = evaluate("--methods", ",".join(METHODS), *adapters, "--batch", 2, "--json").json
     assert found == json.loads((tmp_path / "out" / "summary.json").read_text())

@@ -63,6 +63,7 @@ class TestInfo:
 
 
 class TestBench:
+    @pytest.mark.slow
     def test_ttft(self, psynth: Command, model_directory: Path) -> None:
         found = psynth("bench", "ttft", "--model", model_directory, *TTFT, "--json").json
         assert set(found) == SAME | {"branches", "branch_tokens", "ttft_text_s", "ttft_branches_s", "ratio", *DECODING}
@@ -72,9 +73,11 @@ class TestBench:
         assert found["ttft_branches_s"] > 0
         assert found["twice_over_once"] == pytest.approx(found["token_twice_s"] / found["token_s"]) and found["token_s"] > 0
 
+    @pytest.mark.slow
     def test_weights_that_were_drawn_are_not_real(self, psynth: Command) -> None:
         assert psynth("bench", "ttft", "--model", "tiny-random", *TTFT, "--json").json["weights"] == "random"
 
+    @pytest.mark.slow
     def test_over_a_mesh(self, psynth: Command, model_directory: Path) -> None:
         found = psynth("bench", "decode", "--model", model_directory, *DECODE, "--mesh", "branch=8", "--json").json
         assert found["mesh"] == "branch=8"
@@ -102,6 +105,7 @@ class TestBench:
         low, high = {"float32": (0, 1e-5), "int8": (1e-5, 0.1)}[cache_dtype]
         assert low <= found["largest_error"] < high
 
+    @pytest.mark.slow
     def test_train(self, psynth: Command, model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         _quick(monkeypatch)
         found = psynth("bench", "train", "--model", model_directory, *TRAIN, "--json").json
@@ -142,6 +146,7 @@ class TestBench:
         assert set(variants) == {("float32", "int8"), ("bfloat16", "bfloat16"), ("bfloat16", "int8")}
         assert all(0 < each["mean_error"] <= each["largest_error"] < 0.5 for each in variants.values())
 
+    @pytest.mark.slow
     def test_random_weights_of_a_preset(self, psynth: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(PRESETS, "miniature", Preset(tiny_config(), "nobody/nothing"))
         found = psynth("bench", "ttft", "--model", "miniature", "--random", "--dtype", "bfloat16", *TTFT, "--json").json

@@ -23,6 +23,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PSYNTH_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
 
+@pytest.mark.slow
 def test_second_run_finds_its_programs_on_disk(model_directory: Path, environment: dict[str, str], tmp_path: Path) -> None:
     def run() -> dict[str, object]:
         options = ["--model", str(model_directory), "--workers", "2", "--worker-tokens", "4", "--max-new-tokens", "4"]
@@ -61,6 +62,7 @@ def test_a_reader_that_has_left(environment: dict[str, str]) -> None:
         assert process.wait() == 1
 
 
+@pytest.mark.slow
 def test_training_saves_on_sigterm_and_goes_on(environment: dict[str, str], tmp_path: Path) -> None:
     """The config that comes along, with TensorBoard on: it ends by 143 after a save, and the next start ends it."""
     workdir = tmp_path / "run"
@@ -80,6 +82,7 @@ def test_training_saves_on_sigterm_and_goes_on(environment: dict[str, str], tmp_
     assert any((workdir / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_conversion_that_is_ended_leaves_nothing(environment: dict[str, str], tmp_path: Path, number: int) -> None:
     waits = "lambda directory, *_: ((directory / 'half').touch(), print('writes', flush=True), time.sleep(60))"

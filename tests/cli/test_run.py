@@ -108,12 +108,14 @@ class TestJson:
         assert "adapter: none (as asked)" in run(*options, "--adapter", "none").err
         assert "./none is not an adapter" in run(*options, "--adapter", "./none").err  # that is a directory
 
+    @pytest.mark.slow
     def test_roles(self, run: Command, tmp_path: Path) -> None:
         (tmp_path / "roles.yaml").write_text("- {name: '[bold]poet', text: Rhyme.}\n- {name: judge, text: Judge.}\n")
         found = run("--roles", tmp_path / "roles.yaml", "--workers", 3, "--temperature", 1, "--json").json
         assert [worker["role"] for worker in found["workers"]] == ["[bold]poet", "judge", "[bold]poet"]
         assert len({worker["text"] for worker in found["workers"]}) == 3
 
+    @pytest.mark.slow
     def test_sampling(self, run: Command) -> None:
         def text(*options: object) -> str:
             found = run("--workers", 1, "--json", *options).json
@@ -131,12 +133,14 @@ class TestJson:
         assert found["cached_tokens"] == 10
         assert found["answer"] != run("--workers", 2, "--json").json["answer"]
 
+    @pytest.mark.slow
     def test_cache_dtype(self, run: Command) -> None:
         plain = run("--workers", 2, "--json").json
         same, int8 = (run("--workers", 2, "--json", "--cache-dtype", dtype).json for dtype in ("float32", "int8"))
         assert plain["answer"] == same["answer"]
         assert int8["cached_tokens"] == plain["cached_tokens"] and int8["ttft_s"] > 0
 
+    @pytest.mark.slow
     def test_adapter(self, run: Command, model_directory: Path, tmp_path: Path) -> None:
         model = ps.load_model(model_directory)
         synth = ps.ParallelSynthesis(model, adapter=random_lora(model.config, 1))

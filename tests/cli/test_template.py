@@ -55,6 +55,7 @@ def config(folder: Path, model: Path, data: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_from_data_to_answers(psynth: Command, refused: Refused, thinker: Path, records: Path, tmp_path: Path) -> None:
     model = ps.load_model(thinker)
     tokenizer = model.tokenizer

@@ -57,6 +57,7 @@ def test_real_measurements(psynth: Command, file: Path) -> None:
     assert file.exists() == found["won"] == (found["best_tiles"] != found["heuristic_tiles"])
 
 
+@pytest.mark.slow
 def test_what_wins_is_kept_and_used(psynth: Command, file: Path, clock: dict[XlaTiles, float]) -> None:
     plain = ("bench", "kernel", *SHAPE, "--json")
     before = psynth(*plain).json
@@ -78,6 +79,7 @@ def test_what_wins_is_kept_and_used(psynth: Command, file: Path, clock: dict[Xla
     assert after["largest_error"] < 1e-5
 
 
+@pytest.mark.slow
 def test_a_little_faster_is_not_enough(psynth: Command, file: Path, clock: dict[XlaTiles, float]) -> None:
     tune(psynth)
     clock[FASTEST] = clock[XlaTiles(1, 128)] = 0.96
@@ -120,6 +122,7 @@ def test_a_candidate_that_does_not_compile_is_told(
     assert "and more" not in done.err
 
 
+@pytest.mark.slow
 def test_psynth_run_uses_the_table(psynth: Command, file: Path, model_directory: Path) -> None:
     run = ("run", "Why?", "--model", model_directory, "--branch", "a b c", "--max-new-tokens", 2, "--json")
 

@@ -96,6 +96,7 @@ def described(directory: Path, name: str, change: Callable[[dict[str, Any]], Non
         file.write_text(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KEYS)
 def test_every_key_with_every_wrong_value(name: str, adapters: dict[str, Path], model: ps.Model) -> None:
     for key in KEYS[name]:

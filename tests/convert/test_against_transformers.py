@@ -69,6 +69,7 @@ def test_merged(family: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(logits(tmp_path / "merged"), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 def test_real_weights(smollm2_path: Path, tmp_path: Path) -> None:
     """GGUF -> Hugging Face -> ours -> Hugging Face: the same bits, and transformers computes what we do."""

@@ -337,6 +337,7 @@ class TestSmolLM2:
     def test_config_is_the_presets(self, smollm2_path: Path) -> None:
         assert read_config(GGUFFile(smollm2_path)) == preset("smollm2-135m").config
 
+    @pytest.mark.slow
     @pytest.mark.torch
     def test_parameters_equal_transformers(self, smollm2_path: Path) -> None:
         from transformers import AutoModelForCausalLM

@@ -61,6 +61,7 @@ def test_an_adapter_there_and_back(hub: fake.Hub, psynth: Psynth, adapter: Path,
     assert {name: x for name, x in contents(tmp_path / "back").items() if name[0] != "."} == contents(adapter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("published", [False, True])
 def test_an_adapter_is_used_by_its_name(
     hub: fake.Hub, psynth: Psynth, adapter: Path, tmp_path: Path, published: bool
@@ -87,6 +88,7 @@ def test_an_adapter_is_used_by_its_name(
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 def test_a_model_is_converted_by_its_name(hub: fake.Hub, psynth: Psynth, tmp_path: Path) -> None:
     convert("tiny-random", tmp_path / "model", "hf")
     hub.repositories["ann/tiny"] = contents(tmp_path / "model") | {"pytorch_model.bin": b"never"}
@@ -97,6 +99,7 @@ def test_a_model_is_converted_by_its_name(hub: fake.Hub, psynth: Psynth, tmp_pat
     assert contents(tmp_path / "copy") == contents(tmp_path / "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
 def test_what_is_pulled_has_the_mode_of_the_umask(
     hub: fake.Hub, psynth: Psynth, adapter: Path, tmp_path: Path, mask: int, mode: int
@@ -115,6 +118,7 @@ def test_what_is_pulled_has_the_mode_of_the_umask(
     assert found == dict.fromkeys((path.name for path in adapter.iterdir()), mode)
 
 
+@pytest.mark.slow
 def test_private_and_without_a_token(hub: fake.Hub, psynth: Psynth, adapter: Path, tmp_path: Path) -> None:
     assert psynth("push", adapter, "ann/secret", "--private").returncode == 0
     assert hub.private == {"ann/secret"}

@@ -163,6 +163,7 @@ class TestPeftAlone:
         with torch.no_grad():
             return torch.log_softmax(wrapped(torch.tensor([PROMPT + TARGET])).logits[0], dim=-1).numpy()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "changed",
         [

@@ -225,6 +225,7 @@ def test_says_how_far_it_is(to: Any, tmp_path: Path, caplog: pytest.LogCaptureFi
     assert len(said) > 10 and said[-1] == "converting tiny-random: 0.00 of 0.00 GB"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["hf", "psynth"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_leaves_nothing(number: signal.Signals, to: str, tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ BRANCHES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_damaged(kind: Kind, place: Place, command: Command) -> None:
     fuzz(kind, place, command)

@@ -70,6 +70,7 @@ def _more_data(place: Place) -> None:
             rows.append(row | {"finish_reason": "stop"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_damaged(kind: Kind, place: Place, command: Command) -> None:
     fuzz(kind, place, command)

@@ -102,6 +102,7 @@ def _more_models(place: Place) -> None:
     write_gguf(place.tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_damaged(kind: Kind, place: Place, command: Command) -> None:
     fuzz(kind, place, command)

@@ -56,6 +56,7 @@ def test_is_what_it_is_defined_to_be(experts: int, per_token: int, normalised: b
 
 
 # experts over tensor, or, where it does not divide them, their width
+@pytest.mark.slow
 @pytest.mark.parametrize(("experts", "width"), [(6, 31), (5, 12)])
 @pytest.mark.parametrize(
     ("axes", "row_axes", "gathered"),

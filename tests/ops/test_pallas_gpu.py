@@ -136,6 +136,7 @@ def test_int8_caches(tokens: int) -> None:
     np.testing.assert_allclose(kernel(*arguments), oracle(*arguments), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision(dtype) -> None:
     """Logits and weights are rounded on their way into the products, and nothing else is."""

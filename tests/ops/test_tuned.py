@@ -114,6 +114,7 @@ def expected() -> Any:
     return jax.jit(functools.partial(branch_attention, layer=LAYER, spec=SPEC, implementation="reference"))(*DRAWN)
 
 
+@pytest.mark.slow
 class TestSameNumbers:
     """Tiles that no heuristic chooses, against the oracle."""
 

@@ -115,6 +115,7 @@ def test_what_must_show_shows(model, case):
     assert {name: distance(values, plain) > DIFFERENT for name, values in changed.items()} == dict.fromkeys(changed, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", synthesis.PROJECTIONS)
 def test_adapter_leaves_branches_and_weights_alone(model, case, target):
     if target not in synthesis.projections_of(model):

@@ -182,6 +182,7 @@ class TestMemory:
             synth.score([1, 2], [3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [(3, 40, 5, 9), (1, 600, 2, 30, 17)])
 def test_rows_of_very_different_lengths_are_one_list(lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Fed as a list of their real tokens they leave the same cache and the same last hidden states as in padded chunks."""

@@ -49,6 +49,7 @@ def over(model: ps.Model, shared: Engine, adapter: Any = None) -> ps.ParallelSyn
     return synth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(
     ("name", "place", "value"),

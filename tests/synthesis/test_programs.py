@@ -43,6 +43,7 @@ def settings() -> Iterator[None]:
     compilation_cache.reset_cache()
 
 
+@pytest.mark.slow
 def test_another_process_compiles_nothing_again(tmp_path: Path) -> None:
     def run() -> list[str]:
         command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path / "kept")]

@@ -103,6 +103,7 @@ def like(model: ps.Model, codes: ExampleList, whole: Path) -> Trainer:
     return start(run_config(whole), model, codes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [remove, cut, empty, flip, fifo], ids=lambda damage: damage.__name__)
 def test_every_file(
     damage: Callable[[Path], None], workdir: Path, whole: Path, like: Trainer, capfd: pytest.CaptureFixture[str]
@@ -146,6 +147,7 @@ def test_a_checkpoint_under_another_number(workdir: Path, like: Trainer) -> None
     assert "step 2 is whole" in refused(workdir, like)
 
 
+@pytest.mark.slow
 def test_a_run_names_an_older_one_that_is_damaged(model: ps.Model, codes: ExampleList, workdir: Path, like: Trainer) -> None:
     """Orbax reads the evaluation losses of all: the run says which cannot be read, and goes on when that is removed."""
     (workdir / "checkpoints" / "2" / "metrics" / "metrics").write_text("{")

@@ -55,6 +55,7 @@ def straight(model: ps.Model, codes: ExampleList, tmp_path_factory: pytest.TempP
 
 
 class TestExport:
+    @pytest.mark.slow
     def test_says_what_was_learned_and_how_it_went(self, codes: ExampleList, straight: Trainer, tmp_path: Path) -> None:
         summary = json.loads((straight.export(tmp_path / "now") / "psynth_adapter.json").read_text())["training"]
         assert summary["loss"] == [[step, round(loss, 4)] for step, loss in losses(straight.workdir).items()]
@@ -108,6 +109,7 @@ class TestResuming:
         again.run()
         assert losses(tmp_path) == pytest.approx(losses(straight.workdir), rel=1e-5)
 
+    @pytest.mark.slow
     def test_extended_it_is_the_run_that_it_would_have_been(
         self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path
     ) -> None:
@@ -148,6 +150,7 @@ class TestResuming:
         again.run()
         assert tree_differences(again.state, straight.state) == []
 
+    @pytest.mark.slow
     def test_another_run_came_between(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
         run = config(tmp_path, train={"steps": 1})
         first, second = start(run, model, codes), start(run, model, codes)
@@ -155,6 +158,7 @@ class TestResuming:
         with pytest.raises(TrainingError, match=r"another run has worked in .* since this one was prepared"):
             second.run()
 
+    @pytest.mark.slow
     def test_a_lost_attempt_is_not_in_the_adapter(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
         start(config(tmp_path, train={"steps": 2}), model, codes).run()
         with (tmp_path / "metrics.jsonl").open("ab") as file:
@@ -389,6 +393,7 @@ class TestFailures:
         with pytest.raises(TrainingError, match=f"step 1 is not a number .*weights of the base model .* not finite: {name}"):
             start(config(tmp_path, train={"steps": 1}), broken, codes).run()
 
+    @pytest.mark.slow
     def test_a_base_whose_logits_overflow_is_named(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
         parameters = dict(model.decoder.parameters())
         parameters["final_norm"] = parameters["final_norm"] * 1e38
@@ -419,6 +424,7 @@ class TestFailures:
                 with pytest.raises(TrainingError, match="cannot be written: Read-only file system"):
                     start(config(tmp_path), model, codes).run()
 
+    @pytest.mark.slow
     def test_a_loss_that_is_no_number_stops_the_run(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
         run = config(tmp_path, train={"steps": 20}, checkpoint={"every": 4})
         trainer = start(run, model, codes)
