@@ -96,7 +96,7 @@ def synthesizer(model: Any, positions: str, mapper: dict[str, np.ndarray] | None
     return synth
 
 
-@pytest.fixture(scope="session", params=slow_but(models.TINY, *models.FAST))
+@pytest.fixture(scope="session", params=slow_but(models.TINY, models.FAST))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     torch_model = models.TINY[request.param]()
     directory = models.save(torch_model, tmp_path_factory.mktemp(request.param))

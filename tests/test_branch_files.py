@@ -292,6 +292,7 @@ def mutate_bytes(file: Path, rng: random.Random) -> None:
     file.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hashed", [True, False])
 @pytest.mark.parametrize("kind", ["values", "text", "tensors"])
 def test_fuzz(synth: ps.ParallelSynthesis, written: Path, tmp_path: Path, kind: str, hashed: bool) -> None:

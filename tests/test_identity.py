@@ -71,6 +71,7 @@ class TestOneSource:
             model = ps.load_model(tmp_path / "model", dtype, mesh)
             assert model.fingerprint == model.on(None).fingerprint == open_model(tmp_path / "source").fingerprint
 
+    @pytest.mark.slow
     def test_two_processes_share_what_each_has_read(self, tmp_path: Path) -> None:
         raw = {**QWEN3, "hidden_size": 24, "intermediate_size": 16, "num_attention_heads": 8}
         source = save(tmp_path / "source", raw, ml_dtypes.bfloat16)
@@ -251,6 +252,7 @@ class TestFilesOfAnotherDtype:
 
 
 class TestShippedAdapter:
+    @pytest.mark.slow
     @pytest.mark.weights
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_fits_in_every_dtype(self, dtype: str, smollm2_path: Path) -> None:

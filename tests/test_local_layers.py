@@ -87,6 +87,7 @@ class TestAgainstTransformers:
             assert their_logits(theirs, [*prompt, *written])[49:-1].argmax(axis=-1).tolist() == list(written)
 
 
+@pytest.mark.slow
 def test_branches_must_fit_into_the_window() -> None:
     synth = ps.ParallelSynthesis(tiny_model(**GEMMA))
     branches = synth.encode([token_ids(1, 30), token_ids(2, 20)])

@@ -37,6 +37,7 @@ def test_code_word_is_known_through_its_branch_only(synth: ps.ParallelSynthesis)
         assert known(wrong) < -10
 
 
+@pytest.mark.slow
 def test_workers_write_words_and_the_answer_streams(synth: ps.ParallelSynthesis) -> None:
     question = "Why is the sky blue?"
     branches = synth.work(ps.worker_prompts(question, ps.load_roles(), 3), max_new_tokens=24)

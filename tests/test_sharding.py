@@ -91,6 +91,7 @@ class TestSpecs:
 
 
 class TestParameters:
+    @pytest.mark.slow
     @pytest.mark.parametrize("axes", ["fsdp=2,tensor=4", "branch=8"])
     def test_random_is_what_one_device_draws(self, axes: str) -> None:
         config = tiny_config(heads=8, mlp_width=32)

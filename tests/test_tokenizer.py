@@ -306,6 +306,7 @@ def ours(smollm2_path: Path) -> Tokenizer:
 
 @pytest.mark.weights
 class TestSmolLM2:
+    @pytest.mark.slow
     @pytest.mark.torch  # transformers reads GGUF only where torch is installed
     def test_equals_transformers_on_plain_text(self, ours: Tokenizer, smollm2_path: Path) -> None:
         from transformers import AutoTokenizer

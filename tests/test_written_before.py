@@ -66,6 +66,7 @@ def test_fingerprints_of_then_are_accepted(written: Path, models: dict[str, ps.M
         assert all(model.identity.matches(digest) for digest in noted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("adapter", ["run/adapter", "peft"])
 @pytest.mark.parametrize(("branches", "scores"), [("branches", "score"), ("branches-int8", "score_int8")])

@@ -83,6 +83,7 @@ class TestBench:
         assert found["mesh"] == "branch=8"
         assert found["tokens_per_s"] > 0
 
+    @pytest.mark.slow
     def test_decode(self, psynth: Command, model_directory: Path) -> None:
         found = psynth("bench", "decode", "--model", model_directory, *DECODE, "--json").json
         seconds = {"prefill_s", "decode_s", "workers_batch_s", "workers_serial_s"}
@@ -123,6 +124,7 @@ class TestBench:
         done = psynth("bench", "train", "--model", model_directory, *TRAIN, "--branch-tokens", 600)
         assert done.code == 2 and "more positions than" in done.err
 
+    @pytest.mark.slow
     @pytest.mark.torch
     @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
     def test_train_against_torch(self, psynth: Command, model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

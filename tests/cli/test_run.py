@@ -31,6 +31,7 @@ def run(psynth: Command, model_directory: Path) -> Command:
 
 
 class TestJson:
+    @pytest.mark.slow
     def test_workers(self, run: Command) -> None:
         found = run("--workers", 2, "--json").json
         assert set(found) == {"question", "workers", "adapter"} | RESULT
@@ -61,6 +62,7 @@ class TestJson:
         assert found["text"]["prompt_tokens"] > found["prompt_tokens"] + 10  # the texts are prefilled too
         assert found["question_alone"]["prompt_tokens"] < found["prompt_tokens"]
 
+    @pytest.mark.slow
     def test_texts_that_are_too_long_to_paste(self, run: Command) -> None:
         """Three branches of 200 tokens overlap, their texts do not: the others answer all the same."""
         branches = [argument for letter in "abc" for argument in ("--branch", letter * 200)]
@@ -171,6 +173,7 @@ class TestForPeople:
             assert word in done.err
         assert "\x1b" not in done.err + done.out
 
+    @pytest.mark.slow
     def test_long_given_text_is_cut_in_the_view_only(self, run: Command) -> None:
         done = run("--branch", "word " * 80)
         assert done.code == 0

@@ -142,6 +142,7 @@ def test_rows_of_another_template_are_refused(
 
 
 class TestAPI:
+    @pytest.mark.slow
     def test_synthesizer_and_sessions(self, thinker: Path) -> None:
         model = ps.load_model(thinker)
         tokenizer = model.tokenizer

@@ -40,6 +40,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_trains_continues_and_exports(psynth: Command, file: Path, tmp_path: Path) -> None:
     first = psynth("train", file, "--json")
     assert json.loads(first.out) == {
@@ -105,6 +106,7 @@ def test_what_needs_no_model_is_found_before_it_is_loaded(
     assert psynth("report", "train", run).code == 0
 
 
+@pytest.mark.slow
 def test_an_export_of_a_run_at_work(psynth: Command, refused: Refused, file: Path, tmp_path: Path) -> None:
     """And of one whose metrics are damaged, which is said; a second run in its folder is refused."""
     psynth("train", file)

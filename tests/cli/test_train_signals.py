@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-c", "from psynth_jax.cli import main; main()"]
 ROOT = Path(__file__).parents[2]
 CONFIG = """

@@ -53,6 +53,7 @@ def test_a_config_of_ours_is_theirs(family: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(logits(source), logits(torch_model), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "llama_tied", "qwen2", "qwen3", "qwen3_moe", "gemma3"])
 def test_merged(family: str, tmp_path: Path) -> None:
     torch_model = models.TINY[family]()

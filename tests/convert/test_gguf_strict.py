@@ -131,6 +131,7 @@ def test_any_key_missing_or_twice(family: str, tmp_path: Path) -> None:
     assert "is there twice" in outcome(tmp_path / "m.gguf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("way", ["bit", "byte", "word"])
 def test_flipped_bytes_of_the_header(family: str, way: str, tmp_path: Path) -> None:

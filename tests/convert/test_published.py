@@ -104,6 +104,7 @@ def test_directly_converted_and_back(base: Path, release: Path, tmp_path: Path) 
         assert torch.equal(torch.load(tmp_path / "back" / "cache_mapper.pt", weights_only=True)[name], value)
 
 
+@pytest.mark.slow
 def test_the_vocabulary_is_cut_for_workers_and_synthesizer(base: Path, release: Path) -> None:
     model = ps.load_model(base)
     synth = ps.ParallelSynthesis(model, adapter=release)

@@ -47,6 +47,7 @@ class TestRealWeights:
         assert adapter.lora is not None and adapter.mapper is not None
         assert {np.asarray(x).dtype.name for x in adapter.lora.down.values()} == {"bfloat16"}
 
+    @pytest.mark.slow
     def test_answers_from_the_branches(self, model: ps.Model) -> None:
         """A question is answered from the branches, shortly, as it was trained to; the base does not do that."""
         question = "Why did the checkout service fail?"

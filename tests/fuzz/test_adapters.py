@@ -85,6 +85,7 @@ def test_damaged(kind: Kind, place: Place, command: Command) -> None:
     fuzz(kind, place, command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "folder", "damage"), BRANCHES)
 def test_branches(
     file: str, folder: str, damage: Damage, place: Place, command: Command, synth: ps.ParallelSynthesis

@@ -92,6 +92,7 @@ def test_damaged(kind: Kind, place: Place, command: Command) -> None:
     fuzz(kind, place, command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", CHECKPOINTS)
 def test_checkpoints(which: str, place: Place, command: Command) -> None:
     """One run is prepared, and takes up each damaged checkpoint as a continued run and `psynth export` do."""

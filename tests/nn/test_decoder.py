@@ -176,6 +176,7 @@ class TestAdapter:
         wanted = np.where(np.array(strength)[:, None, None] == 1, adapted, expected)
         np.testing.assert_allclose(logits, wanted, atol=NOISE, rtol=0)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("target", FACTOR_LETTERS)
     def test_every_target_matters(self, decoder: Decoder, expected: np.ndarray, target: str) -> None:
         one = full(decoder, lora=random_lora(tiny_config(), 5, targets=[target]), implementation="reference")
@@ -272,6 +273,7 @@ def assert_different(config: DecoderConfig, other: DecoderConfig) -> None:
     assert one.shape != two.shape or np.abs(one - two).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", sorted(set(DecoderConfig.model_fields) - OF_NO_DECODER))
 def test_every_field_of_the_config_changes_the_output(field: str) -> None:
     base = EVERYTHING | (MIXTURE if field in FLIPPED_MIXTURE else {})

@@ -82,6 +82,7 @@ def test_every_token_knows_its_position() -> None:
     assert (positions % 100).max() < SLOTS, "what lies behind the last token has a position that exists"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_a_list_reads_branches_and_learns_as_its_rows_do(tokens: int) -> None:
     """Hidden states and the gradient of an adapter, through a context that every row sees from a position of its own."""

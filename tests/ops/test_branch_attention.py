@@ -54,7 +54,7 @@ def case(tokens: int, seed: int = 0, poison: bool = False):
     return jax.tree.map(jnp.asarray, whole)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 17, 300])
+@pytest.mark.parametrize("tokens", slow_but([1, 2, 17, 300], 1, 2))
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_folded_equals_materialised(tokens: int, softcap: float | None) -> None:
     arguments = (*case(tokens), 1, AttentionSpec(0.3, softcap))
@@ -62,7 +62,7 @@ def test_folded_equals_materialised(tokens: int, softcap: float | None) -> None:
     np.testing.assert_allclose(branch_attention(*arguments, "xla"), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("tokens", slow_but([1, 5, 17], 1, 5))
+@pytest.mark.parametrize("tokens", slow_but([1, 5, 17], 1))
 @pytest.mark.parametrize("many", [1, 1000])
 def test_segments_longer_than_a_block(tokens: int, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """19 slots in blocks of 8: spans that begin and end anywhere, and a last block that is moved back.

@@ -116,6 +116,7 @@ def test_it_is_the_oracle(tokens: int, softcap: float | None, two_parts: bool) -
     np.testing.assert_allclose(kernel(*arguments, spec=spec), oracle(*arguments, spec=spec), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [0, 1])
 def test_unsplit_it_is_the_oracle(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pallas_gpu.tuning_gpu, "local_device", lambda: FEW)
@@ -129,6 +130,7 @@ def test_slots_that_are_not_read_may_hold_nan(tokens: int) -> None:
     np.testing.assert_array_equal(kernel(*case(tokens, poison=True)), kernel(*case(tokens)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [1, 9])
 def test_int8_caches(tokens: int) -> None:
     """The kernel multiplies scales in; the oracle reads the same numbers back."""
@@ -172,6 +174,7 @@ def test_the_way_back(tokens: int, softcap: float | None) -> None:
         np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(other).max()))
 
 
+@pytest.mark.slow
 def test_the_way_back_without_a_context_and_with_nan() -> None:
     q, k, v, own, _ = case(40, poison=True)
     loss = lambda f: jax.grad(lambda *new: (f(*new, own, None) ** 2).sum(), (0, 1, 2))(q, k, v)  # noqa: E731

@@ -92,6 +92,7 @@ class TestForward:
     def test_segments(self, name: str) -> None:
         assert_equals_the_oracle(call(1, name))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("tokens", [2, 17, 40])
     def test_several_tokens(self, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """In blocks of 16 tokens, the last of them padded."""
@@ -101,6 +102,7 @@ class TestForward:
     def test_several_parts(self) -> None:
         assert_equals_the_oracle(call(3, "ragged", "two branches in one row"))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("group", [1, 5])
     def test_groups(self, group: int) -> None:
         assert_equals_the_oracle(call(2, "inside of a block", group=group))
@@ -115,6 +117,7 @@ class TestForward:
     def test_softcap(self) -> None:
         assert_equals_the_oracle(call(2, "ragged"), AttentionSpec(0.3, softcap=2.0))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("tokens", [1, 9])
     def test_packed(self, tokens: int) -> None:
         assert_equals_the_oracle(call(tokens, "ragged", "length 1", packed=True))
@@ -123,6 +126,7 @@ class TestForward:
         """Within the rounding of weights and output: both have 8 bits."""
         assert_equals_the_oracle(call(3, "ragged", dtype=jnp.bfloat16), atol=2e-2)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("packed", [False, True])
     def test_int8(self, packed: bool) -> None:
         """The oracle reads the same 8-bit numbers, so nothing but float32 rounding is between the two."""

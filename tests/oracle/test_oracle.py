@@ -27,7 +27,7 @@ def token_ids(rng: np.random.Generator, count: int) -> list[int]:
     return [int(i) for i in rng.integers(0, models.VOCAB_SIZE, count)]
 
 
-@pytest.fixture(scope="module", params=slow_but(models.TINY, *models.FAST))
+@pytest.fixture(scope="module", params=slow_but(models.TINY, models.FAST))
 def model(request: pytest.FixtureRequest) -> Any:
     return models.TINY[request.param]()
 

@@ -136,6 +136,7 @@ def synthesis_reader(cached: int) -> tuple[Reader, int]:
 
 
 class TestMemory:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("tokens", "fresh"), [(64, True), (1, False)], ids=["prompt", "decode"])
     def test_the_synthesis_step_copies_no_branch(self, tokens: int, fresh: bool) -> None:
         own = abstract_cache(1, 128)

@@ -209,6 +209,7 @@ def common_prompts() -> list[list[int]]:
     return [[*common, *token_ids(21, 4)], [*common, *token_ids(22, 1)], [*common, *token_ids(23, 6)]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_a_shared_prefix_is_as_good_as_none(
     synth: ps.ParallelSynthesis, monkeypatch: pytest.MonkeyPatch, positions: str
@@ -273,6 +274,7 @@ def test_one_branch_without_prompt_is_the_text_before_the_prompt(plain: ps.Paral
     assert_different(plain.score(PROMPT, TARGET, branches=behind_prefix), through_cache)
 
 
+@pytest.mark.slow
 def test_workers_and_synthesizers_share_a_batch(synth: ps.ParallelSynthesis, three: Branches) -> None:
     """By the strength: a row of 0 is the base model reading the same slots, mapper and adapter left out."""
     decoder, adapter = synth.model.decoder, synth.adapter
@@ -308,6 +310,7 @@ def test_mapper_and_adapter_both_count(
     np.testing.assert_array_equal(other_mapper.score(PROMPT, TARGET, branches=three), expected)
 
 
+@pytest.mark.slow
 def test_a_long_prompt_in_chunks_is_one_call(
     synth: ps.ParallelSynthesis, three: Branches, monkeypatch: pytest.MonkeyPatch
 ) -> None:

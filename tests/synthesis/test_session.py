@@ -45,6 +45,7 @@ def test_every_turn_equals_one_long_prompt(synth: ps.ParallelSynthesis, branches
         np.testing.assert_array_equal(leaf, old)
 
 
+@pytest.mark.slow
 def test_two_conversations_over_the_same_branches_do_not_meet(synth: ps.ParallelSynthesis, branches: Branches) -> None:
     alone = [synth.session(branches).reply(TURNS[0], **SAMPLED).token_ids for _ in range(2)]
     one, other = synth.session(branches), synth.session(branches)

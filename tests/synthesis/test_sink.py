@@ -55,6 +55,7 @@ def test_is_read_with_what_workers_wrote(synth: ps.ParallelSynthesis, sinking: p
     np.testing.assert_allclose(sinking.score(PROMPT, TARGET, live), synth.score(PROMPT, TARGET, by_hand), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_is_read_by_every_question_of_a_batch_on_a_mesh(sinking: ps.ParallelSynthesis) -> None:
     texts = [TEXTS, [token_ids(80, 5)], [token_ids(81, 3), token_ids(82, 8)], [token_ids(83, 7)]]
     prompts = [token_ids(84 + number, 5) for number in range(4)]

@@ -53,6 +53,7 @@ def test_another_threads_compilation_is_in_no_time_of_this_one(
     assert engine.compile_seconds > 0.5
 
 
+@pytest.mark.slow
 def test_new_shapes_in_several_threads(fresh: ps.ParallelSynthesis) -> None:
     prompts = [token_ids(seed, length) for seed, length in enumerate((3, 12, 20, 3))]
     start = threading.Barrier(len(prompts))

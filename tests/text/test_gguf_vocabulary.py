@@ -135,6 +135,7 @@ class TestRefusals:
         assert templated.chat([{"role": "user", "content": "he"}]) == [2, *templated.encode("he")]
 
 
+@pytest.mark.slow
 def test_a_question_over_branches(tmp_path: Path) -> None:
     """From the file's chat template to an answer, within the window of the local layers."""
     template = Typed(STRING, "{{ bos_token }}{% for m in messages %}{{ m.content }}<end_of_turn>{% endfor %}")

@@ -26,6 +26,7 @@ def _beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_beside_it")
 def test_it_goes_on() -> None:
     """Its schedule is of the 6 steps that it began with, though it has no record of that."""

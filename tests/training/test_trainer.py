@@ -135,6 +135,7 @@ class TestResuming:
         last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
         assert last["step"] == 9 and last["learning_rate"] > 2e-3
 
+    @pytest.mark.slow
     def test_a_run_without_the_record_keeps_its_length(
         self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path
     ) -> None:
@@ -476,6 +477,7 @@ class TestFailures:
         with pytest.raises(CheckpointError, match=r"checkpoint 6 cannot be read: .*; step 3 is whole: remove .*/6 to go"):
             start(config(tmp_path), model, codes)
 
+    @pytest.mark.slow
     def test_sigterm_saves_and_ends(self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path) -> None:
         def terminate(step: int, numbers: Mapping[str, Any]) -> None:
             if step == 2:
