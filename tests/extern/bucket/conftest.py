@@ -34,8 +34,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the store; the environment names it to google-cloud-storage, gcsfs and tensorstore."""
     port = free_port()
     folder = tmp_path_factory.mktemp("store")
-    program = str(Path(sys.executable).with_name("gcp-storage-emulator"))
-    command = [program, "start", "--host=127.0.0.1", f"--port={port}", "--in-memory", f"--default-bucket={BUCKET}"]
+    program = str(Path(__file__).with_name("store.py"))
+    command = [
+        sys.executable,
+        program,
+        "start",
+        "--host=127.0.0.1",
+        f"--port={port}",
+        "--in-memory",
+        f"--default-bucket={BUCKET}",
+    ]
     address = f"http://127.0.0.1:{port}"
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
