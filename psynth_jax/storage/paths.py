@@ -118,7 +118,8 @@ class BucketPath:
         begin = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
         with client.asked(str(self)):
             found = client.client().list_blobs(self.bucket, prefix=self._prefix + begin, delimiter="/", retry=client.retry())
-            names = {blob.name for blob in found} | {name.rstrip("/") for name in found.prefixes}
+            names = {blob.name for blob in found}
+            names.update(folder.rstrip("/") for folder in found.prefixes)  # known when all were listed
         short = sorted(name[len(self._prefix) :] for name in names)
         return (self / name for name in short if name and fnmatch.fnmatchcase(name, pattern))
 

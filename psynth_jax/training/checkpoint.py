@@ -364,6 +364,7 @@ class CheckpointStore(CheckpointReader):
         """Turn a failed write into an error that says what is left."""
         try:
             yield
+        # gcsfs and Google's client raise exceptions of their own in a bucket; all others go on as they are.
         except Exception as error:
             in_bucket = isinstance(self._folder, BucketPath) and is_raised_by("buckets", error)
             if not (in_bucket or isinstance(error, OSError | ValueError)):
