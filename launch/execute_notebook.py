@@ -3,7 +3,7 @@
     python launch/execute_notebook.py notebooks/quickstart.ipynb notebooks/executed/quickstart.ipynb [NAME=VALUE ...]
 
 NAME=VALUE replaces a value of the cell that is tagged "parameters"; VALUE is YAML.  Each cell's seconds are printed.  The
-copy is written also when a cell fails, with the error in it; the exit code is then 1.
+copy is written also when a cell fails, with the error in it, and when the kernel dies; the exit code is then 1.
 Devices and network are those of kernel_environment.py.
 """
 
@@ -19,10 +19,10 @@ from typing import Any
 
 import nbformat
 import yaml
-from jupyter_client.manager import KernelManager
+from jupyter_client.manager import AsyncKernelManager
 from kernel_environment import kernel_environment
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 
 def with_parameters(notebook: Any, values: dict[str, Any]) -> Any:
@@ -69,21 +69,23 @@ def main(source: str, target: str, *settings: str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     begin, failed = time.perf_counter(), None
     with tempfile.TemporaryDirectory() as sockets:
-        # Over sockets in a folder of this user, not over TCP, which everybody on this machine could read.
-        kernel = KernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel")
-        options = {"timeout": 1200, "startup_timeout": 300}
+        # Over sockets in a folder of this user, not over TCP, which everybody on this machine could read.  A manager
+        # that is not asynchronous would make nbclient wait for a dead kernel without end.
+        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel")
+        options = {"timeout": 1200, "startup_timeout": 300, "shutdown_kernel": "immediate"}
         client = Told(notebook, km=kernel, resources={"metadata": {"path": str(folder)}}, **options)
         try:
-            client.execute(env=kernel_environment(os.environ))
-        except CellExecutionError as error:
-            failed = error
-        finally:
-            kernel.shutdown_kernel(now=True)
+            client.execute(env=kernel_environment(os.environ), cleanup_kc=True)
+        except (CellExecutionError, CellTimeoutError) as error:
+            failed = str(error)
+        except DeadKernelError:
+            failed = "the kernel died: stopped from outside, out of memory, or crashed in the last cell above"
     nbformat.write(notebook, target)
     print(f"{source}: {time.perf_counter() - begin:.0f} s", flush=True)
-    if failed is not None:
-        print(failed, file=sys.stderr)
-    return 0 if failed is None else 1
+    if failed is None:
+        return 0
+    print(failed, file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

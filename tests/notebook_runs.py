@@ -23,18 +23,17 @@ SMALL = {
 }
 
 
-def execute(path: Path, target: Path) -> str:
-    """Execute a notebook from start to end on the CPU, fail the test if a cell fails, and return what was printed."""
-    command = [sys.executable, str(ROOT / "launch" / "execute_notebook.py"), str(path), str(target)]
+def run(path: Path, target: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    """Execute a notebook from start to end on the CPU with these values of its parameters cell."""
+    command = [sys.executable, str(ROOT / "launch" / "execute_notebook.py"), str(path), str(target), *settings]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     # The notebook finds the package that is under test, whatever is installed.
     environment["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(
-        [*command, *SMALL[path.stem]],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+def execute(path: Path, target: Path) -> str:
+    """Execute one of `NOTEBOOKS` in small, fail the test if a cell fails, and return what was printed."""
+    done = run(path, target, *SMALL[path.stem])
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -1,4 +1,4 @@
-"""One notebook, executed from start to end; tests/extern/notebooks executes them all."""
+"""One notebook, executed from start to end, and one that fails; tests/extern/notebooks executes them all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.notebook_runs import ROOT, execute
+from tests.notebook_runs import ROOT, execute, run
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("nbclient") is None, reason="nbclient is not installed")
 
@@ -21,3 +21,19 @@ def test_quickstart_runs_and_draws(tmp_path: Path) -> None:
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 2
     assert not [output for output in outputs if output["output_type"] == "error"]
+
+
+def test_a_kernel_that_dies_ends_the_execution(tmp_path: Path) -> None:
+    source, executed = tmp_path / "dies.ipynb", tmp_path / "executed.ipynb"
+    cells = [_code("print('begun')"), _code("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")]
+    source.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    done = run(source, executed)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("the kernel died")
+    assert "Traceback" not in done.stderr
+    assert "begun" in executed.read_text(encoding="utf-8")
+
+
+def _code(source: str) -> dict[str, object]:
+    cell = {"cell_type": "code", "id": f"cell-{len(source)}", "metadata": {}, "outputs": [], "source": source}
+    return cell | {"execution_count": None}
