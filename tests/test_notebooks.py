@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import importlib.util
 import json
 import re
@@ -27,6 +28,11 @@ def source(cell: dict[str, Any]) -> str:
     return "".join(cell["source"])
 
 
+def tags(cell: dict[str, Any]) -> list[str]:
+    found: list[str] = cell["metadata"].get("tags", [])
+    return found
+
+
 def test_there_are_some() -> None:
     assert {path.stem for path in NOTEBOOKS} >= {
         *("convert", "method_by_hand", "own_data", "quickstart", "scale_out", "train_adapter"),
@@ -43,13 +49,44 @@ def test_badges_are_those_of_the_repository() -> None:
         assert "colab-badge.svg" not in path.read_text(encoding="utf-8")
 
 
+def test_each_picture_of_the_documents_is_drawn_by_one_cell() -> None:
+    drawn = [tag for path in NOTEBOOKS for cell in cells(path) for tag in tags(cell) if tag.startswith("picture:")]
+    committed = sorted(path.stem for path in (ROOT / "docs" / "images").glob("*.png"))
+    assert sorted(tag.removeprefix("picture:") for tag in drawn) == committed
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "".join(path.read_text(encoding="utf-8") for path in documents)
+    assert set(re.findall(r"!\[[^]]+\]\((?:docs/)?images/([a-z_]+)\.png\)", text)) == set(committed)
+
+
+class TestPictures:
+    def test_takes_the_picture_of_a_tagged_cell(self) -> None:
+        assert list(loaded("pictures").tagged_pictures({"cells": [drawing("picture:bars", 1), drawing("other", 1)]})) == [
+            ("bars", b"PNG"),
+        ]
+
+    @pytest.mark.parametrize("count", [0, 2])
+    def test_refuses_a_cell_without_one_picture(self, count: int) -> None:
+        with pytest.raises(ValueError, match=f"bars drew {count} pictures"):
+            list(loaded("pictures").tagged_pictures({"cells": [drawing("picture:bars", count)]}))
+
+
+def drawing(tag: str, count: int) -> dict[str, Any]:
+    output = {"data": {"image/png": base64.b64encode(b"PNG").decode()}}
+    return {"metadata": {"tags": [tag]}, "outputs": [{"text": "printed"}, *[output] * count]}
+
+
 def kernel_environment(environment: dict[str, str], device_files: Path) -> dict[str, str]:
-    spec = importlib.util.spec_from_file_location("kernel_environment", ROOT / "launch" / "kernel_environment.py")
+    found: dict[str, str] = loaded("kernel_environment").kernel_environment(environment, device_files)
+    return found
+
+
+def loaded(name: str) -> Any:
+    """Return a module of launch/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found: dict[str, str] = module.kernel_environment(environment, device_files)
-    return found
+    return module
 
 
 class TestKernelEnvironment:
@@ -92,7 +129,7 @@ class TestNotebook:
                 ast.parse(re.sub(r"^(\s*)%.*$", r"\1pass", source(cell), flags=re.MULTILINE))
 
     def test_installs_in_colab_only_and_has_one_cell_of_parameters(self, path: Path) -> None:
-        tagged = {tag: cell for cell in cells(path) for tag in cell["metadata"].get("tags", ())}
+        tagged = {tag: cell for cell in cells(path) for tag in tags(cell) if not tag.startswith("picture:")}
         assert set(tagged) == {"install", "parameters"}
         install = source(tagged["install"])
         before, _, inside = install.partition('if "google.colab" in sys.modules:\n')
