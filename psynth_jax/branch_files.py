@@ -100,7 +100,7 @@ def load(directory: str | AnyPath) -> Branches:
     """
     source = _named(directory)
     if isinstance(source, BucketPath):
-        source = staged(source)
+        source = staged(source, (_DESCRIPTION, _TENSORS))
     if not source.is_dir():
         raise InputError(f"no such directory: {source}")
     try:

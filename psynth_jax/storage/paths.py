@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import fnmatch
@@ -17,6 +18,9 @@ from psynth_jax.storage import client
 SCHEME = "gs://"
 # https://cloud.google.com/storage/docs/buckets#naming
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+
+
+_CHUNK = 32 << 20  # bytes that one request of a download asks for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,10 +202,11 @@ class BucketPath:
                 )
         except FileExistsError:
             # A write whose answer was lost is repeated by the client, and then finds itself.
-            found, generation = self.read_with_generation()
-            if found != content:
-                raise
-            return generation
+            with contextlib.suppress(FileNotFoundError):  # what was there has been removed meanwhile
+                found, generation = self.read_with_generation()
+                if found == content:
+                    return generation
+            raise
         return int(blob.generation)
 
     def write_text(self, text: str, encoding: str = "utf-8") -> int:
@@ -231,7 +236,14 @@ class BucketPath:
         """
         with client.asked(str(self)):
             blob = self._blob()
-            blob.download_to_filename(str(target), if_generation_match=generation, retry=client.retry())
+            blob.reload(if_generation_match=generation, retry=client.retry())
+            with target.open("wb") as file:
+                if blob.size:
+                    # A chunk that fails is asked for again by itself, however long the others took.
+                    blob.chunk_size = _CHUNK
+                    meant = blob.generation
+                    blob.download_to_file(file, if_generation_match=meant, checksum=None, retry=client.retry())
+            client.check_sum(target, blob.crc32c)
 
     def upload(self, source: Path) -> None:
         """Copy a file to this object, whole or not at all; its checksum is compared."""

@@ -26,6 +26,7 @@ from psynth_jax.storage.paths import BucketPath, Stored
 
 UPLOADING = ".psynth-uploading"  # an object that is there for as long as a directory is being written
 _AT_ONCE = 8  # downloads
+_PART_SECONDS = 86400.0  # age of a copy that is not whole after which nobody works on it
 _PROGRESS = logging.getLogger("psynth_jax.progress")
 
 
@@ -114,6 +115,7 @@ def _copy(source: BucketPath, chosen: Sequence[Stored]) -> Path:
         return place
     part = place.with_name(f".{fingerprint}-{secrets.token_hex(4)}")
     try:
+        _remove_old_parts(place.parent)
         part.mkdir(parents=True)
         _download(source, chosen, part)
         try:
@@ -131,6 +133,13 @@ def _copy(source: BucketPath, chosen: Sequence[Stored]) -> Path:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return place
+
+
+def _remove_old_parts(folder: Path) -> None:
+    """Remove what killed processes have left of copies."""
+    for part in folder.glob(".*-*"):
+        if time.time() - part.stat().st_mtime > _PART_SECONDS:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _download(source: BucketPath, chosen: Sequence[Stored], target: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -15,6 +17,7 @@ from psynth_jax.storage.paths import AnyPath, BucketPath, as_path
 from psynth_jax.storage.staging import cache_folder
 
 _LEAST_SECONDS = 0.1  # a program that compiles faster than this is not worth a file
+_SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 _log = logging.getLogger(__name__)
 
 
@@ -44,11 +47,24 @@ def keep_compiled_programs(folder: str | AnyPath | None = None) -> AnyPath | Non
     if reason:
         _log.info("compiled programs are not kept: %s", reason)
         return None
-    jax.config.update("jax_compilation_cache_dir", str(place))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
+    for name, value in zip(_SETTINGS, (str(place), _LEAST_SECONDS), strict=True):
+        jax.config.update(name, value)
     # At its first compilation JAX decides once and for all whether there is a folder; this makes it look again.
     compilation_cache.reset_cache()
     return place
+
+
+@contextlib.contextmanager
+def programs_kept_in(folder: str | AnyPath) -> Iterator[None]:
+    """Keep what is compiled during a block in a folder; after it JAX's settings are what they were."""
+    before = {name: getattr(jax.config, name) for name in _SETTINGS}
+    keep_compiled_programs(folder)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def _unusable(place: AnyPath) -> str:

@@ -141,7 +141,15 @@ class BucketLines:
         if len(part.content) == part.uploaded:
             return
         self._check()
-        part.generation = (self._workdir / part.name).write_bytes(part.content, only_over=part.generation)
+        path = self._workdir / part.name
+        try:
+            part.generation = path.write_bytes(part.content, only_over=part.generation)
+        except FileExistsError:
+            found, generation = path.read_with_generation()
+            if not part.content.startswith(found):
+                raise
+            # An earlier write of this run, whose answer was lost.
+            part.generation = path.write_bytes(part.content, only_over=generation)
         part.uploaded = len(part.content)
         if part.uploaded > PART_BYTES:
             self._part = _Part(part.number + 1)

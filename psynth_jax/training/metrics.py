@@ -65,7 +65,7 @@ class Metrics:
             if lost:
                 self._lines.write({"step": begin})
         if self._options.tensorboard:
-            self._board = _Board(place / "tensorboard", begin)
+            self._board = _Board(place / "tensorboard", begin, self._check)
         if self._options.wandb_project is not None:
             import wandb
 
@@ -80,6 +80,7 @@ class Metrics:
         self._lines.write({"step": step, **{name: known.get(name) for name in numbers}})
         if self._board is not None:
             self._board.write(step, known)
+            self._board.flush()
         if self._wandb is not None:
             self._wandb.log(known, step=step)
 
@@ -87,8 +88,6 @@ class Metrics:
         """Have all lines where they belong.  Raises `OSError` when a bucket does not take them."""
         if self._lines is not None:
             self._lines.flush()
-        if self._board is not None:
-            self._board.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -111,9 +110,10 @@ class Metrics:
 class _Board:
     """TensorBoard files.  Those for a bucket grow on this disk; a thread uploads them, as they are, now and then."""
 
-    def __init__(self, folder: AnyPath, begin: int | None):
+    def __init__(self, folder: AnyPath, begin: int | None, check: Callable[[], None]):
         from tensorboardX import SummaryWriter
 
+        self._check = check
         self._target = folder if isinstance(folder, BucketPath) else None
         self._scratch = tempfile.TemporaryDirectory(prefix="psynth-") if self._target is not None else None
         self._folder = Path(self._scratch.name) if self._scratch is not None else folder
@@ -139,12 +139,15 @@ class _Board:
     def close(self) -> None:
         self._writer.close()
         self._uploads.shutdown()
-        self._upload()
-        if self._scratch is not None:
-            self._scratch.cleanup()
+        try:
+            self._upload()
+        finally:
+            if self._scratch is not None:
+                self._scratch.cleanup()
 
     def _upload(self) -> None:
         if self._target is not None:
+            self._check()
             for path in sorted(Path(str(self._folder)).iterdir()):
                 (self._target / path.name).upload(path)
 

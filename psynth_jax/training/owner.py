@@ -4,8 +4,8 @@
 
 The owner writes the record again every `HEARTBEAT` seconds, and removes it at its end.  Another start takes it over when the
 process is gone from this machine, or when there has been no heartbeat for `STALE` seconds.  Whether a run elsewhere is alive
-is found by watching its record, so no clocks need to agree.  Every write names the generation that it replaces; a store that
-knows no such conditions is read again after a while.
+is found by watching its record, unless its heartbeat is older than clocks can disagree (`CLOCKS` seconds).  Every write
+names the generation that it replaces; a store that knows no such conditions is read again after a while.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from psynth_jax.storage.process import life_of, named, this_process
 
 FILE = "owner.json"
 HEARTBEAT, STALE = 30.0, 180.0  # seconds
+CLOCKS = 600.0  # seconds; a store takes no credentials of a host whose clock is off by as much
 LOOK = 5.0  # seconds between two looks at the record of a run that may be alive
 _SETTLED = 1.0  # seconds after which two starts that wrote at once both see the later record
 _TRIES = 5
@@ -37,7 +38,7 @@ def owning(workdir: BucketPath, say: Callable[[str], None]) -> Iterator[Callable
     """Own a folder for the length of a block.
 
     Yields a check, to be called before something is written: it looks at the record, and raises `TrainingError` when the
-    folder is another run's.
+    folder is another run's, `OSError` when the bucket does not answer.
 
     Raises:
       TrainingError: another run works there, or the bucket cannot be written.
@@ -92,12 +93,9 @@ class _Owner:
                     self._lost = f"no heartbeat could be written to {self._workdir} for {STALE:.0f} s"
 
     def check(self) -> None:
-        """Raise `TrainingError` when the folder is no longer this run's, or cannot be read."""
+        """Raise `TrainingError` when the folder is no longer this run's, and `OSError` when that cannot be seen."""
         if not self._lost:
-            try:
-                self._note_other(self._read()[0])
-            except OSError as error:
-                raise TrainingError(f"{self._workdir} cannot be written: {error.strerror}") from None
+            self._note_other(self._read()[0])
         if self._lost:
             raise TrainingError(f"{self._lost}; this run has stopped, and its last checkpoint stays")
 
@@ -157,18 +155,25 @@ class _Owner:
             return
         if life == "alive" and age <= STALE:
             raise TrainingError(alive)
-        if age <= STALE or age != age:  # a NaN, too
-            self._say(f"{alive}, or has ended: watching it for up to {STALE:.0f} s ...")
-            self._watch(generation, STALE - max(age, 0.0) if age <= STALE else STALE, alive)
+        if not age > STALE + (0.0 if life == "alive" else CLOCKS):  # a NaN is not
+            # A run elsewhere whose clock is behind must have the time to show a heartbeat.
+            seconds = max(STALE - age if age > 0 else STALE, 2 * HEARTBEAT + LOOK)
+            self._say(f"{alive}, or has ended: watching it for up to {seconds:.0f} s ...")
+            if not self._is_silent(generation, seconds, alive):
+                return
         self._say(f"taking {self._workdir} over from {named(held)}: it has given no sign of life for {STALE:.0f} s")
 
-    def _watch(self, generation: int, seconds: float, alive: str) -> None:
-        """Return when the record has not changed for so many seconds.  Raises `TrainingError` when it has."""
+    def _is_silent(self, generation: int, seconds: float, alive: str) -> bool:
+        """Watch a record; return whether it has stayed as it is, and not been removed by its run.
+
+        Raises `TrainingError` when it has changed.
+        """
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             time.sleep(min(LOOK, max(end - time.monotonic(), 0.0)))
             held, now = self._read()
-            if held is None:  # it has ended by itself
-                return
+            if held is None:
+                return False
             if now != generation:
                 raise TrainingError(alive)
+        return True

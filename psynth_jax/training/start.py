@@ -5,8 +5,9 @@ config -> what can be wrong without the model -> examples -> model -> Trainer ->
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -16,7 +17,7 @@ from psynth_jax.errors import ConfigError
 from psynth_jax.model import Model
 from psynth_jax.sharding import make_mesh, mesh_sizes
 from psynth_jax.storage.paths import as_path, is_bucket
-from psynth_jax.synthesis.programs import keep_compiled_programs
+from psynth_jax.synthesis.programs import programs_kept_in
 from psynth_jax.training.checkpoint import CheckpointReader
 from psynth_jax.training.config import TrainConfig
 from psynth_jax.training.lock import working_in
@@ -49,8 +50,7 @@ def train(
       ConfigError: config, model and checkpoint disagree.
       And what `prepare` raises.
     """
-    with working_in(config.workdir, say) as hold:
-        _keep_programs(config.workdir)
+    with working_in(config.workdir, say) as hold, _programs_kept(config.workdir):
         trainer = prepare(config, model, on_step, say)
         if trainer.step:
             say(f"continuing {config.workdir} after step {trainer.step}")
@@ -60,11 +60,15 @@ def train(
         return trainer.run(hold=hold, end_process=end_process)
 
 
-def _keep_programs(workdir: str) -> None:
+@contextlib.contextmanager
+def _programs_kept(workdir: str) -> Iterator[None]:
     """Keep compiled programs with the run where its hosts come and go: the next ones compile nothing again."""
     chosen = "JAX_COMPILATION_CACHE_DIR" in os.environ
-    if not chosen and (is_bucket(workdir) or jax.process_count() > 1):
-        keep_compiled_programs(as_path(workdir) / "compiled")
+    if chosen or not (is_bucket(workdir) or jax.process_count() > 1):
+        yield
+        return
+    with programs_kept_in(as_path(workdir) / "compiled"):
+        yield
 
 
 def prepare(

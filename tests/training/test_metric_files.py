@@ -10,7 +10,7 @@ import pytest
 from psynth_jax.errors import TrainingError
 from psynth_jax.storage.client import BucketError
 from psynth_jax.storage.paths import BucketPath
-from psynth_jax.training import metric_files
+from psynth_jax.training import metric_files, metrics
 from psynth_jax.training.config import Logging
 from psynth_jax.training.curves import read_curves
 from psynth_jax.training.metric_files import FILE, BucketLines
@@ -102,6 +102,44 @@ def test_a_run_that_was_taken_over_writes_nothing_more(store: MemoryStore) -> No
     assert lines() == [1]
 
 
+def test_a_write_whose_answer_was_lost_is_known_again(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bytes = BucketPath.write_bytes
+
+    def loses(path: BucketPath, content: bytes, only_over: int | None = None) -> int:
+        write_bytes(path, content, only_over)
+        raise BucketError(5, "the bucket does not answer", str(path))
+
+    written = BucketLines(PLACE, 0)
+    written.write({"step": 1})
+    monkeypatch.setattr(BucketPath, "write_bytes", loses)
+    with pytest.raises(BucketError):
+        written.flush()
+    monkeypatch.setattr(BucketPath, "write_bytes", write_bytes)
+    written.write({"step": 2})
+    written.close()
+    assert lines() == [1, 2]
+
+
+def test_a_bucket_that_does_not_answer_between_two_saves_ends_nothing(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check() -> None:
+        if silent:
+            raise BucketError(5, "the bucket does not answer", str(PLACE))
+
+    silent = False
+    monkeypatch.setattr(metric_files, "PAUSE", -1.0)
+    written = BucketLines(PLACE, 0, check)
+    silent = True
+    for step in (1, 2, 3):
+        written.write({"step": step})
+        assert written._running is not None
+        written._running.exception()  # when it has ended, the next line begins another one
+    silent = False
+    written.close()
+    assert lines() == [1, 2, 3]
+
+
 def test_parts_of_two_runs_do_not_replace_each_other(store: MemoryStore) -> None:
     """Without a check the condition of the write still holds them apart."""
     first, second = BucketLines(PLACE, 0), BucketLines(PLACE, 0)
@@ -116,18 +154,42 @@ def test_parts_of_two_runs_do_not_replace_each_other(store: MemoryStore) -> None
 def test_a_run_that_came_from_a_bucket_goes_on_in_its_last_part(tmp_path: Path) -> None:
     (tmp_path / "metrics_00001.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     (tmp_path / "metrics_00002.jsonl").write_text('{"step": 2, "loss": 2.0}\n{"step')
-    with Metrics(tmp_path, Logging(tensorboard=False)) as metrics:
-        metrics.open({}, begin=2)
-        metrics.write(3, {"loss": 3.0})
+    with Metrics(tmp_path, Logging(tensorboard=False)) as written:
+        written.open({}, begin=2)
+        written.write(3, {"loss": 3.0})
     assert not (tmp_path / FILE).exists()
     assert read_curves(tmp_path / FILE)["loss"][0].tolist() == [1, 2, 3]
 
 
 def test_tensorboard_files_are_uploaded(store: MemoryStore) -> None:
-    with Metrics(PLACE, Logging(tensorboard=True)) as metrics:
-        metrics.open({}, begin=0)
-        metrics.write(1, {"loss": 1.0})
-        metrics.flush()
-        metrics.write(2, {"loss": 1.0})
+    with Metrics(PLACE, Logging(tensorboard=True)) as written:
+        written.open({}, begin=0)
+        written.write(1, {"loss": 1.0})
+        written.flush()
+        written.write(2, {"loss": 1.0})
     (last,) = (PLACE / "tensorboard").files()
     assert (PLACE / "tensorboard" / last.name).read_bytes().count(b"loss") == 2
+
+
+def test_tensorboard_files_are_uploaded_between_saves(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "BOARD_PAUSE", -1.0)
+    with Metrics(PLACE, Logging(tensorboard=True)) as written:
+        written.open({}, begin=0)
+        written.write(1, {"loss": 1.0})
+        assert written._board is not None and written._board._running is not None
+        written._board._running.result()
+        assert len((PLACE / "tensorboard").files()) == 1  # tensorboardX may hold the line back for a while
+
+
+def test_tensorboard_files_of_a_run_that_was_taken_over_stay_here(store: MemoryStore) -> None:
+    def check() -> None:
+        if lost:
+            raise TrainingError("another run works here")
+
+    lost = False
+    written = Metrics(PLACE, Logging(tensorboard=True), check)
+    written.open({}, begin=0)
+    lost = True
+    with pytest.raises(TrainingError):
+        written.__exit__(None, None, None)
+    assert (PLACE / "tensorboard").files() == []

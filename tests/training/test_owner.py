@@ -70,14 +70,49 @@ def test_a_run_elsewhere_that_gives_signs_of_life_is_refused(store: MemoryStore,
 def test_a_run_elsewhere_without_a_sign_of_life_is_taken_over(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner, "LOOK", 0.01)
     said: list[str] = []
-    leave(heartbeat=time.time() - owner.STALE - 5)
+    leave(heartbeat=time.time() - owner.STALE - owner.CLOCKS - 5)
     with working_in(PLACE, said.append) as hold:
         hold.check()
     assert said == [f"taking {PLACE} over from pid 7 on elsewhere: it has given no sign of life for 180 s"]
+    monkeypatch.setattr(owner, "HEARTBEAT", 0.1)
     leave(heartbeat=time.time() - owner.STALE + 0.2)
     with working_in(PLACE, said.append) as hold:
         hold.check()
-    assert said[1].endswith("or has ended: watching it for up to 180 s ...") and said[2] == said[0]
+    assert said[1].endswith("or has ended: watching it for up to 0 s ...") and said[2] == said[0]
+
+
+def test_a_live_run_whose_clock_is_behind_is_not_taken_over(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[float] = []
+
+    def watch(self: object, generation: int, seconds: float, alive: str) -> bool:
+        watched.append(seconds)
+        raise TrainingError(alive)
+
+    monkeypatch.setattr(owner._Owner, "_is_silent", watch)
+    for behind in (owner.STALE - 20, owner.STALE + 20, owner.STALE + owner.CLOCKS - 5):
+        leave(heartbeat=time.time() - behind)
+        with pytest.raises(TrainingError, match=r"another run \(pid 7 on elsewhere\)"):
+            begin(PLACE)
+    assert all(seconds >= 2 * owner.HEARTBEAT for seconds in watched), "time for a heartbeat, and one that is late"
+
+
+def test_a_run_that_ends_while_it_is_watched_is_followed(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner, "LOOK", 0.0)
+    leave()
+    looked, looks = owner._Owner._read, 0
+
+    def read(self: owner._Owner) -> object:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            (PLACE / owner.FILE).unlink()
+        return looked(self)
+
+    monkeypatch.setattr(owner._Owner, "_read", read)
+    said: list[str] = []
+    with working_in(PLACE, said.append) as hold:
+        hold.check()
+    assert len(said) == 1 and "watching it" in said[0]
 
 
 def test_a_process_of_this_machine_that_has_ended_is_taken_over_at_once(store: MemoryStore) -> None:
@@ -139,7 +174,7 @@ def test_of_two_that_start_at_once_one_wins(store: MemoryStore, monkeypatch: pyt
         return found
 
     monkeypatch.setattr(owner._Owner, "_read", read)
-    monkeypatch.setattr(owner._Owner, "_watch", refuse)
+    monkeypatch.setattr(owner._Owner, "_is_silent", refuse)
     with pytest.raises(TrainingError, match=r"another run \(pid 7 on elsewhere\)"):
         begin(PLACE)
     assert json.loads((PLACE / owner.FILE).read_text())["run"] == "other"

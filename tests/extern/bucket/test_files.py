@@ -6,9 +6,11 @@ import gzip
 import http.server
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ from psynth_jax.convert.load import open_model
 from psynth_jax.data.record import read_records, write_records
 from psynth_jax.data.shards import open_shards
 from psynth_jax.errors import InputError, UserError
-from psynth_jax.storage import client
+from psynth_jax.storage import client, paths
 from psynth_jax.storage.paths import BucketPath
 from psynth_jax.storage.staging import UPLOADING, staged
 
@@ -128,10 +130,13 @@ def test_a_whole_run_by_the_command_line(
         "batch": {"tokens": 16384, "examples": 2},
     }
     (tmp_path / "run.yaml").write_text(json.dumps(settings))
+    killed = {"host": "elsewhere", "pid": 7, "time": time.time(), "files": []}  # in the middle of its last upload
+    (bucket / "run" / "adapter" / UPLOADING).write_text(json.dumps(killed))
     assert psynth(monkeypatch, "train", tmp_path / "run.yaml") == 0
     assert psynth(monkeypatch, "export", f"{bucket}/run", "--into", f"{bucket}/best") == 0
     assert psynth(monkeypatch, "report", "train", f"{bucket}/run") == 0
     assert any(each.name.startswith("run/compiled/") for each in bucket.files()), "programs are kept with the run"
+    assert not str(jax.config.jax_compilation_cache_dir).startswith("gs://"), "and others are not"
     capsys.readouterr()
     run = ("run", "q?", "--model", "tiny-random", "--branch", "b", "--max-new-tokens", "2")
     for adapter in (f"{bucket}/run/adapter", f"{bucket}/best"):
@@ -148,8 +153,11 @@ class Answers(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         type(self).asked += 1
         failing = self.asked <= self.fails
-        content = b'{"error": {"message": "sa@x does not have access."}}' if failing else b'{"items": []}'
-        self.send_response(self.status if failing else 200)
+        self.answer(self.status if failing else 200)
+
+    def answer(self, status: int) -> None:
+        content = b'{"error": {"message": "sa@x does not have access."}}' if status != 200 else b'{"items": []}'
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -169,9 +177,9 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Answers]]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_address[1]}")
-    client._make_client.cache_clear()
+    client._forget_client()
     yield handler
-    client._make_client.cache_clear()
+    client._forget_client()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -212,3 +220,46 @@ class TestRefusals:
         with pytest.raises(OSError, match="the bucket does not answer"):
             BucketPath("gs://busy-bucket/x").files()
         assert answers.asked >= 2
+
+    def test_credentials_are_looked_for_again_after_a_refusal(self, answers: type[Answers]) -> None:
+        before = client.client()
+        assert client.client() is before
+        with pytest.raises(OSError, match="not allowed"):
+            BucketPath("gs://private/x").files()
+        assert client.client() is not before
+
+    def test_a_condition_that_fails_on_what_is_gone_by_now_is_a_conflict(self, answers: type[Answers]) -> None:
+        answers.do_POST = lambda self: self.answer(412)  # type: ignore[method-assign]
+        answers.status = 404
+        with pytest.raises(FileExistsError, match="somebody else has written it meanwhile"):
+            BucketPath("gs://some-bucket/owner.json").write_bytes(b"{}", only_over=7)
+
+
+class TestDownloads:
+    @pytest.mark.parametrize("size", [0, 1, 256 << 10, 600_000])
+    def test_come_in_chunks(self, bucket: BucketPath, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int) -> None:
+        monkeypatch.setattr(paths, "_CHUNK", 256 << 10)
+        content = np.random.default_rng(0).bytes(size)
+        (bucket / "x").write_bytes(content)
+        (bucket / "x").download(tmp_path / "x", (bucket / "x").stat().generation)
+        assert (tmp_path / "x").read_bytes() == content
+
+    def test_are_compared_with_the_checksum(self, tmp_path: Path) -> None:
+        (tmp_path / "x").write_bytes(b"123456789")
+        client.check_sum(tmp_path / "x", "4waSgw==")  # 0xe3069283, the check value of CRC32C
+        with pytest.raises(client.BucketError, match="its checksum is another"):
+            client.check_sum(tmp_path / "x", "4waShA==")
+
+
+def test_branches_are_read_without_what_lies_next_to_them(bucket: BucketPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    ps.ParallelSynthesis(ps.load_model("tiny-random")).encode(["one"]).save(f"{bucket}/branches")
+    (bucket / "branches" / "huge").write_bytes(b"")
+    download, names = BucketPath.download, []
+
+    def noted(path: BucketPath, target: Path, generation: int | None = None) -> None:
+        names.append(path.name)
+        download(path, target, generation)
+
+    monkeypatch.setattr(BucketPath, "download", noted)
+    ps.Branches.load(f"{bucket}/branches")
+    assert names and "huge" not in names
