@@ -30,6 +30,7 @@ from psynth_jax.files import write_text
 from psynth_jax.model import Model
 from psynth_jax.sharding import put, replicated
 from psynth_jax.storage.paths import AnyPath, as_path
+from psynth_jax.storage.publishing import adopt
 from psynth_jax.training.batch import BatchBuilder
 from psynth_jax.training.batch import place as placed
 from psynth_jax.training.checkpoint import CheckpointReader, CheckpointStore
@@ -242,6 +243,7 @@ class Trainer:
         metrics = Metrics(self.workdir, config.logging, hold.check)
 
         def open_files() -> None:
+            hold.check()
             write_text(self.workdir / CONFIG, config.model_dump_json(indent=1) + "\n")
             metrics.open(config.model_dump(mode="json"), begin)
 
@@ -254,12 +256,16 @@ class Trainer:
             finished = self._steps(last, metrics, store, heard, hold)
             self._say("waiting until the checkpoint is on disk ...")
             store.wait()
-            hold.together(hold.check)
+            hold.together(lambda: self._before_export(hold))
             self._latest = store.latest
             adapter = self.export(self.workdir / ADAPTER)
         if not finished:
             return Outcome(self.step, heard.told_by or "terminated", adapter, begin)
         return Outcome(self.step, "done" if last == config.train.steps else "stop_at", adapter, begin)
+
+    def _before_export(self, hold: Hold) -> None:
+        hold.check()
+        adopt(self.workdir / ADAPTER)  # what another start has not written to its end
 
     def _steps(self, last: int, metrics: Metrics, store: CheckpointStore, heard: Preemption, hold: Hold) -> bool:
         """Do the steps up to `last`; return False when told to end before."""
@@ -269,6 +275,8 @@ class Trainer:
         reporter = self._reporter(metrics, store)
         for step in range(self.step + 1, last + 1):
             loaded = next(batches)
+            if ("train", loaded.shape) not in self._compiled:
+                reporter.finish()  # the step before ends while this one is compiled
             sums, compiling = self.train_batch(loaded)
             heard.begin()
             reporter.exclude(compiling)

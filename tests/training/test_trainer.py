@@ -20,7 +20,7 @@ import safetensors.numpy
 import psynth_jax as ps
 from psynth_jax.axes import tree_differences
 from psynth_jax.convert.adapter_directory import Adapter, save_adapter
-from psynth_jax.data.example import Example, ExampleList
+from psynth_jax.data.example import BranchTokens, Example, ExampleList
 from psynth_jax.data.shards import digest
 from psynth_jax.data.sink import chat_sink
 from psynth_jax.errors import CheckpointError, ConfigError, TrainingError, UserError
@@ -28,12 +28,13 @@ from psynth_jax.training import reporter
 from psynth_jax.training.checkpoint import CheckpointStore
 from psynth_jax.training.config import Checkpoints, Task
 from psynth_jax.training.metrics import Metrics
+from psynth_jax.training.pipeline import Loaded
 from psynth_jax.training.tasks import TaskData, load_tasks
 from psynth_jax.training.trainer import Trainer
 from tests.tiny import random_lora, tiny_model
 from tests.training.codes import codes as make_codes
 from tests.training.codes import distance, losses, next_gradient, start
-from tests.training.examples import config
+from tests.training.examples import config, ids, random_examples
 
 
 @pytest.fixture(scope="module")
@@ -342,6 +343,32 @@ class TestEvaluation:
         best = min(told, key=lambda item: item[1])[0]
         with CheckpointStore(tmp_path, Checkpoints(keep=2)) as store:
             assert store.best == best and set(store.steps) == {best, 6, 8}
+
+    def test_no_step_is_timed_while_another_one_is_compiled(self, model: ps.Model, tmp_path: Path) -> None:
+        """A step is reported before the next one is compiled: its time would hold the compilation, or lose it."""
+        run = config(tmp_path, train={"steps": 4}, batch={"tokens": 2048, "examples": 4, "shapes": 2})
+        branches = (BranchTokens(ids(5, 0), ids(7, 150)),) * 3
+        short, others = random_examples(12, seed=0), random_examples(12, seed=1)
+        long = [dataclasses.replace(each, branches=branches) for each in others]
+        source = ExampleList("random", [*short, *long])
+        events: list[str] = []
+        trainer = Trainer(
+            *(run, model, [TaskData(run.data[0], source)]),
+            on_step=lambda step, numbers: events.append("reported"),
+            say=lambda text: events.append("compiling") if text.startswith("compiling") else None,
+        )
+        train_batch = trainer.train_batch
+
+        def begun(loaded: Loaded) -> object:
+            events.append("begun")
+            return train_batch(loaded)
+
+        trainer.train_batch = begun  # type: ignore[method-assign, assignment]
+        trainer.run()
+        assert events.count("compiling") > 1
+        for place in (place for place, event in enumerate(events) if event == "compiling"):
+            before = events[:place]
+            assert before.count("reported") == before.count("begun") - 1, "all but the one that is compiled for"
 
     def test_tasks_of_one_name_count_as_one(self, model: ps.Model, codes: ExampleList, tmp_path: Path) -> None:
         """Two tasks called codes and one called more: their losses, of training and evaluation, by name and by tokens."""
