@@ -26,6 +26,7 @@ from clouds import HOST_CHIPS, KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 30
+LONGEST = 7 * 86400  # seconds that flex-start gives at most
 AT_ONCE = 16  # processes: a gcloud takes tens of MB, and a slice may have hundreds of VMs
 Values = dict[str, Any]  # of options, and what commands need besides
 
@@ -36,6 +37,16 @@ def fail(message: str) -> NoReturn:
     """End with a line on stderr and exit code 2."""
     print(message, file=sys.stderr)
     sys.exit(2)
+
+
+class Once(argparse.Action):
+    """Stores a value, and refuses a second one."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
+        """Store it."""
+        if getattr(namespace, self.dest) != self.default:
+            parser.error(f"{option} is given twice")
+        setattr(namespace, self.dest, value)
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,7 +68,7 @@ class Parser(argparse.ArgumentParser):
             if option.endswith("..."):
                 more.update(action="append", default=[])
             else:
-                more.update(required=option.endswith("!"), default=default or None)
+                more.update(action=Once, required=option.endswith("!"), default=default or None)
             self.add_argument(f"--{name}", **more)
         config = "CONFIG [key=value ...]"
         self.add_argument("run", nargs=argparse.REMAINDER, metavar=config, help="of psynth train")
@@ -80,9 +91,18 @@ class Parser(argparse.ArgumentParser):
             given = [name for name in group if values.get(name)]
             if len(given) > 1:
                 self.error(f"{' and '.join(map(as_option, given))} exclude each other")
-        region = (values.get("zone") or "").rpartition("-")[0]
-        values.update(root=ROOT, region=region)
         return values
+
+    def check_alone(self, action: str, values: Values) -> None:
+        """Fail if an action has options that only a start reads, or a config."""
+        used = {action, "dry_run", "name", "zone", "project", "ssh_option"}
+        if action == "logs":
+            used.add("worker")
+        if values["run"]:
+            self.error(f"{as_option(action)} takes no CONFIG")
+        for name in sorted(set(values) - {*used, "run"}):
+            if values[name] != self.get_default(name):
+                self.error(f"{as_option(action)} takes no {as_option(name)}")
 
     def check_run(self, run: list[str]) -> None:
         """Fail unless there is a config, followed by overrides alone."""
@@ -141,6 +161,8 @@ def quoted(words: list[str]) -> str:
 
 def fill(template: str, values: Values) -> list[str]:
     """Return the words of a command of launch/clouds.py."""
+    region = (values.get("zone") or "").rpartition("-")[0]
+    values = {"root": ROOT, "region": region, **values}
     words: list[str] = []
     for word in template.split():
         names = re.findall(r"{(\w+)}", word)
@@ -236,11 +258,16 @@ class Slice:
         if values["flex_start"] != bool(values["max_run_duration"]):
             fail("--flex-start and --max-run-duration go together, such as --max-run-duration 12h")
         chips = int(accelerator.partition("-")[2]) // kind.cores
-        topology = values["topology"] or usual_topology(chips, kind.axes)
-        if chips % HOST_CHIPS or math.prod(map(int, topology.split("x"))) != chips:
-            fail(f"--topology must have {chips} chips for {accelerator}, {HOST_CHIPS} on each host")
-        if chips == HOST_CHIPS:
+        if chips <= HOST_CHIPS:
             fail(f"{accelerator} is a single VM: create it alone, and run launch/train.sh there")
+        if chips % HOST_CHIPS:
+            fail(f"{accelerator} has {chips} chips: a slice has {HOST_CHIPS} on each host")
+        topology = values["topology"] or usual_topology(chips, kind.axes)
+        shape = [int(size) for size in topology.split("x")]
+        if math.prod(shape) != chips or len(shape) != kind.axes:
+            fail(f"--topology for {accelerator} must be {kind.axes} numbers whose product is {chips}")
+        if (values["max_run_duration"] or "") and seconds_of(values["max_run_duration"]) > LONGEST:
+            fail("--max-run-duration is 7d at most")
         asked = next((option for option in clouds.CAPACITY if option and values[option]), "")
         values.update(kind._asdict(), topology=topology, hosts=chips // HOST_CHIPS)
         values["capacity"] = fill(clouds.CAPACITY[asked], values)
@@ -280,12 +307,20 @@ class Slice:
         listed = ask(self.commands["vms"], self.values)
         if self.values["dry_run"]:
             return ["VM"]
-        states = dict(line.split("\t") for line in listed.splitlines())
+        states = {}
+        for line in listed.splitlines():  # a VM that is being made has a name and no state
+            name, _, states[name] = line.partition("\t")
         running = sorted(name for name in states if states[name] == "RUNNING")
         if not running or len(running) < len(states):
             count = f"{len(running)} of {len(states)} VMs of {self.values['name']} run"
             fail(f"{count}: wait until all do, or --delete the slice and --create it again")
         return running
+
+
+def seconds_of(duration: str) -> int:
+    """Return the seconds of a time as gcloud takes it, such as 1d12h."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    return sum(int(count) * units[unit] for count, unit in re.findall(r"(\d+)([smhd])", duration))
 
 
 def kind_of(accelerator: str) -> str:
@@ -316,8 +351,8 @@ def train_on_slice(script: str, words: list[str]) -> None:
     if action is None:
         parser.check_run(values["run"])
         check_committed(values["ref"], values["run"][0])
-    elif values["run"] or values["create"]:
-        parser.error(f"{as_option(action)} goes with no --create and no CONFIG")
+    else:
+        parser.check_alone(action, values)
 
     tpus = Slice(script, values)
     if action == "delete":
@@ -370,6 +405,19 @@ def train_on_gke(words: list[str]) -> None:
     run(clouds.XPK, values)
 
 
+def minutes_of(limit: str) -> float:
+    """Return the minutes of a time as SLURM reads it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.  0 is no limit."""
+    days, dash, rest = limit.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+    elif len(parts) < 3:
+        hours, minutes, seconds = [0, *parts, 0][:3]
+    else:
+        hours, minutes, seconds = parts
+    return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
+
+
 def train_on_slurm(words: list[str]) -> None:
     """Submit a job."""
     parser = Parser("slurm")
@@ -377,6 +425,10 @@ def train_on_slurm(words: list[str]) -> None:
     parser.check_run(values["run"])
     if not Path(values["run"][0]).is_file():
         fail(f"there is no config {values['run'][0]}")
+    minutes, notice = minutes_of(values["time"] or "0"), int(values["save_before"]) / 60
+    if 0 < minutes <= notice + 1:
+        # SLURM would tell the job to save as soon as it runs, and it would come back without end.
+        parser.error(f"--time must be over a minute longer than --save-before, {notice:g} minutes")
     values.update(mounts=None, workdir=None)
     if values["container"]:
         here = str(Path.cwd())

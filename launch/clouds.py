@@ -86,7 +86,7 @@ FORMS = {  # what a value looks like: an example, a regular expression; other op
     "slurm name": ("psynth", r"[A-Za-z0-9][-\w.]*"),
     "max-restarts": ("50", r"\d+"),
     "max-run-duration": ("12h", r"(\d+[smhd])+"),
-    "mount": ("/mnt/shared", "/.*"),
+    "mount": ("/mnt/shared", "/[^,:]*"),
     "name": ("my-slice", r"[a-z]([-a-z0-9]{0,56}[a-z0-9])?"),  # the name of a VM is longer by 5
     "nfs": ("10.0.0.2:/share", r"[A-Za-z0-9.-]+:/[-\w./]*"),
     "nodes": ("2", COUNT),

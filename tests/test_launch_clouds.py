@@ -31,7 +31,8 @@ SCRIPTS = ["tpu_vm.sh", "compute_engine.sh", "gke_xpk.sh", "slurm.sh"]
 SLICE = ["--name", "s", "--zone=us-west4-a", "--project", "p-1"]
 WHERE = "--zone=us-west4-a --project=p-1"
 REGION = "--region=us-west4 --project=p-1"
-V6E = [*SLICE, "--create", "--accelerator", "v6e-16"]
+CREATE = [*SLICE, "--create", "--accelerator"]
+V6E = [*CREATE, "v6e-16"]
 POD = ["--cluster", "c", "--workload", "w", "--tpu-type", "v5p-64"]
 STOP = "if [ -e psynth_jax/launch/tpu_worker.sh ]; then bash psynth_jax/launch/tpu_worker.sh stop; fi"
 UNPACK = "mkdir -p psynth_jax && cd psynth_jax && rm -rf psynth_jax && tar -xzf ../psynth_jax.tar.gz"
@@ -64,8 +65,9 @@ class TestArguments:
             ("tpu_vm.sh", [CONFIG], "the following arguments are required: --name, --zone, --project"),
             ("tpu_vm.sh", ["--name"], "argument --name: expected one argument"),
             ("tpu_vm.sh", [*SLICE, "--fast", CONFIG], "unrecognized arguments: --fast"),
-            ("tpu_vm.sh", [*SLICE, "--zone", "us-west4", CONFIG], "--zone: must be like us-west4-a, got 'us-west4'"),
-            ("tpu_vm.sh", [*SLICE, "--name", "x;reboot", CONFIG], "--name: must be like my-slice, got 'x;reboot'"),
+            ("tpu_vm.sh", ["--zone", "us-west4", CONFIG], "--zone: must be like us-west4-a, got 'us-west4'"),
+            ("tpu_vm.sh", ["--name", "x;reboot", CONFIG], "--name: must be like my-slice, got 'x;reboot'"),
+            ("tpu_vm.sh", [*SLICE, "--name", "t", CONFIG], "--name is given twice"),
             ("tpu_vm.sh", SLICE, "CONFIG is missing"),
             ("tpu_vm.sh", [*SLICE, "configs/absent.yaml"], "configs/absent.yaml is not a file of HEAD"),
             ("tpu_vm.sh", [*SLICE, "configs"], "configs is not a file of HEAD"),
@@ -73,18 +75,24 @@ class TestArguments:
             ("tpu_vm.sh", [*SLICE, "--ref", "v9", CONFIG], "--ref must be a commit that git knows, got 'v9'"),
             ("tpu_vm.sh", [*SLICE, CONFIG, "--create"], "'--create' is not key=value"),
             ("tpu_vm.sh", [*SLICE, "--create", CONFIG], "--accelerator is missing"),
-            ("tpu_vm.sh", [*SLICE, "--create", "--accelerator", "v7z-8", CONFIG], "no software is known for v7z-8"),
-            ("tpu_vm.sh", [*SLICE, "--create", "--accelerator", "tpu7x-16", CONFIG], "use launch/compute_engine.sh"),
+            ("tpu_vm.sh", [*CREATE, "v7z-8", CONFIG], "no software is known for v7z-8"),
+            ("tpu_vm.sh", [*CREATE, "tpu7x-16", CONFIG], "use launch/compute_engine.sh"),
             ("tpu_vm.sh", [*SLICE, "--logs", "--delete"], "--logs and --delete exclude each other"),
-            ("tpu_vm.sh", [*SLICE, "--delete", CONFIG], "--delete goes with no --create and no CONFIG"),
-            ("tpu_vm.sh", [*SLICE, "--stop-run", "--create"], "--stop-run goes with no --create and no CONFIG"),
-            ("compute_engine.sh", [*V6E, "--accelerator", "v5e-16", CONFIG], "no v5e-16 slice: use launch/tpu_vm.sh"),
+            ("tpu_vm.sh", [*SLICE, "--delete", CONFIG], "--delete takes no CONFIG"),
+            ("tpu_vm.sh", [*SLICE, "--stop-run", "--create"], "--stop-run takes no --create"),
+            ("tpu_vm.sh", [*SLICE, "--stop-run", "--worker", "1"], "--stop-run takes no --worker"),
+            ("compute_engine.sh", [*SLICE, "--logs", "--spot"], "--logs takes no --spot"),
+            ("compute_engine.sh", [*CREATE, "v5e-16", CONFIG], "no v5e-16 slice: use launch/tpu_vm.sh"),
             ("compute_engine.sh", [*V6E, "--flex-start", CONFIG], "--flex-start and --max-run-duration go together"),
             ("compute_engine.sh", [*V6E, "--max-run-duration=1h", CONFIG], "--max-run-duration go together"),
             ("compute_engine.sh", [*V6E, "--spot", "--reservation=r", CONFIG], "--spot and --reservation exclude each"),
-            ("compute_engine.sh", [*V6E, "--topology=2x4", CONFIG], "--topology must have 16 chips for v6e-16"),
-            ("compute_engine.sh", [*V6E, "--accelerator=v6e-12", CONFIG], "--topology must have 12 chips for v6e-12"),
-            ("compute_engine.sh", [*V6E, "--accelerator=v6e-4", CONFIG], "v6e-4 is a single VM"),
+            ("compute_engine.sh", [*V6E, "--flex-start", "--max-run-duration=7d1s", CONFIG], "is 7d at most"),
+            ("compute_engine.sh", [*V6E, "--topology=2x4", CONFIG], "must be 2 numbers whose product is 16"),
+            ("compute_engine.sh", [*V6E, "--topology=2x2x4", CONFIG], "must be 2 numbers whose product is 16"),
+            ("compute_engine.sh", [*CREATE, "v6e-12", CONFIG], "v6e-12 must be 2 numbers whose product is 12"),
+            ("compute_engine.sh", [*CREATE, "v6e-6", CONFIG], "v6e-6 has 6 chips: a slice has 4 on each host"),
+            ("compute_engine.sh", [*CREATE, "v6e-4", CONFIG], "v6e-4 is a single VM"),
+            ("compute_engine.sh", [*CREATE, "v6e-1", CONFIG], "v6e-1 is a single VM"),
             ("gke_xpk.sh", ["--cluster", "c", CONFIG], "required: --workload, --tpu-type"),
             ("gke_xpk.sh", POD, "CONFIG is missing"),
             ("gke_xpk.sh", [*POD, "--docker-image", "a b", CONFIG], "argument --docker-image: must be like"),
@@ -92,7 +100,14 @@ class TestArguments:
             ("slurm.sh", ["--nodes", "2"], "CONFIG is missing"),
             ("slurm.sh", ["--nodes", "two", CONFIG], "--nodes: must be like 2, got 'two'"),
             ("slurm.sh", ["--time", "tomorrow", CONFIG], "--time: must be like 12:00:00, got 'tomorrow'"),
+            (
+                "slurm.sh",
+                ["--time", "00:05:30", CONFIG],
+                "--time must be over a minute longer than --save-before, 5 minutes",
+            ),
+            ("slurm.sh", ["--time", "6", CONFIG], "--time must be over a minute longer than --save-before"),
             ("slurm.sh", ["--mount", "/a", CONFIG], "--mount is for a container"),
+            ("slurm.sh", ["--container", "i", "--mount", "/a,b:/c", CONFIG], "--mount: must be like /mnt/shared"),
             ("slurm.sh", ["absent.yaml"], "there is no config absent.yaml"),
         ],
     )
@@ -294,7 +309,7 @@ class TestComputeEngine:
         both = zip(self.sent(here, "s-a"), self.sent(here, "s-b"), strict=True)
         assert pairs == [list(pair) for pair in both]
 
-    @pytest.mark.parametrize("states", [{}, {"s_a": "RUNNING", "s_b": "STAGING"}])
+    @pytest.mark.parametrize("states", [{}, {"s_a": "RUNNING", "s_b": "STAGING"}, {"s_a": "RUNNING", "s_b": ""}])
     def test_a_vm_that_does_not_run_ends_it(self, here: Launcher, states: dict[str, str]) -> None:
         self.fake_group(here, **states)
         count = "1 of 2" if states else "0 of 0"
@@ -387,6 +402,14 @@ def test_bash_reads_quoted_words_back(cloud: ModuleType, words: list[str]) -> No
     assert done.stdout.decode().split("\0")[:-1] == words
 
 
+@pytest.mark.parametrize(
+    ("limit", "minutes"),
+    [("0", 0), ("90", 90), ("1:30", 1.5), ("2:00:30", 120.5), ("1-12", 2160), ("1-0:30", 1470), ("1-0:30:30", 1470.5)],
+)
+def test_times_are_those_of_slurm(cloud: ModuleType, limit: str, minutes: float) -> None:
+    assert cloud.minutes_of(limit) == minutes
+
+
 class TestGke:
     def expected(self, tpu_type: str, image: str, more: str = "", where: str = "") -> list[str]:
         create = (
@@ -401,7 +424,7 @@ class TestGke:
     )
     def test_dry_run(self, here: Launcher, tpu_type: str, sent: str) -> None:
         stage = f"{here.root}/.launch/w"
-        assert here.dry("gke_xpk.sh", *POD, "--tpu-type", tpu_type, CONFIG) == [
+        assert here.dry("gke_xpk.sh", *POD[:-1], tpu_type, CONFIG) == [
             ["rm", "-rf", stage],
             ["mkdir", "-p", stage],
             ["git", "-C", str(here.root), "archive", "--format=tar.gz", f"--output={stage}.tar.gz", "HEAD"],
