@@ -28,6 +28,17 @@ run() {
   fi
 }
 
+# Print what JAX can use on this host: tpu, cuda, or none.
+devices_here() {
+  if compgen -G "/dev/accel*" >/dev/null || compgen -G "/dev/vfio/[0-9]*" >/dev/null; then
+    echo tpu
+  elif command -v nvidia-smi >/dev/null && nvidia-smi --list-gpus >/dev/null 2>&1; then
+    echo cuda
+  else
+    echo none
+  fi
+}
+
 # Print the comment at the top of a script.
 help_of() {
   local line

@@ -2,13 +2,15 @@
 
     python launch/execute_notebook.py notebooks/quickstart.ipynb notebooks/executed/quickstart.ipynb [NAME=VALUE ...]
 
-NAME=VALUE replaces a value of the cell that is tagged "parameters"; VALUE is YAML.  Each cell's seconds are printed.  The
+NAME=VALUE replaces a value of the cell that is tagged "parameters"; VALUE is a Python literal, or else a text.  A wrong NAME
+ends this with exit code 2.  Each cell's seconds are printed.  The
 copy is written also when a cell fails, with the error in it, and when the kernel dies; the exit code is then 1.
 Devices and network are those of kernel_environment.py.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import os
 import sys
@@ -18,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import yaml
 from jupyter_client.manager import AsyncKernelManager
 from kernel_environment import kernel_environment
 from nbclient import NotebookClient
@@ -31,18 +32,31 @@ def with_parameters(notebook: Any, values: dict[str, Any]) -> Any:
     Raises ValueError for a name that the cell does not set.
     """
     place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
-    known = {
-        target.id
-        for statement in ast.parse(notebook.cells[place].source).body
-        if isinstance(statement, ast.Assign)
-        for target in statement.targets
-        if isinstance(target, ast.Name)
-    }
+    names = [node for node in ast.walk(ast.parse(notebook.cells[place].source)) if isinstance(node, ast.Name)]
+    known = {name.id for name in names if isinstance(name.ctx, ast.Store)}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"no parameter {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     lines = ["# Set for this execution", *(f"{name} = {value!r}" for name, value in values.items())]
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell("\n".join(lines), metadata={"tags": ["injected"]}))
     return notebook
+
+
+def parameter(setting: str) -> tuple[str, Any]:
+    """Return name and value of NAME=VALUE."""
+    name, equals, text = setting.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{setting!r} is not NAME=VALUE")
+    try:
+        return name, ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return name, text
+
+
+def existing_file(given: str) -> str:
+    """Return the path of a file."""
+    if not Path(given).is_file():
+        raise argparse.ArgumentTypeError(f"there is no {given}")
+    return given
 
 
 class Told(NotebookClient):  # type: ignore[misc]  # nbclient has no types
@@ -59,12 +73,25 @@ class Told(NotebookClient):  # type: ignore[misc]  # nbclient has no types
                 print(f"  {time.perf_counter() - begin:6.1f} s  {first}", flush=True)
 
 
-def main(source: str, target: str, *settings: str) -> int:
+def main() -> int:
     """Execute; return the exit code."""
-    values = {name: yaml.safe_load(text) for name, _, text in (setting.partition("=") for setting in settings)}
-    notebook = nbformat.read(source, as_version=4)
-    if values:
-        notebook = with_parameters(notebook, values)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=existing_file, help="the notebook")
+    parser.add_argument("target", help="the copy")
+    parser.add_argument("settings", nargs="*", type=parameter, metavar="NAME=VALUE", help="of its parameters")
+    given = parser.parse_args()
+    notebook = nbformat.read(given.source, as_version=4)
+    if given.settings:
+        try:
+            notebook = with_parameters(notebook, dict(given.settings))
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 2
+    return execute(notebook, given.source, given.target)
+
+
+def execute(notebook: Any, source: str, target: str) -> int:
+    """Execute a notebook, and write it with its outputs; return the exit code."""
     folder = Path(target).parent
     folder.mkdir(parents=True, exist_ok=True)
     begin, failed = time.perf_counter(), None
@@ -89,4 +116,4 @@ def main(source: str, target: str, *settings: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

@@ -7,6 +7,7 @@ A cell with the tag "picture:NAME" draws docs/images/NAME.png.  Notebooks that a
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import sys
@@ -32,6 +33,8 @@ def tagged_pictures(notebook: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
 
 def main() -> int:
     """Write the pictures; return the exit code: 1 if there was none."""
+    told = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    told.parse_args()
     count = 0
     for path in sorted((ROOT / "notebooks" / "executed").glob("*.ipynb")):
         for name, png in tagged_pictures(json.loads(path.read_text(encoding="utf-8"))):

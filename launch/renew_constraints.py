@@ -8,6 +8,7 @@ different versions of a package, its lines have markers.  Needs the network, and
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
 import re
@@ -83,6 +84,8 @@ def merged(resolved: dict[str, dict[str, str]]) -> list[str]:
 
 def main() -> int:
     """Resolve and write; print what changed."""
+    told = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    told.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         try:
             resolved = {version: resolve(version, Path(folder)) for version in PYTHONS}

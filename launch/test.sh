@@ -13,13 +13,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-usage() {
-  local line
-  while IFS= read -r line && [[ "$line" != set* ]]; do
-    [[ "$line" == '#!'* ]] || printf '%s\n' "${line#\#}"
-  done <launch/test.sh
-}
-
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 # Most of the time goes into compiling small programs; tests on real weights, or for TPUs, have them
 # compiled as users do.
@@ -34,8 +27,9 @@ run_extern() {
   "$venv/bin/python" -m pytest "tests/extern/$name" "$@"
 }
 
-if [[ "${1:-}" == --help ]]; then
-  usage
+if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
+  source launch/commands.sh
+  help_of launch/test.sh
   exit
 fi
 

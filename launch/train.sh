@@ -22,17 +22,7 @@ done
 [[ $# -ge 1 ]] || fail "CONFIG is missing; see launch/train.sh --help"
 [[ -f "$1" ]] || fail "there is no config $1"
 
-here() {
-  if compgen -G "/dev/accel*" >/dev/null || compgen -G "/dev/vfio/[0-9]*" >/dev/null; then
-    echo tpu
-  elif command -v nvidia-smi >/dev/null && nvidia-smi --list-gpus >/dev/null 2>&1; then
-    echo cuda
-  else
-    echo none
-  fi
-}
-
-extra="${PSYNTH_EXTRA:-$(here)}"
+extra="${PSYNTH_EXTRA:-$(devices_here)}"
 case "$extra" in
   tpu | cuda) ;;
   none) extra=demo ;;

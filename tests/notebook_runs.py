@@ -12,14 +12,14 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Values of the parameters cell that make a notebook small: no test says that it is of use, only that it runs.
 SMALL = {
-    "convert": ["MODEL=tiny-random", "ADAPTER=null"],
+    "convert": ["MODEL=tiny-random", "ADAPTER=None"],
     "method_by_hand": ["MODEL=smollm2-135m"],  # its arithmetic is that of Llama's layers
-    "own_data": ["MODEL=tiny-random", "ADAPTER=null", "STEPS=2", "EXAMPLES=8", "CASES=24", "QUESTIONS=4"],
+    "own_data": ["MODEL=tiny-random", "ADAPTER=None", "STEPS=2", "EXAMPLES=8", "CASES=24", "QUESTIONS=4"],
     "scale_out": ['SLICES=["v5e-16"]', "TRAIN_SLICES=[]"],
     "train_adapter": [
         *("MODEL=tiny-random", "STEPS=2", "MORE_STEPS=1", "EXAMPLES=8", "RECORDS=16", "QUESTIONS=4"),
     ],
-    "quickstart": ["MODEL=tiny-random", "ADAPTER=null", "NEW_TOKENS=8", "BRANCH_TOKENS=[16, 32]", "REPEATS=1"],
+    "quickstart": ["MODEL=tiny-random", "ADAPTER=None", "NEW_TOKENS=8", "BRANCH_TOKENS=[16, 32]", "REPEATS=1"],
 }
 
 

@@ -124,6 +124,25 @@ def test_script_is_valid_and_strict(script: Path) -> None:
     assert os.access(script, os.X_OK)
 
 
+@pytest.mark.parametrize("script", ["setup.sh", "test.sh", "notebooks.sh", "train.sh", "adapter.sh"])
+def test_scripts_explain_themselves_and_do_nothing(checkout: Checkout, script: str) -> None:
+    done = checkout.run(script, "--help")
+    assert (done.returncode, done.stderr, checkout.calls()) == (0, "", [])
+    assert f"    launch/{script} " in done.stdout
+
+
+@pytest.mark.parametrize("script", ["badges", "pictures", "renew_constraints", "execute_notebook"])
+def test_programs_explain_themselves_and_do_nothing(checkout: Checkout, script: str) -> None:
+    if script == "execute_notebook":
+        pytest.importorskip("nbclient")
+    before = {path: path.read_bytes() for path in checkout.root.rglob("*") if path.is_file()}
+    command = [sys.executable, str(checkout.root / "launch" / f"{script}.py"), "--help"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"usage: {script}.py" in done.stdout
+    assert before == {path: path.read_bytes() for path in checkout.root.rglob("*") if path.is_file()}
+
+
 def test_extras_are_those_that_setup_offers() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     offered = re.search(r"usage: launch/setup.sh \[(.*)\]", (ROOT / "launch" / "setup.sh").read_text())

@@ -92,7 +92,7 @@ class TestTrain:
     def test_installs_what_the_host_has(
         self, here: Launcher, tmp_path: Path, device: str, driver: str, wanted: str, extra: str
     ) -> None:
-        script = here.root / "launch" / "train.sh"
+        script = here.root / "launch" / "commands.sh"
         script.write_text(script.read_text().replace('"/dev/', f'"{tmp_path}/dev/'))
         if device:
             executable(tmp_path / "dev" / device, "")

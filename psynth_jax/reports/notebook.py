@@ -9,27 +9,41 @@ import jax
 from psynth_jax.errors import UserError
 
 _GIB = 2.0**30
+_ACCELERATORS = (  # what they are, the extra that JAX needs for them, what the system calls them
+    ("TPU", "tpu", ("accel*", "vfio/[0-9]*")),
+    ("GPU", "cuda", ("nvidia[0-9]*",)),
+)
 
 
 def check_devices(device_files: Path = Path("/dev")) -> None:
     """Print the devices that JAX sees.
 
-    A notebook runtime that installs another JAX without its libtpu runs everything on the CPU, and warns once in a log.
+    A notebook runtime that installs another JAX without what its devices need runs everything on the CPU, and warns once in
+    a log.
 
     Args:
       device_files: where the system lists its devices.
 
     Raises:
-      UserError: this machine has a TPU, and JAX does not see it.
+      UserError: this machine has a TPU or a GPU, JAX does not see it, and nobody told JAX to take the CPU.
     """
     devices = jax.devices()
     kinds = sorted({device.device_kind for device in devices})
     print(f"{len(devices)} x {', '.join(kinds)} (jax {jax.__version__})")  # noqa: T201
-    tpus = [*device_files.glob("accel*"), *device_files.glob("vfio/[0-9]*")]
-    if tpus and devices[0].platform == "cpu":
-        raise UserError(
-            "this runtime has a TPU, and JAX sees only the CPU: install psynth-jax[tpu], restart the session, run again"
-        )
+    if devices[0].platform != "cpu" or _chosen_platforms() == "cpu":
+        return
+    for kind, extra, patterns in _ACCELERATORS:
+        if any(any(device_files.glob(pattern)) for pattern in patterns):
+            raise UserError(
+                f"this runtime has a {kind}, and JAX sees only the CPU: install psynth-jax with its extra {extra}, "
+                "restart the session, run again"
+            )
+
+
+def _chosen_platforms() -> str | None:
+    """Return the value of JAX_PLATFORMS; None: JAX chooses."""
+    chosen: str | None = jax.config.jax_platforms
+    return chosen
 
 
 def memory_table() -> None:
