@@ -491,5 +491,5 @@ def test_skypilot_example_joins_the_hosts_of_a_slice(here: Launcher) -> None:
     task["envs"]["CONFIG"] = CONFIG
     done = here.shell(["-euc", task["run"]], here.root, **task["envs"], **hosts)
     assert done.returncode == 0, done.stderr
-    overrides = ["workdir=gs://my-bucket/runs/a", "mesh=fsdp=16"]
+    overrides = ["workdir=gs://my-bucket/runs/a", "mesh=fsdp=16", "batch.examples=16"]
     assert here.words() == [["psynth", "10.0.0.1:8482", "2", "1", "tpu", "train", CONFIG, *overrides]]

@@ -80,6 +80,10 @@ def kernel_environment(environment: dict[str, str], device_files: Path) -> dict[
     return found
 
 
+def imports(tree: ast.AST) -> list[ast.alias]:
+    return [each for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for each in node.names]
+
+
 def loaded(name: str) -> Any:
     """Return a module of launch/."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.py")
@@ -136,6 +140,15 @@ class TestNotebook:
         assert "%pip" not in before and "%pip install" in inside
         assert all(line.startswith("    ") for line in inside.splitlines() if line)
         assert [source(cell) for cell in cells(path) if "%pip" in source(cell)] == [install]
+
+    def test_has_what_it_needs_without_the_install_cell(self, path: Path) -> None:
+        """After a restart of the session that cell may be left out."""
+        rest = [source(cell) for cell in cells(path) if cell["cell_type"] == "code" and "install" not in tags(cell)]
+        tree = ast.parse("\n".join(rest))
+        imported = {(each.asname or each.name).partition(".")[0] for each in imports(tree)}
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        installing = {"importlib", "shutil", "sys", "Path"}
+        assert used & installing <= imported
 
     def test_checks_the_devices(self, path: Path) -> None:
         assert any("check_devices()" in source(cell) for cell in cells(path))
