@@ -168,7 +168,8 @@ class TrainConfig(Config):
     axes, such as "data=2,fsdp=4"; None is one device. distributed: start JAX's multi-host runtime ("auto": if the
     environment names a job; "always": have JAX find it, also by a cloud's metadata). remat: compute layers anew in
     the backward pass instead of keeping them. loss_rows: positions of a shard whose logits exist at once.
-    implementation: of attention.
+    compile_ahead: compile for all shapes of batches at the start, several at a time, instead of for each when its
+    first batch comes; a later start begins while its examples are read. implementation: of attention.
     """
 
     workdir: str
@@ -190,6 +191,7 @@ class TrainConfig(Config):
     distributed: Literal["auto", "always", "none"] = "auto"
     remat: bool = True
     loss_rows: Count = 256
+    compile_ahead: bool = False
     implementation: Literal["auto", "xla", "pallas_tpu", "pallas_gpu", "reference"] = "auto"
 
     @pydantic.field_validator("template", mode="before")
@@ -216,7 +218,18 @@ class TrainConfig(Config):
 
 
 # What may differ when a run is continued: nothing else changes what has been computed so far, or what the state looks like.
-MAY_CHANGE = ("workdir", "train", "checkpoint", "logging", "mesh", "distributed", "remat", "loss_rows", "implementation")
+MAY_CHANGE = (
+    "workdir",
+    "train",
+    "checkpoint",
+    "logging",
+    "mesh",
+    "distributed",
+    "remat",
+    "loss_rows",
+    "compile_ahead",
+    "implementation",
+)
 
 
 def differences(now: TrainConfig, before: Mapping[str, Any]) -> list[str]:

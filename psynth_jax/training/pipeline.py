@@ -35,7 +35,7 @@ class BatchSource:
 
     def __init__(self, plan: Plan, builder: BatchBuilder, count: int):
         """Take `count` batches of a plan."""
-        self._plan, self._builder, self._count = plan, builder, count
+        self.plan, self._builder, self._count = plan, builder, count
         self._epochs = {0: plan.batches(0)}
         self._ends = [len(self._epochs[0])]
         self._planning = threading.Lock()  # Grain reads from several threads
@@ -60,7 +60,7 @@ class BatchSource:
     def _epoch(self, number: int) -> list[PlannedBatch]:
         known = self._epochs.get(number)
         if known is None:
-            known = self._plan.batches(number)
+            known = self.plan.batches(number)
             self._epochs = {key: value for key, value in self._epochs.items() if key >= number - 1} | {number: known}
         return known
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 
@@ -19,8 +21,9 @@ from psynth_jax.sharding import make_mesh, mesh_sizes
 from psynth_jax.storage.paths import as_path, is_bucket
 from psynth_jax.synthesis.programs import programs_kept_in
 from psynth_jax.training.checkpoint import CheckpointReader
-from psynth_jax.training.config import TrainConfig
+from psynth_jax.training.config import TrainConfig, with_schedule_steps
 from psynth_jax.training.lock import working_in
+from psynth_jax.training.programs import Programs, read_shapes
 from psynth_jax.training.reporter import OnStep
 from psynth_jax.training.tasks import load_tasks
 from psynth_jax.training.trainer import Outcome, Trainer, check_continues, silent
@@ -84,26 +87,53 @@ def prepare(
       InputError, AdapterError: an adapter to begin from, or a teacher, is not there.
       And what `load_tasks`, `load_model` and `Trainer` raise.
     """
-    _check_without_model(config, checkpoint)
+    about = _check_without_model(config, checkpoint)
+    known = read_shapes(as_path(config.workdir)) if config.compile_ahead else None
     say("reading examples ...")
-    data, evaluation = load_tasks(config)
+    if known is None:
+        data, evaluation = load_tasks(config)
+        model = _loaded(config, model, say)
+        return Trainer(config, model, data, evaluation, on_step, say, checkpoint)
+    with ThreadPoolExecutor(1) as thread:
+        reading = thread.submit(load_tasks, config)
+        model = _loaded(config, model, say)
+        programs = Programs(with_schedule_steps(config, about), model, known.tasks, say)
+        programs.compile_ahead(known.keys)
+        try:
+            data, evaluation = reading.result()
+        except BaseException:
+            programs.close()
+            raise
+    return Trainer(config, model, data, evaluation, on_step, say, checkpoint, programs)
+
+
+def _loaded(config: TrainConfig, model: Model | Callable[[], Model] | None, say: Say) -> Model:
+    """Return the model on its devices."""
     if model is None:
         say(f"loading {config.model} ...")
-        model = load_model(config.model, config.dtype, None if config.mesh is None else make_mesh(config.mesh))
+        mesh = None if config.mesh is None else make_mesh(config.mesh)
+        model = load_model(config.model, config.dtype, mesh)
     elif not isinstance(model, Model):
         model = model()
     _check_model(config, model)
-    return Trainer(config, model, data, evaluation, on_step, say, checkpoint)
+    return model
 
 
-def _check_without_model(config: TrainConfig, checkpoint: str) -> None:
-    """Find what needs no model, which takes long to load: damaged checkpoints, wrong names."""
+def _check_without_model(config: TrainConfig, checkpoint: str) -> Mapping[str, Any] | None:
+    """Find what needs no model, which takes long to load: damaged checkpoints, wrong names.
+
+    Returns the config that a checkpoint began with; None: there is no checkpoint.
+    """
     reader = CheckpointReader(config.workdir)
+    before: Mapping[str, Any] | None = None
     if reader.latest is not None or checkpoint != "latest":
-        check_continues(config, reader.about(reader.find(checkpoint)))
+        about = reader.about(reader.find(checkpoint))
+        check_continues(config, about)
+        before = about["config"]
     for source in (config.trainable.start, config.teacher):
         if source is not None:
             find_adapter(source)
+    return before
 
 
 def _check_model(config: TrainConfig, model: Model) -> None:

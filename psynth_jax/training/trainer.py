@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import psynth_jax
@@ -39,22 +38,15 @@ from psynth_jax.training.curves import coarse, read_metrics, until
 from psynth_jax.training.lock import Hold, working_in
 from psynth_jax.training.metric_files import FILE
 from psynth_jax.training.metrics import Metrics
-from psynth_jax.training.optimizer import learning_rate, make_optimizer
-from psynth_jax.training.parameters import check_targets, initial_parameters, not_finite, teacher_of
+from psynth_jax.training.optimizer import learning_rate
+from psynth_jax.training.parameters import check_targets, initial_parameters, not_finite
 from psynth_jax.training.pipeline import BatchIterator, BatchSource, Loaded
-from psynth_jax.training.plan import Plan, Shape
+from psynth_jax.training.plan import Plan
 from psynth_jax.training.preemption import Preemption, preemption
+from psynth_jax.training.programs import Key, KnownShapes, Programs, write_shapes
 from psynth_jax.training.report import CONFIG, summarise
 from psynth_jax.training.reporter import OnStep, Reporter, losses_by_task
-from psynth_jax.training.step import (
-    Parameters,
-    StepOptions,
-    TrainState,
-    evaluate_step,
-    parameter_shardings_of,
-    state_shardings,
-    train_step,
-)
+from psynth_jax.training.step import Parameters
 from psynth_jax.training.tasks import TaskData
 from psynth_jax.training.vocabulary import check_sources
 
@@ -97,6 +89,7 @@ class Trainer:
         on_step: OnStep | None = None,
         say: Callable[[str], None] = silent,
         checkpoint: str = "latest",
+        programs: Programs | None = None,
     ):
         """Prepare a run, and continue it where its last checkpoint stands.
 
@@ -107,6 +100,7 @@ class Trainer:
           on_step: called with the numbers of each step and evaluation, in the first process.
           say: told, in a few words, what takes longer than a step.
           checkpoint: "best" or a step, to be exported; a run goes on from the latest.
+          programs: of the same config and model, begun before the examples were read; None: made here.
 
         Raises:
           ConfigError: config and checkpoint disagree.
@@ -145,19 +139,11 @@ class Trainer:
         if about is None:  # what a run has begun with was checked then, and every batch is once more
             sources = [*self._sources, *(source for _, source in evaluates)]
             check_sources(sources, model.config.vocab_size, model.name, self._say)
-        self._options = StepOptions(
-            lora_scale=config.trainable.alpha / max(config.trainable.rank, 1),
-            tasks=max(len(data), len(evaluation)),
-            average=config.optimizer.average,
-            remat=config.remat,
-            loss_rows=config.loss_rows,
-            implementation=config.implementation,
-        )
-        self._teacher, self._taught_by = teacher_of(config, model)
-        self._optimizer = make_optimizer(config.optimizer, self._schedule_steps)
-        self._compiled: dict[Any, Any] = {}
-        self._cut: TrainState | None = None
-        self.state = self._fresh_state()
+        tasks = max(len(data), len(evaluation))
+        if programs is None or programs.options.tasks != tasks:
+            programs = Programs(config, model, tasks, self._say)
+        self.programs = programs
+        self.state = programs.first_state()
         self._data_state: dict[str, Any] | None = None
         self._begun_with: str | None = None
         if step is not None:
@@ -175,20 +161,6 @@ class Trainer:
         known = self.model.name, self.model.config.vocab_size
         return plan, BatchBuilder(sources, tasks, reads=reads, mesh=mesh, micro_batches=limits.accumulate, model=known)
 
-    def _fresh_state(self) -> TrainState:
-        parameters = initial_parameters(self.config.trainable, self.model, self.config.seed)
-        averages, mesh = self.config.optimizer.average > 0, self.model.mesh
-
-        def begin(parameters: Parameters) -> TrainState:
-            average = jax.tree.map(jnp.array, parameters) if averages else None
-            return TrainState(jnp.int32(0), parameters, self._optimizer.init(parameters), average)
-
-        if mesh is None:
-            return jax.jit(begin)(parameters)
-        cut = parameter_shardings_of(parameters, self.model.decoder, mesh)
-        self._cut = state_shardings(jax.eval_shape(begin, parameters), cut, mesh)
-        return jax.jit(begin, out_shardings=self._cut)(jax.tree.map(put, parameters, cut))
-
     def take(self, which: str) -> int:
         """Take up a checkpoint, "latest", "best" or its step; return its step.
 
@@ -205,7 +177,7 @@ class Trainer:
             told = self.model.identity.told_from(about["fingerprint"], about["model"], self.model.name)
             raise ConfigError(f"{self.workdir} was trained on the base model {told}")
         check_continues(self.config, about)
-        if about.get("teacher", self._taught_by) != self._taught_by:
+        if about.get("teacher", self.programs.taught_by) != self.programs.taught_by:
             raise ConfigError(f"{self.workdir} was taught by another adapter than {self.config.teacher} is now")
         self.state, self._data_state = reader.restore(step, self.state)
         self._begun_with = about.get("batches")
@@ -242,12 +214,19 @@ class Trainer:
         begin, last = self.step, min(config.train.steps, config.train.stop_at or config.train.steps)
         metrics = Metrics(self.workdir, config.logging, hold.check)
 
+        known = self._known_shapes()
+        if config.compile_ahead:
+            self.programs.compile_ahead(known.keys)
+
         def open_files() -> None:
             hold.check()
+            if config.compile_ahead:
+                write_shapes(self.workdir, known)
             write_text(self.workdir / CONFIG, config.model_dump_json(indent=1) + "\n")
             metrics.open(config.model_dump(mode="json"), begin)
 
         with (
+            contextlib.closing(self.programs),
             metrics,
             CheckpointStore(self.workdir, config.checkpoint, hold.check) as store,
             preemption(self._say, end_process) as heard,
@@ -263,6 +242,13 @@ class Trainer:
             return Outcome(self.step, heard.told_by or "terminated", adapter, begin)
         return Outcome(self.step, "done" if last == config.train.steps else "stop_at", adapter, begin)
 
+    def _known_shapes(self) -> KnownShapes:
+        """Return what batches look like, as planned: those of a mesh may come out a little larger."""
+        keys = [Key("train", shape) for shape in self.plan.shapes]
+        if self._evaluation is not None:
+            keys += [Key("evaluate", shape) for shape in self._evaluation.plan.shapes]
+        return KnownShapes(self.programs.options.tasks, tuple(keys))
+
     def _before_export(self, hold: Hold) -> None:
         hold.check()
         adopt(self.workdir / ADAPTER)  # what another start has not written to its end
@@ -275,7 +261,7 @@ class Trainer:
         reporter = self._reporter(metrics, store)
         for step in range(self.step + 1, last + 1):
             loaded = next(batches)
-            if ("train", loaded.shape) not in self._compiled:
+            if not self.programs.is_there("train", loaded.shape):
                 reporter.finish()  # the step before ends while this one is compiled
             sums, compiling = self.train_batch(loaded)
             heard.begin()
@@ -300,7 +286,7 @@ class Trainer:
 
     def train_batch(self, loaded: Loaded) -> tuple[dict[str, Any], float]:
         """Do one step on a batch; return its sums, still being computed, and the seconds that compiling took."""
-        run, seconds = self._program("train", self.state, loaded)
+        run, seconds = self.programs.get("train", loaded.shape)
         self.state, sums = run(self.state, *self._rest(loaded))
         return sums, seconds
 
@@ -317,7 +303,7 @@ class Trainer:
                 told = time.monotonic()
                 self._say(f"evaluating, {number} of {len(self._evaluation)} batches ...")
             loaded = self._evaluation[number]
-            run, _ = self._program("evaluate", parameters, loaded)
+            run, _ = self.programs.get("evaluate", loaded.shape)
             found = jax.device_get(run(parameters, *self._rest(loaded)))
             total = found if total is None else jax.tree.map(np.add, total, found)
         loss, divergence = (float(total[name] / total["tokens"]) for name in ("cross_entropy", "distillation"))
@@ -325,36 +311,9 @@ class Trainer:
         reporter.tell(step, {"eval_loss": loss, "eval_distillation": divergence} | by_task)
         return loss
 
-    def _program(self, name: str, first: Any, loaded: Loaded) -> tuple[Callable[..., Any], float]:
-        """Return a compiled step for a batch's shape, and the seconds that compiling it took."""
-        key = name, loaded.shape
-        if key in self._compiled:
-            return self._compiled[key], 0.0
-        begin = time.perf_counter()
-        shape = _described(loaded.shape)
-        self._say(f"compiling the {name} step for {shape} ...")
-        options: dict[str, Any] = {}
-        if name == "train":
-            options["donate_argnums"] = 0
-        if self.model.mesh is not None:
-            whole = replicated(self.model.mesh)
-            options["out_shardings"] = (self._cut, whole) if name == "train" else whole
-        function: Callable[..., Any] = self._train if name == "train" else self._evaluate
-        step = jax.jit(function, **options)
-        self._compiled[key] = step.lower(first, *self._rest(loaded)).compile()
-        seconds = time.perf_counter() - begin
-        self._say(f"compiled the {name} step for {shape} in {seconds:.1f} s")
-        return self._compiled[key], seconds
-
     def _rest(self, loaded: Loaded) -> tuple[Any, Any, Any]:
         """Return what a step takes besides what it changes."""
-        return self.model.decoder, self._teacher, placed(loaded.batch, self.model.mesh)
-
-    def _train(self, state: TrainState, model: Any, teacher: Any, batch: Any) -> Any:
-        return train_step(state, model, batch, self._optimizer, self._options, teacher)
-
-    def _evaluate(self, parameters: Parameters, model: Any, teacher: Any, batch: Any) -> Any:
-        return evaluate_step(parameters, model, batch, self._options, teacher)
+        return self.model.decoder, self.programs.teacher, placed(loaded.batch, self.model.mesh)
 
     def _reporter(self, metrics: Metrics, store: CheckpointStore) -> Reporter:
         return Reporter(
@@ -382,9 +341,9 @@ class Trainer:
         if names := not_finite(self.model.decoder.parameters()):
             return f"weights of the base model {self.model.name} are not finite: {listing(names, ', ')}"
         identity: Any = initial_parameters(self.config.trainable.model_copy(update={"start": None}), self.model, 0)
-        if self._cut is not None:
-            identity = jax.tree.map(put, identity, self._cut.parameters)
-        run, _ = self._program("evaluate", identity, loaded)
+        if self.programs.sharded is not None:
+            identity = jax.tree.map(put, identity, self.programs.sharded.parameters)
+        run, _ = self.programs.get("evaluate", loaded.shape)
         found = jax.device_get(run(identity, *self._rest(loaded)))
         if not np.isfinite(found["cross_entropy"]):
             advice = "; try dtype=float32" if self.config.dtype != "float32" else ""
@@ -399,7 +358,7 @@ class Trainer:
             "fingerprint": self.model.fingerprint,
             "model": self.model.name,
             "batches": self.plan.digest,
-            "teacher": self._taught_by,
+            "teacher": self.programs.taught_by,
             "psynth_jax": psynth_jax.__version__,
         }
 
@@ -431,7 +390,9 @@ class Trainer:
         if self._first_process:
             held: Parameters = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), parameters)
             sink = next((source.sink for source in self._sources if isinstance(source, WithSink)), ())
-            adapter = Adapter(held.lora(self._options.lora_scale), held.mapper, sink=sink, template=self.config.template)
+            adapter = Adapter(
+                held.lora(self.programs.options.lora_scale), held.mapper, sink=sink, template=self.config.template
+            )
             learned = [{"task": s.task, "examples": len(s), "sha256": digest(s)} for s in self._sources]
             summary = {"steps": self.step, "jax": jax.__version__, "data": learned} | self._about() | self._course()
             with writing(place):
@@ -451,12 +412,6 @@ def check_continues(config: TrainConfig, about: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for a config that disagrees with the checkpoint that it would continue."""
     if wrong := differences(config, about["config"]):
         raise ConfigError(f"config and checkpoint of {config.workdir} disagree: {listing(wrong)}")
-
-
-def _described(shape: Shape) -> str:
-    """Say what a batch is padded to, for people."""
-    branches = f", {shape.rows} branches of up to {shape.slots} tokens" if shape.rows else ""
-    return f"{shape.examples} examples of up to {shape.tokens} tokens{branches}"
 
 
 def _also_logged(say: Callable[[str], None]) -> Callable[[str], None]:
