@@ -75,7 +75,8 @@ class TestAblations:
 
     def test_distillation_is_on_the_mixture_of_the_recipe(self) -> None:
         learned = {"cross_entropy": 1.0, "distillation": 0.0}
-        assert tuple(task.model_copy(update=learned) for task in self.tasks("distillation")) == config("recipe-branches").data
+        mixture = [task.model_copy(update=learned) for task in self.tasks("distillation")]
+        assert tuple(mixture) == config("recipe-branches").data
 
     def test_exposure_and_aggregation_share_no_data(self) -> None:
         exposure, aggregation = self.tasks("exposure"), self.tasks("aggregation")
