@@ -151,6 +151,7 @@ def _table(summary: Mapping[str, Any]) -> Group:
         + ".  Scores in percent, with bootstrap intervals; what does not fit scores 0.",
         *(_ratio(each) for each in summary["comparisons"] if each["score"] == scores[-1] and each["ratio"] is not None),
         _ttft_note(summary["batch"]) + "  Tokens: means.",
+        *_no_time_note(methods),
     ]
     return Group(reached, took, *(Text(note, style="dim") for note in notes))
 
@@ -166,6 +167,15 @@ def _percent(score: Mapping[str, float]) -> str:
 def _ttft_note(batch: int) -> str:
     of = "a question" if batch == 1 else f"a batch of up to {batch} (--batch 1: of a question)"
     return f"TTFT: median, from branches ready to the first token of {of}."
+
+
+def _no_time_note(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say of a method that asks no model why it has no time; one that fits no question has no tokens either."""
+    notes = []
+    for name, found in methods.items():
+        if found["ttft_s"] is None and found["prompt_tokens"] == 0:
+            notes.append(f"{name} asks no model: it has no TTFT.")
+    return notes
 
 
 def _ratio(compared: Mapping[str, Any]) -> str:

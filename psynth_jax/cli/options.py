@@ -25,7 +25,7 @@ SOURCES = (
     "2wikimultihopqa, browsecomp, dta_tool, flan, flan_cot, hotpotqa, lmsys_chat, records, sharegpt, squad, synthetic, "
     "toucan_multi, toucan_single, ultrachat, wildchat"
 )
-METHODS = "text, text-lora, branches, identity, question, wrong-branches"
+METHODS = "text, text-lora, branches, identity, question, wrong-branches, vote, self"
 
 ModelName = Annotated[str, typer.Option("--model", help="preset, model directory, .gguf file, or hub id")]
 Dtype = Annotated[str, typer.Option(help=DTYPES)]

@@ -7,9 +7,12 @@
     identity        its branches                  the base model, no mapper
     question        nothing: the same prompt      the adapter's LoRA
     wrong-branches  those of another question     the adapter
+    vote            nothing: no model is asked    none: the branches' own answers, the most frequent one
+    self            an answer of its own          the adapter; the base model wrote the answer
 
 `text-lora` is the yardstick for `branches`: as much training, the same examples, everything prefilled.  `identity` says what
 the adapter adds; `question` and `wrong-branches` say whether the branches are read at all, and not only guessed around.
+`vote` is what the workers reach without a synthesizer; `self` tells how much comes from a second look at the question.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any, Literal, Self, TypeAlias
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.convert.adapters import load_adapter
 from psynth_jax.errors import DataError, InputError
+from psynth_jax.evaluation.second_look import own_branches
 from psynth_jax.evaluation.tasks import Question
 from psynth_jax.model import Model
 from psynth_jax.prompts import baseline_messages, synthesis_messages
@@ -37,14 +41,17 @@ Answer: TypeAlias = Callable[[ParallelSynthesis, Sequence[Question], Mapping[str
 class Method:
     """A way of answering.
 
-    weights: which synthesizer it runs.  answer: takes that one, questions, and sampling options of `synthesize`.
+    weights: which synthesizer it runs.  answer: takes that one, questions, and sampling options of `synthesize`; None for a
+    method that asks no model, whose answer is what the branches elect, see voting.py.
     of_another: the questions come with the branches of other questions, see `with_wrong_branches`.
+    draws: it draws random numbers at any temperature.
     """
 
     name: str
     weights: Weights
-    answer: Answer
+    answer: Answer | None
     of_another: bool = False
+    draws: bool = False
 
 
 def _pasted(synth: ParallelSynthesis, questions: Sequence[Question], options: Mapping[str, Any]) -> list[SynthesisResult]:
@@ -75,6 +82,14 @@ def _from_nothing(
     return synth.synthesize([synthesis_messages(question.query) for question in questions], None, **options)
 
 
+def _from_itself(
+    synth: ParallelSynthesis, questions: Sequence[Question], options: Mapping[str, Any]
+) -> list[SynthesisResult]:
+    """Answer from one branch, the base model's own answer to the question alone."""
+    branches = own_branches(synth, questions, options["max_new_tokens"], options["seed"])
+    return synth.synthesize([question.query for question in questions], branches, **options)
+
+
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
@@ -84,6 +99,8 @@ METHODS: Mapping[str, Method] = {
         Method("identity", "base", _from_branches),
         Method("question", "adapter", _from_nothing),
         Method("wrong-branches", "adapter", _from_branches, of_another=True),
+        Method("vote", "base", None),
+        Method("self", "adapter", _from_itself, draws=True),
     )
 }
 

@@ -28,12 +28,18 @@ Key: TypeAlias = tuple[str, str, str]
 
 SETTINGS, ROWS, SUMMARY = "settings.json", "rows.jsonl", "summary.json"
 
-# What every row has besides its scores.  "number?" is a number, or null where the question did not fit.
-DOES_NOT_FIT = "does_not_fit"  # a finish reason
+# Finish reasons of rows that no model answered: the question did not fit, or the method asks none.
+DOES_NOT_FIT = "does_not_fit"
+NO_MODEL = "no_model"
+
+MEASURED = ("ttft_s", "prompt_tokens", "cached_tokens", "generated_tokens")
+
+# What every row has besides its scores.  "number?" is a number, or null where the finish reason allows it.
 _KEYS = {
     **dict.fromkeys(("method", "task", "id", "finish_reason"), "text"),
-    **dict.fromkeys(("ttft_s", "prompt_tokens", "cached_tokens", "generated_tokens"), "number?"),
+    **dict.fromkeys(MEASURED, "number?"),
 }
+_MAY_LACK: Mapping[str, Sequence[str]] = {DOES_NOT_FIT: MEASURED, NO_MODEL: ("ttft_s",)}
 
 
 def key_of(row: Row) -> Key:
@@ -163,7 +169,8 @@ class RowFile:
             }
             if not right[kind]:
                 return f"its {name} is {value!r:.40}"
-        if row["finish_reason"] != DOES_NOT_FIT and None in (row[name] for name, kind in _KEYS.items() if kind == "number?"):
+        may_lack = _MAY_LACK.get(row["finish_reason"], ())
+        if any(row[name] is None for name in MEASURED if name not in may_lack):
             return "it has no time or no tokens, and does not say that it did not fit"
         return ""
 

@@ -18,9 +18,10 @@ import jax
 from psynth_jax.errors import ContextLengthError, InputError
 from psynth_jax.evaluation import intervals
 from psynth_jax.evaluation.methods import METHODS, Method, Synthesizers, with_wrong_branches
-from psynth_jax.evaluation.rows import DOES_NOT_FIT, Row, RowFile
+from psynth_jax.evaluation.rows import DOES_NOT_FIT, MEASURED, NO_MODEL, Row, RowFile
 from psynth_jax.evaluation.summary import summarise
 from psynth_jax.evaluation.tasks import Question, Task, questions_digest
+from psynth_jax.evaluation.voting import elected
 from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
 from psynth_jax.synthesis.sampling import SamplingOptions, checked_seed
 
@@ -140,6 +141,10 @@ def _rows(
     """Answer a batch.  Where it does not fit the context window it is halved, until what does not fit is alone."""
     if not questions:
         return
+    if method.answer is None:
+        for question in questions:
+            yield _row(task, method, question, elected(task, question), 1) | _NO_MODEL
+        return
     try:
         results = method.answer(synth, questions, options)
     except ContextLengthError as error:
@@ -178,8 +183,18 @@ def _measured(result: SynthesisResult) -> Row:
     }
 
 
+# An answer that no model gave has no time, not one of 0 seconds, which would pass for a very fast one.
+_NO_MODEL: Row = {
+    "ttft_s": None,
+    "prompt_tokens": 0,
+    "cached_tokens": 0,
+    "generated_tokens": 0,
+    "finish_reason": NO_MODEL,
+}
+
+
 def _nothing(task: Task, question: Question, error: ContextLengthError) -> Row:
-    nothing = dict.fromkeys(("ttft_s", "prompt_tokens", "cached_tokens", "generated_tokens"))
+    nothing = dict.fromkeys(MEASURED)
     zeros = dict.fromkeys(task.score("", question), 0.0)
     return {**zeros, **nothing, "finish_reason": DOES_NOT_FIT, "error": str(error)}
 
@@ -202,6 +217,7 @@ def _settings(plan: Plan, synthesizers: Synthesizers) -> dict[str, Any]:
     """Return what rows must share to be compared with each other."""
     model, device = synthesizers.base.model, jax.devices()[0]
     used = {method.weights: synthesizers.of(method).adapter for method in plan.methods}
+    draws = plan.temperature > 0 or any(method.draws for method in plan.methods)
     digests = {name: adapter.digest for name, adapter in used.items() if name != "base"}
     return {
         "format": 1,
@@ -213,7 +229,7 @@ def _settings(plan: Plan, synthesizers: Synthesizers) -> dict[str, Any]:
         "text_adapter": digests.get("text_adapter"),
         "max_new_tokens": plan.max_new_tokens,
         "temperature": plan.temperature,
-        "sampling_seed": plan.seed if plan.temperature > 0 else None,
+        "sampling_seed": plan.seed if draws else None,
         "batch": plan.batch,
         "device": device.device_kind,
         "mesh": {} if model.mesh is None else dict(model.mesh.shape),

@@ -1,7 +1,8 @@
 """What rows say together: means with intervals per method, time and tokens, and `branches` against every other method.
 
 A question that does not fit a method's context window counts: its scores are 0, and it is among `does_not_fit`.  Its time
-and tokens are left out.  Knows rows only, no model.
+and tokens are left out.  A method that asks no model has no time: its `ttft_s` is null, and its tokens are 0.  Knows rows
+only, no model.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ def summarise(rows: Mapping[str, Sequence[Row]], scores: Sequence[str], seed: in
       seed: of the bootstrap.
 
     Returns:
-      "methods": name -> {"n", a {"mean", "low", "high"} per score, "does_not_fit", "cut_off", "ttft_s" (median),
-      "prompt_tokens", "cached_tokens", "generated_tokens" (means)}; "by_task": the scores of each task where there are
-      several; "comparisons": [{"method", "against", "score", "difference", "ratio"}].
+      "methods": name -> {"n", a {"mean", "low", "high"} per score, "does_not_fit", "cut_off", "ttft_s" (median, None
+      without any time), "prompt_tokens", "cached_tokens", "generated_tokens" (means)}; "by_task": the scores of each task
+      where there are several; "comparisons": [{"method", "against", "score", "difference", "ratio"}].
     """
     found: dict[str, Any] = {"methods": {name: _method(own, scores, seed) for name, own in rows.items()}}
     tasks = sorted({row["task"] for own in rows.values() for row in own})
@@ -45,13 +46,14 @@ def _of_task(rows: Mapping[str, Sequence[Row]], task: str, scores: Sequence[str]
 
 def _method(rows: Sequence[Row], scores: Sequence[str], seed: int) -> dict[str, Any]:
     answered = [row for row in rows if row["finish_reason"] != DOES_NOT_FIT]
+    times = [row["ttft_s"] for row in answered if row["ttft_s"] is not None]
     counts = ("prompt_tokens", "cached_tokens", "generated_tokens")
     return {
         "n": len(rows),
         **_scores(rows, scores, seed),
         "does_not_fit": len(rows) - len(answered),
         "cut_off": sum(row["finish_reason"] == "length" for row in answered),
-        "ttft_s": statistics.median(row["ttft_s"] for row in answered) if answered else None,
+        "ttft_s": statistics.median(times) if times else None,
         **{name: statistics.fmean(row[name] for row in answered) if answered else None for name in counts},
     }
 

@@ -64,6 +64,10 @@ class Task(abc.ABC):
         """Return the answer in what was written: all of it, if a task does not say otherwise."""
         return written.strip()
 
+    def normalise(self, prediction: str) -> str:
+        """Return what extracted answers have in common when they are one answer; a vote counts by it."""
+        return normalise(prediction)
+
     @abc.abstractmethod
     def score(self, prediction: str, question: Question) -> Mapping[str, float]:
         """Return the scores of an extracted answer by name, each from 0 to 1; the names are the same for every question."""

@@ -73,6 +73,17 @@ def test_table(evaluate: Command) -> None:
     assert "batch is 1, it was 8" in evaluate("--methods", "text", "--batch", 1).err
 
 
+def test_votes_and_second_looks(evaluate: Command, adapters: tuple[Any, ...]) -> None:
+    found = evaluate("--methods", "vote,self", *adapters[:2], "--limit", 2, "--json").json
+    assert tuple(found["methods"]) == ("vote", "self") and found["sampling_seed"] == 0
+    vote, own = found["methods"]["vote"], found["methods"]["self"]
+    assert vote["ttft_s"] is None and vote["prompt_tokens"] == vote["cached_tokens"] == 0
+    assert own["ttft_s"] > 0 and 1 <= own["cached_tokens"] <= 8
+    said = evaluate("--methods", "vote", "--limit", 2)
+    assert (said.code, said.out) == (0, "")
+    assert "vote asks no model: it has no TTFT." in said.err
+
+
 def test_one_question_is_one(evaluate: Command) -> None:
     assert "1 question." in evaluate("--methods", "text", "--limit", 1).err
 
