@@ -28,6 +28,19 @@ run() {
   fi
 }
 
+# Print the Python that runs what needs a complete environment: PSYNTH_PYTHON, that of .venv, or python3.
+python_here() {
+  local venv="${PSYNTH_VENV:-.venv}"
+  [[ "$venv" == /* ]] || venv="$root/$venv"
+  if [[ -n "${PSYNTH_PYTHON:-}" ]]; then
+    echo "$PSYNTH_PYTHON"
+  elif [[ -x "$venv/bin/python" ]]; then
+    echo "$venv/bin/python"
+  else
+    echo python3
+  fi
+}
+
 # Print what JAX can use on this host: tpu, cuda, or none.
 devices_here() {
   if compgen -G "/dev/accel*" >/dev/null || compgen -G "/dev/vfio/[0-9]*" >/dev/null; then

@@ -47,8 +47,6 @@ class TestArguments:
             ("train.sh", [], "CONFIG is missing"),
             ("train.sh", ["absent.yaml"], "no config absent.yaml"),
             ("train.sh", ["--fast", CONFIG], "unknown option --fast"),
-            ("adapter.sh", [], "FOLDER is missing"),
-            ("adapter.sh", ["configs"], "there is no configs/hotpotqa_train.json"),
             ("tpu_worker.sh", [], "usage"),
             ("tpu_worker.sh", ["rm", "-rf"], "usage"),
             ("tpu_worker.sh", ["start"], "CONFIG is missing"),
@@ -59,7 +57,7 @@ class TestArguments:
         assert message in one_line(here.run(script, *arguments, cwd=here.root))
         assert here.calls() == []
 
-    @pytest.mark.parametrize("script", ["train.sh", "adapter.sh"])
+    @pytest.mark.parametrize("script", ["train.sh"])
     def test_help_names_every_option(self, here: Launcher, script: str) -> None:
         done = here.run(script, "--help")
         assert (done.returncode, done.stderr) == (0, "")

@@ -29,6 +29,16 @@ def losses_by_task(tasks: Sequence[str], sums: Mapping[str, Any]) -> dict[str, f
     return {name: loss / count for name, (loss, count) in together.items() if count}
 
 
+def filled(loaded: Loaded) -> float:
+    """Return the part of a batch's packed lists that is tokens of examples, the rest being padding."""
+    counts, shape = loaded.counts, loaded.shape
+    # The last token of a target is predicted, and not read.
+    student = counts.prompt_tokens + counts.target_tokens - counts.examples
+    teacher = counts.teacher_tokens - (counts.examples if shape.teacher else 0)
+    slots = len(loaded.planned.groups) * (shape.listed + shape.fed + shape.taught)
+    return (counts.branch_tokens + student + teacher) / slots
+
+
 class Reporter:
     """Takes the sums of each step as they are computed."""
 
@@ -93,7 +103,8 @@ class Reporter:
         seconds, self._since = max(now - self._since, 1e-9), now
         if not found["finite"]:
             raise TrainingError(self._where(step, loaded))
-        self.tell(step, self._numbers(step, found, loaded.counts, seconds) | {"epoch": loaded.epoch})
+        numbers = self._numbers(step, found, loaded.counts, seconds)
+        self.tell(step, numbers | {"filled": filled(loaded), "epoch": loaded.epoch})
 
     def _numbers(self, step: int, sums: Mapping[str, Any], counts: Counts, seconds: float) -> dict[str, Any]:
         tokens = max(float(sums["tokens"]), 1.0)

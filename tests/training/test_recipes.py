@@ -17,7 +17,7 @@ from psynth_jax.training.start import train
 from tests.processes import ROOT
 
 CONFIGS = ROOT / "configs"
-OF_TRAINING = sorted(path for path in CONFIGS.rglob("*.yaml") if path.stem != "compile_matrix")
+OF_TRAINING = sorted(path for path in CONFIGS.rglob("*.yaml") if path.stem not in ("compile_matrix", "recipe-data"))
 ABLATIONS = ("exposure", "aggregation", "distillation")
 
 # What a config may have other than configs/recipe-branches.yaml.
