@@ -23,6 +23,7 @@ from psynth_jax.cli.eval import eval_
 from psynth_jax.cli.info import info
 from psynth_jax.cli.report import report
 from psynth_jax.cli.run import run
+from psynth_jax.cli.score import score
 from psynth_jax.cli.setting import activity
 from psynth_jax.cli.train import export, train
 from psynth_jax.devices import check_xla_flags, import_jax
@@ -39,11 +40,12 @@ app = typer.Typer(
 
 
 # Commands that write no file: a signal may end them on the spot.
-READERS = frozenset({"run", "info", "ttft", "decode", "error", "show"})
+READERS = frozenset({"run", "score", "info", "ttft", "decode", "error", "show"})
 
 # Files that may be `-`: command -> option -> how the name of such a file ends.
 FILES = {
     "eval": {"data": ".jsonl"},
+    "score": {"data": ".jsonl"},
     "prepare": {"given": ".jsonl"},
     "compile": {"matrix": ".yaml"},
     "train": {"config": ".yaml"},
@@ -95,7 +97,7 @@ def _group(
 
 def _add_commands() -> None:
     commands: dict[str, Callable[..., None]] = {
-        "run": run, "train": train, "export": export, "eval": eval_, "compile": compile_, "convert": convert,
+        "run": run, "train": train, "export": export, "eval": eval_, "score": score, "compile": compile_, "convert": convert,
         "merge": merge, "push": push, "pull": pull, "info": info,
     }  # fmt: skip
     for name, function in commands.items():

@@ -24,7 +24,7 @@ from tests.cli.conftest import Command
 ROOT = Path(__file__).parents[2]
 HEAVY = "jax jaxlib flax numpy transformers orbax grain matplotlib pyarrow optax gguf safetensors huggingface_hub"
 ALL = [
-    "", "run", "train", "export", "eval", "compile", "convert", "merge", "push", "pull", "info",
+    "", "run", "train", "export", "eval", "score", "compile", "convert", "merge", "push", "pull", "info",
     "bench", "bench ttft", "bench decode", "bench kernel", "bench error", "bench train",
     "report", "report train", "data", "data prepare", "data show", "data info",
 ]  # fmt: skip
