@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACK, WHEELS, SITE = ROOT / "pack", ROOT / ".gpu" / "wheels", ROOT / ".gpu" / "site"
 # What psynth imports when it trains and evaluates.
 NEEDED = (
-    *("array_record", "flax", "gguf", "grain", "jax", "matplotlib", "optax", "orbax.checkpoint"),
+    *("array_record", "cloudpickle", "flax", "gguf", "grain", "jax", "matplotlib", "optax", "orbax.checkpoint"),
     *("pyarrow", "pydantic", "rich", "tensorboardX", "transformers", "typer", "yaml"),
 )
 

@@ -1,0 +1,76 @@
+"""On an image without the further packages: packed where there is a network, the recipe runs from the archives alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+ABSENT = ("array_record", "grain", "gguf", "pydantic", "tensorboardX")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout next to nothing: no environment, nothing packed."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("configs", "launch", "psynth_jax"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def run(checkout: Path, script: str, *words: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [checkout / "launch" / script, *words],
+        env=clean | {"PSYNTH_PYTHON": sys.executable},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_image_lacks_what_is_packed() -> None:
+    assert [name for name in ABSENT if importlib.util.find_spec(name)] == []
+    assert sys.version_info[:2] == (3, 12)
+
+
+def test_without_archives_it_says_what_is_missing(checkout: Path) -> None:
+    done = run(checkout, "adapter.sh", "--miniature")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "lacks array_record, gguf, grain, pydantic, tensorboardX: run launch/pack.sh" in line
+
+
+@pytest.fixture(scope="module")
+def packed(checkout: Path) -> list[Path]:
+    done = run(checkout, "pack.sh")
+    assert done.returncode == 0, done.stderr
+    pieces = sorted((checkout / "pack").glob("*.tar-*"))
+    assert [piece.name for piece in pieces] == [
+        *("weights.tar-1-of-2", "weights.tar-2-of-2", "wheels.tar-1-of-1"),
+    ]
+    assert all(piece.stat().st_size <= 60 << 20 for piece in pieces)
+    return pieces
+
+
+@pytest.mark.parametrize("reads", ["branches", "text"])
+def test_trains_in_miniature(checkout: Path, packed: list[Path], reads: str) -> None:
+    done = run(checkout, "adapter.sh", "--miniature", "--reads", reads)
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stdout)
+    assert (line["step"], line["reason"], line["packages"]["jax"]) == (6, "done", "0.11.2")
+
+
+def test_the_demo_model_is_there(checkout: Path, packed: list[Path]) -> None:
+    path = f"{checkout}:{checkout / '.gpu' / 'site'}"
+    command = [sys.executable, "-m", "psynth_jax", "info", "smollm2-135m", "--json"]
+    offline = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=offline, cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
