@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from psynth_jax.cli import data_view
+from psynth_jax.cli.attempts import attempts
 from psynth_jax.cli.data_progress import progress
 from psynth_jax.cli.options import SOURCES, AsJson
 from psynth_jax.cli.setting import console, write_json
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from psynth_jax.tokenizer import Tokenizer
 
 data = typer.Typer(help="Prepare data for training and evaluation, and look at it.")
+
+data.command()(attempts)
 
 Prepared = Annotated[str, typer.Argument(help="what `psynth data prepare` wrote: the directory of one task or of several")]
 

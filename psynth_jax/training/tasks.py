@@ -9,7 +9,7 @@ from psynth_jax.convert.load import open_model
 from psynth_jax.data.example import ExampleList, ExampleSource, tokenise
 from psynth_jax.data.shards import open_shards
 from psynth_jax.data.sink import WithSink, chat_sink
-from psynth_jax.data.synthetic import synthetic_records
+from psynth_jax.data.synthetic import KINDS, synthetic_records
 from psynth_jax.data.synthetic.world import Split
 from psynth_jax.errors import ConfigError
 from psynth_jax.tokenizer import Tokenizer
@@ -56,9 +56,10 @@ def _loaded(config: TrainConfig, tasks: Sequence[Task], tokenizer: Tokenizer, sp
             for shard in open_shards(task.path, tokenizer.fingerprints, tokenizer.template_variables):
                 yield TaskData(task, _read(config, shard, tokenizer))
         elif task.synthetic is not None and tokenizer.end_id is not None:
-            records = synthetic_records(count=task.synthetic, seed=config.seed, split=split)
+            name = "_".join(("synthetic", *(task.kinds or ())))
+            records = synthetic_records(task.kinds or KINDS, task.synthetic, config.seed, split)
             examples = [tokenise(record, tokenizer, tokenizer.end_id) for record in records]
-            yield TaskData(task, _read(config, ExampleList("synthetic", examples), tokenizer))
+            yield TaskData(task, _read(config, ExampleList(name, examples), tokenizer))
 
 
 def _read(config: TrainConfig, source: ExampleSource, tokenizer: Tokenizer) -> ExampleSource:

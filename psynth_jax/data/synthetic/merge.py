@@ -23,10 +23,10 @@ _MOST_STRUCK, _MOST_CORRECTED = 2, 2
 _FEWEST_LISTS, _MOST_LISTS = 2, 4
 _ELSEWHERE = 0.5  # of the questions have a list of another place
 _NUMBERS = range(2, 100)
+_FORM = "Separate the names by commas."
 _MERGED = {
-    "alphabet": "Put all lists together, leave out what is withdrawn, and give the names {alphabet}, with commas between.",
-    "number": "Put all lists together, leave out what is withdrawn, mind the corrections, and give "
-    "the names {by}, with commas between.",
+    "alphabet": "Put all lists together, leave out what is withdrawn, and give the names {alphabet}.",
+    "number": "Put all lists together, leave out what is withdrawn, mind the corrections, and give the names {by}.",
 }
 
 
@@ -50,7 +50,7 @@ def draw(world: World) -> Draft:
     if world.rng.random() < _ELSEWHERE:
         world.rng.choice(placed)["told"].append(_list_of_another_place(world, templates))
     asked = world.rng.choice(templates["asks"]).format(p=place)
-    query = f"{capitalised(asked)} {_MERGED[order].format(**templates)}"
+    query = f"{capitalised(asked)} {_MERGED[order].format(**templates)} {_FORM}"
     left = items[:kept]
     if order == "number":
         left.sort(key=numbers.__getitem__)
