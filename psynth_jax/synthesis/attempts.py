@@ -67,7 +67,7 @@ def asked_of(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Asked]:
         for name in ("question", "answer"):
             value = row.get(name)
             if not isinstance(value, str) or not value.strip():
-                raise DataError(f"{where}: a row needs a {name}, a text that is not empty")
+                raise DataError(f"{where}: a row needs texts for question and answer")
         asked = Asked(row["question"].strip(), row["answer"])
         found.setdefault(asked.question, asked)
     if not found:

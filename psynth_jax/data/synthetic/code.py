@@ -16,10 +16,13 @@ from typing import Any
 
 from psynth_jax.data.final_answer import with_final_answer
 from psynth_jax.data.synthetic.draft import Draft, worker_texts
+from psynth_jax.data.synthetic.exercise import Exercise, Function, exercise_text
+from psynth_jax.data.synthetic.list_programs import LIST_EXERCISES
 from psynth_jax.data.synthetic.more import more_words
-from psynth_jax.data.synthetic.programs import EXERCISES, Exercise, Function, source
+from psynth_jax.data.synthetic.value_programs import VALUE_EXERCISES
 from psynth_jax.data.synthetic.world import World, capitalised
 
+EXERCISES = (*LIST_EXERCISES, *VALUE_EXERCISES)
 _FEWEST, _MOST = 2, 5  # versions
 
 
@@ -37,10 +40,10 @@ def draw(world: World) -> Draft:
     exercise = world.rng.choice(EXERCISES)
     name = world.rng.choice(more_words().candidates["names"])
     arguments = exercise.draw(world.rng)
-    wrong = _wrong(exercise, arguments)
+    wrong = exercise.wrong_with(arguments)
     while not wrong:
         arguments = exercise.draw(world.rng)
-        wrong = _wrong(exercise, arguments)
+        wrong = exercise.wrong_with(arguments)
     by_name = world.rng.random() < 0.5
     versions = _versions(world, exercise, wrong, by_name)
     value = exercise.right[0](*arguments)
@@ -63,12 +66,6 @@ def draw(world: World) -> Draft:
         about,
         lambda: worker_texts(world, asked, texts),
     )
-
-
-def _wrong(exercise: Exercise, arguments: tuple[Any, ...]) -> dict[Function, str]:
-    """Return the wrong functions whose bug shows with these arguments."""
-    value = exercise.right[0](*arguments)
-    return {each: flaw for each, flaw in exercise.wrong.items() if each(*arguments) != value}
 
 
 def _versions(
@@ -101,7 +98,11 @@ def _reason(versions: list[Version], call: str, value: object) -> str:
             workers.setdefault(version.flaw, []).append(version.worker)
     said = []
     for flaw, names in workers.items():
-        others = "".join(f"; so does that of {name}" for name in names[1:])
+        others = ""
+        if len(names) == 2:
+            others = f"; so does that of {names[1]}"
+        elif len(names) > 2:
+            others = f"; so do those of {' and '.join(names[1:])}"
         said.append(f"The version of {names[0]} {flaw}{others}.")
     return capitalised(" ".join([*said, f"The right value of {call} is {value!r}."]))
 
@@ -110,7 +111,7 @@ def _text(world: World, exercise: Exercise, name: str, version: Version) -> str:
     parts = more_words().candidates
     before = world.rng.choice(parts["before"]).format(person=version.worker)
     after = world.rng.choice(parts["after"]).format(person=version.worker)
-    written = source(version.function, name, exercise.says, world.rng)
+    written = exercise_text(version.function, name, exercise.says, world.rng)
     return f"{before}\n\n```python\n{written}\n```\n{after}".rstrip()
 
 

@@ -158,7 +158,7 @@ def _missed_step(world: World, problem: Problem) -> Mistake | None:
     values = solve(done, problem.values)
     if values is None or not done:
         return None
-    flaw = capitalised(problem.text(step.must, right)) + "."
+    flaw = f"A step is left out: {problem.text(step.must, right)}."
     return Mistake("missed", done, values, flaw)
 
 

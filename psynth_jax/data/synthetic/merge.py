@@ -23,10 +23,11 @@ _MOST_STRUCK, _MOST_CORRECTED = 2, 2
 _FEWEST_LISTS, _MOST_LISTS = 2, 4
 _ELSEWHERE = 0.5  # of the questions have a list of another place
 _NUMBERS = range(2, 100)
+_TOGETHER = "Put all lists together, leave out what is withdrawn"
 _FORM = "Separate the names by commas."
-_MERGED = {
-    "alphabet": "Put all lists together, leave out what is withdrawn, and give the names {alphabet}.",
-    "number": "Put all lists together, leave out what is withdrawn, mind the corrections, and give the names {by}.",
+_ORDERS = {
+    "alphabet": "and give the names {alphabet}.",
+    "number": "mind the corrections, and give the names {by}.",
 }
 
 
@@ -34,7 +35,7 @@ def draw(world: World) -> Draft:
     """Deal items out over lists, then strike some and correct the numbers of others."""
     templates = world.rng.choice(more_words().lists)
     place = world.entity(templates["place"])
-    order = world.rng.choice(list(_MERGED))
+    order = world.rng.choice(list(_ORDERS))
     kept = world.rng.randint(_FEWEST_ITEMS, _MOST_ITEMS)
     struck = world.rng.randint(0, _MOST_STRUCK)
     items = [world.entity(templates["kind"]) for _ in range(kept + struck)]
@@ -50,21 +51,23 @@ def draw(world: World) -> Draft:
     if world.rng.random() < _ELSEWHERE:
         world.rng.choice(placed)["told"].append(_list_of_another_place(world, templates))
     asked = world.rng.choice(templates["asks"]).format(p=place)
-    query = f"{capitalised(asked)} {_MERGED[order].format(**templates)} {_FORM}"
+    wanted = _ORDERS[order].format(**templates)
+    query = f"{capitalised(asked)} {_TOGETHER}, {wanted} {_FORM}"
     left = items[:kept]
     if order == "number":
         left.sort(key=numbers.__getitem__)
     else:
         left.sort(key=bare)
     target = ", ".join(bare(item) for item in left)
+    told = [each["told"] for each in placed]
     about = {
         "order": order,
         "lists": [sorted(told["items"]) for told in placed],
         "withdrawn": withdrawn,
         "numbers": numbers,
         "corrected": corrected,
+        "told": told,
     }
-    told = [each["told"] for each in placed]
     return Draft(query, target, (target,), 0.001, about, lambda: notes(world, told))
 
 
