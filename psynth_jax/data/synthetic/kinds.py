@@ -8,7 +8,7 @@ import pydantic
 
 FactKind = Literal["lookup", "join", "count", "contradiction", "majority", "arithmetic"]
 MoreKind = Literal["long", "judge", "merge", "steps", "yesno", "quote", "code"]
-Kind: TypeAlias = FactKind | MoreKind
+Kind: TypeAlias = Literal[FactKind, MoreKind]
 KINDS: tuple[FactKind, ...] = get_args(FactKind)  # the default
 MORE_KINDS: tuple[MoreKind, ...] = get_args(MoreKind)
 ALL_KINDS: tuple[Kind, ...] = (*KINDS, *MORE_KINDS)
