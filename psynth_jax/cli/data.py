@@ -39,7 +39,10 @@ def prepare(
         str | None, typer.Option(help="write records as JSON lines instead; .gz is gzipped", metavar="FILE")
     ] = None,
     model: Annotated[str | None, typer.Option(help="whose tokens: preset, directory, .gguf file, or hub id")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="key=value for the source; may be repeated")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value for the source, as in kinds=lookup,judge for synthetic; may be repeated"),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="only the first so many records")] = None,
     seed: Annotated[int | None, typer.Option(help="for a source that draws")] = None,
     split: Annotated[

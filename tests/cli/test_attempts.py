@@ -38,7 +38,12 @@ def rows_of(tmp_path: Path) -> list[dict[str, Any]]:
 
 def test_rows_are_made_once_and_read_by_the_source(attempt: Command, psynth: Command, tmp_path: Path) -> None:
     found = attempt("--json").json
-    assert (found["questions"], found["new"]) == (3, 3)
+    assert found == {
+        "questions": 3,
+        "new": 3,
+        "into": str(tmp_path / "attempts.jsonl"),
+        "model": found["model"],
+    }
     rows = rows_of(tmp_path)
     assert [row["question"] for row in rows] == [f"What is {number} and {number}?" for number in range(3)]
     assert all(len(row["attempts"]) == 2 and row["attempts"][0] != row["attempts"][1] for row in rows)

@@ -62,7 +62,7 @@ def draw(world: World) -> Draft:
         query,
         target,
         (answer,),
-        0.02,
+        0.05,
         about,
         lambda: worker_texts(world, asked, texts),
     )

@@ -9,7 +9,7 @@ from psynth_jax.data.synthetic.exercise import Exercise
 
 
 def _one_number(rng: Random) -> tuple[int]:
-    return (rng.randint(12, 400),)
+    return (rng.randint(12, 99),)
 
 
 def _one_word(rng: Random) -> tuple[str]:

@@ -1,6 +1,6 @@
 """Yes or no, over one or two branches: the question alone is right half of the time.
 
-    Does Ada Halgren play the same instrument as Nils Ostergard?      yes
+    Does Ada Halgren play the same instrument as Nils Orgard?      yes
     Was Amberford founded before Colddale?                            no
 
 The answer is drawn first and the facts are made to fit it, so that no wording leans to one side.
