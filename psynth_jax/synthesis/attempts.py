@@ -2,7 +2,7 @@
 
     {"question": "...", "answer": "... #### 72"}   one row of the questions
        │ workers
-    {..., "attempts": ["...", ...], "made": {"model": ..., "workers": 4, ...}}   the same row, written
+    {..., "attempts": ["...", ...], "made": {"model": ..., "workers": 4, ...}}   that row, written
 
 A row is complete when its line has ended; a process that dies leaves at most one line without an
 end, which is dropped.  Questions whose rows are there are not asked again.  What a worker draws
@@ -89,6 +89,8 @@ class AttemptFile:
             why = "rows are appended one by one, which needs a file on a disk"
             raise InputError(f"{path} is in a bucket: {why}")
         refuse_special(path)
+        if not path.parent.is_dir():
+            raise InputError(f"cannot write {path}: there is no folder {path.parent}")
         self.path = path
         self._made = dict(made)
         self.done = self._read()

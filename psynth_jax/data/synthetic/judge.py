@@ -106,14 +106,14 @@ def _mistakes(world: World, problem: Problem, count: int) -> list[Mistake]:
 
 
 def _slip(world: World, problem: Problem) -> Mistake | None:
-    """Get one step wrong, and go on with the wrong result."""
+    """Get one step wrong, and continue with the wrong result."""
     number = world.rng.randrange(len(problem.plot.steps))
     step = problem.plot.steps[number]
     before = solve(problem.plot.steps[: number + 1], problem.values)
     assert before is not None
     right = before[step.result]
     slipped = right + world.rng.choice(_SLIPS)
-    if slipped < 1:
+    if slipped < 2:
         return None
     values = solve(problem.plot.steps[number + 1 :], before | {step.result: slipped})
     if values is None:

@@ -26,6 +26,9 @@ _OPERATIONS: Mapping[str, Callable[[int, int], int]] = {
 }
 
 
+_LEAST = 2  # of every result
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """result = left operation right, of named numbers.
@@ -88,14 +91,17 @@ def plots() -> Mapping[str, Plot]:
 
 
 def solve(steps: Sequence[Step], given: Mapping[str, int]) -> dict[str, int] | None:
-    """Work out every step; None where a result is not positive, or a division leaves a rest."""
+    """Work out every step; None where a result is less than 2, or a division leaves a rest.
+
+    Sentences are in the plural, so that nothing may be 1.
+    """
     values = dict(given)
     for step in steps:
         left, right = values[step.left], values[step.right]
         if step.operation == "/" and left % right:
             return None
         values[step.result] = _OPERATIONS[step.operation](left, right)
-        if values[step.result] < 1:
+        if values[step.result] < _LEAST:
             return None
     return values
 
