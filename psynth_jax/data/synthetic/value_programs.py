@@ -13,10 +13,14 @@ def _one_number(rng: Random) -> tuple[int]:
 
 
 def _one_word(rng: Random) -> tuple[str]:
-    syllables = []
+    """Draw a word whose syllables have different numbers of consonants."""
+    word = ""
     for _ in range(rng.randint(3, 5)):
-        syllables.append(rng.choice("bdfgklmnprst") + rng.choice("aeiou"))
-    return ("".join([*syllables, rng.choice("aeu"), rng.choice("lnrst")]),)
+        before, after = rng.choice([(1, 0), (1, 1), (0, 1), (2, 0)])
+        word += "".join(rng.choices("bdfgklmnprst", k=before))
+        word += rng.choice("aeiouu")
+        word += "".join(rng.choices("lnrst", k=after))
+    return (word,)
 
 
 def _sum_to(limit: int) -> int:
