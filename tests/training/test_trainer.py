@@ -272,12 +272,6 @@ class TestLearning:
         with pytest.raises(ConfigError, match=r"set trainable\.sink=true"):
             Trainer(without, model, data)
 
-    def test_kinds_are_tasks_of_their_own(self, tmp_path: Path) -> None:
-        tasks = ({"synthetic": 3}, {"synthetic": 2, "kinds": ("judge", "steps")}, {"synthetic": 2, "kinds": ("yesno",)})
-        data, _ = load_tasks(config(tmp_path, data=tasks))
-        assert [source.task for _, source in data] == ["synthetic", "synthetic_judge_steps", "synthetic_yesno"]
-        assert [source[1].task for _, source in data] == ["synthetic_join", "synthetic_steps", "synthetic_yesno"]
-
     def test_starts_from_an_adapter(self, model: ps.Model, codes: ExampleList, straight: Trainer, tmp_path: Path) -> None:
         known = {"start": str(straight.workdir / "adapter")}
         trainer = start(config(tmp_path, trainable=known), model, codes)

@@ -97,7 +97,7 @@ def _mistakes(world: World, problem: Problem, count: int) -> list[Mistake]:
     found: list[Mistake] = []
     makers = [_slip, _wrong_fact, _missed_step]
     if problem.plot.units:
-        makers.append(_wrong_unit)
+        makers += [_wrong_unit, _wrong_unit]  # few plots have units
     while len(found) < count:
         mistake = world.rng.choice(makers)(world, problem)
         if mistake is not None and mistake.answer != problem.answer:

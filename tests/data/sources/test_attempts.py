@@ -22,7 +22,7 @@ ROW: dict[str, Any] = {
     "attempts": ["3 + 1000 = 1003 nails.", " 3000 ", ""],
     "made": {"model": "tiny"},
 }
-GSM8K = Path("/work/shared/data/gsm8k/train.jsonl.gz")
+GSM8K = Path(__file__).parents[4] / "shared" / "data" / "gsm8k" / "train.jsonl.gz"
 
 
 def test_a_row() -> None:
@@ -65,8 +65,9 @@ def test_each_question_is_in_one_split() -> None:
     assert found["train"] | found["validation"] | found["test"] == found["all"]
 
 
-@pytest.mark.skipif(not GSM8K.is_file(), reason=f"{GSM8K} is not on this machine")
 def test_answers_of_gsm8k() -> None:
+    if not GSM8K.is_file():
+        pytest.skip("there is no gsm8k/train.jsonl.gz next to the checkout")
     with gzip.open(GSM8K, "rt", encoding="utf-8") as lines:
         for line in itertools.islice(lines, 500):
             answer = json.loads(line)["answer"]
