@@ -63,6 +63,21 @@ def write_text(path: str | AnyPath, text: str) -> None:
         part.replace(target)
 
 
+def drop_torn_line(path: Path) -> None:
+    """Cut off a last line without an end, which a process left that died while it appended.
+
+    Raises `InputError` when the file cannot be read or mended.
+    """
+    try:
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with path.open("r+b") as file:
+                file.truncate(whole)
+    except OSError as error:
+        raise InputError(f"cannot read and mend {path}: {error.strerror or error}") from None
+
+
 @contextlib.contextmanager
 def umask_mode(path: Path) -> Iterator[None]:
     """Give a file that the block writes the mode that the umask says.

@@ -47,11 +47,12 @@ FILES = {
     "eval": {"data": ".jsonl"},
     "score": {"data": ".jsonl"},
     "prepare": {"given": ".jsonl"},
+    "attempts": {"questions": ".jsonl"},
     "compile": {"matrix": ".yaml"},
     "train": {"config": ".yaml"},
 }
 # What these name is read as text by Python alone, whatever the bytes of its name; what they say is checked where it is read.
-TEXTS = frozenset({"question", "branch", "roles", "data", "given", "matrix", "config"})
+TEXTS = frozenset({"question", "branch", "roles", "data", "given", "questions", "matrix", "config"})
 
 
 class JaxCommand(TyperCommand):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from psynth_jax.cli import data_view
+from psynth_jax.cli.attempts import attempts
 from psynth_jax.cli.data_progress import progress
 from psynth_jax.cli.options import SOURCES, AsJson
 from psynth_jax.cli.setting import console, write_json
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from psynth_jax.tokenizer import Tokenizer
 
 data = typer.Typer(help="Prepare data for training and evaluation, and look at it.")
+
+data.command()(attempts)
 
 Prepared = Annotated[str, typer.Argument(help="what `psynth data prepare` wrote: the directory of one task or of several")]
 
@@ -36,7 +39,10 @@ def prepare(
         str | None, typer.Option(help="write records as JSON lines instead; .gz is gzipped", metavar="FILE")
     ] = None,
     model: Annotated[str | None, typer.Option(help="whose tokens: preset, directory, .gguf file, or hub id")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="key=value for the source; may be repeated")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value for the source, as in kinds=lookup,judge for synthetic; may be repeated"),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="only the first so many records")] = None,
     seed: Annotated[int | None, typer.Option(help="for a source that draws")] = None,
     split: Annotated[

@@ -30,10 +30,10 @@ class Stage:
         self.line = ""
         self._show = show
 
-    def says(self, line: str) -> None:
-        """Take what is being done now."""
+    def says(self, line: str, done: int = 0) -> None:
+        """Take what is being done now, and how much of it is."""
         self.line = line
-        self._show(line, 0)
+        self._show(line, done)
 
     def watch(self, tally: Tally) -> None:
         """Take what has been read and written so far."""

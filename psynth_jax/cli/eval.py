@@ -40,6 +40,9 @@ def eval_(
     limit: Annotated[int | None, typer.Option(help="ask the first so many questions only")] = None,
     batch: Annotated[int, typer.Option(help="questions that are answered at once; 1 for the TTFT of a question alone")] = 8,
     max_new_tokens: Annotated[int | None, typer.Option(help="longest answer, in tokens; 32, if not given")] = None,
+    final_answer: Annotated[
+        bool, typer.Option("--final-answer", help="score only what stands behind the last `Answer:` in what is written")
+    ] = False,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
     seed: Annotated[int, typer.Option(help="of the bootstrap, and of sampling")] = 0,
     dtype: Dtype = "float32",
@@ -55,7 +58,7 @@ def eval_(
     check_dtype(dtype)
     check_mesh(mesh)
     variables = template_variables(template)
-    plan = Plan.of(QATask(data), chosen, limit, batch, max_new_tokens, temperature, seed)
+    plan = Plan.of(QATask(data, final_answer=final_answer), chosen, limit, batch, max_new_tokens, temperature, seed)
     if "adapter" in {method.weights for method in chosen}:
         adapter_choice.check_adapter(adapter)
     adapter_choice.check_adapter(text_adapter)

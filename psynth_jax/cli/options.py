@@ -22,8 +22,8 @@ PRESETS = (
     "smollm2-135m, smollm2-360m, smollm2-1.7b"
 )
 SOURCES = (
-    "2wikimultihopqa, browsecomp, dta_tool, flan, flan_cot, hotpotqa, lmsys_chat, records, sharegpt, squad, synthetic, "
-    "toucan_multi, toucan_single, ultrachat, wildchat"
+    "2wikimultihopqa, attempts, browsecomp, dta_tool, flan, flan_cot, hotpotqa, lmsys_chat, records, sharegpt, squad, "
+    "synthetic, toucan_multi, toucan_single, ultrachat, wildchat"
 )
 METHODS = "text, text-lora, branches, identity, question, wrong-branches, vote, self"
 

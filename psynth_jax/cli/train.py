@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,8 @@ def train(
         start_processes(settings.distributed)
     start_jax(settings.mesh)
     with _watch(settings) as watch:
-        outcome = train_here(settings, _loads(settings, watch), watch, _says(watch), ends_process(console))
+        loads, says, processes = _loads(settings, watch), _says(watch), os.cpu_count() or 1
+        outcome = train_here(settings, loads, watch, says, ends_process(console), processes)
     with terminal_may_be_gone():
         _tell(settings, outcome, as_json=as_json)
     if outcome.reason in EXIT_CODES:

@@ -20,7 +20,7 @@ from typing import Any, TextIO, TypeAlias
 from psynth_jax.data.json_values import read_json_values
 from psynth_jax.directories import followed
 from psynth_jax.errors import DataError, InputError
-from psynth_jax.files import read_text, refuse_special, write_text
+from psynth_jax.files import drop_torn_line, read_text, refuse_special, write_text
 from psynth_jax.storage.paths import is_bucket
 
 Row: TypeAlias = dict[str, Any]
@@ -116,8 +116,11 @@ class RowFile:
         path = self.folder / SETTINGS
         before: Mapping[str, Any] = {}
         if path.exists():
-            # Earlier versions had no template variables, and did not say so.
-            before = {"template": {}, **_read_object(path)} if "template" in settings else _read_object(path)
+            before = _read_object(path)
+            # Earlier versions had no template variables and scored all of an answer, and did not say so.
+            for name, value in {"template": {}, "final_answer": False}.items():
+                if name in settings:
+                    before = {name: value, **before}
         elif _has_files(self.folder):
             raise InputError(f"{self.folder} is not the folder of an evaluation: it has files, but no {SETTINGS}")
         wrong = [
@@ -141,7 +144,7 @@ class RowFile:
         if not path.exists():
             return {}
         refuse_special(path)
-        _drop_torn_line(path)
+        drop_torn_line(path)
         rows = {}
         for number, row in read_json_values(path):
             wrong = self._wrong(row)
@@ -180,17 +183,6 @@ def _has_files(folder: Path) -> bool:
         return any(folder.iterdir())
     except OSError as error:
         raise InputError(f"cannot read {folder}: {error.strerror or error}") from None
-
-
-def _drop_torn_line(path: Path) -> None:
-    try:
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with path.open("r+b") as file:
-                file.truncate(whole)
-    except OSError as error:
-        raise InputError(f"cannot read and mend {path}: {error.strerror or error}") from None
 
 
 def _read_object(path: Path) -> dict[str, Any]:

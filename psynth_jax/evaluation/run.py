@@ -222,6 +222,7 @@ def _settings(plan: Plan, synthesizers: Synthesizers) -> dict[str, Any]:
     return {
         "format": 1,
         "data": questions_digest(plan.everything),
+        **plan.task.settings(),
         "model": model.fingerprint,
         "template": dict(synthesizers.base.template),
         "dtype": model.decoder.dtype.name,

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
+from psynth_jax.data.final_answer import final_answer
 from psynth_jax.data.record import BranchText, Record, read_records
 from psynth_jax.errors import DataError
 from psynth_jax.evaluation.scoring import exact_match, normalise, token_f1
@@ -68,16 +69,24 @@ class Task(abc.ABC):
         """Return what extracted answers have in common when they are one answer; a vote counts by it."""
         return normalise(prediction)
 
+    def settings(self) -> Mapping[str, object]:
+        """Return what rows must share to be compared, beside the questions; nothing, if a task does not say otherwise."""
+        return {}
+
     @abc.abstractmethod
     def score(self, prediction: str, question: Question) -> Mapping[str, float]:
         """Return the scores of an extracted answer by name, each from 0 to 1; the names are the same for every question."""
 
 
 class QATask(Task):
-    """Questions with short answers from a file of records (JSON lines or a JSON list, plain or gzipped); EM and F1."""
+    """Questions with short answers from a file of records (JSON lines or a JSON list, plain or gzipped); EM and F1.
 
-    def __init__(self, path: str | AnyPath, max_new_tokens: int = 32):
+    final_answer: of what was written, only what stands behind the last `Answer:` is scored.
+    """
+
+    def __init__(self, path: str | AnyPath, max_new_tokens: int = 32, final_answer: bool = False):
         """Name the file; it is read when questions are asked for."""
+        self.final_answer = final_answer
         self.path = as_path(path)
         self.name = self.path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
         self.max_new_tokens = max_new_tokens
@@ -92,6 +101,16 @@ class QATask(Task):
         if not found:
             raise DataError(f"{self.path} holds no record")
         return list(found.values())
+
+    def extract(self, written: str) -> str:
+        """Return all that was written, or the final answer in it."""
+        if self.final_answer:
+            return final_answer(written)
+        return super().extract(written)
+
+    def settings(self) -> Mapping[str, object]:
+        """Return whether answers are cut out of what was written."""
+        return {"final_answer": self.final_answer}
 
     def score(self, prediction: str, question: Question) -> Mapping[str, float]:
         """Return EM and F1 against the accepted answer that fits best."""

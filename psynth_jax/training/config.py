@@ -14,6 +14,7 @@ import pydantic
 
 from psynth_jax.config import Config as StrictConfig
 from psynth_jax.config import Positive
+from psynth_jax.data.synthetic.kinds import KindList
 from psynth_jax.errors import ConfigError
 from psynth_jax.nn.adapter import ATTENTION_TARGETS
 from psynth_jax.storage.paths import AnyPath, BucketPath, as_path, is_bucket
@@ -38,12 +39,14 @@ class Task(Config):
     """A directory of tokenised examples, or what to generate, and how it is learned.
 
     path: directory that `psynth data prepare` wrote, one task of it.  synthetic: instead, this many generated examples of
-    the multi-branch tasks.  weight: passes over it in an epoch; 0.5 takes half, another half in the next epoch.
+    the multi-branch tasks.  kinds: of these, in turn; None: the six that `synthetic` means by default.  weight: passes
+    over it in an epoch; 0.5 takes half, another half in the next epoch.
     cross_entropy, distillation: weights of the two objectives; distillation is from the run's teacher.
     """
 
     path: str | None = None
     synthetic: Count | None = None
+    kinds: KindList | None = None
     weight: Annotated[float, pydantic.Field(gt=0.0, le=1000.0)] = 1.0
     cross_entropy: NotNegative = 1.0
     distillation: NotNegative = 0.0
@@ -52,6 +55,8 @@ class Task(Config):
     def _learns_something(self) -> Self:
         if (self.path is None) == (self.synthetic is None):
             raise ValueError("a task has either a path or a number of synthetic examples")
+        if self.kinds is not None and self.synthetic is None:
+            raise ValueError("kinds are of synthetic examples: say with synthetic how many there shall be")
         if not self.cross_entropy and not self.distillation:
             raise ValueError("cross_entropy and distillation are both 0: nothing would be learned")
         return self

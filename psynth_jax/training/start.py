@@ -37,6 +37,7 @@ def train(
     on_step: OnStep | None = None,
     say: Say = silent,
     end_process: Callable[[int], object] | None = None,
+    processes: int = 1,
 ) -> Outcome:
     """Run a config in this process, or go on where its workdir stands.
 
@@ -47,6 +48,7 @@ def train(
       on_step: called with the numbers of each step and of each evaluation, in the first process.
       say: told, in a few words, what takes longer than a step, where a run is continued, and what is left out.
       end_process: see `Trainer.run`.
+      processes: that make generated examples; see `synthetic_examples`.
 
     Raises:
       TrainingError: the loss is no number, the workdir cannot be written, or another run works there.
@@ -54,7 +56,7 @@ def train(
       And what `prepare` raises.
     """
     with working_in(config.workdir, say) as hold, _programs_kept(config.workdir):
-        trainer = prepare(config, model, on_step, say)
+        trainer = prepare(config, model, on_step, say, processes=processes)
         if trainer.step:
             say(f"continuing {config.workdir} after step {trainer.step}")
         for task, reasons in trainer.dropped.items():
@@ -80,6 +82,7 @@ def prepare(
     on_step: OnStep | None = None,
     say: Say = silent,
     checkpoint: str = "latest",
+    processes: int = 1,
 ) -> Trainer:
     """Read all that a run needs; arguments as for `train`, and `checkpoint` as for `Trainer`.
 
@@ -91,11 +94,11 @@ def prepare(
     known = read_shapes(as_path(config.workdir)) if config.compile_ahead else None
     say("reading examples ...")
     if known is None:
-        data, evaluation = load_tasks(config)
+        data, evaluation = load_tasks(config, processes)
         model = _loaded(config, model, say)
         return Trainer(config, model, data, evaluation, on_step, say, checkpoint)
     with ThreadPoolExecutor(1) as thread:
-        reading = thread.submit(load_tasks, config)
+        reading = thread.submit(load_tasks, config, processes)
         model = _loaded(config, model, say)
         programs = Programs(with_schedule_steps(config, about), model, known.tasks, say)
         programs.compile_ahead(known.keys)

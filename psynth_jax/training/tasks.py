@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from psynth_jax.convert.load import open_model
-from psynth_jax.data.example import ExampleList, ExampleSource, tokenise
+from psynth_jax.data.example import ExampleList, ExampleSource
 from psynth_jax.data.shards import open_shards
 from psynth_jax.data.sink import WithSink, chat_sink
-from psynth_jax.data.synthetic import synthetic_records
+from psynth_jax.data.synthetic import KINDS
+from psynth_jax.data.synthetic.examples import Generated, synthetic_examples
 from psynth_jax.data.synthetic.world import Split
 from psynth_jax.errors import ConfigError
 from psynth_jax.tokenizer import Tokenizer
@@ -24,10 +25,11 @@ class TaskData(NamedTuple):
     source: ExampleSource
 
 
-def load_tasks(config: TrainConfig) -> tuple[list[TaskData], list[TaskData]]:
+def load_tasks(config: TrainConfig, processes: int = 1) -> tuple[list[TaskData], list[TaskData]]:
     """Return the examples of `config.data` and of `config.evaluation`, each task next to its settings.
 
-    A directory may hold several tasks.  With `trainable.sink` every example has the sink among its branches.
+    A directory may hold several tasks.  With `trainable.sink` every example has the sink among its branches.  Many generated
+    examples are made by so many processes: see `synthetic_examples`.
 
     Raises:
       DataError: a directory is not one of examples, or was made with another tokenizer or other template variables.
@@ -47,18 +49,22 @@ def load_tasks(config: TrainConfig) -> tuple[list[TaskData], list[TaskData]]:
     if config.trainable.sink and max(chat_sink(tokenizer)) >= rows:
         beyond = max(chat_sink(tokenizer))
         raise ConfigError(f"{config.model} begins chats with token {beyond}, and has rows for 0 to {rows - 1} only")
-    return [*_loaded(config, config.data, tokenizer, "train")], [*_loaded(config, config.evaluation, tokenizer, "test")]
+    data = list(_loaded(config, config.data, tokenizer, "train", processes))
+    return data, list(_loaded(config, config.evaluation, tokenizer, "test", processes))
 
 
-def _loaded(config: TrainConfig, tasks: Sequence[Task], tokenizer: Tokenizer, split: Split) -> Iterator[TaskData]:
+def _loaded(
+    config: TrainConfig, tasks: Sequence[Task], tokenizer: Tokenizer, split: Split, processes: int
+) -> Iterator[TaskData]:
     for task in tasks:
         if task.path is not None:
             for shard in open_shards(task.path, tokenizer.fingerprints, tokenizer.template_variables):
                 yield TaskData(task, _read(config, shard, tokenizer))
         elif task.synthetic is not None and tokenizer.end_id is not None:
-            records = synthetic_records(count=task.synthetic, seed=config.seed, split=split)
-            examples = [tokenise(record, tokenizer, tokenizer.end_id) for record in records]
-            yield TaskData(task, _read(config, ExampleList("synthetic", examples), tokenizer))
+            name = "_".join(("synthetic", *(task.kinds or ())))
+            wanted = Generated(task.synthetic, config.seed, split, task.kinds or KINDS)
+            examples = synthetic_examples(wanted, tokenizer, processes)
+            yield TaskData(task, _read(config, ExampleList(name, examples), tokenizer))
 
 
 def _read(config: TrainConfig, source: ExampleSource, tokenizer: Tokenizer) -> ExampleSource:

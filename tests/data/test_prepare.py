@@ -202,7 +202,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("asked", "said"),
         [
-            ({"source": "wiki"}, "no source 'wiki'; choose from 2wikimultihopqa, browsecomp, dta_tool"),
+            ({"source": "wiki"}, "no source 'wiki'; choose from 2wikimultihopqa, attempts, browsecomp"),
             ({"source": "records"}, "records has no data set of its own"),
             ({"source": "records", "input": "none.jsonl"}, "no data at none.jsonl"),
             ({"source": "synthetic"}, "say with --limit"),

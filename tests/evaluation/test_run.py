@@ -186,6 +186,19 @@ class TestRefuses:
         evaluate(plan(data, Scripted(), Scripted("branches", "adapter")), synthesizers, folder)
         return (folder / "rows.jsonl").read_bytes()
 
+    def test_answers_that_were_taken_otherwise(
+        self, data: Path, folder: Path, synthesizers: Synthesizers, rows: bytes
+    ) -> None:
+        # Earlier versions scored all of an answer, and did not say so.
+        settings = json.loads((folder / "settings.json").read_text())
+        del settings["final_answer"]
+        (folder / "settings.json").write_text(json.dumps(settings))
+        other = Plan.of(QATask(data, final_answer=True), [Scripted().method], batch=2)
+        with pytest.raises(InputError, match="final_answer is True, it was False"):
+            evaluate(other, synthesizers, folder)
+        evaluate(plan(data, Scripted(), Scripted("branches", "adapter")), synthesizers, folder)
+        assert (folder / "rows.jsonl").read_bytes() == rows
+
     @pytest.mark.parametrize(
         ("changed", "said"),
         [

@@ -34,6 +34,13 @@ def test_scores_what_it_extracts(data: Path) -> None:
     assert task.score("the city", question) == {"em": 0.0, "f1": pytest.approx(2 / 3)}
 
 
+def test_takes_the_final_answer_where_it_is_told_to(data: Path) -> None:
+    task = QATask(data, final_answer=True)
+    assert task.extract("It is far.\nAnswer: Oslo") == "Oslo"
+    assert task.extract(" Oslo.\n") == "Oslo."
+    assert QATask(data).extract("Answer: Oslo") == "Answer: Oslo"
+
+
 def test_blank_answers_are_not_accepted(tmp_path: Path) -> None:
     write_records(tmp_path / "a.jsonl", [dataclasses.replace(record(0, "Oslo"), answers=("", "Oslo"))])
     assert QATask(tmp_path / "a.jsonl").questions()[0].answers == ("Oslo",)

@@ -9,6 +9,7 @@ import pytest
 
 from psynth_jax.errors import ConfigError
 from psynth_jax.training.config import TrainConfig, differences, read_config, read_run_config, with_schedule_steps
+from psynth_jax.training.plain_values import as_tuples
 from tests.training.examples import config
 
 TEXT = """
@@ -45,6 +46,9 @@ def test_defaults_and_overrides(file: Path) -> None:
         (["data.3.weight=1"], "nothing at data.3.weight"),
         (["model.name=x"], "nothing at model.name"),
         (["data.0.path=somewhere"], "either a path or a number"),
+        (["data.0.synthetic=null", "data.0.path=d", "data.0.kinds=[judge]"], "kinds are of synthetic examples"),
+        (["data.0.kinds=[]"], "data.0.kinds"),
+        (["data.0.kinds=[judges]"], "data.0.kinds.0: Input should be 'lookup', 'join'"),
         (["data.0.cross_entropy=0"], "nothing would be learned"),
         (["trainable.mapper=false", "trainable.rank=0"], "nothing would be trained"),
         (["trainable.targets=[q, q]"], "each once"),
@@ -210,6 +214,15 @@ def test_odd_overrides_are_one_line(file: Path, override: str) -> None:
     with pytest.raises(ConfigError) as error:
         read_config(file, [override])
     assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_kinds_of_a_task(file: Path) -> None:
+    file.write_text("workdir: w\nmodel: tiny-random\ntrain: {steps: 1}\ndata: [{synthetic: 8, kinds: [judge, steps]}]\n")
+    found = read_config(file, [])
+    assert found.data[0].kinds == ("judge", "steps")
+    assert read_config(file, ["data.0.kinds=yesno"]).data[0].kinds == ("yesno",)
+    assert read_config(file, ["data.0.kinds=null"]).data[0].kinds is None
+    assert TrainConfig.parse(as_tuples(found.model_dump(mode="json"))) == found
 
 
 def test_an_alias_is_written_out(file: Path) -> None:

@@ -71,11 +71,11 @@ class TestContinuing:
         said: list[str] = []
         read = starting.load_tasks
 
-        def waits(settings: TrainConfig) -> object:
+        def waits(settings: TrainConfig, processes: int) -> object:
             """Read only when something is being compiled: if nothing is, this would take a minute and fail."""
             for _ in range(600):
                 if any(text.startswith("compiling the train step") for text in said):
-                    return read(settings)
+                    return read(settings, processes)
                 time.sleep(0.1)
             raise AssertionError("nothing is compiled while examples are read")
 
@@ -88,7 +88,7 @@ class TestContinuing:
         settings = run(tmp_path, compile_ahead=True)
         train(settings, model)
 
-        def fails(settings: TrainConfig) -> object:
+        def fails(settings: TrainConfig, processes: int) -> object:
             raise DataError("the examples are gone")
 
         monkeypatch.setattr(starting, "load_tasks", fails)

@@ -83,7 +83,7 @@ class TestAblations:
         recipe = config("recipe-branches").data
         assert not set(exposure) & set(aggregation)
         assert set(recipe) <= {*exposure, *aggregation}
-        assert {task.path for task in {*exposure, *aggregation} - set(recipe)} == {"data/lookup"}
+        assert [task.kinds for task in {*exposure, *aggregation} - set(recipe)] == [("lookup", "quote")]
 
     def test_distillation_learns_from_the_text_recipe(self) -> None:
         assert config("ablation/distillation").teacher == f"{config('recipe-text').workdir}/adapter"

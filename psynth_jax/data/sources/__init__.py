@@ -7,6 +7,7 @@ each.
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from psynth_jax.data.sources.attempts import ATTEMPTS
 from psynth_jax.data.sources.chats import LMSYS_CHAT, SHAREGPT, ULTRACHAT, WILDCHAT
 from psynth_jax.data.sources.dta_tool import DTA_TOOL
 from psynth_jax.data.sources.flan import FLAN, FLAN_COT
@@ -24,6 +25,6 @@ _ALL = (
     *(TOUCAN_SINGLE, TOUCAN_MULTI, DTA_TOOL),
     *(FLAN, FLAN_COT),
     *(TWO_WIKI, HOTPOTQA, SQUAD),
-    *(BROWSECOMP, RECORDS),
+    *(ATTEMPTS, BROWSECOMP, RECORDS),
 )
 SOURCES: Mapping[str, Source] = MappingProxyType({source.name: source for source in _ALL})

@@ -18,12 +18,10 @@ import dataclasses
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias
 
+from psynth_jax.data.synthetic.kinds import Kind
 from psynth_jax.data.synthetic.world import NUMBERS, Fact, Relation, World, capitalised, chance, fill, words
-
-Kind = Literal["lookup", "join", "count", "contradiction", "majority", "arithmetic"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 MOST_BRANCHES = 8
 _COUNTS = range(1, 6)

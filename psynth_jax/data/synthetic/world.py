@@ -165,15 +165,15 @@ class World:
 
     def branch(self, told: Sequence[str]) -> str:
         """Write a branch of 20 to 150 words that holds every sentence of `told` word for word, in random order."""
-        header, (before, after) = "", map(self._filled, self.rng.choice(words().frames))
+        header, (before, after) = "", map(self.filled, self.rng.choice(words().frames))
         if self.rng.random() < 0.4:
-            header = self._filled(self.rng.choice(words().headers)) + self.rng.choice(["\n", "\n\n", ": "])
+            header = self.filled(self.rng.choice(words().headers)) + self.rng.choice(["\n", "\n\n", ": "])
         bullet = self.rng.choice(["- ", "* "]) if self.rng.random() < 0.2 else ""
         wanted = self.rng.randint(FEWEST_WORDS + 5, MOST_WORDS - 20)
         sentences = list(told)
         size = sum(len(text.split()) for text in (header, before, after, *sentences)) + len(sentences)
         while size < wanted:
-            sentences.append(capitalised(self._filled(self.rng.choice(words().fillers))))
+            sentences.append(capitalised(self.filled(self.rng.choice(words().fillers))))
             size += len(sentences[-1].split()) + 1  # a bullet is a word, too
         self.rng.shuffle(sentences)
         if bullet:
@@ -182,9 +182,9 @@ class World:
 
     def prefix(self) -> str:
         """Draw what stands before a branch's text and is not kept: nothing, every other time."""
-        return self._filled(self.rng.choice(words().prefixes)) if self.rng.random() < 0.5 else ""
+        return self.filled(self.rng.choice(words().prefixes)) if self.rng.random() < 0.5 else ""
 
-    def _filled(self, template: str) -> str:
+    def filled(self, template: str) -> str:
         """Fill every slot of a template, each occurrence by itself."""
         pieces = []
         for literal, field, _, _ in string.Formatter().parse(template):

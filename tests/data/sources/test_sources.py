@@ -14,6 +14,7 @@ from psynth_jax.data.record import Record, read_records, write_records
 from psynth_jax.data.sources import SOURCES, Dropped, convert_rows, read_rows
 from psynth_jax.errors import ConfigError, DataError
 from tests.data.sources import (
+    test_attempts,
     test_chats,
     test_dta_tool,
     test_flan,
@@ -39,6 +40,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "2wikimultihopqa": test_multihop.ROW | {"answer_aliases": ["A."]},
     "hotpotqa": test_multihop.ROW | test_multihop.HUB_FORM,
     "squad": test_squad.ONE_QUESTION,
+    "attempts": test_attempts.ROW,
     "browsecomp": test_prepared.ROW
     | {"agent_extract_contexts": ["found x", "found y"], "query": "Which?", "answer": "this"},
     "records": {"id": "r", "task": "t", "query": "q", "target": "a", "branches": [{"text": "b"}], "meta": {"x": 1}},
@@ -157,6 +159,7 @@ class TestOptions:
         *(("hotpotqa", "style", "published"), ("hotpotqa", "max_contexts", 1), ("hotpotqa", "exact_contexts", 2)),
         ("hotpotqa", "complete_support", True),
         *(("squad", "contexts", 2), ("squad", "seed", 1)),
+        ("attempts", "split", "validation"),
         *(("browsecomp", "task", "search"), ("browsecomp", "max_contexts", 1)),
         *((name, field, value) for name, turns in (("wildchat", 4), ("lmsys_chat", 4)) for field, value in (
             ("min_turns", turns), ("min_branches", 3), ("max_contexts", 1), ("english_only", True),

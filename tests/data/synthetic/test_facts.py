@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import datetime
+import hashlib
 import itertools
 import json
 import re
@@ -11,7 +12,7 @@ import re
 import pytest
 
 from psynth_jax.data.record import Record
-from psynth_jax.data.synthetic import KINDS, SPLITS, Kind, SyntheticOptions, synthetic_record, synthetic_records
+from psynth_jax.data.synthetic import KINDS, SPLITS, Kind, Split, SyntheticOptions, synthetic_record, synthetic_records
 from psynth_jax.data.synthetic.world import chance, split_of, words
 from psynth_jax.errors import ConfigError, InputError
 
@@ -178,6 +179,23 @@ def test_same_arguments_same_records() -> None:
     assert synthetic_record("join", 7, seed=11) == RECORDS[7]
     assert next(synthetic_records(count=1, seed=12)).query != RECORDS[0].query
     assert next(synthetic_records(count=1, seed=11, split="test")).query != RECORDS[0].query
+
+
+# SHA-256 of the records of seeds 0 and 11, as they were before there were other kinds.
+DIGESTS: dict[Split, str] = {
+    "train": "295fe1d5172874a5e33ea087ae399f169e977bb3427638f39d598534fd6c3564",
+    "validation": "d0d896a701bfda2551fbb0f236267839904f549ab954d69b98cc79d5b325175e",
+    "test": "6223507beb86141f4e821a26bf86724b5b4ad62ffc672d6b3a213b8d8d37aad5",
+}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_first_kinds_stay_as_they_are(split: Split) -> None:
+    digest = hashlib.sha256()
+    for seed in (0, 11):
+        for record in synthetic_records(count=120, seed=seed, split=split):
+            digest.update(json.dumps(record.to_json(), sort_keys=True).encode() + b"\n")
+    assert digest.hexdigest() == DIGESTS[split]
 
 
 def test_splits_share_no_name() -> None:
