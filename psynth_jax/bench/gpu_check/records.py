@@ -1,0 +1,44 @@
+"""What a piece has found so far, in a file that is whole at any time: a piece that is killed leaves what it had."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from psynth_jax.files import write_text
+
+
+@dataclasses.dataclass
+class Records:
+    """path: of the JSON file.  ends: the clock's reading (`time.monotonic`) by which the piece has to be done."""
+
+    path: Path
+    ends: float
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    skipped: list[str] = dataclasses.field(default_factory=list)
+
+    def note(self, **facts: Any) -> None:
+        """Write facts about the piece as a whole."""
+        self.facts |= facts
+        self._write()
+
+    def add(self, **record: Any) -> None:
+        """Write one more thing that was found."""
+        self.records.append(record)
+        self._write()
+
+    def has_time_for(self, what: str, seconds: float = 0.0) -> bool:
+        """Say whether so many seconds are left; if not, write that this was skipped."""
+        if time.monotonic() + seconds < self.ends:
+            return True
+        self.skipped.append(what)
+        self._write()
+        return False
+
+    def _write(self) -> None:
+        found = {**self.facts, "records": self.records, "skipped": self.skipped}
+        write_text(self.path, json.dumps(found, indent=2) + "\n")
