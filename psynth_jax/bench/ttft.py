@@ -63,23 +63,30 @@ def rates_found(seconds: Mapping[str, float]) -> DeviceRates:
     return DeviceRates(rates.bandwidth(seconds["copy"]), rates.matmul_rate(seconds["matmul"]))
 
 
-def against_floor(model: Model, question: Question, seconds: Mapping[str, float], device: DeviceRates) -> dict[str, float]:
-    """Return the seconds of `routes` under the names that `psynth bench ttft --json` has for them, and their floors."""
+def from_caches(model: Model, question: Question, seconds: Mapping[str, float], device: DeviceRates) -> dict[str, float]:
+    """Return the first and the later tokens from caches, with their floors, as `psynth bench ttft --json` names them."""
     config, itemsize = model.config, model.decoder.dtype.itemsize
     first = step_work(config, itemsize, question.prompt_tokens, question.cached)
     later = step_work(config, itemsize, 1, question.cached + question.prompt_tokens)
-    text = step_work(config, itemsize, question.cached + question.prompt_tokens, 0)
     return {
-        "ttft_text_s": seconds["text"],
         "ttft_branches_s": seconds["branches"],
-        "ratio": seconds["text"] / seconds["branches"],
         "floor_s": first.floor(device),
         "ratio_to_floor": seconds["branches"] / first.floor(device),
-        "text_floor_s": text.floor(device),
         "next_token_s": seconds["token"],
         "next_token_floor_s": later.floor(device),
         "copy_bytes_per_s": device.bytes_per_s,
         "matmul_flops_per_s": device.flops_per_s,
+    }
+
+
+def from_text(model: Model, question: Question, seconds: Mapping[str, float], device: DeviceRates) -> dict[str, float]:
+    """Return the first token from text, with its floor, and how many times longer it takes than from caches."""
+    tokens = question.cached + question.prompt_tokens
+    work = step_work(model.config, model.decoder.dtype.itemsize, tokens, 0)
+    return {
+        "ttft_text_s": seconds["text"],
+        "text_floor_s": work.floor(device),
+        "ratio": seconds["text"] / seconds["branches"],
     }
 
 
@@ -115,7 +122,9 @@ def ttft(
     if torch_routes is not None:
         measures |= torch_routes()
     seconds = in_turn(measures, repeats) | dict(torch_seconds or {})
-    found = dataclasses.asdict(question) | against_floor(model, question, seconds, rates_found(seconds))
+    device = rates_found(seconds)
+    found = dataclasses.asdict(question) | from_text(model, question, seconds, device)
+    found |= from_caches(model, question, seconds, device)
     found |= {
         "token_s": seconds["token"],
         "token_twice_s": seconds["token twice"],

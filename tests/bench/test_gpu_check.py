@@ -70,7 +70,7 @@ class TestScript:
         assert set(found["pieces"]) == set(PARTS["a"] | PARTS["b"])
         assert {each["question"] for each in found["figures"]} == {"2x12", "3x20"}
         assert all(set(each) > FIGURES for each in found["figures"])
-        assert {"workers_s", "torch_workers_s", "workers_over_torch"} < set(found["workers"])
+        assert {"workers_s", "workers_floor_s", "torch_workers_s", "workers_over_torch"} < set(found["workers"])
         assert {each["dtype"] for each in found["pieces"]["kernels"]["records"]} == {"float32", "bfloat16"}
         (trained,) = found["pieces"]["train"]["records"]
         assert np.isfinite(trained["loss"])
@@ -106,7 +106,7 @@ class TestReport:
     def test_a_piece_that_was_ended_leaves_what_it_had(self, tmp_path: Path) -> None:
         records = Records(tmp_path / "x.json", ends=0.0)
         records.note(model="m")
-        records.add(question="8x1024")
+        records.add({"question": "8x1024"})
         assert not records.has_time_for("the rest")
         found = json.loads((tmp_path / "x.json").read_text())
         assert found == {"model": "m", "records": [{"question": "8x1024"}], "skipped": ["the rest"]}
@@ -119,7 +119,7 @@ class TestReport:
         assert set(command.run(("a",), tmp_path, small=False)["pieces"]) == set(PARTS["a"])
 
     def test_a_part_out_of_time_begins_nothing(self, tmp_path: Path) -> None:
-        found = command._piece("train", tmp_path, 3.0, small=True)
+        found = command._piece("train", tmp_path, 3.0, 3.0, small=True)
         assert found == {"error": "not begun: 3 s were left of its part", "seconds": 0.0}
 
 
@@ -206,26 +206,42 @@ def abstract_decoder(config: DecoderConfig) -> Decoder:
     return Decoder(config, parameters)
 
 
+SHORT, LONG = (question for question, _ in SIZES.questions)
+WRITING = SIZES.writing
+PROGRAMS = {  # rows, tokens, question whose caches are read, tokens of the prompt, whether nothing is cached yet
+    "first token from 8x1024": (1, 256, SHORT, 256, True),
+    "later token from 8x1024": (1, 1, SHORT, 256, False),
+    "first token from 16x2048": (1, 256, LONG, 256, True),
+    "later token from 16x2048": (1, 1, LONG, 256, False),
+    "first chunk of 8x1024 as text": (1, 512, None, SHORT.cached + 256, True),
+    "last chunk of 16x2048 as text": (1, 256, None, LONG.cached + 256, False),
+    "workers' prompts": (WRITING.rows, WRITING.prompt_tokens, None, WRITING.prompt_tokens, True),
+    "workers' tokens": (WRITING.rows, 1, None, WRITING.prompt_tokens, False),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("tokens", [256, 1])
-@pytest.mark.parametrize("question", [question for question, _ in SIZES.questions], ids=lambda each: each.name)
-def test_steps_from_caches_lower(question: Any, tokens: int) -> None:
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_steps_lower(program: Any) -> None:
     """The engine's own program at Qwen3-14B's shape, with branches as `random_branches` makes them."""
+    batch, tokens, question, prompt, fresh = program
     model = abstract_decoder(SIZES.model)
-    filled = PREFIX + question.branch_tokens
-    read = jax.eval_shape(lambda: random_cache(SIZES.model, jnp.bfloat16, question.branches, filled)).heads
-    count = question.branches
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
-    segments = Segments(*[ints(1, count)] * 4)
-    view = BranchView((ContextPart(read, segments),), ints(1, count), ints(1, count), jax.ShapeDtypeStruct((1, count), bool))
-    own = jax.eval_shape(lambda: model.allocate_cache(1, slots_needed(0, question.prompt_tokens, 17), jnp.bfloat16))
-    rows = Rows(ints(1, tokens), ints(1), ints(1), ints(1))
-    hidden = jax.ShapeDtypeStruct((1, SIZES.model.width), jnp.bfloat16)
-    sampling = shapes(row_sampling(SamplingOptions(), [(0, 0)]))
+    reader = Reader()
+    if question is not None:
+        count, filled = question.branches, PREFIX + question.branch_tokens
+        read = jax.eval_shape(lambda: random_cache(SIZES.model, jnp.bfloat16, count, filled)).heads
+        part = ContextPart(read, Segments(*[ints(1, count)] * 4))
+        valid = jax.ShapeDtypeStruct((1, count), bool)
+        reader = Reader(view=BranchView((part,), ints(1, count), ints(1, count), valid))
+    own = jax.eval_shape(lambda: model.allocate_cache(batch, slots_needed(0, prompt, 64), jnp.bfloat16))
+    rows = Rows(ints(batch, tokens), ints(batch), ints(batch), ints(batch))
+    hidden = jax.ShapeDtypeStruct((batch, SIZES.model.width), jnp.bfloat16)
+    sampling = shapes(row_sampling(SamplingOptions(), [(0, 0)] * batch))
     with abstract_gpu():
         traced = Engine(model, "pallas_gpu").jitted(step.advance, ()).trace(
-            model, Reader(view=view), rows, own, hidden, sampling, ints(),
-            fresh=tokens > 1, greedy=True, implementation="pallas_gpu",
+            model, reader, rows, own, hidden, sampling, ints(),
+            fresh=fresh, greedy=True, implementation="pallas_gpu",
         )  # fmt: skip
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 1

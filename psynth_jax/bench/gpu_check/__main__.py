@@ -74,13 +74,15 @@ def run(parts: tuple[str, ...], into: Path, *, small: bool) -> dict[str, Any]:
     from psynth_jax.bench.gpu_check.piece import PARTS
     from psynth_jax.bench.gpu_check.sizes import full, miniature
 
-    budget = (miniature() if small else full()).part_seconds
+    sizes = miniature() if small else full()
     kept = _earlier(into, small=small)
     pieces: dict[str, Any] = {name: piece for name, piece in kept.items() if piece["part"] not in parts}
     for part in parts:
-        ends = time.monotonic() + budget
+        ends = time.monotonic() + sizes.part_seconds
         for name in PARTS[part]:
-            pieces[name] = {"part": part, **_piece(name, into, ends - time.monotonic(), small=small)}
+            left = ends - time.monotonic()
+            share = min(left, sizes.piece_seconds.get(name, left))
+            pieces[name] = {"part": part, **_piece(name, into, share, left, small=small)}
             found = _written(pieces, into, small=small)
     _show(found, into)
     return found
@@ -94,14 +96,19 @@ def _earlier(into: Path, *, small: bool) -> dict[str, Any]:
     return dict(before["pieces"]) if before["miniature"] == small else {}
 
 
-def _piece(name: str, into: Path, seconds: float, *, small: bool) -> dict[str, Any]:
-    """Run a piece in a process of its own, and end it when its time is over; return what it wrote."""
-    if seconds < LEAST_SECONDS:
-        return {"error": f"not begun: {max(seconds, 0):.0f} s were left of its part", "seconds": 0.0}
+def _piece(name: str, into: Path, share: float, left: float, *, small: bool) -> dict[str, Any]:
+    """Run a piece in a process of its own; return what it wrote.
+
+    It begins nothing new after `share` seconds, and is ended when it passes that by half, or the `left` seconds of its
+    part are over.
+    """
+    if left < LEAST_SECONDS:
+        return {"error": f"not begun: {max(left, 0):.0f} s were left of its part", "seconds": 0.0}
+    limit = min(1.5 * share, left)
     sys.stderr.write(f"{name} ...\n")
     file, log = into / f"{name}.json", into / f"{name}.log"
     file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "psynth_jax.bench.gpu_check.piece", name, str(file), str(seconds)]
+    command = [sys.executable, "-m", "psynth_jax.bench.gpu_check.piece", name, str(file), str(share)]
     # With JAX's preallocation most of the memory would be held from the start, and nobody saw what is needed.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "HF_HUB_OFFLINE": "1"}
     if name == "torch":
@@ -113,11 +120,11 @@ def _piece(name: str, into: Path, seconds: float, *, small: bool) -> dict[str, A
     error = None
     with log.open("w") as said:
         try:
-            done = subprocess.run(command, stdout=said, stderr=said, env=environment, check=False, timeout=seconds)
+            done = subprocess.run(command, stdout=said, stderr=said, env=environment, check=False, timeout=limit)
             if done.returncode:
                 error = f"exit code {done.returncode}: {_last_line(log)}"
         except subprocess.TimeoutExpired:
-            error = f"ended after {seconds:.0f} s, the rest of its part's time"
+            error = f"ended after {limit:.0f} s"
     found = json.loads(file.read_text()) if file.is_file() else {}
     found["seconds"] = time.monotonic() - begin
     return found if error is None else found | {"error": error}

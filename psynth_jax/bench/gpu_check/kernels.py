@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from psynth_jax.bench.gpu_check.sizes import KernelCheck, Sizes
 from psynth_jax.ops.branch_attention import pallas_gpu, reference
 from psynth_jax.ops.branch_attention.cases import arguments
 
+THREADS = 4
 INPUTS = ("q", "k", "v", "scalars")  # what gradients are taken of
 # The largest absolute error of the output, and the largest error of a gradient over its largest number.
 FORWARD = {"float32": 2e-5, "bfloat16": 0.03}
@@ -22,11 +24,19 @@ BACKWARD = {"float32": 1e-4, "bfloat16": 0.03}
 
 
 def check(sizes: Sizes, records: Records) -> None:
-    """Compare all cases; each record says whether it is within its tolerance."""
-    for each in sizes.kernels:
+    """Compare all cases; each record says whether it is within its tolerance.
+
+    Most of the time goes into compiling, which several threads do at once.
+    """
+
+    def compared(each: KernelCheck) -> dict[str, Any] | None:
         name = f"{each.case.name} {each.dtype} cache {each.cache_dtype}"
-        if records.has_time_for(name, seconds=3.0):
-            records.add(**compare(each))
+        return compare(each) if records.has_time_for(name, seconds=5.0) else None
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        for record in threads.map(compared, sizes.kernels):
+            if record is not None:
+                records.add(record)
 
 
 def compare(each: KernelCheck) -> dict[str, Any]:

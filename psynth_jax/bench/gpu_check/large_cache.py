@@ -27,7 +27,7 @@ def check(sizes: Sizes, records: Records) -> None:
     """Check all large caches."""
     for large in sizes.large_caches:
         if records.has_time_for(f"{large.elements} elements of {large.dtype}", seconds=10.0):
-            records.add(**compare(large))
+            records.add(compare(large))
 
 
 def compare(large: LargeCache) -> dict[str, Any]:

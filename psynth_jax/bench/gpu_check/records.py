@@ -24,21 +24,22 @@ class Records:
     def note(self, **facts: Any) -> None:
         """Write facts about the piece as a whole."""
         self.facts |= facts
-        self._write()
+        self.write()
 
-    def add(self, **record: Any) -> None:
+    def add(self, record: dict[str, Any]) -> None:
         """Write one more thing that was found."""
         self.records.append(record)
-        self._write()
+        self.write()
 
     def has_time_for(self, what: str, seconds: float = 0.0) -> bool:
         """Say whether so many seconds are left; if not, write that this was skipped."""
         if time.monotonic() + seconds < self.ends:
             return True
         self.skipped.append(what)
-        self._write()
+        self.write()
         return False
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write all of it: after a record was changed."""
         found = {**self.facts, "records": self.records, "skipped": self.skipped}
         write_text(self.path, json.dumps(found, indent=2) + "\n")

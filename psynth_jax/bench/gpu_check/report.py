@@ -17,10 +17,11 @@ def figures(pieces: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         for record in pieces.get(piece, {}).get("records", ()):
             joined.setdefault(record["question"], {}).update(record)
     for found in joined.values():
-        if "ttft_branches_s" in found and "torch_text_s" in found:
+        if {"ttft_branches_s", "torch_text_s"} <= set(found):
             found["torch_text_over_branches"] = found["torch_text_s"] / found["ttft_branches_s"]
-            found["text_over_torch"] = found["ttft_text_s"] / found["torch_text_s"]
             found["torch_published_over_branches"] = found["torch_published_s"] / found["ttft_branches_s"]
+        if {"ttft_text_s", "torch_text_s"} <= set(found):
+            found["text_over_torch"] = found["ttft_text_s"] / found["torch_text_s"]
     return list(joined.values())
 
 
@@ -83,7 +84,7 @@ _FIGURES = (
     "torch_text_s",
     "torch_published_s",
 )
-_WORKERS = ("workers_rows", "workers_new_tokens", "workers_s", "torch_workers_s", "workers_over_torch")
+_WORKERS = ("workers_rows", "workers_new_tokens", "workers_s", "workers_floor_s", "torch_workers_s", "workers_over_torch")
 _TRAIN = ("model", "tokens", "step_s", "tokens_per_s", "of_matmul_rate", "loss")
 
 

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from psynth_jax.bench import torch_process, ttft
+from psynth_jax.bench.floors import DeviceRates, step_work
 from psynth_jax.bench.gpu_check.records import Records
 from psynth_jax.bench.gpu_check.sizes import Sizes
 from psynth_jax.bench.kernel import kernel
-from psynth_jax.bench.question import Writing
+from psynth_jax.bench.question import Question, Writing
 from psynth_jax.bench.random_weights import random_branches, random_decoder
 from psynth_jax.bench.timing import in_turn, timed
 from psynth_jax.bench.train import Workload, train
@@ -20,7 +21,7 @@ from psynth_jax.config import DecoderConfig
 from psynth_jax.model import Model
 from psynth_jax.synthesis.pipeline import ParallelSynthesis
 
-KERNEL_REPEATS = 5
+KERNEL_REPEATS, CACHE_REPEATS, WORKER_REPEATS = 5, 3, 2
 
 
 def random_model(config: DecoderConfig, name: str, dtype: str) -> Model:
@@ -29,43 +30,58 @@ def random_model(config: DecoderConfig, name: str, dtype: str) -> Model:
 
 
 def ours(sizes: Sizes, records: Records) -> None:
-    """Measure each question from caches and from text, and the workers."""
+    """Measure first and later tokens from caches, workers in one batch, and first tokens from text, in this order."""
     model = random_model(sizes.model, sizes.name, sizes.dtype)
     synth = ttft.synthesizer(model)
     device = ttft.rates_found(in_turn(ttft.device_rates(model.decoder.dtype), 3))
     records.note(model=sizes.name, dtype=sizes.dtype, **dataclasses.asdict(device))
+    found: dict[Question, dict[str, Any]] = {}
+    for question, _ in sizes.questions:
+        if records.has_time_for(f"caches of {question.name}", seconds=15.0):
+            found[question] = _from_caches(synth, question, device)
+            records.add(found[question])
+    if records.has_time_for("workers", seconds=15.0):
+        records.note(**_workers(synth, sizes.writing, device))
     for question, repeats in sizes.questions:
-        if not records.has_time_for(f"question {question.name}", seconds=20.0):
-            continue
-        ttft.check(model, question, repeats)
-        ready = random_branches(model, question.branches, question.branch_tokens)
-        measures = ttft.routes(synth, question, ready)
-        # From caches first: these are the figures that matter most should the time run out.
-        short = {name: measures[name] for name in ("branches", "token")}
-        seconds = in_turn(short, 3)
-        records.note(last_caches=question.name, last_ttft_branches_s=seconds["branches"], last_token_s=seconds["token"])
-        seconds |= in_turn({"text": measures["text"]}, repeats)
-        del ready, measures, short
-        found = ttft.against_floor(model, question, seconds, device)
-        records.add(question=question.name, **dataclasses.asdict(question), **found)
-    if records.has_time_for("workers", seconds=10.0):
-        records.note(workers_s=_workers(synth, sizes.writing, 2), **_workers_named(sizes.writing))
+        if question in found and records.has_time_for(f"text of {question.name}", seconds=20.0):
+            seconds = _text_seconds(synth, question, repeats)
+            both = {"text": seconds, "branches": found[question]["ttft_branches_s"]}
+            found[question] |= ttft.from_text(synth.model, question, both, device)
+            records.write()
 
 
-def _workers(synth: ParallelSynthesis, writing: Writing, repeats: int) -> float:
-    """Return the seconds from the workers' prompts to their branches."""
-    prompts = writing.prompts(synth.model.config.vocab_size)
+def _from_caches(synth: ParallelSynthesis, question: Question, device: DeviceRates) -> dict[str, Any]:
+    ttft.check(synth.model, question, CACHE_REPEATS)
+    ready = random_branches(synth.model, question.branches, question.branch_tokens)
+    measures = ttft.routes(synth, question, ready)
+    seconds = in_turn({name: measures[name] for name in ("branches", "token")}, CACHE_REPEATS)
+    found = ttft.from_caches(synth.model, question, seconds, device)
+    return {"question": question.name, **dataclasses.asdict(question), **found}
+
+
+def _text_seconds(synth: ParallelSynthesis, question: Question, repeats: int) -> float:
+    texts, prompt = question.texts(synth.model.config.vocab_size), question.prompt(synth.model.config.vocab_size)
+    measure = lambda: synth.synthesize_text(prompt, texts, max_new_tokens=1).ttft_s  # noqa: E731
+    return in_turn({"text": measure}, repeats)["text"]
+
+
+def _workers(synth: ParallelSynthesis, writing: Writing, device: DeviceRates) -> dict[str, float]:
+    """Return the seconds from the workers' prompts to their branches, and their floor."""
+    config, itemsize = synth.model.config, synth.model.decoder.dtype.itemsize
+    prompts = writing.prompts(config.vocab_size)
 
     def work() -> None:
         made = synth.work(prompts, max_new_tokens=writing.new_tokens)
         for branch in made.questions[0]:
             jax.block_until_ready([segment.cache for segment in branch.segments])
 
-    return in_turn({"workers": timed(work)}, repeats)["workers"]
-
-
-def _workers_named(writing: Writing) -> dict[str, int]:
-    return {f"workers_{name}": size for name, size in dataclasses.asdict(writing).items()}
+    seconds = in_turn({"workers": timed(work)}, WORKER_REPEATS)["workers"]
+    floor = step_work(config, itemsize, writing.prompt_tokens, 0, writing.rows).floor(device)
+    for written in range(writing.new_tokens):
+        cached = writing.prompt_tokens + written
+        floor += step_work(config, itemsize, 1, cached, writing.rows).floor(device)
+    sizes = {f"workers_{name}": size for name, size in dataclasses.asdict(writing).items()}
+    return {**sizes, "workers_s": seconds, "workers_floor_s": floor}
 
 
 def torch(sizes: Sizes, records: Records) -> None:
@@ -79,9 +95,9 @@ def torch(sizes: Sizes, records: Records) -> None:
     for question, repeats in sizes.questions:
         if records.has_time_for(f"question {question.name}", seconds=10.0):
             request = torch_process.TorchRequest(sizes.model, sizes.dtype, (question,), repeats)
-            torch_process.measure(request, lambda record: records.add(**record))
+            torch_process.measure(request, records.add)
     if records.has_time_for("workers", seconds=10.0):
-        request = torch_process.TorchRequest(sizes.model, sizes.dtype, (), 2, sizes.writing)
+        request = torch_process.TorchRequest(sizes.model, sizes.dtype, (), WORKER_REPEATS, sizes.writing)
         torch_process.measure(request, lambda record: records.note(**record))
 
 
@@ -92,7 +108,7 @@ def training_step(sizes: Sizes, records: Records) -> None:
     workload = Workload(asked.examples, asked.branches, asked.branch_tokens, asked.prompt_tokens, asked.target_tokens)
     options = {"remat": False, "implementation": "auto"}
     found = train(model, asked.name, workload, 3, options, against_torch=False)
-    records.add(model=asked.name, dtype=sizes.dtype, **found)
+    records.add({"model": asked.name, "dtype": sizes.dtype, **found})
 
 
 def kernel_times(sizes: Sizes, records: Records) -> None:
@@ -101,4 +117,4 @@ def kernel_times(sizes: Sizes, records: Records) -> None:
         name = f"{each.case.name} cache {each.cache_dtype} {each.implementation}"
         if records.has_time_for(name, seconds=10.0):
             implementation: Any = each.implementation
-            records.add(**kernel(each.case, each.dtype, each.cache_dtype, implementation, KERNEL_REPEATS))
+            records.add(kernel(each.case, each.dtype, each.cache_dtype, implementation, KERNEL_REPEATS))
