@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,18 @@ class TestBench:
         found = psynth("bench", "ttft", "--model", "miniature", "--random", *TTFT, "--against", "torch", "--json").json
         assert set(found) > FLOORS | TORCH_TTFT | DECODING
         assert found["torch_text_s"] == found["torch_prefill_s"] > 0 < found["torch_published_s"]
+
+    @pytest.mark.slow
+    @pytest.mark.torch
+    def test_torch_with_a_gpu_is_measured_apart(
+        self, psynth: Command, model_directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The other process finds no GPU here, and measures all the same."""
+        _quick(monkeypatch)
+        monkeypatch.setattr("psynth_jax.bench.against_torch.torch_device", lambda: "cuda")
+        monkeypatch.setattr("psynth_jax.bench.torch_process.routes", lambda *_: pytest.fail("measured in this process"))
+        done = psynth("bench", "ttft", "--model", model_directory, *TTFT, "--against", "torch", "--json")
+        assert set(json.loads(done.out)) > TORCH_TTFT
 
     def test_table(self, psynth: Command, model_directory: Path) -> None:
         done = psynth("bench", "ttft", "--model", model_directory, *TTFT)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 NEEDED = (
-    *("jax", "flax", "numpy", "pydantic", "transformers", "jinja2", "safetensors", "gguf", "huggingface_hub"),
-    *("optax", "orbax", "grain", "rich", "torch"),
+    *("jax", "flax", "numpy", "pydantic", "transformers", "safetensors"),
+    *("optax", "orbax", "grain", "yaml", "rich", "torch"),
 )
 LEAST_SECONDS = 15.0  # a piece is not begun with less
 

@@ -7,6 +7,7 @@ import importlib
 import time
 from pathlib import Path
 
+from psynth_jax.bench.gpu_check.records import Records
 from psynth_jax.bench.gpu_check.sizes import full, miniature
 from psynth_jax.errors import UserError
 
@@ -31,24 +32,32 @@ def run_piece(name: str, file: Path, seconds: float, *, small: bool) -> None:
 
     Raises `UserError` where JAX has no GPU and the sizes are those of one.
     """
-    from psynth_jax.bench.gpu_check.records import Records
-
     records = Records(file, time.monotonic() + seconds)
     if name != "torch":
         _start_jax(records, small=small)
     module, function = PIECES[name]
     piece = getattr(importlib.import_module(f"psynth_jax.bench.gpu_check.{module}"), function)
     piece(miniature() if small else full(), records)
-    records.note(done=True)
+    records.note(done=True, peak_bytes=_peak_bytes(name))
 
 
-def _start_jax(records: object, *, small: bool) -> None:
+def _peak_bytes(name: str) -> int | None:
+    """Return the most memory of the device that was in use; None on a CPU."""
+    if name == "torch":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else None
     import jax
 
-    from psynth_jax.bench.gpu_check.records import Records
+    stats = jax.devices()[0].memory_stats()
+    return None if stats is None else stats.get("peak_bytes_in_use")
+
+
+def _start_jax(records: Records, *, small: bool) -> None:
+    import jax
+
     from psynth_jax.synthesis.programs import keep_compiled_programs
 
-    assert isinstance(records, Records)
     device = jax.devices()[0]
     if device.platform != "gpu" and not small:
         raise UserError(f"JAX sees no GPU, only a device of kind {device.platform}: install jax with CUDA")
