@@ -1,9 +1,9 @@
-"""The least time that a step can take on a device: the larger of reading its bytes and computing its flops.
+"""The least time that a step can take: the larger of reading its bytes and computing its flops.
 
     floor   max(bytes / bytes a second, flops / flops a second)
 
-Bytes are those of the weights that the step multiplies with and of the cached keys and values that it
-reads; an embedding is only looked up.  Both rates are measured: see `rates.py`.
+Bytes are those of the weights that the step multiplies with and of the cached keys and values that
+it reads; an embedding is only looked up.  Both rates are measured: see `rates.py`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,17 @@ class Work:
         return max(self.bytes / rates.bytes_per_s, self.flops / rates.flops_per_s)
 
 
-def step_work(config: DecoderConfig, itemsize: int, tokens: int, cached: int, rows: int = 1) -> Work:
+def step_work(
+    config: DecoderConfig,
+    itemsize: int,
+    tokens: int,
+    cached: int,
+    rows: int = 1,
+) -> Work:
     """Count a step in which each of `rows` rows reads `tokens` new and `cached` cached tokens.
 
-    The head computes the logits of one token a row.  Of experts only those that one token chooses are
-    counted, so with experts the floor is lower than it has to be.
+    The head computes the logits of one token a row.  Of experts only those that one token chooses
+    are counted, so with experts the floor is lower than it has to be.
 
     Args:
       config: the model.

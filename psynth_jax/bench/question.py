@@ -1,4 +1,4 @@
-"""The question of the benchmarks: so many branches of so many random tokens, and a random prompt."""
+"""The question of the benchmarks: branches of random tokens, and a random prompt."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Writing:
-    """`rows` workers with prompts of `prompt_tokens` tokens that write `new_tokens` each, in one batch."""
+    """`rows` workers in one batch, with prompts of `prompt_tokens`, that write `new_tokens` each."""
 
     rows: int
     prompt_tokens: int
@@ -52,4 +52,5 @@ class Writing:
 
     def prompts(self, vocabulary: int) -> list[list[int]]:
         """Draw the prompts' tokens."""
-        return np.random.default_rng([2]).integers(0, vocabulary, (self.rows, self.prompt_tokens)).tolist()
+        rng = np.random.default_rng([2])
+        return rng.integers(0, vocabulary, (self.rows, self.prompt_tokens)).tolist()

@@ -1,6 +1,6 @@
-"""torch's side of a benchmark in a process of its own, whose memory on the device is free again when it ends.
+"""torch's side of a benchmark in a process of its own, whose memory is free again when it ends.
 
-a request as JSON on stdin  ->  python -m psynth_jax.bench.torch_process  ->  seconds as JSON on stdout
+request on stdin  ->  python -m psynth_jax.bench.torch_process  ->  seconds on stdout, both JSON
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from psynth_jax.bench.question import Question, Writing
 from psynth_jax.config import DecoderConfig
@@ -22,7 +22,7 @@ PREFIX = 8  # tokens before what is kept of a branch
 
 @dataclasses.dataclass(frozen=True)
 class TorchRequest:
-    """source: a model's name, or a config whose weights are drawn.  writing: workers; None: none."""
+    """source: a model's name, or a config whose weights are drawn.  writing: workers, if any."""
 
     source: str | DecoderConfig
     dtype: str
@@ -52,7 +52,10 @@ class TorchRequest:
 
 
 def measure_apart(request: TorchRequest) -> dict[str, Any]:
-    """Measure in another process; return what `measure` does.  Raises `UserError` with its last line if it fails."""
+    """Measure in another process; return what `measure` does.
+
+    Raises `UserError` with the last line that the process wrote, if it fails.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "psynth_jax.bench.torch_process"],
         input=request.to_json(),
@@ -67,10 +70,13 @@ def measure_apart(request: TorchRequest) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def measure(request: TorchRequest, report: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
+Report: TypeAlias = Callable[[dict[str, Any]], None]
+
+
+def measure(request: TorchRequest, report: Report = lambda _: None) -> dict[str, Any]:
     """Measure all that is asked for; `report` is called with each record as soon as there is one.
 
-    Returns questions (torch_text_s and torch_published_s of each) and torch_workers_s, where it was asked for.
+    Returns questions (torch_text_s, torch_published_s of each) and, of workers, torch_workers_s.
     """
     found: dict[str, Any] = {"questions": []}
     for question in request.questions:
@@ -84,8 +90,12 @@ def measure(request: TorchRequest, report: Callable[[dict[str, Any]], None] = la
     return found
 
 
-def routes(source: str | DecoderConfig, dtype: str, question: Question) -> dict[str, Callable[[], float]]:
-    """Return measures of both ways to a question's first token: "torch", its text, and "torch published"."""
+def routes(
+    source: str | DecoderConfig,
+    dtype: str,
+    question: Question,
+) -> dict[str, Callable[[], float]]:
+    """Return measures of both ways to the first token: from the text, and "torch published"."""
     from psynth_jax.bench import against_torch, torch_published
 
     model = against_torch.loaded(source, dtype)
@@ -94,9 +104,10 @@ def routes(source: str | DecoderConfig, dtype: str, question: Question) -> dict[
     branches = []
     for text in question.texts(vocabulary):
         branches.append(torch_published.encode(model, text, before))
+    prompt = question.prompt(vocabulary)
     return {
         "torch": against_torch.prefill(source, dtype, question.pasted(vocabulary)),
-        "torch published": torch_published.first_token(model, question.prompt(vocabulary), branches),
+        "torch published": torch_published.first_token(model, prompt, branches),
     }
 
 

@@ -1,9 +1,10 @@
 """The published way to read branches, in torch: rotate, map, concatenate, then prefill the prompt.
 
-    cached keys of a branch -> turned back by its shift -> aK k + bK --+
-    cached values           ---------------------------->  aV v + bV --+-> one DynamicCache -> the prompt
+    cached keys of a branch -> turned back by shift ->  aK k + bK --+
+    cached values           ------------------------->  aV v + bV --+-> one DynamicCache -> prompt
 
-Every key and value is rewritten and copied for every question (Parallel-Synthesis, arXiv 2606.14672).
+Every key and value is rewritten and copied for every question (Parallel-Synthesis, arXiv
+2606.14672).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from psynth_jax.mapper import IDENTITY
 class TorchBranch:
     """A branch as it lies in its worker's cache.
 
-    layers: per layer keys and values `[1, K, S, H]` of the branch's tokens, keys rotated at the worker's
-    positions.  shift: positions by which they are turned back.
+    layers: per layer keys and values `[1, K, S, H]` of the branch's tokens, keys rotated at the
+    worker's positions.  shift: positions by which they are turned back.
     """
 
     layers: list[tuple[Any, Any]]
@@ -61,7 +62,11 @@ def context(model: Any, branches: Sequence[TorchBranch], scalars: Any) -> Any:
         for index in range(len(branches[0].layers)):
             frequencies = frequencies_of(model, index)
             keys, values = [], []
-            for branch, (key_scale, key_bias, value_scale, value_bias) in zip(branches, scalars[index], strict=True):
+            for branch, (key_scale, key_bias, value_scale, value_bias) in zip(
+                branches,
+                scalars[index],
+                strict=True,
+            ):
                 k, v = branch.layers[index]
                 keys.append(key_scale * _turned_back(k, branch.shift * frequencies) + key_bias)
                 values.append(value_scale * v + value_bias)
@@ -87,26 +92,31 @@ def frequencies_of(model: Any, layer: int) -> Any:
 
 
 def past(decoder: Any, cache: Any) -> dict[str, Any]:
-    """Return the arguments that make a decoder read a cache, named as this version of transformers does."""
-    named = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
-    return {named: cache, "use_cache": True}
+    """Return the arguments that make a decoder read a cache, named as transformers names them."""
+    if "cache" in inspect.signature(decoder.forward).parameters:  # from transformers 5.24 on
+        return {"cache": cache, "use_cache": True}
+    return {"past_key_values": cache, "use_cache": True}
 
 
-def read(model: Any, prompt: Sequence[int], cache: Any, first_position: int, *, keep: int = 1) -> Any:
-    """Prefill a prompt behind a cache; return the logits `[keep, V]` of its last tokens (0: of all)."""
+def read(model: Any, prompt: Sequence[int], cache: Any, first_position: int) -> Any:
+    """Prefill a prompt behind a cache; return the logits `[V]` of its last token."""
     import torch
 
     ids = torch.tensor([list(prompt)], device=model.device)
     positions = torch.arange(first_position, first_position + len(prompt), device=model.device)
     with torch.inference_mode():
-        found = model(ids, position_ids=positions[None], logits_to_keep=keep, **past(model.model, cache))
-    return found.logits[0]
+        arguments = past(model.model, cache)
+        found = model(ids, position_ids=positions[None], logits_to_keep=1, **arguments)
+    return found.logits[0, -1]
 
 
 def first_token(
     model: Any, prompt: Sequence[int], branches: Sequence[TorchBranch], scalars: Any = None
 ) -> Callable[[], float]:
-    """Return a measure: from cached branches to the first token.  scalars None: a mapper that changes nothing."""
+    """Return a measure: from cached branches to the first token.
+
+    scalars: see `context`; None is a mapper that changes nothing.
+    """
     if scalars is None:
         scalars = [[IDENTITY] * len(branches) for _ in branches[0].layers]
     offset = max(branch.length for branch in branches)

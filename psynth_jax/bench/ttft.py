@@ -1,7 +1,8 @@
-"""Time to first token: from branches that are ready, against prefilling the same tokens as text; and to each token after it.
+"""Time to first and later tokens, from branches that are ready and from the same tokens as text.
 
-Decoding reads every cached token once for each new one; what twice as many cost is measured too.  The floor
-of both is what the device's memory and matrix units, measured in the same run, allow: see `floors.py`.
+Decoding reads every cached token once for each new one; what twice as many cost is measured too.
+The floor of both is what the device's memory and matrix units, measured in the same run, allow: see
+`floors.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ def check(model: Model, question: Question, repeats: int) -> None:
     if min(*dataclasses.astuple(question), repeats) < 1:
         raise InputError("branches, branch tokens, prompt tokens and repeats must be at least 1")
     check_window(model, 0, question.cached + question.prompt_tokens, 1, "the pasted text")
-    check_window(model, question.branch_tokens, question.prompt_tokens, DECODED + 1, "the answer from branches")
+    check_window(
+        model,
+        question.branch_tokens,
+        question.prompt_tokens,
+        DECODED + 1,
+        "the answer from branches",
+    )
 
 
 def synthesizer(model: Model) -> ParallelSynthesis:
@@ -36,8 +43,12 @@ def synthesizer(model: Model) -> ParallelSynthesis:
     return ParallelSynthesis(dataclasses.replace(model, stop_ids=frozenset()))
 
 
-def routes(synth: ParallelSynthesis, question: Question, ready: Branches) -> dict[str, Callable[[], float]]:
-    """Return measures of the first token from "text" and from "branches", and of a "token" after that."""
+def routes(
+    synth: ParallelSynthesis,
+    question: Question,
+    ready: Branches,
+) -> dict[str, Callable[[], float]]:
+    """Return measures of the first token from "text" and "branches", and of a later "token"."""
     vocabulary = synth.model.config.vocab_size
     texts, prompt = question.texts(vocabulary), question.prompt(vocabulary)
     return {
@@ -63,8 +74,13 @@ def rates_found(seconds: Mapping[str, float]) -> DeviceRates:
     return DeviceRates(rates.bandwidth(seconds["copy"]), rates.matmul_rate(seconds["matmul"]))
 
 
-def from_caches(model: Model, question: Question, seconds: Mapping[str, float], device: DeviceRates) -> dict[str, float]:
-    """Return the first and the later tokens from caches, with their floors, as `psynth bench ttft --json` names them."""
+def from_caches(
+    model: Model,
+    question: Question,
+    seconds: Mapping[str, float],
+    device: DeviceRates,
+) -> dict[str, float]:
+    """Return the times of first and later tokens from caches, and their floors."""
     config, itemsize = model.config, model.decoder.dtype.itemsize
     first = step_work(config, itemsize, question.prompt_tokens, question.cached)
     later = step_work(config, itemsize, 1, question.cached + question.prompt_tokens)
@@ -79,8 +95,13 @@ def from_caches(model: Model, question: Question, seconds: Mapping[str, float], 
     }
 
 
-def from_text(model: Model, question: Question, seconds: Mapping[str, float], device: DeviceRates) -> dict[str, float]:
-    """Return the first token from text, with its floor, and how many times longer it takes than from caches."""
+def from_text(
+    model: Model,
+    question: Question,
+    seconds: Mapping[str, float],
+    device: DeviceRates,
+) -> dict[str, float]:
+    """Return the time of the first token from text, its floor, and how it compares to caches."""
     tokens = question.cached + question.prompt_tokens
     work = step_work(model.config, model.decoder.dtype.itemsize, tokens, 0)
     return {
@@ -100,14 +121,14 @@ def ttft(
 ) -> dict[str, Any]:
     """Measure both routes on random tokens, and torch's on the same ones.
 
-    The text route prefills all tokens, the branch route those of the prompt.  Decoding, from these branches and from twice
-    as many, counts the tokens after the first.
+    The text route prefills all tokens, the branch route those of the prompt.  Decoding, from these
+    branches and from twice as many, counts the tokens after the first.
 
     Args:
       model: what is measured.
       question: the sizes.
       repeats: measured runs of each kind, in turn.
-      torch_routes: makes torch's measures (`torch_process.routes`), which are then run in turn with ours.
+      torch_routes: makes torch's measures (`torch_process.routes`), to be run in turn with ours.
       torch_seconds: torch's seconds, where they were measured apart.
     """
     check(model, question, repeats)

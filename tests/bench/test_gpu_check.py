@@ -37,8 +37,22 @@ from psynth_jax.synthesis.step import Reader, Rows
 from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
-FIGURES = {"floor_s", "ratio_to_floor", "next_token_s", "next_token_floor_s", "torch_text_s", "torch_published_s"}
-FIGURES |= {"question", "ttft_branches_s", "ttft_text_s", "ratio", "torch_text_over_branches", "text_over_torch"}
+FIGURES = {
+    "floor_s",
+    "ratio_to_floor",
+    "next_token_s",
+    "next_token_floor_s",
+    "torch_text_s",
+    "torch_published_s",
+}
+FIGURES |= {
+    "question",
+    "ttft_branches_s",
+    "ttft_text_s",
+    "ratio",
+    "torch_text_over_branches",
+    "text_over_torch",
+}
 
 
 def _script(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -71,7 +85,10 @@ class TestScript:
         assert {each["question"] for each in found["figures"]} == {"2x12", "3x20"}
         assert all(set(each) > FIGURES for each in found["figures"])
         assert {"workers_s", "workers_floor_s", "torch_workers_s", "workers_over_torch"} < set(found["workers"])
-        assert {each["dtype"] for each in found["pieces"]["kernels"]["records"]} == {"float32", "bfloat16"}
+        assert {each["dtype"] for each in found["pieces"]["kernels"]["records"]} == {
+            "float32",
+            "bfloat16",
+        }
         (trained,) = found["pieces"]["train"]["records"]
         assert np.isfinite(trained["loss"])
         assert (tmp_path / "gpu_check.txt").read_text() == done.stdout.replace("\r", "")
@@ -92,8 +109,15 @@ class TestReport:
         assert report.unsound("x", {"done": True, "records": [{"ok": True}, {}]}) == []
         assert report.unsound("x", {"error": "exit code 1: no"}) == ["x: exit code 1: no"]
         assert report.unsound("x", {}) == ["x: not finished"]
-        piece = {"done": True, "skipped": ["y"], "records": [{"ok": False, "case": "z", "dtype": "int8"}]}
-        assert report.unsound("x", piece) == ["x: no time for y", "x: outside its tolerance: z int8"]
+        piece = {
+            "done": True,
+            "skipped": ["y"],
+            "records": [{"ok": False, "case": "z", "dtype": "int8"}],
+        }
+        assert report.unsound("x", piece) == [
+            "x: no time for y",
+            "x: outside its tolerance: z int8",
+        ]
 
     def test_figures_join_both_sides(self) -> None:
         ours = {"question": "8x1024", "ttft_branches_s": 2.0, "ttft_text_s": 8.0}

@@ -66,23 +66,29 @@ def test_the_same_logits_from_the_same_caches(pair: tuple[Any, ps.Model]) -> Non
     scalars = synth.mapper_scalars(branches)[:, 0].tolist()
 
     cache = torch_published.context(torch_model, _copied(branches), scalars)
-    found = torch_published.read(torch_model, prompt, cache, max(LENGTHS)).numpy()[0]
+    found = torch_published.read(torch_model, prompt, cache, max(LENGTHS)).numpy()
     ours = _logits(synth, prompt, branches)
     assert np.ptp(ours) > 1, "logits that are all alike would compare nothing"
     np.testing.assert_allclose(found, ours, atol=1e-4, rtol=0)
 
     encoded = [torch_published.encode(torch_model, *both) for both in zip(texts, prefixes, strict=True)]
     cache = torch_published.context(torch_model, encoded, scalars)
-    again = torch_published.read(torch_model, prompt, cache, max(LENGTHS)).numpy()[0]
+    again = torch_published.read(torch_model, prompt, cache, max(LENGTHS)).numpy()
     np.testing.assert_allclose(again, ours, atol=1e-4, rtol=0)
 
 
 def test_random_weights_have_the_shape_of_the_config() -> None:
     config = tiny_config(width=24)
     model = against_torch.load_torch(config, "bfloat16")
-    assert (model.config.num_hidden_layers, model.config.vocab_size) == (config.layers, config.vocab_size)
+    assert (model.config.num_hidden_layers, model.config.vocab_size) == (
+        config.layers,
+        config.vocab_size,
+    )
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert model.get_parameter("model.layers.0.mlp.gate_proj.weight").shape == (config.mlp_width, config.width)
+    assert model.get_parameter("model.layers.0.mlp.gate_proj.weight").shape == (
+        config.mlp_width,
+        config.width,
+    )
 
 
 class TestRequest:

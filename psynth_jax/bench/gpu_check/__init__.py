@@ -7,6 +7,6 @@
              torch          the same in torch: from text, and the published way
              train          a training step
 
-A piece that fails, or that there is no time left for, is recorded as such, and the others run.  `launch/gpu_check.sh`
-runs it; in miniature every piece runs on a CPU.
+A piece that fails, or that there is no time left for, is recorded as such, and the others run.
+`launch/gpu_check.sh` runs it; in miniature every piece runs on a CPU.
 """

@@ -34,15 +34,21 @@ def has_gpu() -> bool:
     except OSError:
         return False
     count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return False
+    return count.value > 0
 
 
 def main() -> None:
-    """Run what the command line asks for; exit with 0 if all is as it should be, 2 if nothing could be run, else 1."""
+    """Run what the command line asks for.
+
+    Exits with 0 if all is as it should be, with 2 if nothing could be run, and else with 1.
+    """
     given = _arguments()
     missing = missing_packages()
     if missing:
-        sys.exit(_refused(f"missing packages: {', '.join(missing)}; install them for {sys.executable}"))
+        names = ", ".join(missing)
+        sys.exit(_refused(f"missing packages: {names}; install them for {sys.executable}"))
     if not given.miniature and not has_gpu():
         sys.exit(_refused("no GPU here: run it where there is one, or with --miniature"))
     parts = ("a", "b") if given.part == "all" else (given.part,)
@@ -52,11 +58,15 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="launch/gpu_check.sh", description="All that only a GPU can show.")
-    parser.add_argument("--part", choices=("a", "b", "all"), default="all", help="a: numbers; b: speed; default all")
-    parser.add_argument("--miniature", action="store_true", help="tiny sizes on a CPU: whether it runs at all")
+    parser = argparse.ArgumentParser(prog="launch/gpu_check.sh", description="Check a GPU.")
+    parts = ("a", "b", "all")
+    parser.add_argument("--part", choices=parts, default="all", help="a: numbers; b: speed")
+    parser.add_argument("--miniature", action="store_true", help="tiny sizes, on a CPU")
     parser.add_argument(
-        "--into", type=Path, default=Path("gpu_check"), help="folder for gpu_check.json, gpu_check.txt and logs"
+        "--into",
+        type=Path,
+        default=Path("gpu_check"),
+        help="folder for gpu_check.json, gpu_check.txt and logs",
     )
     return parser.parse_args()
 
@@ -76,7 +86,7 @@ def run(parts: tuple[str, ...], into: Path, *, small: bool) -> dict[str, Any]:
 
     sizes = miniature() if small else full()
     kept = _earlier(into, small=small)
-    pieces: dict[str, Any] = {name: piece for name, piece in kept.items() if piece["part"] not in parts}
+    pieces = {name: piece for name, piece in kept.items() if piece["part"] not in parts}
     for part in parts:
         ends = time.monotonic() + sizes.part_seconds
         for name in PARTS[part]:
@@ -99,8 +109,8 @@ def _earlier(into: Path, *, small: bool) -> dict[str, Any]:
 def _piece(name: str, into: Path, share: float, left: float, *, small: bool) -> dict[str, Any]:
     """Run a piece in a process of its own; return what it wrote.
 
-    It begins nothing new after `share` seconds, and is ended when it passes that by half, or the `left` seconds of its
-    part are over.
+    It begins nothing new after `share` seconds, and is ended when it passes that by half, or when
+    the `left` seconds of its part are over.
     """
     if left < LEAST_SECONDS:
         return {"error": f"not begun: {max(left, 0):.0f} s were left of its part", "seconds": 0.0}
@@ -108,8 +118,15 @@ def _piece(name: str, into: Path, share: float, left: float, *, small: bool) -> 
     sys.stderr.write(f"{name} ...\n")
     file, log = into / f"{name}.json", into / f"{name}.log"
     file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "psynth_jax.bench.gpu_check.piece", name, str(file), str(share)]
-    # With JAX's preallocation most of the memory would be held from the start, and nobody saw what is needed.
+    command = [
+        sys.executable,
+        "-m",
+        "psynth_jax.bench.gpu_check.piece",
+        name,
+        str(file),
+        str(share),
+    ]
+    # With preallocation JAX would hold most of the memory, and peak_bytes would say nothing.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "HF_HUB_OFFLINE": "1"}
     if name == "torch":
         environment["JAX_PLATFORMS"] = "cpu"
@@ -120,7 +137,14 @@ def _piece(name: str, into: Path, share: float, left: float, *, small: bool) -> 
     error = None
     with log.open("w") as said:
         try:
-            done = subprocess.run(command, stdout=said, stderr=said, env=environment, check=False, timeout=limit)
+            done = subprocess.run(
+                command,
+                stdout=said,
+                stderr=said,
+                env=environment,
+                check=False,
+                timeout=limit,
+            )
             if done.returncode:
                 error = f"exit code {done.returncode}: {_last_line(log)}"
         except subprocess.TimeoutExpired:

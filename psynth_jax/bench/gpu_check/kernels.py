@@ -18,7 +18,7 @@ from psynth_jax.ops.branch_attention.cases import arguments
 
 THREADS = 4
 INPUTS = ("q", "k", "v", "scalars")  # what gradients are taken of
-# The largest absolute error of the output, and the largest error of a gradient over its largest number.
+# The largest absolute error of the output, and of a gradient over the gradient's largest number.
 FORWARD = {"float32": 2e-5, "bfloat16": 0.03}
 BACKWARD = {"float32": 1e-4, "bfloat16": 0.03}
 
@@ -40,14 +40,15 @@ def check(sizes: Sizes, records: Records) -> None:
 
 
 def compare(each: KernelCheck) -> dict[str, Any]:
-    """Run a case through the kernel and through the oracle in float32, on the same rounded numbers."""
+    """Run a case through the kernel, and the oracle in float32 on the same rounded numbers."""
     function = with_gradients if each.backward else forward
     drawn = arguments(each.case, jnp.dtype(each.dtype), each.cache_dtype)
     operands, layer, spec = drawn[:5], drawn[5], drawn[6]
     interpret = jax.default_backend() != "gpu"
 
     def kernel(q: Array, k: Array, v: Array, own: Any, context: Any) -> Array:
-        return pallas_gpu.attend(q, k, v, own, context, layer, spec, None, q.dtype, interpret=interpret)[0]
+        rest = layer, spec, None, q.dtype
+        return pallas_gpu.attend(q, k, v, own, context, *rest, interpret=interpret)[0]
 
     def oracle(q: Array, k: Array, v: Array, own: Any, context: Any) -> Array:
         return reference.attend(q, k, v, own, context, layer, spec, None, jnp.float32)[0]
@@ -82,7 +83,14 @@ def forward(attend: Any, q: Array, k: Array, v: Array, own: Any, context: Any) -
     return (attend(q, k, v, own, context),)
 
 
-def with_gradients(attend: Any, q: Array, k: Array, v: Array, own: Any, context: Any) -> tuple[Array, Any]:
+def with_gradients(
+    attend: Any,
+    q: Array,
+    k: Array,
+    v: Array,
+    own: Any,
+    context: Any,
+) -> tuple[Array, Any]:
     """Return the output, and the gradients of a weighted sum of it with respect to `INPUTS`."""
     weight = jax.random.normal(jax.random.key(8), q.shape, jnp.float32)
 

@@ -1,4 +1,4 @@
-"""One piece of the GPU check as a process: python -m psynth_jax.bench.gpu_check.piece NAME FILE SECONDS [--miniature]."""
+"""One piece of the GPU check, which `__main__.py` runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ PIECES = PARTS["a"] | PARTS["b"]
 
 
 def run_piece(name: str, file: Path, seconds: float, *, small: bool) -> None:
-    """Run a piece, which writes what it finds into `file` as it goes, and begins nothing that takes longer than `seconds`.
+    """Run a piece, which writes what it finds into `file` as it goes.
 
+    It begins nothing that would not be done after `seconds`.
     Raises `UserError` where JAX has no GPU and the sizes are those of one.
     """
     records = Records(file, time.monotonic() + seconds)
@@ -60,7 +61,7 @@ def _start_jax(records: Records, *, small: bool) -> None:
 
     device = jax.devices()[0]
     if device.platform != "gpu" and not small:
-        raise UserError(f"JAX sees no GPU, only a device of kind {device.platform}: install jax with CUDA")
+        raise UserError(f"JAX sees no GPU, only a {device.platform}: install jax with CUDA")
     keep_compiled_programs()  # a second run on the same machine compiles nothing again
     records.note(device=device.device_kind, platform=device.platform, jax=jax.__version__)
 

@@ -1,4 +1,4 @@
-"""What a piece has found so far, in a file that is whole at any time: a piece that is killed leaves what it had."""
+"""What a piece has found so far, in a file that is always whole, even if it is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from psynth_jax.files import write_text
 
 @dataclasses.dataclass
 class Records:
-    """path: of the JSON file.  ends: the clock's reading (`time.monotonic`) by which the piece has to be done."""
+    """path: of the JSON file.  ends: when the piece has to be done, as `time.monotonic` counts."""
 
     path: Path
     ends: float

@@ -18,8 +18,9 @@ def figures(pieces: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
             joined.setdefault(record["question"], {}).update(record)
     for found in joined.values():
         if {"ttft_branches_s", "torch_text_s"} <= set(found):
-            found["torch_text_over_branches"] = found["torch_text_s"] / found["ttft_branches_s"]
-            found["torch_published_over_branches"] = found["torch_published_s"] / found["ttft_branches_s"]
+            ours = found["ttft_branches_s"]
+            found["torch_text_over_branches"] = found["torch_text_s"] / ours
+            found["torch_published_over_branches"] = found["torch_published_s"] / ours
         if {"ttft_text_s", "torch_text_s"} <= set(found):
             found["text_over_torch"] = found["ttft_text_s"] / found["torch_text_s"]
     return list(joined.values())
@@ -38,7 +39,7 @@ def workers(pieces: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def unsound(name: str, piece: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with a piece, a line each; nothing: it is done and within its tolerances."""
+    """Return what is wrong with a piece, a line each."""
     wrong = []
     if piece.get("error"):
         wrong.append(f"{name}: {piece['error']}")
@@ -55,24 +56,36 @@ def unsound(name: str, piece: Mapping[str, Any]) -> list[str]:
 def show(console: Console, found: Mapping[str, Any]) -> None:
     """Print the tables."""
     pieces = found["pieces"]
-    console.print(f"{found['device']}, jax {found['jax']}, torch {found['torch']}, {found['command']}")
+    versions = f"jax {found['jax']}, torch {found['torch']}"
+    console.print(f"{found['device']}, {versions}, {found['command']}")
     parts = [
         _table("kernels against the oracle", pieces.get("kernels"), _KERNELS),
         _table("large caches", pieces.get("large_cache"), _LARGE),
         _table("attention calls", pieces.get("kernel_times"), _TIMES),
-        _table("to the first token, and to each later one", {"records": found["figures"]}, _FIGURES),
+        _table("first token, and each later one", {"records": found["figures"]}, _FIGURES),
         _table("workers in one batch", {"records": [found["workers"]]}, _WORKERS),
         _table("training", pieces.get("train"), _TRAIN),
     ]
     console.print(Group(*[part for part in parts if part is not None]))
     for line in found["wrong"]:
         console.print(f"not as it should be: {line}")
-    console.print("as it should be" if found["ok"] else "see the lines above, and the logs beside the JSON file")
+    if found["ok"]:
+        console.print("as it should be")
+    else:
+        console.print("see the lines above, and the logs beside the JSON file")
 
 
 _KERNELS = ("case", "dtype", "cache_dtype", "passes", "error", "gradient_errors", "ok")
 _LARGE = ("elements", "dtype", "read_back", "neighbours_untouched", "errors", "ok")
-_TIMES = ("case", "cache_dtype", "implementation", "seconds", "times_floor", "bytes_per_s", "flops_per_s")
+_TIMES = (
+    "case",
+    "cache_dtype",
+    "implementation",
+    "seconds",
+    "times_floor",
+    "bytes_per_s",
+    "flops_per_s",
+)
 _FIGURES = (
     "question",
     "ttft_branches_s",
@@ -84,7 +97,14 @@ _FIGURES = (
     "torch_text_s",
     "torch_published_s",
 )
-_WORKERS = ("workers_rows", "workers_new_tokens", "workers_s", "workers_floor_s", "torch_workers_s", "workers_over_torch")
+_WORKERS = (
+    "workers_rows",
+    "workers_new_tokens",
+    "workers_s",
+    "workers_floor_s",
+    "torch_workers_s",
+    "workers_over_torch",
+)
 _TRAIN = ("model", "tokens", "step_s", "tokens_per_s", "of_matmul_rate", "loss")
 
 

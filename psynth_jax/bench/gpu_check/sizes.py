@@ -29,7 +29,7 @@ MINIATURE_MODEL = DecoderConfig(
 
 @dataclasses.dataclass(frozen=True)
 class KernelCheck:
-    """A case with the dtype of queries and of caches, and whether the backward pass is checked too."""
+    """A case, the dtypes of queries and caches, and whether the backward pass is checked too."""
 
     case: Case
     dtype: str
@@ -49,7 +49,7 @@ class KernelTime:
 
 @dataclasses.dataclass(frozen=True)
 class LargeCache:
-    """A cache `[L, 1, K, S, H]` of whose last slots `tokens` are written and read by `queries` queries of N heads."""
+    """A cache `[L, 1, K, S, H]`: its last `tokens` slots are written, and read by some queries."""
 
     dtype: str
     layers: int
@@ -83,8 +83,8 @@ class TrainStep:
 class Sizes:
     """All of it.
 
-    questions: with how many measured runs of the text route.  part_seconds: what a part may take.  piece_seconds: the
-    time after which a piece begins nothing new, so that the pieces after it have their share.
+    questions: with how many measured runs of the text route.  part_seconds: what a part may take.
+    piece_seconds: the time after which a piece begins nothing new, for the sake of the others.
     """
 
     model: DecoderConfig
@@ -150,6 +150,7 @@ def miniature() -> Sizes:
     """Return the same in small, for a CPU: every code path, and figures that mean nothing."""
     reading, training = Case("smollm2-135m", 1, 2, 20, own=3), Case("smollm2-135m", 5, 2, 20, own=3)
     times = Case("smollm2-135m", 1, 2, 20)
+    large = LargeCache("int8", 2, heads=4, kv_heads=2, slots=96, width=32, tokens=16, queries=3)
     return Sizes(
         model=MINIATURE_MODEL,
         name="miniature",
@@ -158,7 +159,7 @@ def miniature() -> Sizes:
             KernelCheck(reading, "bfloat16", "int8", backward=False),
             KernelCheck(training, "float32", "float32", backward=True),
         ),
-        large_caches=(LargeCache("int8", layers=2, heads=4, kv_heads=2, slots=96, width=32, tokens=16, queries=3),),
+        large_caches=(large,),
         kernel_times=(KernelTime(times, "float32", "float32", "auto"),),
         questions=((Question(2, 12, 6), 1), (Question(3, 20, 6), 1)),
         writing=Writing(rows=3, prompt_tokens=5, new_tokens=4),

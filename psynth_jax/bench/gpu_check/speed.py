@@ -1,4 +1,4 @@
-"""First and later tokens, workers, a training step, and single attention calls: ours and torch's."""
+"""First and later tokens, workers, a training step, single attention calls: ours and torch's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def random_model(config: DecoderConfig, name: str, dtype: str) -> Model:
 
 
 def ours(sizes: Sizes, records: Records) -> None:
-    """Measure first and later tokens from caches, workers in one batch, and first tokens from text, in this order."""
+    """Measure first and later tokens from caches, then workers, then first tokens from text."""
     model = random_model(sizes.model, sizes.name, sizes.dtype)
     synth = ttft.synthesizer(model)
     device = ttft.rates_found(in_turn(ttft.device_rates(model.decoder.dtype), 3))
@@ -50,7 +50,11 @@ def ours(sizes: Sizes, records: Records) -> None:
             records.write()
 
 
-def _from_caches(synth: ParallelSynthesis, question: Question, device: DeviceRates) -> dict[str, Any]:
+def _from_caches(
+    synth: ParallelSynthesis,
+    question: Question,
+    device: DeviceRates,
+) -> dict[str, Any]:
     ttft.check(synth.model, question, CACHE_REPEATS)
     ready = random_branches(synth.model, question.branches, question.branch_tokens)
     measures = ttft.routes(synth, question, ready)
@@ -60,7 +64,10 @@ def _from_caches(synth: ParallelSynthesis, question: Question, device: DeviceRat
 
 
 def _text_seconds(synth: ParallelSynthesis, question: Question, repeats: int) -> float:
-    texts, prompt = question.texts(synth.model.config.vocab_size), question.prompt(synth.model.config.vocab_size)
+    texts, prompt = (
+        question.texts(synth.model.config.vocab_size),
+        question.prompt(synth.model.config.vocab_size),
+    )
     measure = lambda: synth.synthesize_text(prompt, texts, max_new_tokens=1).ttft_s  # noqa: E731
     return in_turn({"text": measure}, repeats)["text"]
 
@@ -91,13 +98,23 @@ def torch(sizes: Sizes, records: Records) -> None:
 
     from psynth_jax.bench import against_torch
 
-    records.note(torch=torch.__version__, transformers=transformers.__version__, device=against_torch.torch_device())
+    records.note(
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        device=against_torch.torch_device(),
+    )
     for question, repeats in sizes.questions:
         if records.has_time_for(f"question {question.name}", seconds=10.0):
             request = torch_process.TorchRequest(sizes.model, sizes.dtype, (question,), repeats)
             torch_process.measure(request, records.add)
     if records.has_time_for("workers", seconds=10.0):
-        request = torch_process.TorchRequest(sizes.model, sizes.dtype, (), WORKER_REPEATS, sizes.writing)
+        request = torch_process.TorchRequest(
+            sizes.model,
+            sizes.dtype,
+            (),
+            WORKER_REPEATS,
+            sizes.writing,
+        )
         torch_process.measure(request, lambda record: records.note(**record))
 
 
@@ -105,7 +122,13 @@ def training_step(sizes: Sizes, records: Records) -> None:
     """Measure one training step of `psynth bench train`."""
     asked = sizes.train
     model = random_model(asked.model, asked.name, sizes.dtype)
-    workload = Workload(asked.examples, asked.branches, asked.branch_tokens, asked.prompt_tokens, asked.target_tokens)
+    workload = Workload(
+        asked.examples,
+        asked.branches,
+        asked.branch_tokens,
+        asked.prompt_tokens,
+        asked.target_tokens,
+    )
     options = {"remat": False, "implementation": "auto"}
     found = train(model, asked.name, workload, 3, options, against_torch=False)
     records.add({"model": asked.name, "dtype": sizes.dtype, **found})
@@ -116,5 +139,5 @@ def kernel_times(sizes: Sizes, records: Records) -> None:
     for each in sizes.kernel_times:
         name = f"{each.case.name} cache {each.cache_dtype} {each.implementation}"
         if records.has_time_for(name, seconds=10.0):
-            implementation: Any = each.implementation
-            records.add(kernel(each.case, each.dtype, each.cache_dtype, implementation, KERNEL_REPEATS))
+            how: Any = each.implementation
+            records.add(kernel(each.case, each.dtype, each.cache_dtype, how, KERNEL_REPEATS))
