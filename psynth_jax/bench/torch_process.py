@@ -80,7 +80,8 @@ def measure(request: TorchRequest, report: Report = lambda _: None) -> dict[str,
     """
     found: dict[str, Any] = {"questions": []}
     for question in request.questions:
-        record = {"question": question.name, **_question(request, question)}
+        record = {"question": question.name, "torch_repeats": request.repeats}
+        record |= _question(request, question)
         found["questions"].append(record)
         report(record)
     if request.writing is not None:

@@ -101,7 +101,8 @@ class TestRequest:
         seen: list[dict[str, Any]] = []
         found = measure(self.REQUEST, seen.append)
         (record,) = found["questions"]
-        assert set(record) == {"question", "torch_text_s", "torch_published_s"} and record["question"] == "2x5"
+        assert set(record) == {"question", "torch_repeats", "torch_text_s", "torch_published_s"}
+        assert (record["question"], record["torch_repeats"]) == ("2x5", 1)
         assert found["torch_workers_s"] > 0 and len(seen) == 2
 
     @pytest.mark.slow

@@ -154,7 +154,7 @@ def miniature() -> Sizes:
     return Sizes(
         model=MINIATURE_MODEL,
         name="miniature",
-        dtype="float32",
+        dtype="bfloat16",
         kernels=(
             KernelCheck(reading, "bfloat16", "int8", backward=False),
             KernelCheck(training, "float32", "float32", backward=True),

@@ -47,6 +47,7 @@ def ours(sizes: Sizes, records: Records) -> None:
             seconds = _text_seconds(synth, question, repeats)
             both = {"text": seconds, "branches": found[question]["ttft_branches_s"]}
             found[question] |= ttft.from_text(synth.model, question, both, device)
+            found[question]["text_repeats"] = repeats
             records.write()
 
 
@@ -60,7 +61,8 @@ def _from_caches(
     measures = ttft.routes(synth, question, ready)
     seconds = in_turn({name: measures[name] for name in ("branches", "token")}, CACHE_REPEATS)
     found = ttft.from_caches(synth.model, question, seconds, device)
-    return {"question": question.name, **dataclasses.asdict(question), **found}
+    sizes = dataclasses.asdict(question)
+    return {"question": question.name, **sizes, "repeats": CACHE_REPEATS, **found}
 
 
 def _text_seconds(synth: ParallelSynthesis, question: Question, repeats: int) -> float:
