@@ -26,6 +26,7 @@ from psynth_jax.bench.random_weights import PREFIX, random_branches, random_cach
 from psynth_jax.branches import BranchView
 from psynth_jax.cache import KVCache
 from psynth_jax.config import DecoderConfig
+from psynth_jax.mapper import Mapper
 from psynth_jax.model import Model
 from psynth_jax.nn.decoder import Decoder, parameter_shapes
 from psynth_jax.ops.branch_attention import ContextPart, Segments, pallas_gpu
@@ -257,7 +258,8 @@ def test_steps_lower(program: Any) -> None:
         read = jax.eval_shape(lambda: random_cache(SIZES.model, jnp.bfloat16, count, filled)).heads
         part = ContextPart(read, Segments(*[ints(1, count)] * 4))
         valid = jax.ShapeDtypeStruct((1, count), bool)
-        reader = Reader(view=BranchView((part,), ints(1, count), ints(1, count), valid))
+        mapper = jax.eval_shape(lambda: Mapper.initialise(jax.random.key(0)))
+        reader = Reader(mapper, view=BranchView((part,), ints(1, count), ints(1, count), valid))
     own = jax.eval_shape(lambda: model.allocate_cache(batch, slots_needed(0, prompt, 64), jnp.bfloat16))
     rows = Rows(ints(batch, tokens), ints(batch), ints(batch), ints(batch))
     hidden = jax.ShapeDtypeStruct((batch, SIZES.model.width), jnp.bfloat16)
