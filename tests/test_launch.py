@@ -124,7 +124,7 @@ def test_script_is_valid_and_strict(script: Path) -> None:
     assert os.access(script, os.X_OK)
 
 
-@pytest.mark.parametrize("script", ["setup.sh", "test.sh", "notebooks.sh", "train.sh"])
+@pytest.mark.parametrize("script", ["setup.sh", "test.sh", "notebooks.sh", "train.sh", "gpu_check.sh"])
 def test_scripts_explain_themselves_and_do_nothing(checkout: Checkout, script: str) -> None:
     done = checkout.run(script, "--help")
     assert (done.returncode, done.stderr, checkout.calls()) == (0, "", [])

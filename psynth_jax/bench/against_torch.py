@@ -1,6 +1,7 @@
-"""The same weights in transformers, on torch's CPU or CUDA device: the baseline that a user would otherwise run.
+"""The same model in transformers, on torch's CPU or CUDA device: the baseline that a user would otherwise run.
 
-It and `torch_train` import torch, and only when they are asked to.
+A source is a model's name, or a config: then its weights are random.  The modules named after torch
+import it, and only when they are asked to.
 """
 
 from __future__ import annotations
@@ -8,18 +9,31 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from psynth_jax.bench.timing import timed
+from psynth_jax.config import DecoderConfig
 from psynth_jax.convert.load import resolve
+from psynth_jax.convert.write_hf import config_to_hf
+
+Source: TypeAlias = str | DecoderConfig
 
 
-def load_torch(source: str, dtype: str) -> Any:
-    """Return the model in transformers, on a CUDA device if there is one."""
+def torch_device() -> str:
+    """Return the kind of device that torch runs on: a CUDA device if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_torch(source: Source, dtype: str) -> Any:
+    """Return the model in transformers, on `torch_device()`; a config's weights are drawn there."""
     import torch
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    if not isinstance(source, str):
+        return _random_model(source, dtype)
     path = resolve(source)
     where = {"pretrained_model_name_or_path": str(path)}
     if path.is_file():
@@ -27,17 +41,30 @@ def load_torch(source: str, dtype: str) -> Any:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         **where, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=False
     )
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.eval().to(torch_device())
 
 
-_load = functools.cache(load_torch)  # for what leaves the model as it is
+def _random_model(config: DecoderConfig, dtype: str) -> Any:
+    import torch
+    import transformers
+
+    raw = config_to_hf(config)
+    shape = transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
+    with torch.device(torch_device()):
+        model = transformers.AutoModelForCausalLM.from_config(
+            shape, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=False
+        )
+    return model.eval()
 
 
-def prefill(source: str, dtype: str, tokens: list[int]) -> Callable[[], float]:
+loaded = functools.cache(load_torch)  # for what leaves the model as it is
+
+
+def prefill(source: Source, dtype: str, tokens: list[int]) -> Callable[[], float]:
     """Return a measure of one forward over `tokens` that computes the last position's logits and keeps the cache."""
     import torch
 
-    model = _load(source, dtype)
+    model = loaded(source, dtype)
     ids = torch.tensor([tokens], device=model.device)
 
     def forward() -> None:
@@ -47,11 +74,11 @@ def prefill(source: str, dtype: str, tokens: list[int]) -> Callable[[], float]:
     return timed(forward)
 
 
-def decode(source: str, dtype: str, prompts: list[list[int]], new_tokens: int) -> Callable[[], float]:
+def decode(source: Source, dtype: str, prompts: list[list[int]], new_tokens: int) -> Callable[[], float]:
     """Return a measure of greedy decoding of equal rows: the seconds from the first token of every row to the last."""
     import torch
 
-    model = _load(source, dtype)
+    model = loaded(source, dtype)
     ids = torch.tensor(prompts, device=model.device)
 
     def forward() -> float:
@@ -65,3 +92,18 @@ def decode(source: str, dtype: str, prompts: list[list[int]], new_tokens: int) -
             return time.perf_counter() - begin - first
 
     return forward
+
+
+def generate(source: Source, dtype: str, prompts: list[list[int]], new_tokens: int) -> Callable[[], float]:
+    """Return a measure of greedy generation of equal rows, from their prompts to their last token."""
+    import torch
+
+    model = loaded(source, dtype)
+    ids = torch.tensor(prompts, device=model.device)
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+
+    def write() -> None:
+        with torch.inference_mode():
+            model.generate(ids, max_new_tokens=new_tokens, **options).tolist()
+
+    return timed(write)

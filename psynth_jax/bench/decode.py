@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from psynth_jax.bench.against_torch import Source
 from psynth_jax.bench.timing import in_turn, timed
 from psynth_jax.errors import InputError
 from psynth_jax.model import Model
@@ -22,7 +23,7 @@ from psynth_jax.synthesis.workers import WorkerPrompt, decode_workers
 
 def decode(
     model: Model,
-    source: str,
+    source: Source,
     rows: int,
     new_tokens: int,
     prompt_tokens: int,

@@ -15,6 +15,10 @@ from psynth_jax.cli.setting import activity, console, device_name, start_jax, wr
 from psynth_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from psynth_jax.bench.question import Question
+    from psynth_jax.config import DecoderConfig
     from psynth_jax.model import Model
 
 bench = typer.Typer(help="Measure speed, and what lower precision costs.")
@@ -23,7 +27,7 @@ Attention = Annotated[str, typer.Option("--implementation", help=f"of attention:
 TINY = "tiny-random"  # the model that is drawn, see `psynth_jax.convert.tiny`
 Random = Annotated[bool, typer.Option("--random", help="random weights of the preset's shape: nothing is downloaded")]
 Repeats = Annotated[int, typer.Option(help="measured runs of each kind, in turn; medians are reported")]
-Against = Annotated[str | None, typer.Option(help="'torch': also time transformers on the same weights")]
+Against = Annotated[str | None, typer.Option(help="'torch': also time transformers, on the same weights or on random ones")]
 
 
 @bench.command()
@@ -39,16 +43,32 @@ def ttft(
     mesh: MeshAxes = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time to first token from branches, against prefilling the same tokens as text."""
+    """Time to first token from branches, against prefilling the same tokens as text, and the device's floor.
+
+    With `--against torch` also torch's prefill of the same tokens, and the published way to read branches in
+    torch: rotate, map, concatenate, prefill the prompt.  Where torch has a GPU, it runs first, in a process of
+    its own, so that one model at a time is in memory.
+    """
     sizes = {"--branches": branches, "--branch-tokens": branch_tokens, "--prompt-tokens": prompt_tokens}
     check_at_least(1, sizes | {"--repeats": repeats})
     _check_model(dtype, mesh)
     against_torch = _wants_torch(against, random)
+    from psynth_jax.bench.question import Question
     from psynth_jax.bench.ttft import ttft as measure_ttft
 
+    question = Question(branches, branch_tokens, prompt_tokens)
+    source = _torch_source(model, random)
+    apart = _torch_apart(source, dtype, question, repeats) if against_torch else None
     loaded = _model(model, dtype, random, mesh)
+
+    def torch_routes() -> Mapping[str, Callable[[], float]]:
+        from psynth_jax.bench import torch_process
+
+        return torch_process.routes(source, str(loaded.decoder.dtype), question)
+
+    in_turn = torch_routes if against_torch and apart is None else None
     with activity("measuring the time to the first token"):
-        found = measure_ttft(loaded, model, branches, branch_tokens, prompt_tokens, repeats, against_torch=against_torch)
+        found = measure_ttft(loaded, question, repeats, torch_routes=in_turn, torch_seconds=apart)
     _report("ttft", model, dtype, random, mesh, found, as_json)
 
 
@@ -77,8 +97,9 @@ def decode(
 
     loaded = _model(model, dtype, random, mesh)
     with activity("measuring prefill and decoding"):
+        source = _torch_source(model, random)
         found = measure_decode(
-            loaded, model, rows, new_tokens, prompt_tokens, prefill_tokens, repeats, against_torch=against_torch
+            loaded, source, rows, new_tokens, prompt_tokens, prefill_tokens, repeats, against_torch=against_torch
         )
     _report("decode", model, dtype, random, mesh, found, as_json)
 
@@ -166,6 +187,8 @@ def train(
     check_at_least(1, sizes)
     check_choice("--implementation", implementation, IMPLEMENTATIONS)
     _check_model(dtype, mesh)
+    if against == "torch" and random:
+        raise InputError("--against torch needs the model's own weights: leave out --random")
     against_torch = _wants_torch(against, random, "peft")
     from psynth_jax.bench.train import Workload
     from psynth_jax.bench.train import train as measure_train
@@ -183,12 +206,32 @@ def _wants_torch(against: str | None, random: bool, *more: str) -> bool:
         return False
     if against != "torch":
         raise InputError(f"--against is {against!r}; it must be torch")
-    if random:
-        raise InputError("--against torch needs the model's own weights: leave out --random")
-    missing = [name for name in ("torch", "accelerate", *more) if importlib.util.find_spec(name) is None]
+    needed = ["torch", *more]
+    if not random:
+        needed.insert(1, "accelerate")  # transformers reads .gguf with it
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"--against torch needs {' and '.join(missing)}: pip install {' '.join(missing)}, or leave it out")
     return True
+
+
+def _torch_source(model: str, random: bool) -> str | DecoderConfig:
+    """Return what torch's model is made of: for random weights a preset's config."""
+    from psynth_jax.presets import preset
+
+    return preset(model).config if random else model
+
+
+def _torch_apart(source: str | DecoderConfig, dtype: str, question: Question, repeats: int) -> dict[str, float] | None:
+    """Measure torch before JAX takes the GPU; None where torch has no GPU, and is measured in turn with JAX."""
+    from psynth_jax.bench import against_torch, torch_process
+
+    if against_torch.torch_device() == "cpu":
+        return None
+    with activity("measuring torch"):
+        found = torch_process.measure_apart(torch_process.TorchRequest(source, dtype, (question,), repeats))
+    (record,) = found["questions"]
+    return {"torch": record["torch_text_s"], "torch published": record["torch_published_s"]}
 
 
 def _check_model(dtype: str, mesh: str | None) -> None:
@@ -212,7 +255,13 @@ def _made(name: str, dtype: str, random: bool, mesh: str | None) -> Model:
         return load_model(name, dtype, start_jax(mesh))
     config, numbers = preset(name).config, parameter_dtype(dtype)
     assert numbers is not None
-    decoder = Decoder.random(config, dtype=numbers, mesh=start_jax(mesh))
+    devices = start_jax(mesh)
+    if devices is None:
+        from psynth_jax.bench.random_weights import random_decoder
+
+        decoder = random_decoder(config, numbers)
+    else:
+        decoder = Decoder.random(config, dtype=numbers, mesh=devices)
     return Model(decoder, None, frozenset(), f"random {name}")
 
 

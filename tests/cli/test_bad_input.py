@@ -251,7 +251,7 @@ class TestOptions:
             (("decode", "--prefill-tokens", 513), "the timed prefill does not fit the context window of 512 positions"),
             (("decode", "--prefill-tokens", 5, "--prompt-tokens", 500), "does not fit the context window"),
             (("decode", "--against", "jax"), "--against is 'jax'; it must be torch"),
-            (("ttft", "--against", "torch", "--random"), "leave out --random"),
+            (("train", "--against", "torch", "--random"), "leave out --random"),
             (("ttft", "--dtype", "int4"), "dtype 'int4' is not supported"),
             (("ttft", "--random"), "there is no model called"),
             (("ttft", "--repeats", 0), "--repeats is 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ TTFT = ("--branches", 2, "--branch-tokens", 6, "--prompt-tokens", 4, "--repeats"
 TRAIN = ("--examples", 3, "--branches", 2, "--branch-tokens", 12, "--prompt-tokens", 6, "--target-tokens", 5, "--repeats", 1)
 DECODE = ("--rows", 2, "--new-tokens", 3, "--prompt-tokens", 4, "--prefill-tokens", 9, "--repeats", 1)
 DECODING = {"token_s", "token_twice_s", "twice_over_once"}
+FLOORS = {"floor_s", "ratio_to_floor", "text_floor_s", "next_token_s", "next_token_floor_s"}
+FLOORS |= {"copy_bytes_per_s", "matmul_flops_per_s"}
+TORCH_TTFT = {"torch_prefill_s", "text_over_torch", "torch_text_s", "torch_published_s"}
 SAME = {"bench", "model", "weights", "dtype", "device", "jax", "prompt_tokens", "repeats"}
 
 
@@ -66,7 +70,11 @@ class TestBench:
     @pytest.mark.slow
     def test_ttft(self, psynth: Command, model_directory: Path) -> None:
         found = psynth("bench", "ttft", "--model", model_directory, *TTFT, "--json").json
-        assert set(found) == SAME | {"branches", "branch_tokens", "ttft_text_s", "ttft_branches_s", "ratio", *DECODING}
+        measured = {"branches", "branch_tokens", "ttft_text_s", "ttft_branches_s", "ratio", *DECODING, *FLOORS}
+        assert set(found) == SAME | measured
+        assert found["ratio_to_floor"] == pytest.approx(found["ttft_branches_s"] / found["floor_s"])
+        assert found["next_token_s"] == found["token_s"]
+        assert found["next_token_floor_s"] > 0 < found["text_floor_s"]
         assert (found["model"], found["weights"], found["dtype"]) == (str(model_directory), "real", "float32")
         assert (found["branches"], found["branch_tokens"], found["prompt_tokens"], found["repeats"]) == (2, 6, 4, 1)
         assert found["ratio"] == pytest.approx(found["ttft_text_s"] / found["ttft_branches_s"])
@@ -154,6 +162,27 @@ class TestBench:
         found = psynth("bench", "ttft", "--model", "miniature", "--random", "--dtype", "bfloat16", *TTFT, "--json").json
         assert (found["model"], found["weights"], found["dtype"]) == ("miniature", "random", "bfloat16")
 
+    @pytest.mark.torch
+    def test_random_weights_against_torch(self, psynth: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        """torch's weights are random too, of the same shape."""
+        _quick(monkeypatch)
+        monkeypatch.setitem(PRESETS, "miniature", Preset(tiny_config(width=24), "nobody/nothing"))
+        found = psynth("bench", "ttft", "--model", "miniature", "--random", *TTFT, "--against", "torch", "--json").json
+        assert set(found) > FLOORS | TORCH_TTFT | DECODING
+        assert found["torch_text_s"] == found["torch_prefill_s"] > 0 < found["torch_published_s"]
+
+    @pytest.mark.slow
+    @pytest.mark.torch
+    def test_torch_with_a_gpu_is_measured_apart(
+        self, psynth: Command, model_directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The other process finds no GPU here, and measures all the same."""
+        _quick(monkeypatch)
+        monkeypatch.setattr("psynth_jax.bench.against_torch.torch_device", lambda: "cuda")
+        monkeypatch.setattr("psynth_jax.bench.torch_process.routes", lambda *_: pytest.fail("measured in this process"))
+        done = psynth("bench", "ttft", "--model", model_directory, *TTFT, "--against", "torch", "--json")
+        assert set(json.loads(done.out)) > TORCH_TTFT
+
     def test_table(self, psynth: Command, model_directory: Path) -> None:
         done = psynth("bench", "ttft", "--model", model_directory, *TTFT)
         assert (done.code, done.out) == (0, "")
@@ -166,3 +195,4 @@ class TestBench:
             assert found[f"{name}_over_torch"] == pytest.approx(found[f"{name}_s"] / found[f"torch_{name}_s"])
         found = psynth("bench", "ttft", "--model", model_directory, *TTFT, "--against", "torch", "--json").json
         assert found["text_over_torch"] == pytest.approx(found["ttft_text_s"] / found["torch_prefill_s"])
+        assert set(found) > TORCH_TTFT | FLOORS
