@@ -2,6 +2,8 @@
 
 pack/       archives, uploaded
 .gpu/       wheels of them, and `site`, in which they are installed
+
+`python launch/gpu_environment.py MODULE [arguments]` runs a module there.
 """
 
 from __future__ import annotations
@@ -77,3 +79,18 @@ def _is_there(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # the package around it
         return False
+
+
+def main() -> int:
+    """Run a module in place of this process."""
+    module, *arguments = sys.argv[1:]
+    try:
+        environment = prepared()
+    except (Wrong, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    os.execve(sys.executable, [sys.executable, "-m", module, *arguments], environment)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -41,8 +41,9 @@ def test_the_image_lacks_what_is_packed() -> None:
     assert sys.version_info[:2] == (3, 12)
 
 
-def test_without_archives_it_says_what_is_missing(checkout: Path) -> None:
-    done = run(checkout, "adapter.sh", "--miniature")
+@pytest.mark.parametrize("script", ["adapter.sh", "gpu_check.sh"])
+def test_without_archives_it_says_what_is_missing(checkout: Path, script: str) -> None:
+    done = run(checkout, script, "--miniature")
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert "lacks array_record, gguf, grain, pydantic, tensorboardX: run launch/pack.sh" in line
@@ -66,6 +67,12 @@ def test_trains_in_miniature(checkout: Path, packed: list[Path], reads: str) -> 
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout)
     assert (line["step"], line["reason"], line["packages"]["jax"]) == (6, "done", "0.11.2")
+
+
+def test_checks_the_gpu_in_miniature(checkout: Path, packed: list[Path]) -> None:
+    done = run(checkout, "gpu_check.sh", "--miniature", "--into", str(checkout / "checked"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((checkout / "checked" / "gpu_check.json").read_text())
 
 
 def test_the_demo_model_is_there(checkout: Path, packed: list[Path]) -> None:
