@@ -47,12 +47,11 @@ def score(
     chosen = adapter_choice.choose_adapter(adapter, loaded)
     if not as_json:
         adapter_choice.say_adapter(adapter, chosen, loaded)
-    first = _scored(loaded, chosen, records, reads, batch)
-    second = None
+    adapters = [chosen]
     if against is not None:
-        other = adapter_choice.choose_adapter(against, loaded)
-        second = _scored(loaded, other, records, reads, batch)
-    found = by_task(records, first, second, seed)
+        adapters.append(adapter_choice.choose_adapter(against, loaded))
+    scored = _scored(loaded, adapters, records, reads, batch)
+    found = by_task(records, scored[0], scored[1] if against is not None else None, seed)
     if as_json:
         write_json({task: dataclasses.asdict(each) for task, each in found.items()})
         return
@@ -76,11 +75,11 @@ def _records(data: str, reads: str, limit: int | None, batch: int) -> list[Recor
     return records
 
 
-def _scored(model: Model, adapter: Any, records: Sequence[Record], reads: str, batch: int) -> list[float]:
+def _scored(model: Model, adapters: Sequence[Any], records: Sequence[Record], reads: str, batch: int) -> list[list[float]]:
     from psynth_jax.evaluation.likelihood import negative_log_likelihoods
     from psynth_jax.synthesis.pipeline import ParallelSynthesis
 
-    synth = ParallelSynthesis(model, adapter=adapter)
+    synths = [ParallelSynthesis(model, adapter=adapter) for adapter in adapters]
     done = 0
     with activity(f"0 of {len(records)} records") as shown:
 
@@ -90,7 +89,7 @@ def _scored(model: Model, adapter: Any, records: Sequence[Record], reads: str, b
             shown.text = f"{done} of {len(records)} records"
 
         how = cast(Literal["branches", "text"], reads)
-        return negative_log_likelihoods(synth, records, how, batch, count)
+        return negative_log_likelihoods(synths, records, how, batch, count)
 
 
 def _table(found: Mapping[str, TaskLikelihood]) -> NumberTable:

@@ -8,9 +8,11 @@ It moves earlier than F1 when an adapter learns, and needs no answer to be writt
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, TypeAlias
 
+from psynth_jax.axes import HostArray
+from psynth_jax.branches import Branches
 from psynth_jax.data.record import Record
 from psynth_jax.errors import InputError
 from psynth_jax.evaluation.intervals import Interval, difference_interval, mean_interval
@@ -23,31 +25,33 @@ OnBatch: TypeAlias = Callable[[int], None]
 
 
 def negative_log_likelihoods(
-    synth: ParallelSynthesis,
+    synths: Sequence[ParallelSynthesis],
     records: Sequence[Record],
     reads: Reads = "branches",
     batch: int = 8,
     on_batch: OnBatch = lambda done: None,
-) -> list[float]:
-    """Return minus the mean log-probability of a target's tokens, in nats, of every record.
+) -> list[list[float]]:
+    """Return minus the mean log-probability of a target's tokens, in nats, by synthesizer and record.
 
     Args:
-      synth: model and adapter.
-      records: in the order of the result.
+      synths: one model with different adapters.  Those with the same sink read the same caches,
+        which are computed once.
+      records: in the order of the results.
       reads: caches of the branches, or their concatenated text.
       batch: records that are scored at once; those of similar size are taken together.
       on_batch: called with the number of records of each batch when it is done.
 
     Raises what `ParallelSynthesis.score` raises.
     """
-    found = [0.0] * len(records)
+    found = [[0.0] * len(records) for _ in synths]
     order = sorted(range(len(records)), key=lambda number: _size(records[number]))
     for first in range(0, len(order), batch):
         numbers = order[first : first + batch]
         chosen = [records[number] for number in numbers]
-        scored = _from_branches(synth, chosen) if reads == "branches" else _from_text(synth, chosen)
-        for number, logp in zip(numbers, scored, strict=True):
-            found[number] = -float(logp.mean())
+        scored = _from_branches(synths, chosen) if reads == "branches" else _from_text(synths, chosen)
+        for own, logps in zip(found, scored, strict=True):
+            for number, logp in zip(numbers, logps, strict=True):
+                own[number] = -float(logp.mean())
         on_batch(len(numbers))
     return found
 
@@ -56,21 +60,27 @@ def _size(record: Record) -> int:
     return sum(len(branch.text) for branch in record.branches)
 
 
-def _from_branches(synth: ParallelSynthesis, records: Sequence[Record]) -> Sequence[Any]:
-    encode = tokenizer_of(synth.model).encode
+def _from_branches(synths: Sequence[ParallelSynthesis], records: Sequence[Record]) -> Iterator[Sequence[HostArray]]:
+    queries, targets = [record.query for record in records], [record.target for record in records]
+    encode = tokenizer_of(synths[0].model).encode
     texts, prefixes = [], []
     for record in records:
         texts.append([branch.text for branch in record.branches])
         prefixes.append([encode(branch.prefix) for branch in record.branches])
-    branches = synth.encode(texts, prefixes)
-    return synth.score([record.query for record in records], [record.target for record in records], branches)
+    known: dict[tuple[int, ...], Branches] = {}
+    for synth in synths:
+        sink = tuple(synth.adapter.sink)
+        if sink not in known:
+            known[sink] = synth.encode(texts, prefixes)
+        yield synth.score(queries, targets, known[sink])
 
 
-def _from_text(synth: ParallelSynthesis, records: Sequence[Record]) -> Sequence[Any]:
-    chats = []
+def _from_text(synths: Sequence[ParallelSynthesis], records: Sequence[Record]) -> Iterator[Sequence[HostArray]]:
+    chats, targets = [], [record.target for record in records]
     for record in records:
         chats.append(baseline_messages(record.query, [branch.text for branch in record.branches]))
-    return synth.score(chats, [record.target for record in records])
+    for synth in synths:
+        yield synth.score(chats, targets)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ def test_prints_json(psynth: Command, file: Path) -> None:
     assert (done.code, done.err) == (0, "")
     found = json.loads(done.out)
     synth = ps.ParallelSynthesis(ps.load_model("tiny-random"))
-    mean = float(np.mean(negative_log_likelihoods(synth, RECORDS)))
+    mean = float(np.mean(negative_log_likelihoods([synth], RECORDS)))
     assert found["all"]["first"]["value"] == pytest.approx(mean, abs=1e-4)
     assert found["all"]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert {task: each["records"] for task, each in found.items()} == {"a": 2, "b": 1, "all": 3}

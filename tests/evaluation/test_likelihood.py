@@ -32,7 +32,7 @@ def test_branches_are_scored_as_one_by_one(synth: ps.ParallelSynthesis, batch: i
         branches = synth.encode([branch.text for branch in record.branches], prefixes)
         expected.append(-float(np.mean(synth.score(record.query, record.target, branches))))
     done: list[int] = []
-    found = negative_log_likelihoods(synth, RECORDS, "branches", batch, done.append)
+    (found,) = negative_log_likelihoods([synth], RECORDS, "branches", batch, done.append)
     assert found == pytest.approx(expected, abs=1e-4) and sum(done) == len(RECORDS)
     assert len({round(each, 3) for each in found}) == len(RECORDS)
 
@@ -41,7 +41,7 @@ def test_text_is_scored_after_the_concatenated_text(synth: ps.ParallelSynthesis)
     texts = [[branch.text for branch in record.branches] for record in RECORDS]
     chats = [baseline_messages(record.query, each) for record, each in zip(RECORDS, texts, strict=True)]
     alone = [synth.score([chat], [record.target])[0] for chat, record in zip(chats, RECORDS, strict=True)]
-    found = negative_log_likelihoods(synth, RECORDS, "text")
+    (found,) = negative_log_likelihoods([synth], RECORDS, "text")
     assert found == pytest.approx([-float(logp.mean()) for logp in alone], abs=1e-4)
 
 
@@ -55,3 +55,19 @@ def test_tasks_have_means_and_paired_differences() -> None:
     assert list(by_task(RECORDS[:1], [1.0], None)) == ["a"]
     with pytest.raises(InputError, match="there is no record"):
         by_task([], [], None)
+
+
+def test_caches_are_computed_once_for_a_sink(synth: ps.ParallelSynthesis, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = synth.model
+    with_sink = ps.ParallelSynthesis(model, adapter=ps.Adapter(None, None, sink=(3, 4)))
+    encoded: list[tuple[int, ...]] = []
+    encode = ps.ParallelSynthesis.encode
+
+    def noted(self: ps.ParallelSynthesis, *arguments: object) -> object:
+        encoded.append(tuple(self.adapter.sink))
+        return encode(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ps.ParallelSynthesis, "encode", noted)
+    first, second, third = negative_log_likelihoods([synth, ps.ParallelSynthesis(model), with_sink], RECORDS)
+    assert encoded == [(), (3, 4)]
+    assert first == second != third
