@@ -85,12 +85,13 @@ class Start:
 
     def train(self) -> tuple[int, dict[str, Any]]:
         """Train until the end, or until the time is over; return the exit code and what psynth says."""
-        overrides = [f"workdir={self.workdir}", *(MINIATURE if self.given.miniature else ())]
-        if self.given.miniature and self.given.reads == "text":
-            overrides.append("trainable.targets=[q, k, v, o]")
+        overrides = [f"workdir={self.workdir}", *self.given.overrides]
+        if self.given.miniature:
+            named = {key_of(text) for text in self.given.overrides}
+            overrides += [text for text in MINIATURE if key_of(text) not in named]
         config = f"configs/recipe-{self.given.reads}.yaml"
         left = 60 * self.given.minutes - SAVING - (time.monotonic() - self.begin)
-        code, said = self.timed("train", "train", config, *overrides, *self.given.overrides, "--json", limit=left)
+        code, said = self.timed("train", "train", config, *overrides, "--json", limit=left)
         if code not in (0, TERMINATED):
             return code, {}
         return code, json.loads(said)
@@ -139,6 +140,11 @@ class Start:
             values = [line[name] for line in steps if line.get(name) is not None]
             found[name] = statistics.median(values) if values else None
         return found
+
+
+def key_of(text: str) -> str:
+    """Return KEY of KEY=VALUE."""
+    return text.partition("=")[0]
 
 
 def override(text: str) -> str:

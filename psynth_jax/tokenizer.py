@@ -25,7 +25,7 @@ from psynth_jax.foreign import reason
 from psynth_jax.gguf_metadata import Metadata
 from psynth_jax.template_variables import TemplateVariables, checked_variables
 from psynth_jax.text import gguf_vocabulary
-from psynth_jax.tokenizer_files import has_tokenizer, load_backend
+from psynth_jax.tokenizer_files import has_tokenizer, load_backend, tokenizer_class
 from psynth_jax.unicode_text import checked_text, checked_texts, surrogate
 
 if TYPE_CHECKING:
@@ -88,8 +88,6 @@ class Tokenizer:
           UnsupportedModelError: vocabularies other than byte-level BPE with a known split, and SentencePiece's BPE.
           CheckpointError: metadata that are missing, of the wrong type, or do not fit each other.
         """
-        from transformers import PreTrainedTokenizerFast
-
         found = metadata if isinstance(metadata, Metadata) else Metadata(metadata)
         tokens, types = gguf_vocabulary.check_vocabulary(found)
         options: dict[str, Any] = {"chat_template": found.text("tokenizer.chat_template", None)}
@@ -102,7 +100,7 @@ class Tokenizer:
             for role in ("bos", "eos"):
                 options[f"add_{role}_token"] = gguf_vocabulary.adds(found, role, options.get(f"{role}_token"))
         with gguf_vocabulary.building(found):
-            backend = PreTrainedTokenizerFast(
+            backend = tokenizer_class("PreTrainedTokenizerFast")(
                 tokenizer_object=gguf_vocabulary.build(found), clean_up_tokenization_spaces=False, **options
             )
         ends = set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,18 @@ _SETTINGS = "tokenizer_config.json"
 _CLASS = re.compile(r"\w*(Tokenizer|TokenizerFast|Backend)")
 _ALSO = ("AutoTokenizer",)  # it would look up itself for ever
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+# transformers resolves its names when they are first used, which is not safe in several threads at once.
+_resolving = threading.Lock()
+
+
+def tokenizer_class(name: str) -> Any:
+    """Return a class of transformers, which is imported when it is first needed: that takes a second."""
+    with _resolving:
+        import transformers
+
+        return getattr(transformers, name)
 
 
 def has_tokenizer(directory: str | Path) -> bool:
@@ -46,11 +59,11 @@ def load_backend(directory: str | Path) -> PreTrainedTokenizerFast:
     _check_settings(folder / _SETTINGS, settings)
     for name in ("special_tokens_map.json", "added_tokens.json"):
         _read_object(folder / name)
-    from transformers import AutoTokenizer
-
+    auto = tokenizer_class("AutoTokenizer")
     try:
-        with reading(f"the tokenizer in {folder}", "transformers"):
-            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        # It resolves the classes that the files name.
+        with _resolving, reading(f"the tokenizer in {folder}", "transformers"):
+            return auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except CheckpointError:
         _read_alone(folder / "tokenizer.json")
         raise

@@ -1,4 +1,7 @@
-"""On an image without the further packages: packed where there is a network, the recipe runs from the archives alone."""
+"""On an image without the further packages: packed where there is a network, all runs from the archives alone.
+
+requirements.txt is what launch/gpu_wheels.txt takes an image to have; later versions of typer bring pydantic.
+"""
 
 from __future__ import annotations
 
