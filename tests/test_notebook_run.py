@@ -13,6 +13,7 @@ from tests.notebook_runs import ROOT, execute, run
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("nbclient") is None, reason="nbclient is not installed")
 
 
+@pytest.mark.slow
 def test_quickstart_runs_and_draws(tmp_path: Path) -> None:
     executed = tmp_path / "quickstart.ipynb"
     assert "quickstart.ipynb: " in execute(ROOT / "notebooks" / "quickstart.ipynb", executed)

@@ -157,6 +157,7 @@ class TestRandomWeights:
         assert abs(norm.mean() - 1) < 0.02 and abs(gate.std() - 0.02) < 0.002
         assert not np.array_equal(gate[0], gate[1]), "every layer has numbers of its own"
 
+    @pytest.mark.slow
     def test_branches_are_read(self) -> None:
         model = Model(random_decoder(tiny_config(), jnp.float32), None, frozenset(), "random")
         branches = random_branches(model, 3, 20)

@@ -38,6 +38,7 @@ def rows_of(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (tmp_path / "attempts.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_rows_are_made_once_and_read_by_the_source(
     attempt: Command,
     psynth: Command,
@@ -60,6 +61,7 @@ def test_rows_are_made_once_and_read_by_the_source(
     assert targets == ["Answer: 0", "Answer: 2", "Answer: 4"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_gives_the_same_rows(attempt: Command, tmp_path: Path) -> None:
     assert attempt("--batch", 2).code == 0
     rows = rows_of(tmp_path)

@@ -162,6 +162,7 @@ class TestBench:
         found = psynth("bench", "ttft", "--model", "miniature", "--random", "--dtype", "bfloat16", *TTFT, "--json").json
         assert (found["model"], found["weights"], found["dtype"]) == ("miniature", "random", "bfloat16")
 
+    @pytest.mark.slow
     @pytest.mark.torch
     def test_random_weights_against_torch(self, psynth: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         """torch's weights are random too, of the same shape."""
@@ -183,11 +184,13 @@ class TestBench:
         done = psynth("bench", "ttft", "--model", model_directory, *TTFT, "--against", "torch", "--json")
         assert set(json.loads(done.out)) > TORCH_TTFT
 
+    @pytest.mark.slow
     def test_table(self, psynth: Command, model_directory: Path) -> None:
         done = psynth("bench", "ttft", "--model", model_directory, *TTFT)
         assert (done.code, done.out) == (0, "")
         assert "ratio" in done.err
 
+    @pytest.mark.slow
     @pytest.mark.torch
     def test_against_torch(self, psynth: Command, model_directory: Path) -> None:
         found = psynth("bench", "decode", "--model", model_directory, *DECODE, "--against", "torch", "--json").json

@@ -136,6 +136,7 @@ class TestSelf:
         assert method.answer is not None
         return method.answer(synthesizers.of(method), questions, OPTIONS | {"seed": seed})
 
+    @pytest.mark.slow
     def test_reads_one_branch_of_the_base(self, synthesizers: Synthesizers) -> None:
         synth = synthesizers.of(METHODS["self"])
         assert synth is synthesizers.adapter
@@ -194,6 +195,7 @@ class TestSelf:
 
 
 class TestResumed:
+    @pytest.mark.slow
     def test_with_both(self, data: Path, tmp_path: Path, synthesizers: Synthesizers) -> None:
         def run(folder: str, *methods: str, **changed: Any) -> dict[str, Any]:
             chosen = choose(methods, {"adapter"})

@@ -34,6 +34,7 @@ def run(workdir: Path, **changed: object) -> TrainConfig:
     return config(workdir, **settings | {"train": {"steps": 2}} | changed)
 
 
+@pytest.mark.slow
 def test_a_run_compiled_ahead_is_the_same(model: ps.Model, tmp_path: Path) -> None:
     source = codes(model)
     found = {}
@@ -47,6 +48,7 @@ def test_a_run_compiled_ahead_is_the_same(model: ps.Model, tmp_path: Path) -> No
     assert not (tmp_path / "False" / SHAPES).exists()
 
 
+@pytest.mark.slow
 def test_all_programs_are_begun_before_the_first_step(model: ps.Model, tmp_path: Path) -> None:
     settings = config(tmp_path, train={"steps": 2, "evaluate_every": 2}, evaluation=({"synthetic": 1},), compile_ahead=True)
     source = codes(model)
@@ -64,6 +66,7 @@ def test_all_programs_are_begun_before_the_first_step(model: ps.Model, tmp_path:
 
 
 class TestContinuing:
+    @pytest.mark.slow
     def test_compiles_while_examples_are_read(
         self, model: ps.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -95,6 +98,7 @@ class TestContinuing:
         with pytest.raises(DataError, match="the examples are gone"):
             train(run(tmp_path, compile_ahead=True, train={"steps": 3}), model)
 
+    @pytest.mark.slow
     def test_another_number_of_tasks_is_compiled_for_anew(self, model: ps.Model, tmp_path: Path) -> None:
         """The number of tasks is part of a program: what was compiled for another one cannot be used."""
         source = codes(model)
