@@ -61,7 +61,8 @@ def _size(record: Record) -> int:
 
 
 def _from_branches(synths: Sequence[ParallelSynthesis], records: Sequence[Record]) -> Iterator[Sequence[HostArray]]:
-    queries, targets = [record.query for record in records], [record.target for record in records]
+    queries = [record.query for record in records]
+    targets = [record.target for record in records]
     encode = tokenizer_of(synths[0].model).encode
     texts, prefixes = [], []
     for record in records:
@@ -105,11 +106,13 @@ def by_task(
     """
     if not records:
         raise InputError("there is no record to be scored")
-    tasks = sorted({record.task for record in records})
-    places = {task: [place for place, record in enumerate(records) if record.task == task] for task in tasks}
-    if len(tasks) > 1:
-        places["all"] = list(range(len(records)))
-    return {task: _of_places(own, first, second, seed) for task, own in places.items()}
+    places: dict[str, list[int]] = {}
+    for place, record in enumerate(records):
+        places.setdefault(record.task, []).append(place)
+    found = {task: _of_places(places[task], first, second, seed) for task in sorted(places)}
+    if len(places) > 1:
+        found["all"] = _of_places(range(len(records)), first, second, seed)
+    return found
 
 
 def _of_places(places: Sequence[int], first: Sequence[float], second: Sequence[float] | None, seed: int) -> TaskLikelihood:

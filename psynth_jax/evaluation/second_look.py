@@ -29,7 +29,10 @@ def own_branches(synth: ParallelSynthesis, questions: Sequence[Question], max_ne
     written = synth.work(prompts, max_new_tokens, TEMPERATURE, seed=seeds)
     # A branch holds at least one token: of an answer that ends at once the end token is all that was written.
     nothing = sorted(synth.model.stop_ids)[:1]
-    return synth.encode([[ids or nothing for ids in group] for group in written.token_ids])
+    texts = []
+    for group in written.token_ids:
+        texts.append([ids or nothing for ids in group])
+    return synth.encode(texts)
 
 
 def _seed_of(question: Question, seed: int) -> int:

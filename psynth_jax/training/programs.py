@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -85,7 +84,6 @@ class Programs:
         self.sharded: TrainState | None = None
         self._optimizer = make_optimizer(config.optimizer, schedule_steps)
         self._compiled: dict[Key, Future[Program]] = {}
-        self._begin = threading.Lock()
         self._threads = ThreadPoolExecutor(os.cpu_count())
         self._first: TrainState | None = self._fresh_state()
         self._described = jax.tree.map(_described, self._first)
@@ -113,18 +111,16 @@ class Programs:
     def is_there(self, name: Name, shape: Shape) -> bool:
         """Whether a program has been compiled, so that it can run at once."""
         future = self._compiled.get(Key(name, shape))
-        return future is not None and future.done()
+        return future is not None and future.done() and not future.cancelled()
 
     def get(self, name: Name, shape: Shape) -> tuple[Program, float]:
         """Return a program, and for how many seconds it had to be waited for."""
         begin, key = time.perf_counter(), Key(name, shape)
-        with self._begin:
-            future = self._compiled.get(key)
-            mine = future is None
-            if future is None:
-                future = self._compiled[key] = Future()
-        if mine:
-            self._fulfil(key, future)
+        future = self._compiled.get(key)
+        if future is None or future.cancelled():
+            future = Future()
+            future.set_result(self._compile(key))
+            self._compiled[key] = future
         elif not future.done():
             self._say(f"waiting for the {name} step of {_in_words(shape)} to be compiled ...")
         else:
@@ -134,26 +130,12 @@ class Programs:
     def compile_ahead(self, wanted: Collection[Key]) -> None:
         """Begin to compile all that is not there, at the same time, in threads."""
         for key in wanted:
-            with self._begin:
-                if key in self._compiled:
-                    continue
-                future = self._compiled[key] = Future()
-            self._threads.submit(self._fulfil, key, future)
-
-    def wait(self) -> None:
-        """Return when all that was begun has been compiled.  Raises what compiling raised."""
-        for future in list(self._compiled.values()):
-            future.result()
+            if key not in self._compiled:
+                self._compiled[key] = self._threads.submit(self._compile, key)
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Begin nothing more: what has not begun is compiled when it is asked for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _fulfil(self, key: Key, future: Future[Program]) -> None:
-        try:
-            future.set_result(self._compile(key))
-        except BaseException as error:  # noqa: BLE001 - whoever asks for the program gets it
-            future.set_exception(error)
 
     def _compile(self, key: Key) -> Program:
         begin, words = time.perf_counter(), _in_words(key.shape)

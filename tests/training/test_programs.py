@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,7 +105,8 @@ class TestContinuing:
         """The number of tasks is part of a program: what was compiled for another one cannot be used."""
         source = codes(model)
         settings = config(tmp_path, train={"steps": 1}, data=({"synthetic": 1},) * 2, compile_ahead=True)
-        halves = [ExampleList(name, [source[index] for index in range(12)]) for name in ("a", "b")]
+        examples = [source[index] for index in range(12)]
+        halves = [ExampleList(name, examples) for name in ("a", "b")]
         other = starting.Programs(starting.with_schedule_steps(settings, None), model, 1, print)
         trainer = Trainer(settings, model, [*map(TaskData, settings.data, halves)], programs=other)
         assert trainer.programs is not other
@@ -138,3 +141,15 @@ class TestKnownShapes:
         entry = {"program": "train", **SHAPE._asdict(), field: value}
         (tmp_path / SHAPES).write_text(json.dumps({"tasks": 1, "shapes": [entry]}))
         assert read_shapes(tmp_path) is None
+
+
+def test_what_was_not_begun_is_compiled_when_it_is_asked_for(model: ps.Model, tmp_path: Path) -> None:
+    settings = starting.with_schedule_steps(config(tmp_path, train={"steps": 1}), None)
+    programs = starting.Programs(settings, model, 1, lambda text: None)
+    cancelled = Future[Any]()
+    assert cancelled.cancel()
+    programs._compiled[Key("evaluate", SHAPE)] = cancelled
+    programs.close()
+    assert not programs.is_there("evaluate", SHAPE)
+    program, seconds = programs.get("evaluate", SHAPE)
+    assert callable(program) and seconds > 0 and programs.is_there("evaluate", SHAPE)

@@ -20,12 +20,15 @@ def fact_record(kind: Kind, name: str, world: World) -> Record:
     """Generate one record of that name."""
     asked = ask(kind, world)
     placed = _place(asked, world)
-    branches = tuple(BranchText(world.branch([fact.text for fact in facts]), world.prefix()) for facts in placed)
+    branches = []
+    for told in placed:
+        text = world.branch([fact.text for fact in told])
+        branches.append(BranchText(text, world.prefix()))
     facts = [fact.to_json(number) for number, told in enumerate(placed) for fact in told]
     for fact in facts:
         fact |= asked.notes.get(fact["text"], {})
     meta = {"kind": kind, "chance": asked.chance, "asked": dict(asked.about), "facts": facts}
-    return Record(name, f"synthetic_{kind}", asked.question, branches, asked.answer, (asked.answer,), meta)
+    return Record(name, f"synthetic_{kind}", asked.question, tuple(branches), asked.answer, (asked.answer,), meta)
 
 
 def _place(asked: Asked, world: World) -> list[list[Fact]]:
@@ -37,7 +40,8 @@ def _place(asked: Asked, world: World) -> list[list[Fact]]:
     for fact in asked.loose:
         room = [branch for branch in placed if _size([*branch, fact]) <= _FACT_WORDS]
         world.rng.choice(room or [min(placed, key=_size)]).append(fact)
-    asked_for = [words().relations[name] for name in {fact.relation: None for facts in placed for fact in facts}]
+    named = dict.fromkeys(fact.relation for facts in placed for fact in facts)
+    asked_for = [words().relations[name] for name in named]
     for _ in range(world.rng.randint(0, 2 * len(placed))):
         fact = world.aside(asked_for)
         branch = world.rng.choice(placed)
