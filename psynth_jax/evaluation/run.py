@@ -160,14 +160,14 @@ def _rows(
 
 
 def _row(task: Task, method: Method, question: Question, written: str, batch: int) -> Row:
-    prediction = task.extract(written)
+    prediction, scores = task.judged(written, question)
     return {
         "id": question.id,
         "task": question.task,
         "method": method.name,
         "prediction": prediction,
         "answers": list(question.answers),
-        **task.score(prediction, question),
+        **scores,
         "written": written,
         "batch": batch,
     }
@@ -195,7 +195,7 @@ _NO_MODEL: Row = {
 
 def _nothing(task: Task, question: Question, error: ContextLengthError) -> Row:
     nothing = dict.fromkeys(MEASURED)
-    zeros = dict.fromkeys(task.score("", question), 0.0)
+    zeros = dict.fromkeys(task.judged("", question)[1], 0.0)
     return {**zeros, **nothing, "finish_reason": DOES_NOT_FIT, "error": str(error)}
 
 
@@ -210,7 +210,7 @@ def _complete(file: RowFile, plan: Plan) -> dict[str, list[Row]]:
 
 
 def _score_names(plan: Plan) -> list[str]:
-    return list(plan.task.score("", plan.questions[0]))
+    return list(plan.task.judged("", plan.questions[0])[1])
 
 
 def _settings(plan: Plan, synthesizers: Synthesizers) -> dict[str, Any]:

@@ -73,6 +73,15 @@ class Task(abc.ABC):
         """Return what rows must share to be compared, beside the questions; nothing, if a task does not say otherwise."""
         return {}
 
+    def vote_key(self, written: str, question: Question) -> str:
+        """Return what texts have in common when they give one answer; "" for a text without an answer."""
+        return self.normalise(self.extract(written))
+
+    def judged(self, written: str, question: Question) -> tuple[str, Mapping[str, float]]:
+        """Return the answer in what was written, and its scores."""
+        prediction = self.extract(written)
+        return prediction, self.score(prediction, question)
+
     @abc.abstractmethod
     def score(self, prediction: str, question: Question) -> Mapping[str, float]:
         """Return the scores of an extracted answer by name, each from 0 to 1; the names are the same for every question."""

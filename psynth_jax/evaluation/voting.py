@@ -1,6 +1,6 @@
 """The majority over the workers' answers: what a question gets without any synthesizer.
 
-    branch -> `Task.extract` -> `Task.normalise` -> one vote
+    branch -> `Task.vote_key` -> one vote
 
 Knows texts only, no model.
 """
@@ -21,7 +21,7 @@ def elected(task: Task, question: Question) -> str:
     votes: Counter[str] = Counter()
     first: dict[str, str] = {}
     for text in question.texts:
-        answer = task.normalise(task.extract(text))
+        answer = task.vote_key(text, question)
         if not answer:
             continue
         votes[answer] += 1
