@@ -12,10 +12,12 @@ import psynth_jax as ps
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.data.record import BranchText, Record
 from psynth_jax.errors import DataError, InputError
-from psynth_jax.evaluation.methods import METHODS, Synthesizers, choose, with_wrong_branches
+from psynth_jax.evaluation.methods import METHODS, Synthesizers, choose, method
 from psynth_jax.evaluation.tasks import QATask, Question
+from psynth_jax.evaluation.wrong_branches import with_wrong_branches
 from psynth_jax.mapper import Mapper
 from psynth_jax.prompts import baseline_messages, synthesis_messages
+from psynth_jax.synthesis.gate import Gate
 from psynth_jax.tokenizer import Tokenizer
 from tests.evaluation.conftest import record
 from tests.tiny import random_lora, random_mapper, talking_model
@@ -23,7 +25,7 @@ from tests.tiny import random_lora, random_mapper, talking_model
 Answers: TypeAlias = dict[str, list[ps.SynthesisResult]]
 
 OPTIONS = {"max_new_tokens": 6, "temperature": 0.0, "seed": 0}
-ALL = {"adapter", "text_adapter"}
+ALL = {"adapter", "text_adapter", "gated"}
 
 
 def asked(records: list[Record]) -> list[Question]:
@@ -39,7 +41,7 @@ def tokenizer(synth: ps.ParallelSynthesis) -> Tokenizer:
 def synthesizers() -> Synthesizers:
     model = talking_model()
     adapter = Adapter(random_lora(model.config, 1), Mapper.from_arrays(random_mapper(1)))
-    return Synthesizers.over(model, adapter, Adapter(random_lora(model.config, 2), None))
+    return Synthesizers.over(model, adapter, Adapter(random_lora(model.config, 2), None), gate=Gate(1.0))
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +49,12 @@ def answers(synthesizers: Synthesizers) -> Answers:
     """What every method that asks a model answers to three questions."""
     questions = asked([record(number, city) for number, city in enumerate(("Oslo", "Rome", "Bern"))])
     found = {}
-    for name, method in METHODS.items():
-        if method.answer is None:
+    for name in (*METHODS, "recompute:0", "recompute:5"):
+        way = method(name)
+        if way.answer is None:
             continue
-        given = with_wrong_branches(questions) if method.of_another else questions
-        found[name] = method.answer(synthesizers.of(method), given, OPTIONS)
+        given = with_wrong_branches(questions) if way.of_another else questions
+        found[name] = way.answer(synthesizers.of(way), given, OPTIONS)
     return found
 
 
@@ -116,6 +119,20 @@ class TestAnswers:
         for wrong, right in zip(answers["wrong-branches"], answers["branches"], strict=True):
             assert wrong.token_ids != right.token_ids
 
+    def test_recompute_of_nothing_is_branches(self, answers: Answers) -> None:
+        for one, other in zip(answers["recompute:0"], answers["branches"], strict=True):
+            assert (one.token_ids, one.logprobs) == (other.token_ids, other.logprobs)
+
+    def test_recompute_prefills_the_first_tokens(self, answers: Answers) -> None:
+        for one, other in zip(answers["recompute:5"], answers["branches"], strict=True):
+            assert one.prompt_tokens == other.prompt_tokens + 10  # two branches
+            assert one.cached_tokens == other.cached_tokens - 10
+            assert one.logprobs != other.logprobs
+
+    def test_a_gate_of_1_asks_the_texts(self, answers: Answers) -> None:
+        for one, other in zip(answers["gated"], answers["text"], strict=True):
+            assert (one.token_ids, one.route) == (other.token_ids, "text")
+
 
 class TestWrongBranches:
     def test_never_of_a_question_with_the_same_answer(self, records: list[Record]) -> None:
@@ -149,6 +166,8 @@ class TestChoice:
     def test_comes_in_one_order(self) -> None:
         assert [method.name for method in choose(["identity", "text"], set())] == ["text", "identity"]
         assert [method.name for method in choose(list(METHODS), ALL)] == list(METHODS)
+        names = [method.name for method in choose(["identity", "recompute:16", "recompute:04", "branches"], ALL)]
+        assert names == ["branches", "recompute:4", "recompute:16", "identity"]
 
     @pytest.mark.parametrize(
         ("names", "given", "said"),
@@ -156,6 +175,9 @@ class TestChoice:
             (["text", "caches"], ALL, "no method 'caches': choose from text, text-lora, branches"),
             ([], ALL, "no method is given"),
             (["text", "text"], ALL, "named twice"),
+            (["recompute:4", "recompute:04"], ALL, "named twice"),
+            (["recompute:x"], ALL, "behind the colon goes a number of tokens, as in recompute:16"),
+            (["gated"], {"adapter"}, r"gated needs an adapter and a gate \(--gate\)"),
             (["text", "branches", "question"], {"text_adapter"}, r"branches, question needs an adapter \(--adapter\)"),
             (["text-lora"], {"adapter"}, r"text-lora needs a LoRA .* \(--text-adapter\)"),
         ],

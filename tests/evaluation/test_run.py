@@ -86,9 +86,11 @@ class TestRows:
             "answers": ["Rome", "Rome city"],
             "em": 1.0,
             "f1": 1.0,
+            "key": "rome",
             "written": "Rome",
             "batch": 2,
             "ttft_s": 1.0,
+            "total_s": 0.0,
             "prompt_tokens": 10,
             "cached_tokens": 20,
             "generated_tokens": 2,
@@ -317,7 +319,7 @@ class TestRefuses:
             pytest.skip("there is no /dev/full to write to")
         file = RowFile(folder, {"data": "x"})
         with file.open(), Path("/dev/full").open("w") as full:
-            monkeypatch.setattr(file, "_file", full)
+            monkeypatch.setattr(file._lines, "_file", full)
             with pytest.raises(InputError, match=r"cannot write .*rows\.jsonl: No space left on device"):
                 file.append({"method": "text", "task": "cities", "id": "q0"})
             with pytest.raises(OSError, match="No space left"):

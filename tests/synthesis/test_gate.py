@@ -1,0 +1,164 @@
+"""The quality gate: which route answers, what it costs, and what a stream shows."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import psynth_jax as ps
+from psynth_jax.errors import InputError
+from psynth_jax.synthesis.gate import Gate
+from psynth_jax.synthesis.generate import StreamedToken
+from psynth_jax.synthesis.result import Confidence
+
+QUESTIONS = ["Which harbour?", "Which city?", "Which river?"]
+TEXTS = [["Oslo has a harbour.", "It is cold."], ["Rome is old."], ["The Tiber.", "The Aare.", "Po"]]
+
+
+def gated(synth: ps.ParallelSynthesis, gate: Gate | float) -> ps.ParallelSynthesis:
+    """The same synthesizer behind a gate.  It borrows the engine."""
+    other = ps.ParallelSynthesis(synth.model, gate=gate)
+    other.engine = synth.engine
+    return other
+
+
+@pytest.fixture(scope="module")
+def branches(talking: ps.ParallelSynthesis) -> ps.Branches:
+    return talking.encode(TEXTS)
+
+
+@pytest.fixture(scope="module")
+def from_branches(talking: ps.ParallelSynthesis, branches: ps.Branches) -> list[ps.SynthesisResult]:
+    return talking.synthesize(QUESTIONS, branches, 6)
+
+
+@pytest.fixture(scope="module")
+def from_text(talking: ps.ParallelSynthesis) -> list[ps.SynthesisResult]:
+    return talking.synthesize_text(QUESTIONS, TEXTS, 6)
+
+
+def between(results: list[ps.SynthesisResult]) -> float:
+    """A threshold that the least sure answer fails and the others pass."""
+    sure = sorted(result.confidence.likelihood for result in results if result.confidence)
+    return (sure[0] + sure[1]) / 2
+
+
+class TestConfidence:
+    def test_is_of_the_tokens_that_were_sampled(
+        self, talking: ps.ParallelSynthesis, branches: ps.Branches, from_branches: list[ps.SynthesisResult]
+    ) -> None:
+        """Against the same tokens, teacher forced."""
+        for number, result in enumerate(from_branches):
+            scored = talking.score(QUESTIONS[number], result.token_ids, branches[number])
+            np.testing.assert_allclose(result.logprobs, scored, atol=2e-5)
+            if result.finish_reason == "length":
+                assert result.confidence is not None
+                assert result.confidence.likelihood == pytest.approx(math.exp(np.mean(scored)), abs=1e-5)
+
+    def test_margin_is_that_of_the_two_best(self) -> None:
+        from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling, sample
+
+        logits = np.log(np.array([[0.5, 0.2, 0.3], [0.1, 0.8, 0.1]], np.float32))
+        found = sample(logits, row_sampling(SamplingOptions(), [(0, 0)] * 2), np.int32(0), greedy=True)
+        np.testing.assert_allclose(found.margin, [0.2, 0.7], atol=1e-6)
+        np.testing.assert_allclose(found.logprob, np.log([0.5, 0.8]), atol=1e-6)
+
+
+class TestRoutes:
+    def test_a_threshold_of_0_is_branches(
+        self, talking: ps.ParallelSynthesis, branches: ps.Branches, from_branches: list[ps.SynthesisResult]
+    ) -> None:
+        for one, other in zip(gated(talking, 0.0).synthesize(QUESTIONS, branches, 6), from_branches, strict=True):
+            assert (one.token_ids, one.logprobs, one.route) == (other.token_ids, other.logprobs, "branches")
+
+    def test_a_threshold_of_1_is_text(
+        self, talking: ps.ParallelSynthesis, branches: ps.Branches, from_text: list[ps.SynthesisResult]
+    ) -> None:
+        for one, other in zip(gated(talking, 1.0).synthesize(QUESTIONS, branches, 6), from_text, strict=True):
+            assert (one.token_ids, one.logprobs, one.route) == (other.token_ids, other.logprobs, "text")
+
+    def test_doubted_answers_come_from_the_texts(
+        self,
+        talking: ps.ParallelSynthesis,
+        branches: ps.Branches,
+        from_branches: list[ps.SynthesisResult],
+        from_text: list[ps.SynthesisResult],
+    ) -> None:
+        threshold = between(from_branches)
+        found = gated(talking, threshold).synthesize(QUESTIONS, branches, 6)
+        assert sorted(result.route for result in found) == ["branches", "branches", "text"]
+        for one, cached, text in zip(found, from_branches, from_text, strict=True):
+            right = cached if one.route == "branches" else text
+            assert one.token_ids == right.token_ids
+            assert one.confidence == cached.confidence
+            assert one.confidence is not None
+            assert (one.confidence.likelihood > threshold) == (one.route == "branches")
+            if one.route == "branches":
+                assert one.ttft_s == one.total_s  # it is shown when it has been judged
+            else:
+                assert one.prompt_tokens == cached.prompt_tokens + text.prompt_tokens
+                assert one.cached_tokens == cached.cached_tokens
+
+    def test_one_question_gives_one_result(self, talking: ps.ParallelSynthesis, branches: ps.Branches) -> None:
+        for threshold in (0.0, 1e-9, 1.0):
+            assert isinstance(gated(talking, threshold).synthesize(QUESTIONS[0], branches[0], 3), ps.SynthesisResult)
+
+    def test_no_branches_no_gate(self, talking: ps.ParallelSynthesis) -> None:
+        assert gated(talking, 1.0).synthesize(QUESTIONS[0], None, 3).route is None
+
+
+def test_a_stream_shows_what_is_answered_and_nothing_else(
+    talking: ps.ParallelSynthesis, branches: ps.Branches, from_branches: list[ps.SynthesisResult]
+) -> None:
+    pieces: list[StreamedToken] = []
+    synth = gated(talking, between(from_branches))
+    found = synth.synthesize(QUESTIONS, branches, 6, on_token=pieces.append)
+    for number, result in enumerate(found):
+        assert "".join(piece for piece in pieces if piece.question == number) == result.text
+
+
+class TestGate:
+    @pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan, "0.5", True, None])
+    def test_a_threshold_is_from_0_to_1(self, threshold: Any) -> None:
+        with pytest.raises(InputError, match=r"threshold is .*; it must be a number from 0 to 1"):
+            Gate(threshold)
+
+    def test_a_measure_is_one_of_two(self) -> None:
+        with pytest.raises(InputError, match="measure is 'surprise'; it must be likelihood or margin"):
+            Gate(0.5, "surprise")  # type: ignore[arg-type]
+
+    def test_measures_what_it_says(self) -> None:
+        sure = Confidence(likelihood=0.9, margin=0.2)
+        assert Gate(0.5).accepts(sure)
+        assert not Gate(0.5, "margin").accepts(sure)
+        assert not Gate(0.9).accepts(sure)
+        assert Gate(0.0, "margin").accepts(Confidence(0.0, 0.0))
+        assert not Gate(1.0).accepts(Confidence(1.0, 1.0))
+
+    def test_is_read_from_a_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "gate.json"
+        path.write_text(json.dumps({"threshold": 0.25, "measure": "margin", "curve": []}))
+        assert Gate.load(path) == Gate(0.25, "margin")
+
+    @pytest.mark.parametrize("content", ["", "[]", "{}", '{"threshold": 0.5}', "[" * 100_000])
+    def test_a_file_without_one(self, content: str, tmp_path: Path) -> None:
+        path = tmp_path / "gate.json"
+        path.write_text(content)
+        with pytest.raises(InputError, match="holds no gate"):
+            Gate.load(path)
+
+
+@pytest.mark.parametrize("recompute", [-1, True, 1.5, "4"])
+def test_recompute_is_a_number_of_tokens(talking: ps.ParallelSynthesis, branches: ps.Branches, recompute: Any) -> None:
+    with pytest.raises(InputError, match=r"recompute is .*; it must be a number of tokens, 0 or more"):
+        talking.synthesize(QUESTIONS, branches, 3, recompute=recompute)
+
+
+def test_recompute_needs_branches(talking: ps.ParallelSynthesis) -> None:
+    with pytest.raises(InputError, match="recompute is 4, and there are no branches"):
+        talking.synthesize(QUESTIONS, None, 3, recompute=4)
