@@ -73,12 +73,12 @@ def eval_(
     }
     live = _live(name, of_workers, seed)
     part = Shard() if shard is None else Shard.parse(shard)
+    gating = _gate(gate)
     chosen: Sequence[Method] = ()
     if answers is None:
         chosen = _methods(methods, adapter, text_adapter, gate, calibrate=calibrate)
     elif methods != METHODS or gate is not None or calibrate:
         raise InputError("--answers is scored without a model: leave --methods, --gate and --calibrate out")
-    gating = _gate(gate)
     check_dtype(dtype)
     check_mesh(mesh)
     variables = template_variables(template)

@@ -80,7 +80,10 @@ def table(summary: Mapping[str, Any]) -> Group:
     methods = summary["methods"]
     if not methods:
         return Group(Text("No method has answered all questions yet: other parts of the run are missing."))
-    reached = _reached(summary)
+    tables = [_reached(summary)]
+    compared = _against_text(summary)
+    if compared is not None:
+        tables.append(compared)
     took = NumberTable(("method", "TTFT", "total", "tokens prefilled", "read from caches", "answer tokens"))
     for name, found in methods.items():
         times = [_seconds(found[time]) for time in ("ttft_s", "total_s")]
@@ -89,38 +92,41 @@ def table(summary: Mapping[str, Any]) -> Group:
         counted(summary["questions"], "question")
         + ".  Scores in percent, with bootstrap intervals; what does not fit scores 0."
     ]
-    if any("judge_consistency" in found for found in methods.values()):
-        notes.append("To text: the paired difference; an interval that crosses 0 is noise.  As text: the same answer.")
+    if compared is not None:
+        notes.append("Less that of text: paired by question; where the interval holds 0 it may be chance.")
     for each in summary["comparisons"]:
         if each["score"] == summary["main_score"] and each["ratio"] is not None:
             notes.append(_ratio(each))
-    notes.append(_ttft_note(summary["batch"]) + "  Total: to its last token.  Tokens: means.")
+    if "batch" in summary:  # answers that were given took no time
+        notes.append(_ttft_note(summary["batch"]) + "  Total: to its last token.  Tokens: means.")
     notes += _no_time_note(methods)
     notes += _gate_note(summary.get("gate"))
     if summary.get("worker_output", {}).get("tokens_per_s"):
         notes.append(f"Workers wrote {summary['worker_output']['tokens_per_s']:.1f} tokens a second.")
-    return Group(reached, took, *(Text(note, style="dim") for note in notes))
+    return Group(*tables, took, *(Text(note, style="dim") for note in notes))
 
 
 def _reached(summary: Mapping[str, Any]) -> NumberTable:
-    """Show scores, and how methods differ from the text route where it has answered, too."""
-    methods, scores, main = summary["methods"], summary["scores"], summary["main_score"]
-    heads = ["method", *(f"{name.upper()} [95%]" for name in scores)]
-    compared = any("judge_consistency" in found for found in methods.values())
-    if compared:
-        heads += [f"{main.upper()} to text", "as text"]
-    shown = NumberTable((*heads, "cut off", "does not fit"))
-    for name, found in methods.items():
+    scores = summary["scores"]
+    shown = NumberTable(("method", *(f"{name.upper()} [95%]" for name in scores), "cut off", "does not fit"))
+    for name, found in summary["methods"].items():
         cells = [_percent(found[score]) for score in scores]
-        if compared and "judge_consistency" in found:
-            difference = found["difference_to_text"][main]
-            low, high = 100 * difference["low"], 100 * difference["high"]
-            cells.append(f"{100 * difference['value']:+.1f} [{low:+.1f}, {high:+.1f}]")
-            cells.append(f"{100 * found['judge_consistency']['mean']:.0f}%")
-        elif compared:
-            cells += ["-", "-"]
         shown.add_row(name, *cells, *_counts(found, "cut_off", "does_not_fit"))
     return shown
+
+
+def _against_text(summary: Mapping[str, Any]) -> NumberTable | None:
+    """Show how methods differ from the text route; None where it has not answered."""
+    main = summary["main_score"]
+    shown = NumberTable(("method", f"{main.upper()} less that of text [95%]", "same answer as text"))
+    for name, found in summary["methods"].items():
+        if "judge_consistency" not in found:
+            continue
+        difference = found["difference_to_text"][main]
+        low, high = 100 * difference["low"], 100 * difference["high"]
+        difference_cell = f"{100 * difference['value']:+.1f} [{low:+.1f}, {high:+.1f}]"
+        shown.add_row(name, difference_cell, f"{100 * found['judge_consistency']['mean']:.0f}%")
+    return shown if shown.rows else None
 
 
 def _counts(found: Mapping[str, Any], *names: str) -> list[str]:
@@ -135,7 +141,7 @@ def _percent(score: Mapping[str, float]) -> str:
     return f"{100 * score['mean']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
 
 
-def _ttft_note(batch: int | None) -> str:
+def _ttft_note(batch: int) -> str:
     of = "a question" if batch == 1 else f"a batch of up to {batch} (--batch 1: of a question)"
     return f"TTFT: median, from branches ready to the first token of {of}."
 

@@ -32,7 +32,7 @@ def score_given(plan: Plan, path: str, into: str | Path, on_row: OnRow) -> dict[
         "format": 1,
         "data": questions_digest(plan.everything),
         **plan.task.settings(),
-        f"{ANSWERS} {plan.shard.number}/{plan.shard.count}": digest,
+        ANSWERS: digest,
     }
     file = RowFile(into, settings, score_names(plan), shard=plan.shard)
     with file.open():

@@ -29,7 +29,7 @@ from psynth_jax.synthesis.gate import Gate, gated_answer
 from psynth_jax.synthesis.generate import OnToken, RowOutput, generate
 from psynth_jax.synthesis.inputs import Prompt, Text
 from psynth_jax.synthesis.placement import PlacedCaches, question_axes
-from psynth_jax.synthesis.recompute import checked_recompute, first_tokens, without_first
+from psynth_jax.synthesis.recompute import check_count, checked_recompute, recomputed
 from psynth_jax.synthesis.result import SynthesisResult, results_of
 from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed
 from psynth_jax.synthesis.session import Session
@@ -291,7 +291,8 @@ class ParallelSynthesis:
         questions, batched = inputs.as_questions(question)
         wording = question_messages if groups is None else synthesis_messages
         ids = [inputs.prompt_ids(self.model, item, "the question", wording) for item in questions]
-        ids, groups = self._recomputed(ids, groups, recompute)
+        if groups is not None:
+            ids, groups = recomputed(ids, groups, recompute, sinks=1 if self._sink else 0)
         return self._answer(ids, groups, options, seed, on_token, begin, batched, base=False)
 
     @overload  # a text is a sequence of texts, too: the first signature that fits holds
@@ -390,7 +391,8 @@ class ParallelSynthesis:
         wording = question_messages if groups is None else synthesis_messages
         before = [inputs.prompt_ids(self.model, item, "the prompt", wording) for item in questions]
         after = [inputs.plain_ids(self.model, item, "the target") for item in targets]
-        before, groups = self._recomputed(before, groups, recompute)
+        if groups is not None:
+            before, groups = recomputed(before, groups, recompute, sinks=1 if self._sink else 0)
         reader, offset, row_axes = self._reader(groups, len(questions))
         for start, first, last in zip(offset, before, after, strict=True):
             inputs.check_window(self.model, int(start), len(first) + len(last), 0, "prompt and target")
@@ -460,7 +462,7 @@ class ParallelSynthesis:
         if groups is None:
             row_axes = question_axes(None, rows, self.engine.mesh)
             return Reader(lora=None if base else self._lora), np.zeros(rows, np.int32), row_axes
-        _check_count(groups, rows)
+        check_count(groups, rows)
         groups = self._placed.of(groups)
         row_axes = question_axes(groups, rows, self.engine.mesh)
         if not any(read_tokens(group) for group in groups):
@@ -491,20 +493,6 @@ class ParallelSynthesis:
             self.engine, [WorkerPrompt(part, 0, (), given=self._sink) for part in parts], self.model.tokenizer, "exact"
         )
 
-    def _recomputed(
-        self, prompts: list[tuple[int, ...]], groups: Sequence[Sequence[Branch]] | None, recompute: int
-    ) -> tuple[list[tuple[int, ...]], Sequence[Sequence[Branch]] | None]:
-        """Put the first tokens of each question's branches before its prompt, and mask their entries."""
-        if groups is None or not recompute:
-            return prompts, groups
-        _check_count(groups, len(prompts))
-        sinks = 1 if self._sink else 0  # it comes first, and stays as it is
-        longer, masked = [], []
-        for prompt, group in zip(prompts, groups, strict=True):
-            longer.append((*first_tokens(group[sinks:], recompute), *prompt))
-            masked.append([*group[:sinks], *without_first(group[sinks:], recompute)])
-        return longer, masked
-
     def _grouped(self, workers: Sequence[WorkerPrompt], made: Sequence[Branch], batched: bool) -> Branches:
         questions: list[list[Branch]] = [[] for _ in range(workers[-1].question + 1)]
         for worker, branch in zip(workers, made, strict=True):
@@ -520,8 +508,3 @@ class ParallelSynthesis:
         ids = [inputs.plain_ids(self.model, text, f"text {index + 1}") for index, text in enumerate(texts)]
         tail = inputs.prompt_ids(self.model, question, "the question", synthesis_messages)
         return (*(token for text in ids for token in text), *tail)
-
-
-def _check_count(groups: Sequence[Sequence[Branch]], questions: int) -> None:
-    if len(groups) != questions:
-        raise InputError(f"{questions} questions and branches for {len(groups)} of them")

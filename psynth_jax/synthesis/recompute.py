@@ -29,20 +29,36 @@ def checked_recompute(recompute: Any, positions: PositionMode, branches: object)
         raise InputError(f"recompute is {recompute}, and there are no branches of which tokens could be encoded again")
 
 
-def first_tokens(branches: Sequence[Branch], count: int) -> tuple[int, ...]:
-    """Return the first tokens of each branch, one branch behind the other."""
-    tokens: list[int] = []
-    for branch in branches:
-        tokens += branch.token_ids[:count]
-    return tuple(tokens)
+def check_count(groups: Sequence[Sequence[Branch]], questions: int) -> None:
+    """Raise `InputError` where there are branches of another number of questions."""
+    if len(groups) != questions:
+        raise InputError(f"{questions} questions and branches for {len(groups)} of them")
 
 
-def without_first(branches: Sequence[Branch], count: int) -> list[Branch]:
-    """Return branches whose first entries are masked.  They occupy the positions that they did."""
-    return [_masked(branch, count) for branch in branches]
+def recomputed(
+    prompts: Sequence[tuple[int, ...]], groups: Sequence[Sequence[Branch]], count: int, sinks: int
+) -> tuple[list[tuple[int, ...]], Sequence[Sequence[Branch]]]:
+    """Put the first `count` tokens of each question's branches before its prompt, and mask their entries.
+
+    sinks: branches at the begin of every group that stay as they are.
+    """
+    check_count(groups, len(prompts))
+    if not count:
+        return list(prompts), groups
+    longer, masked = [], []
+    for prompt, group in zip(prompts, groups, strict=True):
+        again: list[int] = []
+        kept = list(group[:sinks])
+        for branch in group[sinks:]:
+            again += branch.token_ids[:count]
+            kept.append(without_first(branch, count))
+        longer.append((*again, *prompt))
+        masked.append(kept)
+    return longer, masked
 
 
-def _masked(branch: Branch, count: int) -> Branch:
+def without_first(branch: Branch, count: int) -> Branch:
+    """Return a branch whose first entries are masked.  It occupies the positions that it did."""
     kept = []
     for segment in branch.segments:
         masked = min(count, segment.length)

@@ -15,6 +15,7 @@ from psynth_jax.cache import CACHE_DTYPES
 from psynth_jax.cli import commands, options
 from psynth_jax.convert.rules import DTYPES
 from psynth_jax.data.prepare import known_sources
+from psynth_jax.evaluation.benchmarks.registry import _OURS
 from psynth_jax.evaluation.methods import METHODS
 from psynth_jax.ops.branch_attention import Implementation
 from psynth_jax.ops.branch_attention.cases import MODELS
@@ -91,7 +92,8 @@ def test_completion() -> None:
         (options.POSITIONS.replace(" or ", ", "), get_args(PositionMode)),
         (options.IMPLEMENTATIONS, get_args(Implementation)),
         (options.ATTENTION_SHAPES, MODELS),
-        (options.METHODS, METHODS),
+        (options.METHODS, [*METHODS, "recompute:K"]),
+        (options.BENCHMARKS, _OURS),
         (options.PRESETS, PRESETS),
         (options.SOURCES, known_sources()),
     ],
