@@ -35,7 +35,7 @@ NAME = "bubblewrap"
 _PROGRAM, _LAUNCHER, _FOLDER = "/sandbox/program.py", "/sandbox/launcher.py", "/sandbox/folder"
 _NOT_INSTALLED = "bwrap is not installed; install the package bubblewrap"
 _OWN_TASKS = 3  # bubblewrap outside, bubblewrap as the first process inside, the launcher
-_COUNTED_BY_USER = (5, 14)  # from here on, user namespaces count their processes themselves
+_COUNTED_BY_NAMESPACE = (5, 14)  # from here on, a user namespace counts its own processes
 
 
 def find() -> str | None:
@@ -53,7 +53,7 @@ def missing(executable: str | None) -> str | None:
 
 
 def start(run: Run, stdout: int, stderr: int) -> Started:
-    """Start the program of a run.
+    """Start the program of a run; it writes to the two pipes.
 
     Raises `SandboxError` where bubblewrap cannot be executed.
     """
@@ -64,7 +64,7 @@ def start(run: Run, stdout: int, stderr: int) -> Started:
     as_root = _works_as_root(run.user)
     status, report = os.pipe()
     filter_ = _filter_pipe()
-    bounds = limits.resource_limits(run.job.limits, _tasks_of_user(run.user))
+    bounds = limits.resource_limits(run.job.limits, _tasks_of_user(run.user, as_root))
     command = [executable, *_options(run, as_root), "--seccomp", str(filter_), "--"]
     command += _launched(run, as_root, report, bounds)
 
@@ -84,7 +84,7 @@ def start(run: Run, stdout: int, stderr: int) -> Started:
     finally:
         os.close(report)
         os.close(filter_)
-    return Started(leader, stdout, stderr, status, _OWN_TASKS)
+    return Started(leader, status, _OWN_TASKS)
 
 
 def _works_as_root(chosen: user.User) -> bool:
@@ -156,8 +156,11 @@ def _launched(run: Run, as_root: bool, report: int, bounds: Mapping[int, int]) -
     return [*inner, ",".join(pairs), *runtime.command(run.job.runtime, _PROGRAM)]
 
 
-def _tasks_of_user(chosen: user.User) -> int:
-    """Return the tasks that the kernel counts as the user's, and that are not the program's."""
-    if chosen.dropped or kernel.version() >= _COUNTED_BY_USER:
-        return _OWN_TASKS
-    return user.tasks(chosen.uid) + _OWN_TASKS
+def _tasks_of_user(chosen: user.User, as_root: bool) -> int:
+    """Return the tasks that the kernel counts with the program's, and that are not the program's."""
+    if as_root:
+        return 0  # all of ours are root's
+    if kernel.version() >= _COUNTED_BY_NAMESPACE:
+        return _OWN_TASKS - 1  # all but the one outside
+    others = 0 if chosen.dropped else user.tasks(chosen.uid)
+    return others + _OWN_TASKS

@@ -1,6 +1,6 @@
 """The folder of a run: what is in it, how much it takes, and its removal.
 
-    psynth-sandbox-XXXX/     ours; others may pass through, not look
+    psynth-sandbox-.../      ours; others may pass through, not look
         program.py           ours; read only
         folder/              the program's: working directory, HOME and TMPDIR
 
@@ -66,9 +66,14 @@ class RunFolder:
         self.top.rmdir()
 
 
-def make(program: bytes, files: Mapping[str, bytes], user: User, parent: str) -> RunFolder:
-    """Make the folder of a run: the program, and a folder with `files` that belongs to `user`."""
-    made = RunFolder(Path(tempfile.mkdtemp(prefix="psynth-sandbox-", dir=parent)))
+def make(
+    program: bytes, files: Mapping[str, bytes], user: User, parent: Path, prefix: str
+) -> RunFolder:
+    """Make the folder of a run: the program, and a folder with `files` that belongs to `user`.
+
+    Its name is `prefix` and something that nobody can guess.
+    """
+    made = RunFolder(Path(tempfile.mkdtemp(prefix=prefix, dir=parent)))
     made.top.chmod(0o711)
     made.program.write_bytes(program)
     made.program.chmod(0o444)

@@ -34,7 +34,7 @@ def missing() -> str | None:
 
 
 def start(run: Run, stdout: int, stderr: int) -> Started:
-    """Start the program of a run.
+    """Start the program of a run; it writes to the two pipes.
 
     Raises `SandboxError` where the kernel refuses a part.
     """
@@ -58,7 +58,7 @@ def start(run: Run, stdout: int, stderr: int) -> Started:
         os.execve(python, command, runtime.environment(str(run.folder.work)))
 
     leader = fork_into(body, stdout, stderr)
-    return Started(leader, stdout, stderr)
+    return Started(leader)
 
 
 def policy(run: Run) -> seccomp.Policy:

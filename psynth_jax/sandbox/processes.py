@@ -27,32 +27,45 @@ class Usage:
 
 def descendants(ancestor: int) -> list[int]:
     """Return the process ids of all descendants that there are now."""
-    if not os.path.exists(f"/proc/{ancestor}/task/{ancestor}/children"):  # noqa: PTH110
-        return _descendants_by_parent(ancestor)
+    below = _children_of_all() if not _lists_children() else None
     found: list[int] = []
     left = [ancestor]
     while left:
-        for child in _children(left.pop()):
-            found.append(child)
-            left.append(child)
+        process = left.pop()
+        born = below.get(process, []) if below is not None else _listed_children(process)
+        found += born
+        left += born
     return found
 
 
-def _children(process: int) -> list[int]:
+def children(process: int) -> list[int]:
+    """Return the process ids of the children that a process has now."""
+    if _lists_children():
+        return _listed_children(process)
+    return _children_of_all().get(process, [])
+
+
+def _lists_children() -> bool:
+    """Whether this kernel lists the children of a process (CONFIG_PROC_CHILDREN)."""
+    own = os.getpid()
+    return os.path.exists(f"/proc/{own}/task/{own}/children")  # noqa: PTH110
+
+
+def _listed_children(process: int) -> list[int]:
     """Return the children of all threads of a process."""
-    children: list[int] = []
+    found: list[int] = []
     try:
         for thread in os.listdir(f"/proc/{process}/task"):
             with open(f"/proc/{process}/task/{thread}/children", "rb") as file:
-                children += map(int, file.read().split())
+                found += map(int, file.read().split())
     except OSError:  # it has ended
         pass
-    return children
+    return found
 
 
-def _descendants_by_parent(ancestor: int) -> list[int]:
-    """Return the descendants on a kernel that lists no children: from the parent of each process."""
-    children: dict[int, list[int]] = {}
+def _children_of_all() -> dict[int, list[int]]:
+    """Return the children of each process, from what each process says of its parent."""
+    found: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
@@ -62,13 +75,7 @@ def _descendants_by_parent(ancestor: int) -> list[int]:
             continue
         # pid (name) state parent ...; the name may have spaces and brackets
         parent = int(text.rpartition(b")")[2].split()[1])
-        children.setdefault(parent, []).append(int(name))
-    found: list[int] = []
-    left = [ancestor]
-    while left:
-        below = children.get(left.pop(), [])
-        found += below
-        left += below
+        found.setdefault(parent, []).append(int(name))
     return found
 
 

@@ -28,16 +28,12 @@ class Started:
 
     Attributes:
         leader: the process to wait for; it leads the group that all of them are in at first.
-        stdout: the end of a pipe to read from.
-        stderr: likewise.
         status: a pipe on which a launcher tells how the program ended; None where the leader is
             the program.
         own_tasks: processes below the supervisor that are ours.
     """
 
     leader: int
-    stdout: int
-    stderr: int
     status: int | None = None
     own_tasks: int = 0
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import sys
 
-from psynth_jax.sandbox import supervisor
+from psynth_jax.sandbox import kernel, processes, supervisor
 
-_LOOK = 0.5  # seconds between two looks whether the client lives
+_LOOK = 0.5  # seconds between two looks at what has ended
+
+_supervisors: set[int] = set()
 
 
 def main() -> None:
@@ -24,6 +27,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[2]))
     control.set_inheritable(False)
     parent = int(sys.argv[3])
+    kernel.adopt_orphans()
     poll = select.poll()
     poll.register(control, select.POLLIN)
     # Its end closes the connection, but a fork of it may hold a copy: therefore its id, too.
@@ -38,7 +42,9 @@ def main() -> None:
 
 
 def _supervise(descriptor: int, control: socket.socket) -> None:
-    if os.fork() != 0:
+    child = os.fork()
+    if child != 0:
+        _supervisors.add(child)
         os.close(descriptor)
         return
     code = 1
@@ -55,8 +61,30 @@ def _supervise(descriptor: int, control: socket.socket) -> None:
 
 
 def _reap() -> None:
+    """Reap supervisors.  What one leaves that was itself killed has become ours: kill it."""
     try:
-        while os.waitpid(-1, os.WNOHANG) != (0, 0):
-            pass
+        while True:
+            ended, status = os.waitpid(-1, os.WNOHANG)
+            if ended == 0:
+                return
+            supervised = ended in _supervisors
+            _supervisors.discard(ended)
+            if supervised and status != 0:
+                _kill_orphans()
+                supervisor.remove_folder_of(ended)
     except ChildProcessError:
         pass
+
+
+def _kill_orphans() -> None:
+    """Kill the groups of our children that are no supervisors.
+
+    A program's group dies at once, forks and all; bubblewrap's processes die with their parent.
+    """
+    while orphans := set(processes.children(os.getpid())) - _supervisors:
+        for orphan in orphans:
+            try:
+                os.killpg(os.getpgid(orphan), signal.SIGKILL)
+            except OSError:  # it is dead already
+                pass
+            os.waitpid(orphan, 0)

@@ -10,6 +10,7 @@ gone: its end of the connection is closed then, or the server, the supervisor's 
 from __future__ import annotations
 
 import os
+import secrets
 import select
 import signal
 import socket
@@ -41,6 +42,7 @@ _LOOK = 0.010  # seconds between two looks at processes and memory
 _LOOKS_AT_FILES = 5  # each so many looks the files are counted, too
 _PAUSE = 0.001  # seconds between two attempts to reap
 _LAST_WAIT = 10.0  # seconds until killed processes must be gone
+_SERVER = secrets.token_hex(4)  # drawn by the server, which the supervisors are forks of
 
 Reason = Literal["time", "memory", "processes", "output", "files", "abandoned"]
 
@@ -63,13 +65,13 @@ def _run(job: Job, connection: socket.socket) -> dict[str, Any] | None:
     kernel.adopt_orphans()
     hidden = job.runtime.hidden_from_others() if job.backend == landlocked.NAME else None
     chosen = user.choose(hidden)
-    made = folder.make(job.program, job.files, chosen, _parent_folder())
+    prefix = _folder_prefix(os.getpid())
+    made = folder.make(job.program, job.files, chosen, _parent_folder(), prefix)
     try:
         stdout, out = os.pipe()
         stderr, err = os.pipe()
         started_at = time.monotonic()
-        writes = Started(0, out, err)
-        started = _BACKENDS[job.backend](Run(job, made, chosen), writes.stdout, writes.stderr)
+        started = _BACKENDS[job.backend](Run(job, made, chosen), out, err)
         os.close(out)
         os.close(err)
         streams = Streams(stdout, stderr, job.limits.output)
@@ -82,19 +84,35 @@ def _run(job: Job, connection: socket.socket) -> dict[str, Any] | None:
         streams.drain()
         if reason == "abandoned":
             return None
-        if started.status is not None:
+        if started.status is not None and reason is None:
             status = _told_status(started.status, streams)
         return _answer(watch.last_reason(reason), status, streams, seconds)
     finally:
         made.remove()
 
 
-def _parent_folder() -> str:
+def _parent_folder() -> Path:
     """Return the folder for temporary files; if others may not pass through it, another one."""
-    for place in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
-        if os.geteuid() != 0 or open_to_all(Path(place)):
+    for place in _temporary_folders():
+        if os.geteuid() != 0 or open_to_all(place):
             return place
     raise SandboxError("no folder for temporary files is open to all users; set TMPDIR to one")
+
+
+def _temporary_folders() -> list[Path]:
+    return [Path(place) for place in (tempfile.gettempdir(), "/tmp", "/var/tmp")]
+
+
+def _folder_prefix(supervisor: int) -> str:
+    return f"psynth-sandbox-{_SERVER}-{supervisor}-"
+
+
+def remove_folder_of(supervisor: int) -> None:
+    """Remove what a supervisor of this server has left that could not do it itself."""
+    for place in _temporary_folders():
+        for left in place.glob(f"{_folder_prefix(supervisor)}*"):
+            with _Ignored(OSError):
+                RunFolder(left).remove()
 
 
 class _Watch:

@@ -153,6 +153,8 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "vhangup": (153, 58),
 }
 
+NAMES = tuple(_NUMBERS)
+
 
 def number(name: str, machine: str) -> int | None:
     """Return the number of a call on a machine (`x86_64` or `aarch64`), or None if it has none.
