@@ -16,7 +16,7 @@ from typing import Any
 from psynth_jax.evaluation.benchmarks import trials
 
 _PATIENCE = 4  # a candidate may be so many times as slow as the canonical solution
-_MOST_LOST = 5  # inputs without an output, before a solution counts as broken
+_MOST_LOST = 10  # inputs without an output, before a solution counts as broken
 _TOO_MUCH = ("TooLarge", "MemoryError")
 
 

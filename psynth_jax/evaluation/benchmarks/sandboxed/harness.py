@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -40,6 +41,25 @@ def load(name: str) -> ModuleType:
     return module
 
 
+class Nowhere(io.TextIOBase):
+    """Takes what a candidate prints and drops it."""
+
+    def write(self, text: str) -> int:
+        """Drop a text."""
+        return len(text)
+
+
+def silence() -> None:
+    """Let the candidate's output go nowhere: what it prints is no report."""
+    sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = Nowhere()  # type: ignore[misc, assignment]
+    # Where there is no device for it, what is written past Python stands in the report, as lines
+    # without the nonce.
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+
+
 def on_alarm(number: int, frame: FrameType | None) -> None:
     """End a call that takes too long."""
     raise Late
@@ -63,18 +83,16 @@ def attempt(function: Any, arguments: list[Any], values: ModuleType) -> dict[str
 
 def main() -> None:
     """Do the job that lies in this folder."""
-    # The candidate's own output goes nowhere: what it prints is no report.
     report = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(nowhere, stream)
+    silence()
     sys.dont_write_bytecode = True
     with open("psynth_job.json", encoding="utf-8") as file:  # noqa: PTH123
         job = json.load(file)
     dump, write = json.dumps, os.write
 
     def tell(index: int, content: dict[str, Any]) -> None:
-        line = f"{job['nonce']} {index} {dump(content)}\n".encode()
+        # A line of its own, whatever the candidate has written past Python.
+        line = f"\n{job['nonce']} {index} {dump(content)}\n".encode()
         while line:
             line = line[write(report, line) :]
 
