@@ -17,6 +17,7 @@ LETTERS = "ABCDEFGHIJ"
 _MARKUP = re.compile(r"\\[A-Za-z]+\b|\\[,;:! ]|[{}$*_`\"']")
 # One letter with what ends it.  Behind white space only B to J: "A patient" begins with an article.
 _LEADING = re.compile(r"[(\[]?\s*(?:([A-Ja-j])\s*(?:[)\].:,]|$)|([B-J])\s)")
+_NAMED = re.compile(r"^\s*(?:the\s+)?(?:option|choice|answer)\s*:?\s*", re.IGNORECASE)
 _ANOTHER = re.compile(r"\s*(?:,|/|&|and|or)?\s*[(\[]?[A-J]\s*[)\]]?\s*(?:[,/&]|and\b|or\b|$)")
 _PHRASE = re.compile(
     r"(?:\banswer|\boption|\bchoice|\brespuesta|\br[ée]ponse|\bantwort|\brisposta|\bresposta"
@@ -56,7 +57,7 @@ def final_letter(written: str, count: int = 4) -> str:
 
 
 def _leading_letter(content: str) -> str:
-    text = _bare(content)
+    text = _NAMED.sub("", _bare(content))
     match = _LEADING.match(text)
     if match is None:
         return ""

@@ -21,7 +21,7 @@ _IN_TEXT = re.compile(
     r"(?:\.\d+)?"
     r"|(?<=[\w)])\d+(?:\.\d+)?"
 )
-_PLAIN = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?\.?")
+_PLAIN = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?\.?(?:[eE][-+]?\d{1,3})?")
 _LONGEST = 200  # characters of a plain number; more are no answer to any question
 
 # 1 234 and 1\,234 and 1{,}234: separators that LaTeX and other languages put between thousands
@@ -30,7 +30,8 @@ _WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|bold
 _CURRENCY = re.compile(r"\\?[$€£¥]|\\(?:pounds|euro)\b|\b(?:USD|EUR)\b")
 _SPACING = re.compile(r"\\(?:[,;:!> ]|quad\b|qquad\b|displaystyle\b|left\b|right\b)|~")
 # A unit behind the number: letters, perhaps to a power.  One letter may be a variable, and stays.
-_UNIT = re.compile(r"(?<=[\d.\s])\s*[^\W\d_]{2}[^\W\d_ ./-]*(?:[ ./-]+[^\W\d_]+)*(?:\s*\^\{?\d\}?)?\s*$")
+_UNIT = re.compile(r"(?<=[\d.\s])\s*(?:[^\W\d_][./ ]*){2,}(?:\^\{?\d\}?)?\s*$")
+_WORDS_BEFORE = re.compile(r"^(?:[^\W\d_]{2,}:?\s+)+(?=[-+\d.(\\])")
 _MINUS = str.maketrans({"−": "-", "–": "-", "\N{FULLWIDTH COMMA}": ","})
 
 
@@ -55,7 +56,17 @@ def cleaned(answer: str) -> str:
     text = _CURRENCY.sub("", text)
     text = _SPACING.sub(" ", text)
     text = text.strip().strip("*$").strip()
+    text = _WORDS_BEFORE.sub("", _side_with_number(text))
     return _UNIT.sub("", text).strip()
+
+
+def _side_with_number(text: str) -> str:
+    """Return the number's side of an equation: 18 of "x = 18"; all of anything else."""
+    if text.count("=") != 1:
+        return text
+    left, _, right = text.partition("=")
+    sides = [side for side in (right, left) if any(character.isdigit() for character in side)]
+    return sides[0].strip() if sides else text
 
 
 def plain_number(answer: str) -> Fraction | None:

@@ -6,7 +6,7 @@ r"""Whether two mathematical answers are one value, by math-verify, and a text t
 
 math-verify stops what takes too long by a signal, which works in the main thread only and not
 inside of a long multiplication.  So its timers are off, and texts that could take long are refused
-before: a tower of powers, a large factorial, commands that make SymPy add up or integrate.
+before: variables, towers of powers, large factorials, deep brackets, sums and integrals.
 """
 
 from __future__ import annotations
@@ -30,15 +30,18 @@ _ALLOWED = frozenset(
         *("frac", "dfrac", "tfrac", "cfrac", "sqrt", "cdot", "times", "div", "pm", "mp", "pi", "infty"),
         *("text", "textbf", "mathrm", "mathbf", "boxed", "left", "right", "displaystyle", "quad", "qquad"),
         *("circ", "degree", "approx", "equiv", "le", "leq", "ge", "geq", "ne", "neq", "in", "ldots", "dots"),
-        *("sin", "cos", "tan", "log", "ln", "e"),
     }
 )
 _DIGITS = re.compile(r"\d{60,}")
 _POWER = re.compile(r"\^|\*\*")
-# A power: a number of at most three digits, or such a fraction.
-_SMALL_POWER = re.compile(r"(?:\^|\*\*)\s*(?:\d|\{\s*[-+]?\d{1,3}(?:/\d{1,3})?\s*\}|\(?-?\d{1,3}\)?(?!\d)|\{?\\circ\}?)")
-_TOWER = re.compile(r"(?:\^|\*\*)[^\s=+*-]*(?:\^|\*\*)")
+# A power that is a number of at most three digits, or a fraction of such; degrees are none.
+_SMALL_POWER = re.compile(r"(?:\^|\*\*)\s*(?:(\d)|\{\s*[-+]?(\d{1,3})(?:/\d{1,3})?\s*\}|\{?\\circ\}?)")
+_TOWER = re.compile(r"(?:\^|\*\*)[\s\d{}]*(?:\^|\*\*)")
+# The product of all powers.  SymPy multiplies sums of roots out: they get small ones.
+_MOST_POWERS = 1000
+_MOST_POWERS_OF_ROOTS = 6
 _FACTORIAL = re.compile(r"(?<![\d.])\d{1,2}!(?!!)")
+_DEEPEST = 6  # brackets inside of brackets; every one more doubles the time of math-verify's parser
 
 
 def require() -> None:
@@ -80,13 +83,35 @@ def value_key(answer: str) -> str:
 
 def is_bounded(text: str) -> bool:
     """Return whether an answer is so small that SymPy cannot be kept busy with it."""
-    if not text or len(text) > LONGEST or _DIGITS.search(text):
+    if not text or len(text) > LONGEST or _DIGITS.search(text) or _depth(text) > _DEEPEST:
         return False
-    if not _ALLOWED.issuperset(_COMMAND.findall(text)):
+    commands = _COMMAND.findall(text)
+    # Without commands no letter may be left: right answers are numbers, and have no variables.
+    if not _ALLOWED.issuperset(commands) or any(character.isalpha() for character in _COMMAND.sub("", text)):
         return False
-    if _TOWER.search(text) or len(_POWER.findall(text)) != len(_SMALL_POWER.findall(text)):
+    factorials = text.count("!")
+    return _has_small_powers(text) and factorials <= 1 and factorials == len(_FACTORIAL.findall(text))
+
+
+def _has_small_powers(text: str) -> bool:
+    powers = _SMALL_POWER.findall(text)
+    if len(powers) != len(_POWER.findall(text)) or _TOWER.search(text):
         return False
-    return text.count("!") == len(_FACTORIAL.findall(text)) and text.count("!") <= 1
+    product = 1
+    for short, long in powers:
+        product *= max(1, int(short or long or 1))
+    return product <= (_MOST_POWERS_OF_ROOTS if "\\sqrt" in text else _MOST_POWERS)
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for character in text:
+        if character in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in ")]}":
+            depth -= 1
+    return deepest
 
 
 def _parsed(text: str) -> list[Any]:
@@ -98,10 +123,13 @@ def _value(expression: Any) -> str | None:
     """Return the value of a SymPy number: a fraction as it is, others to 12 digits."""
     if not getattr(expression, "is_number", False):
         return None
-    exact = expression.doit() if hasattr(expression, "doit") else expression
-    if exact.is_Rational:
-        return str(exact)
-    digits = f"{complex(exact.evalf(15)):.12g}" if exact.is_real is False else f"{float(exact):.12g}"
+    try:
+        exact = expression.doit()
+        if exact.is_Rational:
+            return str(exact)
+        digits = f"{float(exact.evalf(15)):.12g}"
+    except (TypeError, ValueError, OverflowError):  # not real; or of more digits than Python writes
+        return None
     number = plain_number(digits)
     return digits if number is None else str(number)
 

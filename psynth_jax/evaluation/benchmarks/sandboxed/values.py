@@ -1,0 +1,109 @@
+"""Values of Python as JSON, and back, so that 1, 1.0, (1,) and [1] stay what they are.
+
+    3  0.5  "a"  null  true  [..]          as JSON has them
+    {"t": [..]}  {"s": [..]}  {"z": [..]}  tuple, set, frozenset
+    {"d": [[key, value], ..]}              dict, with keys of any type
+    {"i": "1f"}  {"f": "nan"}              an integer of many digits in base 16; a float that JSON lacks
+    {"c": [re, im]}  {"b": "00ff"}         complex; bytes in base 16
+    {"o": "Match"}                         any other object: the name of its class
+
+What a value of a subclass adds is lost.  This file is sent into the sandbox as it stands.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+DEEPEST = 60
+MOST = 2_000_000  # values inside of one value
+_LARGE = 1 << 53  # above it, readers of JSON may round
+
+
+class TooLargeError(Exception):
+    """A value has too many parts, or they lie too deep in each other."""
+
+
+class Encoder:
+    """Encodes one value after the other; `left` is how many parts there may still be."""
+
+    def __init__(self, most: int = MOST):
+        self.left = most
+
+    def encode(self, value: Any, depth: int = 0) -> Any:
+        """Return a value as JSON values.  Raises `TooLargeError`."""
+        self.left -= 1
+        if depth > DEEPEST or self.left < 0:
+            raise TooLargeError
+        if value is None or isinstance(value, (bool, str)):
+            return str.__str__(value) if isinstance(value, str) else value
+        if isinstance(value, (int, float, complex)):
+            return _number(value)
+        if isinstance(value, (bytes, bytearray)):
+            return {"b": bytes(value).hex()}
+        if isinstance(value, dict):
+            pairs = list(value.items())
+            return {"d": [[self.encode(part, depth + 1) for part in pair] for pair in pairs]}
+        if hasattr(value, "tolist") and not isinstance(value, type):
+            return self.encode(value.tolist(), depth + 1)  # arrays and numbers of NumPy
+        return self._series(value, depth)
+
+    def _series(self, value: Any, depth: int) -> Any:
+        for kind, tag in ((list, ""), (tuple, "t"), (set, "s"), (frozenset, "z")):
+            if isinstance(value, kind):
+                parts = [self.encode(part, depth + 1) for part in value]
+                return {tag: parts} if tag else parts
+        return {"o": type(value).__name__}
+
+
+def _number(value: int | float | complex) -> Any:
+    if isinstance(value, int):
+        whole = int(value)
+        return whole if -_LARGE < whole < _LARGE else {"i": format(whole, "x")}
+    if isinstance(value, float):
+        real = float(value)
+        return real if math.isfinite(real) else {"f": repr(real)}
+    return {"c": [repr(value.real), repr(value.imag)]}
+
+
+class Other:
+    """What stands for an object that has no JSON form; it equals nothing."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+def decode(encoded: Any, depth: int = 0) -> Any:
+    """Return the value that was encoded.  Raises `ValueError` for what no encoder writes."""
+    if depth > DEEPEST + 1:
+        raise ValueError("the value is too deep")
+    if encoded is None or isinstance(encoded, (bool, int, float, str)):
+        return encoded
+    if isinstance(encoded, list):
+        return [decode(part, depth + 1) for part in encoded]
+    if not isinstance(encoded, dict) or len(encoded) != 1:
+        raise ValueError("no encoded value")
+    ((tag, content),) = encoded.items()
+    try:
+        return _tagged(tag, content, depth)
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"no encoded value: {error}") from None
+
+
+def _tagged(tag: str, content: Any, depth: int) -> Any:
+    series = {"t": tuple, "s": set, "z": frozenset}
+    if tag in series:
+        return series[tag](decode(part, depth + 1) for part in content)
+    if tag == "d":
+        return {decode(key, depth + 1): decode(part, depth + 1) for key, part in content}
+    if tag == "i":
+        return int(content, 16)
+    if tag == "f":
+        return float(content)
+    if tag == "c":
+        return complex(float(content[0]), float(content[1]))
+    if tag == "b":
+        return bytes.fromhex(content)
+    if tag == "o":
+        return Other(str(content))
+    raise ValueError(f"no encoded value has the tag {tag!r}")

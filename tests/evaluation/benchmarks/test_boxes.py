@@ -1,0 +1,28 @@
+"""Boxes with braces inside, several of them, and boxes that are never closed."""
+
+from __future__ import annotations
+
+import pytest
+
+from psynth_jax.evaluation.benchmarks.boxes import boxes, last_box
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (r"\boxed{18}", ["18"]),
+        (r"\boxed {18}", ["18"]),
+        (r"\boxed{\frac{1}{2}} or \boxed{ 7 }", [r"\frac{1}{2}", "7"]),
+        (r"\boxed{\boxed{3}}", [r"\boxed{3}", "3"]),
+        (r"\boxed{\{1, 2\}}", [r"\{1, 2\}"]),
+        (r"\boxed{a\}b}", [r"a\}b"]),
+        (r"\boxed{7", []),
+        (r"\boxed{\frac{1}{2}", []),
+        (r"\boxed{}", [""]),
+        (r"boxed{7} \fbox{7}", []),
+        ("", []),
+    ],
+)
+def test_boxes(text: str, found: list[str]) -> None:
+    assert boxes(text) == found
+    assert last_box(text) == (found[-1] if found else None)

@@ -1,0 +1,53 @@
+"""Answers from a file: in the order of the questions, or an error that names the line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from psynth_jax.errors import DataError
+from psynth_jax.evaluation.benchmarks.benchmark import BenchmarkQuestion
+from psynth_jax.evaluation.benchmarks.given import read_answers
+
+QUESTIONS = [BenchmarkQuestion(name, "t", "?", (), ("1",)) for name in ("a", "1", "c")]
+
+
+def written(path: Path, *rows: Any) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_order_and_limit(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "a.jsonl", {"id": "c", "text": "C", "more": 1}, {"id": "a", "text": ""}, {"id": "1", "text": "B"}
+    )
+    assert read_answers(path, QUESTIONS, QUESTIONS) == ["", "B", "C"]
+    path = written(tmp_path / "b.jsonl", {"id": "c", "text": "C"}, {"id": "a", "text": "A"})
+    assert read_answers(path, QUESTIONS[:1], QUESTIONS) == ["A"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"id": "a", "text": "A"}], "a.jsonl has no answer to question '1' and to 1 more"),
+        ([{"id": "a", "text": "A"}, {"id": "1", "text": "A"}], "a.jsonl has no answer to question 'c'"),
+        ([{"id": "x", "text": "A"}], "a.jsonl:1: no question has the id 'x'"),
+        ([{"id": "a", "text": "A"}, {"id": "a", "text": "A"}], "a.jsonl:2: the id 'a' is there twice"),
+        ([{"id": 1, "text": "A"}], "a.jsonl:1: 'id' must be a text, not 1"),
+        ([{"text": "A"}], "a.jsonl:1: 'id' must be a text, not None"),
+        ([{"id": "a", "text": None}], "a.jsonl:1: 'text' must be a text, not None"),
+    ],
+)
+def test_errors(tmp_path: Path, rows: list[Any], message: str) -> None:
+    path = written(tmp_path / "a.jsonl", *rows)
+    with pytest.raises(DataError) as caught:
+        read_answers(path, QUESTIONS, QUESTIONS)
+    assert str(caught.value).endswith(message) and "\n" not in str(caught.value)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^there is no"):
+        read_answers(str(tmp_path / "none.jsonl"), QUESTIONS, QUESTIONS)

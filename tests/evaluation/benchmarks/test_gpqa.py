@@ -1,0 +1,94 @@
+"""GPQA: rows of all three forms (made up), the order of options, what is kept out of files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from psynth_jax.errors import DataError, InputError
+from psynth_jax.evaluation.benchmarks.gpqa import GPQA
+from psynth_jax.evaluation.tasks import questions_digest
+from tests.evaluation.benchmarks.rows_files import FORMS, written
+
+CANARY = "a canary of a made-up data set"
+
+
+def of_authors(number: int) -> dict[str, str]:
+    return {
+        "Record ID": f"rec{number}",
+        "Question": f"What is {number} + 1?",
+        "Correct Answer": f"{number + 1} \n",
+        "Incorrect Answer 1": f"{number + 2}",
+        "Incorrect Answer 2": f"{number + 3}",
+        "Incorrect Answer 3": f"{number + 4}",
+        "Canary String": CANARY,
+    }
+
+
+@pytest.mark.parametrize("form", ["rows.csv", *FORMS])
+def test_rows_of_the_authors(tmp_path: Path, form: str) -> None:
+    questions = GPQA(written(tmp_path, form, [of_authors(number) for number in range(40)])).questions()
+    assert [question.id for question in questions[:2]] == ["rec0", "rec1"]
+    for number, question in enumerate(questions):
+        (gold,) = question.answers
+        assert f"({gold}) {number + 1}\n" in f"{question.query}\n".replace("\n\n", "\n")
+        assert all(f") {number + wrong}" in question.worker_prompt for wrong in (2, 3, 4))
+    assert {question.answers[0] for question in questions} == set("ABCD")
+    assert CANARY not in json.dumps([dataclasses.asdict(question) for question in questions])
+
+
+def test_the_order_follows_from_seed_and_question(tmp_path: Path) -> None:
+    rows = [of_authors(number) for number in range(20)]
+    forwards = GPQA(written(tmp_path, "a.csv", rows)).questions()
+    backwards = GPQA(written(tmp_path, "b.csv", rows[::-1])).questions()
+    assert [question.query for question in forwards] == [question.query for question in backwards[::-1]]
+    other = GPQA(str(tmp_path / "a.csv"), seed=1)
+    assert questions_digest(other.questions()) != questions_digest(forwards)
+    assert other.settings() == {"benchmark": "gpqa", "revision": None, "options_seed": 1}
+    with pytest.raises(InputError, match=r"^seed is -1; it must be at least 0$"):
+        GPQA("a.csv", seed=-1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_with_options_inside(tmp_path: Path, form: str) -> None:
+    text = "Which is it?\nA. one\nB. two\nC. three\nD. four"
+    rows = [{"question": text, "answer": "B", "canary": CANARY}, {"question": f"{text}!", "answer": "d"}]
+    questions = GPQA(written(tmp_path, form, rows)).questions()
+    assert [(question.id, question.answers) for question in questions] == [("0", ("B",)), ("1", ("D",))]
+    assert questions[0].query.startswith(f"{text}\n\nEnd with the letter")
+    assert CANARY not in json.dumps([dataclasses.asdict(question) for question in questions])
+
+
+def test_rows_with_a_list_of_options(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"question": "Which?", "options": ["one", "two"], "answer": "two"},
+        {"question": "Which?", "options": {"A": "x", "B": "y", "C": "z"}, "answer": "(C)", "id": "own"},
+    ]
+    questions = GPQA(written(tmp_path, "rows.jsonl", rows)).questions()
+    assert [(question.id, question.answers) for question in questions] == [("0", ("B",)), ("own", ("C",))]
+    assert questions[0].query.startswith("Which?\n\n(A) one\n(B) two\n\n")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"question": "Which?", "answer": "A"},
+            "'question' has no options A, B, ... in it, and the row lacks the field 'options'",
+        ),
+        ({"question": "?\nA) 1\nB) 2", "answer": "C"}, "'answer' must be one of the letters A to B, not 'C'"),
+        ({"question": "?", "options": ["1"], "answer": "A"}, "'options' must be a list of 2 to 10 texts"),
+        ({"question": "?", "options": ["1", "2"]}, "the row lacks the field 'answer' or 'Answer'"),
+        ({"Question": "?", "Correct Answer": "1"}, "the row lacks the field 'Incorrect Answer 1'"),
+        ({"answer": "A"}, "the row lacks the field 'question' or 'Question'"),
+    ],
+)
+def test_errors(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    path = written(tmp_path, "rows.jsonl", [row])
+    with pytest.raises(DataError) as caught:
+        GPQA(path).questions()
+    assert str(caught.value) == f"{path}:1: {message}"

@@ -1,0 +1,154 @@
+"""Who runs programs in a sandbox: root, or a user without capabilities; each with a back end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from psynth_jax.sandbox import syscalls
+from psynth_jax.sandbox.outcome import Outcome
+from psynth_jax.sandbox.runtime import open_to_all
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name("worker.py")
+OTHER_UID = 54_321  # nobody's
+
+
+def worker_python() -> str | None:
+    """Return a Python that any user can run, or None."""
+    if os.geteuid() != 0:
+        return sys.executable
+    for candidate in (Path(sys.executable), Path("/usr/bin/python3"), Path("/usr/local/bin/python3")):
+        if candidate.exists() and open_to_all(candidate) and open_to_all(WORKER):
+            asked = "import sys; sys.exit(sys.version_info < (3, 11))"
+            if subprocess.run([candidate, "-c", asked], check=False).returncode == 0:
+                return str(candidate)
+    return None
+
+
+class Actor:
+    """A process that runs programs in a sandbox, with its own environment and home."""
+
+    def __init__(self, who: str, home: Path) -> None:
+        self.who = who
+        self.home = home
+        (home / "secret").write_text("of the home")
+        if who == "user" and os.geteuid() == 0:
+            os.chown(home, OTHER_UID, OTHER_UID)
+        other: dict[str, Any] = {}
+        python = sys.executable
+        if who == "user" and os.geteuid() == 0:
+            other = {"user": OTHER_UID, "group": OTHER_UID, "extra_groups": []}
+            python = worker_python() or python
+        self.secret = f"secret-{home.name}"
+        self.process = subprocess.Popen(
+            [python, "-B", str(WORKER), str(ROOT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd="/",
+            env={"HOME": str(home), "A_TOKEN": self.secret, "PATH": os.environ["PATH"]},
+            **other,
+        )
+
+    def start(self, program: str, backend: str, **limits: float) -> None:
+        """Ask for a run; do not wait."""
+        assert self.process.stdin is not None
+        asked = {"program": program, "backend": backend, "limits": limits}
+        self.process.stdin.write(json.dumps(asked).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        """Wait for the run that was asked for."""
+        assert self.process.stdout is not None
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.communicate()
+
+
+class Sandboxed:
+    """An actor and a back end."""
+
+    def __init__(self, actor: Actor, backend: str) -> None:
+        self.actor = actor
+        self.backend = backend
+
+    def run(self, program: str, **limits: float) -> Outcome:
+        """Run a program to its end."""
+        self.actor.start(program, self.backend, **limits)
+        answer = self.actor.answer()
+        assert "error" not in answer, answer
+        return Outcome(**answer)
+
+    def told(self, program: str, **limits: float) -> Any:
+        """Run a program that must end by itself, and return the JSON that it prints."""
+        outcome = self.run(program, **limits)
+        assert (outcome.exit_code, outcome.killed_for) == (0, None), outcome
+        return json.loads(outcome.stdout)
+
+
+def named(token: str) -> list[int]:
+    """Return the processes of this name: see `NAME_ME`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if (entry / "comm").read_text().strip() == token:
+                    found.append(int(entry.name))
+    return found
+
+
+def wait_for_named(token: str, count: int, seconds: float = 10.0) -> list[int]:
+    """Wait until so many processes have this name; return what there is in the end."""
+    until = time.monotonic() + seconds
+    while len(found := named(token)) != count and time.monotonic() < until:
+        time.sleep(0.01)
+    return found
+
+
+@contextlib.contextmanager
+def closing(actor: Actor) -> Iterator[Actor]:
+    """End an actor at the end of the block."""
+    try:
+        yield actor
+    finally:
+        actor.close()
+
+
+# Lines for the top of a program: it, and its children, are named TOKEN in /proc.
+NAME_ME = """
+import ctypes
+ctypes.CDLL(None).prctl(15, b"TOKEN")
+"""
+
+# Lines for the top of a program: what an attempt ends with, `done` or the name of an errno.
+_NUMBERS = {name: syscalls.number(name, platform.machine()) for name in syscalls.NAMES}
+ATTEMPTS = f"numbers = {_NUMBERS!r}" + """
+import ctypes, errno, json, os, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+
+def attempt(action, *arguments):
+    try:
+        action(*arguments)
+    except OSError as failed:
+        return errno.errorcode[failed.errno]
+    return "done"
+
+def call(number, *arguments):
+    number = numbers.get(number, number)
+    words = [ctypes.c_long(word) if isinstance(word, int) else word for word in arguments]
+    if libc.syscall(ctypes.c_long(number), *words) == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+"""
