@@ -157,7 +157,7 @@ def _launched(run: Run, as_root: bool, report: int, bounds: Mapping[int, int]) -
 
 
 def _tasks_of_user(chosen: user.User, as_root: bool) -> int:
-    """Return the tasks that the kernel counts with the program's, and that are not the program's."""
+    """Return how many tasks of ours, or of others, the kernel counts with the program's."""
     if as_root:
         return 0  # all of ours are root's
     if kernel.version() >= _COUNTED_BY_NAMESPACE:

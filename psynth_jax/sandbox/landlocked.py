@@ -20,16 +20,14 @@ NAME = "landlock"
 
 def missing() -> str | None:
     """Return what this machine lacks for it, or None."""
-    known = landlock.version()
     if seccomp.machine() is None:
         return seccomp.NO_FILTER
+    known = landlock.version()
     if known == 0:
         return "the kernel has no Landlock; it needs Linux 6.2 or later with lsm=landlock,..."
     if known < landlock.LEAST_VERSION:
-        return (
-            f"the kernel has version {known} of Landlock; {landlock.LEAST_VERSION} is needed "
-            "(Linux 6.2)"
-        )
+        least = landlock.LEAST_VERSION
+        return f"the kernel has version {known} of Landlock; {least} is needed (Linux 6.2)"
     return None
 
 

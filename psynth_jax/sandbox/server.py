@@ -9,6 +9,7 @@ of JAX, is not safe.  The client sends one end of a socket pair for each run:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -83,8 +84,6 @@ def _kill_orphans() -> None:
     """
     while orphans := set(processes.children(os.getpid())) - _supervisors:
         for orphan in orphans:
-            try:
+            with contextlib.suppress(OSError):  # it is dead already
                 os.killpg(os.getpgid(orphan), signal.SIGKILL)
-            except OSError:  # it is dead already
-                pass
             os.waitpid(orphan, 0)

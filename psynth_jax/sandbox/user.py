@@ -58,16 +58,11 @@ def choose(readable: str | None = None) -> User:
     }
     missing = [name for name, bit in needed.items() if not kernel.has_capabilities(bit)]
     if missing:
-        raise SandboxError(
-            f"root without {', '.join(missing)} cannot run programs as another user; "
-            "start as a user that is not root"
-        )
+        raise SandboxError(f"root without {', '.join(missing)} cannot become another user; start as one")
     if readable is None:
         return User(_unused_id(), dropped=True)
     if not kernel.has_capabilities(kernel.CAP_DAC_READ_SEARCH):
-        raise SandboxError(
-            f"another user cannot read {readable}; install Python where every user can read it"
-        )
+        raise SandboxError(f"another user cannot read {readable}; install Python where everybody can")
     return User(_unused_id(), dropped=True, capabilities=1 << kernel.CAP_DAC_READ_SEARCH)
 
 
@@ -90,7 +85,7 @@ def tasks(uid: int) -> int:
             continue
         try:
             if entry.stat().st_uid == uid:
-                count += len(os.listdir(f"/proc/{entry.name}/task"))
+                count += len(list(Path(entry.path, "task").iterdir()))
         except OSError:  # it has ended
             continue
     return count
@@ -105,9 +100,7 @@ def _unused_id() -> int:
             inside = any(start <= drawn < end for start, end in mapped)
             if inside and not _has_name(drawn) and tasks(drawn) == 0:
                 return drawn
-    raise SandboxError(
-        "no unused user id is mapped here; map ids 60578 to 61183 into the container"
-    )
+    raise SandboxError("no unused user id is mapped here; map 60578 to 61183 into the container")
 
 
 def _mapped_ids(kind: str) -> set[tuple[int, int]]:
