@@ -43,6 +43,7 @@ class Actor:
     def __init__(self, who: str, home: Path) -> None:
         self.who = who
         self.home = home
+        self.faults: dict[str, str | None] = {}
         (home / "secret").write_text("of the home")
         if who == "user" and os.geteuid() == 0:
             os.chown(home, OTHER_UID, OTHER_UID)
@@ -94,6 +95,13 @@ class Sandboxed:
     def __init__(self, actor: Actor, backend: str) -> None:
         self.actor = actor
         self.backend = backend
+
+    def fault(self) -> str | None:
+        """Return why this back end does not work for this actor, or None.  It is tried once."""
+        if self.backend not in self.actor.faults:
+            self.actor.start("pass", self.backend)
+            self.actor.faults[self.backend] = self.actor.answer().get("error")
+        return self.actor.faults[self.backend]
 
     def run(self, program: str, **limits: float) -> Outcome:
         """Run a program to its end."""
