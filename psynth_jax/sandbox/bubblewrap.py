@@ -162,5 +162,4 @@ def _tasks_of_user(chosen: user.User, as_root: bool) -> int:
         return 0  # all of ours are root's
     if kernel.version() >= _COUNTED_BY_NAMESPACE:
         return _OWN_TASKS - 1  # all but the one outside
-    others = 0 if chosen.dropped else user.tasks(chosen.uid)
-    return others + _OWN_TASKS
+    return user.tasks_beside(chosen) + _OWN_TASKS

@@ -39,9 +39,7 @@ def start(run: Run, stdout: int, stderr: int) -> Started:
     if (lacks := missing()) is not None:
         raise SandboxError(lacks)
     supervisor = os.getpid()
-    # Only for a user whose other processes are counted too.
-    others = 0 if run.user.dropped else user.tasks(run.user.uid)
-    bounds = limits.resource_limits(run.job.limits, others)
+    bounds = limits.resource_limits(run.job.limits, user.tasks_beside(run.user))
 
     def body() -> NoReturn:
         user.become(run.user)

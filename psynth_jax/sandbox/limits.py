@@ -60,8 +60,8 @@ def resource_limits(limits: Limits, tasks_of_user: int) -> dict[int, int]:
 
     Args:
         limits: of the run.
-        tasks_of_user: processes and threads that the same user has outside the run: the kernel
-            counts them too.
+        tasks_of_user: processes and threads that the kernel counts as well: those of the same
+            user outside the run.
     """
     return {
         resource.RLIMIT_NPROC: limits.processes + _SLACK_PROCESSES + tasks_of_user,

@@ -20,6 +20,7 @@ from psynth_jax.sandbox import kernel
 # namespace often maps 65536 ids only.
 _UNUSED_RANGES = ((1_879_048_192, 2_147_483_647), (60_578, 61_183))
 _TRIES = 64
+_ROOM = 256  # tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,17 @@ def become(user: User) -> None:
         os.setresgid(user.uid, user.uid, user.uid)
         os.setresuid(user.uid, user.uid, user.uid)
     kernel.set_capabilities(user.capabilities)
+
+
+def tasks_beside(chosen: User) -> int:
+    """Return how many tasks the kernel's limit must leave to other processes of a run's user.
+
+    A dropped user has none.  Another one has those that there are now, and may start more while the
+    program runs: other runs, perhaps.  Between two looks of the supervisor a program can use them.
+    """
+    if chosen.dropped:
+        return 0
+    return tasks(chosen.uid) + _ROOM
 
 
 def tasks(uid: int) -> int:

@@ -27,13 +27,13 @@ os.wait()
 """
 
 
-@pytest.mark.parametrize("code", [0, 1, 3, 120, 139, 255])
+@pytest.mark.parametrize("code", [0, 3, 139])
 def test_exit_codes(sandboxed: Sandboxed, code: int) -> None:
     outcome = sandboxed.run(f"import os\nos._exit({code})")
     assert (outcome.exit_code, outcome.killed_for, outcome.timed_out) == (code, None, False)
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
 def test_signals(sandboxed: Sandboxed, number: signal.Signals) -> None:
     outcome = sandboxed.run(f"import os\nos.kill(os.getpid(), {int(number)})")
     assert (outcome.exit_code, outcome.killed_for) == (-number, "signal")
@@ -75,7 +75,7 @@ print(signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN, signal.pthread_sigmask
 def test_daemons_do_not_survive(sandboxed: Sandboxed, ending: str) -> None:
     token = f"d-{os.getpid()}-{len(ending)}"
     program = NAME_ME.replace("TOKEN", token) + DAEMON + ending
-    outcome = sandboxed.run(program, seconds=0.6)
+    outcome = sandboxed.run(program, seconds=0.4)
     assert outcome.seconds < 5
     assert named(token) == []
 

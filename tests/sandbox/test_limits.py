@@ -12,10 +12,10 @@ MIB = 1 << 20
 
 
 def test_endless_loop(sandboxed: Sandboxed) -> None:
-    outcome = sandboxed.run("print('begins', flush=True)\nwhile True: pass", seconds=0.4)
+    outcome = sandboxed.run("print('begins', flush=True)\nwhile True: pass", seconds=0.25)
     assert (outcome.killed_for, outcome.timed_out, outcome.exit_code) == ("time", True, None)
     assert outcome.stdout == "begins\n"
-    assert 0.4 <= outcome.seconds < 5
+    assert 0.25 <= outcome.seconds < 5
 
 
 def test_signals_that_are_ignored(sandboxed: Sandboxed) -> None:
@@ -25,17 +25,17 @@ for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
     signal.signal(number, signal.SIG_IGN)
 time.sleep(60)
 """
-    assert sandboxed.run(program, seconds=0.4).killed_for == "time"
+    assert sandboxed.run(program, seconds=0.25).killed_for == "time"
 
 
 def test_stopped_program(sandboxed: Sandboxed) -> None:
     program = "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)"
-    assert sandboxed.run(program, seconds=0.4).killed_for == "time"
+    assert sandboxed.run(program, seconds=0.25).killed_for == "time"
 
 
 def test_closed_streams(sandboxed: Sandboxed) -> None:
     program = "import os, time\nos.close(1)\nos.close(2)\ntime.sleep(60)"
-    outcome = sandboxed.run(program, seconds=0.4)
+    outcome = sandboxed.run(program, seconds=0.25)
     assert (outcome.killed_for, outcome.stdout, outcome.stderr) == ("time", "", "")
 
 
@@ -60,7 +60,7 @@ def test_fork_bomb_that_ends_between_two_looks_is_bounded(sandboxed: Sandboxed) 
     program = """
 import os
 made = 0
-for _ in range(100):
+for _ in range(400):
     try:
         if os.fork() == 0:
             os.read(0, 1)
@@ -72,7 +72,10 @@ os.write(1, b"%d" % made)
 """
     outcome = sandboxed.run(program, seconds=5, processes=6)
     # 6, and the 8 that the kernel allows on top; the program itself is one
-    assert int(outcome.stdout or 0) <= 13, outcome
+    bound = 13
+    if (sandboxed.actor.who, sandboxed.backend) == ("user", "landlock"):
+        bound += 256  # the kernel counts all processes of the user, and others need room
+    assert int(outcome.stdout or 0) <= bound, outcome
 
 
 def test_threads_are_counted(sandboxed: Sandboxed) -> None:
