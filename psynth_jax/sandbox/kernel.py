@@ -21,6 +21,7 @@ _AMBIENT_RAISE, _AMBIENT_CLEAR_ALL = 2, 4
 _CAPABILITY_VERSION = 0x20080522
 
 _KCMP_VM = 1
+_CLONE_NEWUSER = 0x10000000
 
 CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_KILL = 0, 1, 2, 5
 CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN = 6, 7, 21
@@ -62,6 +63,11 @@ def adopt_orphans() -> None:
 def no_new_privileges() -> None:
     """Let no `execve` give this process more rights than it has."""
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def new_user_namespace() -> None:
+    """Move this process, which has one thread, into a new user namespace."""
+    _checked(_libc.unshare(_CLONE_NEWUSER))
 
 
 def keep_capabilities_on_setuid() -> None:

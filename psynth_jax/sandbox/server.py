@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 
-from psynth_jax.sandbox import kernel, processes, supervisor
+from psynth_jax.sandbox import kernel, namespace, processes, supervisor
 
 _LOOK = 0.5  # seconds between two looks at what has ended
 
@@ -29,6 +29,8 @@ def main() -> None:
     control.set_inheritable(False)
     parent = int(sys.argv[3])
     kernel.adopt_orphans()
+    if os.geteuid() != 0:
+        namespace.available()  # it is remembered, here and in all supervisors
     poll = select.poll()
     poll.register(control, select.POLLIN)
     # Its end closes the connection, but a fork of it may hold a copy: therefore its id, too.
