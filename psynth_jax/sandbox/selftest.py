@@ -1,8 +1,8 @@
 """Try a back end on this machine before any program is trusted to it: three short runs.
 
-    looks   /etc/passwd and what is in the home directory cannot be read; no socket can be made
-    forks   a fork bomb ends, and is told
-    spins   an endless loop ends at its time, and is told
+looks   /etc/passwd and what is in the home directory cannot be read; no socket can be made
+forks   a fork bomb ends, and is told
+spins   an endless loop ends at its time, and is told
 """
 
 from __future__ import annotations
@@ -66,16 +66,18 @@ def _runtime() -> Runtime:
 @functools.cache
 def fault(backend: str) -> str | None:
     """Return why a back end cannot be used here, or None.  It is tried once in a process."""
-    if backend == bubblewrap.NAME:
-        lacks = bubblewrap.missing(bubblewrap.find())
-    else:
-        lacks = landlocked.missing()
-    if lacks is not None:
-        return lacks
     try:
+        if (lacks := _missing(backend)) is not None:
+            return lacks
         return _looks(backend) or _forks(backend) or _spins(backend)
     except SandboxError as failed:
         return str(failed)
+
+
+def _missing(backend: str) -> str | None:
+    if backend == bubblewrap.NAME:
+        return bubblewrap.missing(bubblewrap.find())
+    return landlocked.missing()
 
 
 def _looks(backend: str) -> str | None:
@@ -105,7 +107,10 @@ def _spins(backend: str) -> str | None:
 
 
 def _tried(
-    backend: str, program: str, limits: Limits, files: dict[str, bytes] | None = None
+    backend: str,
+    program: str,
+    limits: Limits,
+    files: dict[str, bytes] | None = None,
 ) -> Outcome:
     return client.ask(job_for(backend, program.encode(), files or {}, limits))
 

@@ -9,6 +9,7 @@ gone: its end of the connection is closed then, or the server, the supervisor's 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import select
@@ -16,6 +17,7 @@ import signal
 import socket
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +56,7 @@ def serve(connection: socket.socket) -> None:
         return
     try:
         answer = _run(Job.from_json(value), connection)
-    except UserError as failed:
+    except (UserError, OSError) as failed:
         answer = {"error": str(failed)}
     if answer is not None:
         messages.send(connection, answer)
@@ -111,7 +113,7 @@ def remove_folder_of(supervisor: int) -> None:
     """Remove what a supervisor of this server has left that could not do it itself."""
     for place in _temporary_folders():
         for left in place.glob(f"{_folder_prefix(supervisor)}*"):
-            with _Ignored(OSError):
+            with contextlib.suppress(OSError):
                 RunFolder(left).remove()
 
 
@@ -135,6 +137,7 @@ class _Watch:
         self.connection = connection.fileno()
         self.parent = os.getppid()
         self.looks = 0
+        self.hidden: frozenset[Path] = frozenset()
 
     def until_end(self, deadline: float) -> Reason | None:
         """Return why the run must be killed, or None when its leader has ended by itself."""
@@ -179,15 +182,20 @@ class _Watch:
 
     def _memory(self, found: list[int], most: int) -> bool:
         """Whether the memory is over the limit, with each shared page counted once."""
-        with _EyesOf(self.user):
+        with _eyes_of(self.user):
             shared_out = processes.shared_out_memory(found)
         used = most if shared_out is None else shared_out
         return used > self.limits.memory
 
     def _files_over(self, found: list[int]) -> bool:
-        with _EyesOf(self.user):
-            deleted = processes.deleted_bytes(found, self.limits.files)
-        return deleted + self.folder.used(self.limits.files) > self.limits.files
+        with _eyes_of(self.user):
+            deleted = processes.deleted_files(found, self.user.uid)
+        # Python itself can be looked at.  Who cannot at two looks has executed something else, and
+        # who maps a file that is deleted and closed hides its size: neither is an accident.
+        hiding = deleted.hidden & self.hidden
+        self.hidden = deleted.hidden
+        used = deleted.opened + self.folder.used(self.limits.files)
+        return used > self.limits.files or deleted.mapped > 0 or bool(hiding)
 
     def last_reason(self, reason: Reason | None) -> Reason | None:
         """Return the reason, or what is found to be over a limit when all has ended."""
@@ -200,19 +208,17 @@ class _Watch:
         return None
 
 
-class _EyesOf:
+@contextlib.contextmanager
+def _eyes_of(chosen: user.User) -> Iterator[None]:
     """Look into /proc as the dropped user: root in a container often may not trace others."""
-
-    def __init__(self, chosen: user.User) -> None:
-        self.chosen = chosen
-
-    def __enter__(self) -> None:
-        if self.chosen.dropped:
-            kernel.set_file_identity(self.chosen.uid, self.chosen.uid)
-
-    def __exit__(self, *raised: object) -> None:
-        if self.chosen.dropped:
-            kernel.set_file_identity(0, 0)
+    if not chosen.dropped:
+        yield
+        return
+    kernel.set_file_identity(chosen.uid, chosen.uid)
+    try:
+        yield
+    finally:
+        kernel.set_file_identity(0, 0)
 
 
 def _kill_all(leader: int) -> int:
@@ -223,11 +229,11 @@ def _kill_all(leader: int) -> int:
     """
     status = 0
     until = time.monotonic() + _LAST_WAIT
-    with _Ignored(ProcessLookupError, PermissionError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
     while time.monotonic() < until:
         for process in processes.descendants(os.getpid()):
-            with _Ignored(ProcessLookupError, PermissionError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(process, signal.SIGKILL)
         try:
             ended, word = os.waitpid(-1, os.WNOHANG)
@@ -240,25 +246,12 @@ def _kill_all(leader: int) -> int:
     raise SandboxError("processes of the run could not be killed: the kernel holds them")
 
 
-class _Ignored:
-    """`contextlib.suppress`, without the import: the start of a server is short."""
-
-    def __init__(self, *kinds: type[BaseException]) -> None:
-        self.kinds = kinds
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        return kind is not None and issubclass(kind, self.kinds)
-
-
 def _told_status(pipe: int, streams: Streams) -> int:
     """Return the status that the launcher told.  Without one, a signal has ended the launcher.
 
     Raises `SandboxError` when the launcher has not even started.
     """
-    with open(pipe, "rb") as reader:
+    with os.fdopen(pipe, "rb") as reader:
         told = reader.read()
     started, _, word = told.partition(launcher.STARTED)
     if started or not told:

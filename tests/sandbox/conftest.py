@@ -49,12 +49,10 @@ def way(request: pytest.FixtureRequest) -> tuple[str, str]:
 def sandboxed(way: tuple[str, str], actors: dict[str, Actor]) -> Sandboxed:
     """A sandbox that works here; skipped, with the reason, where it does not."""
     who, backend = way
-    actor = actors[who]
-    actor.start("pass", backend)
-    answer = actor.answer()
-    if "error" in answer:
-        pytest.skip(f"{backend} as {who}: {answer['error']}")
-    return Sandboxed(actor, backend)
+    made = Sandboxed(actors[who], backend)
+    if (fault := made.fault()) is not None:
+        pytest.skip(f"{backend} as {who}: {fault}")
+    return made
 
 
 @pytest.fixture
@@ -62,8 +60,7 @@ def fresh_actor(way: tuple[str, str], tmp_path: Path) -> Iterator[Sandboxed]:
     """A sandbox whose process the test may kill."""
     who, backend = way
     with closing(Actor(who, tmp_path)) as actor:
-        actor.start("pass", backend)
-        answer = actor.answer()
-        if "error" in answer:
-            pytest.skip(f"{backend} as {who}: {answer['error']}")
-        yield Sandboxed(actor, backend)
+        made = Sandboxed(actor, backend)
+        if (fault := made.fault()) is not None:
+            pytest.skip(f"{backend} as {who}: {fault}")
+        yield made

@@ -1,4 +1,4 @@
-"""What a program tries to read, write, reach or change outside of its folder, and what it is told."""
+"""What a program tries to read, write, reach or change outside, and what it is told."""
 
 from __future__ import annotations
 
