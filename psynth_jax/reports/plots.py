@@ -1,0 +1,375 @@
+"""The pictures of an evaluation: scores, times, tokens, a gate's curve, folders side by side.
+
+Pictures have no ground of their own and are drawn in tones that read on a light page and on a dark one.
+
+    o-----   a score with its 95% interval        |   0: the same as the method `text`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from psynth_jax.reports.eval_folder import Evaluation
+from psynth_jax.reports.eval_methods import CONTROLS, TEXT, ordered, score_label
+from psynth_jax.reports.eval_summary import Gate, MethodNumbers
+from psynth_jax.reports.json_objects import Interval
+from psynth_jax.reports.label_places import Box, Place, place_labels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+INK = "#808080"
+COLOURS = ("#3d85d6", "#e07b39", "#2fa36b", "#cc4f76", "#8d74d6", "#b38f1d", "#2aa1b3", "#a0705a")
+METHOD, CONTROL = COLOURS[0], INK
+BETTER, WORSE = COLOURS[2], COLOURS[3]
+WIDTH, DOTS_PER_INCH = 7.0, 144  # inches; dots
+LONGEST_LABEL = 28  # characters
+SPREAD = 12.0  # a time axis is logarithmic where the longest time is so many times the shortest
+
+NAMES = ("accuracy", "time", "tokens", "accuracy_ttft", "gate", "comparison")
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture on the disk.  caption: what it shows, for the page and for those who cannot see it."""
+
+    file: str
+    title: str
+    caption: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Panel:
+    """A picture to be drawn: height in inches, and what draws it into a figure."""
+
+    name: str
+    title: str
+    caption: str
+    height: float
+    draw: Callable[[Figure], None]
+
+
+def draw_evaluation(evaluation: Evaluation, folder: Path, prefix: str) -> list[Picture]:
+    """Draw what an evaluation has numbers for; return the pictures, named prefix + "accuracy.png" and so on."""
+    drawn = []
+    for panel in _panels(evaluation):
+        file = f"{prefix}{panel.name}.png"
+        figure = _figure(panel.height)
+        panel.draw(figure)
+        figure.savefig(folder / file, transparent=True)
+        drawn.append(Picture(file, panel.title, panel.caption))
+    return drawn
+
+
+def _panels(evaluation: Evaluation) -> Iterator[_Panel]:
+    methods, gate = evaluation.methods, evaluation.gate
+    tall = 0.9 + 0.3 * len(methods)
+    if evaluation.main_score is not None:
+        yield from _score_panels(methods, evaluation.main_score, tall)
+    if any(method.ttft_s is not None for method in methods):
+        caption = "Medians; the time of a question is that of its batch"
+        yield _Panel("time", "Time", caption, tall, functools.partial(_times, methods=methods))
+    if any(method.prompt_tokens is not None for method in methods):
+        caption = "Tokens that were prefilled, read from caches and written; means"
+        draw = functools.partial(_tokens, methods=methods)
+        yield _Panel("tokens", "Tokens", caption, tall + 0.3, draw)
+    if gate is not None and gate.curve:
+        caption = f"What the gate accepts and reaches, by the threshold of its {gate.measure}"
+        yield _Panel("gate", "Gate", caption, 3.0, functools.partial(_gate, gate=gate))
+
+
+def _score_panels(methods: Sequence[MethodNumbers], score: str, tall: float) -> Iterator[_Panel]:
+    label = score_label(score)
+    caption = f"{label} of each method with its 95% interval"
+    if any(score in method.differences for method in methods):
+        caption += ", and its paired difference to text: an interval that crosses 0 is noise"
+    draw = functools.partial(_scores, methods=methods, score=score)
+    yield _Panel("accuracy", label, caption, tall, draw)
+    if any(method.ttft_s is not None and score in method.scores for method in methods):
+        title = f"{label} against time to first token"
+        caption = "Up and to the left is better. A dashed line is a method that asks no model"
+        draw = functools.partial(_scatter, methods=methods, score=score)
+        yield _Panel("accuracy_ttft", title, caption, 3.9, draw)
+
+
+def draw_comparison(evaluations: Sequence[Evaluation], names: Sequence[str], folder: Path, prefix: str) -> Picture | None:
+    """Draw the main scores of several evaluations side by side; None where there is no score."""
+    everything: dict[str, None] = {}
+    for evaluation in evaluations:
+        everything |= dict.fromkeys(method.name for method in evaluation.methods if method.scores)
+    methods = ordered(everything)
+    if not methods:
+        return None
+    figure = _figure(1.2 + methods_height(len(methods), len(evaluations)))
+    axes = figure.add_subplot()
+    for number, evaluation in enumerate(evaluations):
+        colour = COLOURS[number % len(COLOURS)]
+        offset = 0.7 * ((number + 0.5) / len(evaluations) - 0.5)
+        score = evaluation.main_score
+        label = _printable(names[number])
+        for method in evaluation.methods:
+            if score is not None and score in method.scores:
+                at = methods.index(method.name) + offset
+                _interval(axes, at, method.scores[score], colour, 100, label=label)
+                label = "_"  # one entry in the legend is enough
+    _rows(axes, methods)
+    _dress(axes, "main score, %", grid="x")
+    _legend(axes)
+    file = f"{prefix}comparison.png"
+    figure.savefig(folder / file, transparent=True)
+    caption = "The main score of each folder by method, with 95% intervals"
+    return Picture(file, "Folders side by side", caption)
+
+
+def methods_height(methods: int, folders: int) -> float:
+    """Return the inches that so many intervals under each other need."""
+    return methods * max(0.3, 0.16 * folders)
+
+
+def _scores(figure: Figure, methods: Sequence[MethodNumbers], score: str) -> None:
+    """Draw scores, and beside them the paired differences to `text`."""
+    compared = any(score in method.differences for method in methods)
+    columns = 2 if compared else 1
+    left = figure.add_subplot(1, columns, 1)
+    for at, method in enumerate(methods):
+        if score in method.scores:
+            _interval(left, at, method.scores[score], _colour(method), 100)
+    _rows(left, [method.name for method in methods])
+    _dress(left, f"{score_label(score)}, %", grid="x")
+    if not compared:
+        return
+    right = figure.add_subplot(1, columns, 2, sharey=left)
+    right.axvline(0, color=INK, linewidth=1.2)
+    for at, method in enumerate(methods):
+        if method.name != TEXT and score in method.differences:
+            difference = method.differences[score]
+            _interval(right, at, difference, _verdict(difference), 100)
+    right.tick_params(labelleft=False)
+    _dress(right, "difference to text, points", grid="x")
+
+
+def _verdict(difference: Interval) -> str:
+    if difference.crosses_zero:
+        return INK
+    return BETTER if difference.value > 0 else WORSE
+
+
+def _colour(method: MethodNumbers) -> str:
+    return CONTROL if method.name in CONTROLS else METHOD
+
+
+def _interval(axes: Axes, at: float, found: Interval, colour: str, factor: float, label: str = "_") -> None:
+    value = factor * found.value
+    if found.low is not None and found.high is not None:
+        bounds = factor * found.low, factor * found.high
+        axes.plot(bounds, (at, at), color=colour, linewidth=1.8, solid_capstyle="butt")
+    axes.plot([value], [at], color=colour, marker="o", markersize=5.5, linestyle="none", label=label)
+
+
+def _times(figure: Figure, methods: Sequence[MethodNumbers]) -> None:
+    """Draw the time to the first token and the whole time, with a bar for each method."""
+    names = [method.name for method in methods]
+    has_total = any(method.total_s is not None for method in methods)
+    left = figure.add_subplot(1, 1 + has_total, 1)
+    _bars(left, [method.ttft_s for method in methods], methods)
+    _rows(left, names)
+    _dress(left, "time to first token, s", grid="x")
+    if has_total:
+        right = figure.add_subplot(1, 2, 2, sharey=left)
+        _bars(right, [method.total_s for method in methods], methods)
+        right.tick_params(labelleft=False)
+        _dress(right, "total time, s", grid="x")
+
+
+def _bars(axes: Axes, values: Sequence[float | None], methods: Sequence[MethodNumbers]) -> None:
+    for at, (value, method) in enumerate(zip(values, methods, strict=True)):
+        if value is None:
+            axes.text(0, at, "  –", color=INK, fontsize=8, va="center")
+            continue
+        axes.barh(at, value, height=0.62, color=_colour(method))
+        axes.text(value, at, f" {value:.3g}", color=INK, fontsize=7.5, va="center")
+    axes.margins(x=0.18)  # room for the number behind the longest bar
+    axes.set_xlim(left=0)
+
+
+def _tokens(figure: Figure, methods: Sequence[MethodNumbers]) -> None:
+    """Draw a bar for each method, cut into tokens prefilled, read and written."""
+    axes = figure.add_subplot()
+    kinds = (
+        ("prefilled", "prompt_tokens"),
+        ("read from caches", "cached_tokens"),
+        ("written", "generated_tokens"),
+    )
+    begins = [0.0] * len(methods)
+    for number, (label, field) in enumerate(kinds):
+        values = []
+        for method in methods:
+            values.append(getattr(method, field) or 0.0)
+        axes.barh(range(len(methods)), values, 0.62, begins, color=COLOURS[number], label=label)
+        begins = [begin + value for begin, value in zip(begins, values, strict=True)]
+    _rows(axes, [method.name for method in methods])
+    _dress(axes, "tokens", grid="x")
+    _legend(axes)
+
+
+def _scatter(figure: Figure, methods: Sequence[MethodNumbers], score: str) -> None:
+    """Draw score against time; a method without a time is a line at its score."""
+    axes = figure.add_subplot()
+    marks: list[tuple[str, float, float]] = []
+    times = []
+    for method in methods:
+        if score not in method.scores:
+            continue
+        reached = method.scores[score]
+        if method.ttft_s is None:
+            axes.axhline(100 * reached.value, color=INK, linewidth=1, linestyle="--")
+            continue
+        times.append(method.ttft_s)
+        _upright(axes, method.ttft_s, reached, _colour(method))
+        marks.append((method.name, method.ttft_s, 100 * reached.value))
+    if min(times) > 0 and max(times) > SPREAD * min(times):
+        axes.set_xscale("log")
+    axes.margins(0.12, 0.12)
+    _dress(axes, "time to first token, s", grid="both")
+    axes.set_ylabel(f"{score_label(score)}, %", color=INK, fontsize=8)
+    lines = []
+    for method in methods:
+        if method.ttft_s is None and score in method.scores:
+            lines.append((method.name, 100 * method.scores[score].value))
+    _label_marks(figure, axes, marks, lines)
+
+
+def _upright(axes: Axes, x: float, reached: Interval, colour: str) -> None:
+    if reached.low is not None and reached.high is not None:
+        bounds = 100 * reached.low, 100 * reached.high
+        axes.plot((x, x), bounds, color=colour, linewidth=1.2, alpha=0.45)
+    axes.plot([x], [100 * reached.value], color=colour, marker="o", markersize=6)
+
+
+def _label_marks(
+    figure: Figure,
+    axes: Axes,
+    marks: Sequence[tuple[str, float, float]],
+    lines: Sequence[tuple[str, float]],
+) -> None:
+    """Write names at points and at lines such that none covers another."""
+    figure.draw_without_rendering()  # the layout decides where a point is in pixels
+    figure.set_layout_engine("none")  # and must not move it afterwards
+    frame = axes.get_window_extent()
+    inside = Box(frame.x0, frame.y0, frame.x1, frame.y1)
+    named = list(marks)
+    to_data = axes.transData.inverted()
+    for name, height in lines:
+        # The label of a line belongs to its right end.
+        end = to_data.transform((frame.x1 - 4, 0))[0]
+        named.append((name, float(end), height))
+    texts, sizes, points = [], [], []
+    for name, x, y in named:
+        text = axes.text(x, y, _printable(name), color=INK, fontsize=8, parse_math=False)
+        extent = text.get_window_extent()
+        texts.append(text)
+        sizes.append((extent.width, extent.height))
+        pixel = axes.transData.transform((x, y))
+        points.append((float(pixel[0]), float(pixel[1])))
+    places = place_labels(points, sizes, inside)
+    for text, place, point in zip(texts, places, points, strict=True):
+        _move(axes, text, place, point)
+
+
+def _move(axes: Axes, text: Text, place: Place, point: tuple[float, float]) -> None:
+    from matplotlib.transforms import IdentityTransform
+
+    box = place.box
+    text.set_transform(IdentityTransform())
+    text.set_position((box.left, (box.bottom + box.top) / 2))
+    text.set_verticalalignment("center")
+    if place.far:
+        nearest = min(max(point[0], box.left), box.right), min(max(point[1], box.bottom), box.top)
+        xs, ys = (point[0], nearest[0]), (point[1], nearest[1])
+        axes.plot(xs, ys, color=INK, linewidth=0.6, alpha=0.7, transform=IdentityTransform())
+
+
+def _gate(figure: Figure, gate: Gate) -> None:
+    """Draw what a gate accepts and reaches by threshold, and what it reaches by time."""
+    has_time = any(point.ttft_s is not None for point in gate.curve)
+    left = figure.add_subplot(1, 1 + has_time, 1)
+    thresholds = [point.threshold for point in gate.curve]
+    accuracy = [100 * point.accuracy for point in gate.curve]
+    accepted = [100 * point.accepted for point in gate.curve]
+    left.plot(thresholds, accuracy, color=COLOURS[0], marker="o", markersize=3, label="accuracy")
+    left.plot(thresholds, accepted, color=COLOURS[1], marker="o", markersize=3, ls="--", label="accepted")
+    if gate.threshold is not None:
+        left.axvline(gate.threshold, color=INK, linewidth=1, linestyle=":", label="chosen")
+    _dress(left, f"threshold of {_printable(gate.measure)}", grid="both")
+    left.set_ylabel("%", color=INK, fontsize=8)
+    _legend(left)
+    if has_time:
+        right = figure.add_subplot(1, 2, 2)
+        times, reached = [], []
+        for point in gate.curve:
+            if point.ttft_s is not None:
+                times.append(point.ttft_s)
+                reached.append(100 * point.accuracy)
+        right.plot(times, reached, color=COLOURS[0], marker="o", markersize=3)
+        _dress(right, "time to first token, s", grid="both")
+        right.set_ylabel("accuracy, %", color=INK, fontsize=8)
+
+
+# ------------------------------------------------------------------------------------------------------------ form
+
+
+def _figure(height: float) -> Figure:
+    from matplotlib.figure import Figure  # a third of a second, which no other command should wait for
+
+    return Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained")
+
+
+def _rows(axes: Axes, names: Sequence[str]) -> None:
+    """Name the rows of a picture, the first at the top."""
+    labels = [_printable(name) for name in names]
+    axes.set_yticks(range(len(names)), labels, parse_math=False)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+
+
+def _dress(axes: Axes, unit: str, grid: Literal["both", "x"]) -> None:
+    axes.set_facecolor("none")
+    axes.set_axisbelow(True)
+    axes.grid(axis=grid, color=INK, alpha=0.25, linewidth=0.6)
+    axes.tick_params(which="both", colors=INK, labelsize=8, length=0)
+    axes.xaxis.get_offset_text().set(color=INK, fontsize=8)
+    axes.set_xlabel(unit, color=INK, fontsize=8, parse_math=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+
+
+def _legend(axes: Axes) -> None:
+    """Put names above the picture, which they would hide inside."""
+    legend = axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=4,
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
+        borderaxespad=0.2,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a folder may be called $a
+
+
+def _printable(name: str) -> str:
+    """Return a name that the font can show, and no longer than a picture has room for."""
+    found = "".join(_letters(name))
+    return found if len(found) <= LONGEST_LABEL else f"{found[: LONGEST_LABEL - 1]}…"
+
+
+def _letters(name: str) -> Iterator[str]:
+    # The font has every printable letter of Latin-1; it warns of others that it lacks.
+    for letter in name:
+        yield letter if letter.isprintable() and ord(letter) < 256 else "?"
