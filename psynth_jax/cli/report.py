@@ -33,12 +33,21 @@ def train(
 
 @report.command("eval")
 def eval_(
-    folders: Annotated[list[str], typer.Argument(help="of psynth eval: they have settings.json", metavar="DIR...")],
-    into: Annotated[str | None, typer.Option(help="folder for the page and its pictures; DIR itself, if not given")] = None,
-    limit_text: Annotated[int, typer.Option(help="keep so many characters of each text on the page; 0 keeps all")] = 20_000,
+    folders: Annotated[
+        list[str],
+        typer.Argument(help="of psynth eval: they have settings.json", metavar="DIR..."),
+    ],
+    into: Annotated[
+        str | None,
+        typer.Option(help="folder for the page and its pictures; DIR itself, if not given"),
+    ] = None,
+    limit_text: Annotated[
+        int,
+        typer.Option(help="keep so many characters of each text on the page; 0 keeps all"),
+    ] = 20_000,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
 ) -> None:
-    """Draw evaluations, finished or not: PNG files, and one HTML page with tables, figures and every question."""
+    """Draw evaluations: PNG files, and one HTML page with tables, figures and all questions."""
     from psynth_jax.reports.eval_report import report_eval
 
     found = report_eval(folders, into, limit_text or None)

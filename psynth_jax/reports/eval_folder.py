@@ -5,7 +5,8 @@
     DIR/rows*.jsonl       an answer a line
     DIR/questions*.jsonl  a question a line, with what its workers wrote; absent in older folders
 
-A folder may be read while it is written: nothing in it is changed, and a torn last line is left out.
+A folder may be read while it is written: nothing in it is changed, and a torn last line is left
+out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from psynth_jax.errors import InputError
 from psynth_jax.reports.eval_lines import (
@@ -36,6 +37,8 @@ from psynth_jax.reports.eval_summary import (
 from psynth_jax.reports.json_objects import JsonObject, read_object
 from psynth_jax.storage.paths import is_bucket
 
+Answers: TypeAlias = Mapping[str, Mapping[Key, Answer]]  # by method and question
+
 SETTINGS, SUMMARY = "settings.json", "summary.json"
 
 
@@ -43,16 +46,17 @@ SETTINGS, SUMMARY = "settings.json", "summary.json"
 class Evaluation:
     """What lies in a folder.
 
-    methods: in the order of the report.  answers: by method and question; questions: all that are known, in order.
-    batch: questions that were answered at once.  workers_tokens_per_s, workers_seconds: how fast the workers wrote.
-    running: whether there is no summary yet.
+    methods: in the order of the report.  answers: by method and question; questions: all that are
+    known, in order.  batch: questions that were answered at once.  workers_tokens_per_s,
+    workers_seconds: how fast the workers wrote, and for how long.  running: whether there is no
+    summary yet.
     """
 
     name: str
     task: str
     settings: Mapping[str, Any]
     methods: tuple[MethodNumbers, ...]
-    answers: Mapping[str, Mapping[Key, Answer]]
+    answers: Answers
     questions: tuple[Asked, ...]
     batch: float | None
     gate: Gate | None
@@ -130,8 +134,8 @@ def _checked(folder: str | Path) -> Path:
     return place
 
 
-def _methods(summary: JsonObject | None, answers: Mapping[str, Mapping[Key, Answer]]) -> tuple[MethodNumbers, ...]:
-    """Return the numbers of the summary, and counts of the rows for methods that it does not have."""
+def _methods(summary: JsonObject | None, answers: Answers) -> tuple[MethodNumbers, ...]:
+    """Return the numbers of the summary; count rows for methods that it does not have."""
     found = {} if summary is None else read_methods(summary)
     for name, own in answers.items():
         if name not in found:
@@ -139,8 +143,8 @@ def _methods(summary: JsonObject | None, answers: Mapping[str, Mapping[Key, Answ
     return tuple(found[name] for name in ordered(found))
 
 
-def _questions(asked: Mapping[Key, Asked], answers: Mapping[str, Mapping[Key, Answer]]) -> tuple[Asked, ...]:
-    """Return all questions in order; of one that only rows know, the right answers are what there is."""
+def _questions(asked: Mapping[Key, Asked], answers: Answers) -> tuple[Asked, ...]:
+    """Return all questions in order; rows know the right answers of a question, and no more."""
     found = dict(asked)
     for answer in _every(answers):
         if answer.key not in found:
@@ -148,7 +152,7 @@ def _questions(asked: Mapping[Key, Asked], answers: Mapping[str, Mapping[Key, An
     return tuple(found[key] for key in in_order(iter(found)))
 
 
-def _every(answers: Mapping[str, Mapping[Key, Answer]]) -> Iterator[Answer]:
+def _every(answers: Answers) -> Iterator[Answer]:
     for own in answers.values():
         yield from own.values()
 

@@ -1,9 +1,10 @@
-"""Lines of an evaluation folder: the answers of its methods, and the questions with what the workers wrote.
+"""Lines of an evaluation folder: answers of its methods, questions with what the workers wrote.
 
-    rows.jsonl        {"task": "gsm8k", "id": "0", "method": "text", "prediction": "18", "accuracy": 1.0, ...}
-    questions.jsonl   {"task": "gsm8k", "id": "0", "question": "...", "answers": ["18"], "workers": [...]}
+    rows.jsonl        {"task": "gsm8k", "id": "0", "method": "text", "prediction": "18", ...}
+    questions.jsonl   {"task": "gsm8k", "id": "0", "question": "...", "workers": [...], ...}
 
-Where several processes share an evaluation, each writes its own part: rows.1-of-4.jsonl, questions.1-of-4.jsonl.
+Where several processes share an evaluation, each writes its own part: rows.1-of-4.jsonl,
+questions.1-of-4.jsonl.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ _EXTRAS = ("confidence", "route", "error")
 class Answer:
     """What a method answered to a question.
 
-    prediction: what is scored; written: all that the method wrote.  ttft_s, total_s: seconds to the first token and to the
-    last one.  extras: other values that a row may have, as texts.  A value is None where it was not measured.
+    prediction: what is scored; written: all that the method wrote.  ttft_s, total_s: seconds to the
+    first token and to the last one.  extras: other values that a row may have, as texts.  A value
+    is None where it was not measured.
     """
 
     key: Key
@@ -64,7 +66,7 @@ class Worker:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A question.  seconds: how long the workers of its batch wrote, None for texts that were given."""
+    """A question.  seconds: how long the workers of its batch wrote, None for given texts."""
 
     key: Key
     question: str
@@ -125,8 +127,8 @@ def _answer(row: JsonObject) -> Answer:
 def _score_names(row: Mapping[str, Any]) -> list[str]:
     """Return the names of a row's scores.
 
-    A benchmark names its scores as it likes.  What tells them from other numbers is their place: they are written between
-    "answers" and "written".
+    A benchmark names its scores as it likes.  What tells them from other numbers is their place:
+    they are written between "answers" and "written".
     """
     names = list(row)
     if "answers" not in row or "written" not in row:
@@ -171,8 +173,8 @@ def in_order(keys: Iterator[Key]) -> list[Key]:
 def natural(text: str) -> list[Any]:
     """Return a sort key that compares runs of digits as numbers.
 
-    Texts and numbers alternate in it.  A number is compared by its length without leading zeros, then by its digits: an id
-    may have more digits than Python turns into an integer.
+    Texts and numbers alternate in it.  A number is compared by its length without leading zeros,
+    then by its digits: an id may have more digits than Python turns into an integer.
     """
     key: list[Any] = []
     for place, piece in enumerate(re.split(r"([0-9]+)", text)):

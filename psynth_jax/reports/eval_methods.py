@@ -1,4 +1,4 @@
-"""The methods of an evaluation as a reader meets them: in which order, in which group, in a few words.
+"""The methods of an evaluation as a reader meets them: order, group, a few words on each.
 
     Methods     text, text-lora, branches, and every method that is not known here
     Controls    question, wrong-branches, identity, vote, best-worker, self
@@ -36,7 +36,7 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def main_score(names: Iterable[str]) -> str | None:
-    """Return the score that figures show: accuracy, else F1, else the first; None if there is none."""
+    """Return the score that figures show: accuracy, else F1, else the first, else None."""
     return _first_of(("accuracy", "f1"), names)
 
 

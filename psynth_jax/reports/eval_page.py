@@ -1,10 +1,11 @@
-"""The page of evaluations: one HTML file with everything inside, that no text of a model can break out of.
+"""The page of evaluations: one HTML file with everything inside, safe against what models write.
 
     eval_page.html.j2    the form; every value is escaped
     eval_page.css        looks, light and dark
     eval_page.js         the questions; makes elements and sets their texts, never HTML
 
-The page forbids itself (Content-Security-Policy) every script and style but these two, by their hashes, and the network.
+The page forbids itself (Content-Security-Policy) the network, and every script and style but these
+two, which it names by their hashes.
 Tables and pictures need no script.
 """
 
@@ -56,7 +57,12 @@ def page(
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.globals["picture_source"] = lambda picture: _data_uri(pictures[picture.file])
     form = environment.from_string(_part("eval_page.html.j2"))
     style, script = _part("eval_page.css"), _part("eval_page.js")
@@ -105,7 +111,7 @@ def _data_uri(picture: bytes) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Return the Content-Security-Policy: this style, this script, pictures inside of the page, nothing else."""
+    """Return the Content-Security-Policy: this style, this script, inlined pictures, no more."""
     return (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
         f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"

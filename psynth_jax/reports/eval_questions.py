@@ -1,10 +1,11 @@
 """The questions of an evaluation as one JSON text, for the script of the page.
 
-    {"methods": [{"name": "text", "control": false}, ...], "scores": ["accuracy"], "right": "accuracy", "questions": [
-      {"task": "gsm8k", "id": "0", "question": "...", "right": ["18"], "workers": [...], "seconds": 3.1,
-       "flags": ["text-only"], "answers": {"text": {"right": true, "scores": [1.0], "prediction": "18", ...}}}]}
+    {"methods": [{"name": "text", "control": false}, ...], "scores": ["accuracy"], "questions": [
+      {"task": "gsm8k", "id": "0", "question": "...", "right": ["18"], "workers": [...],
+       "flags": ["text-only"], "answers": {"text": {"right": true, "prediction": "18", ...}}}]}
 
-The text is safe inside of a <script> element: it holds no "<", so that nothing that a model wrote can end the element.
+The text is safe inside of a <script> element: it holds no "<", so that nothing that a model wrote
+can end the element.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ FILTERS: Mapping[str, str] = {
     "does-not-fit": "does not fit",
 }
 
-# Inside of a <script> element "</script" and "<!--" would be read by the HTML parser.  Old JavaScript takes U+2028 and
-# U+2029 for ends of lines.
+# Inside of a <script> element the HTML parser reads "</script" and "<!--".  Old JavaScript takes
+# U+2028 and U+2029 for ends of lines.
 _ESCAPES = {
     "<": "\\u003c",
     ">": "\\u003e",
@@ -38,7 +39,7 @@ _ESCAPES = {
 
 
 def script_json(value: Any) -> str:
-    """Return JSON that can stand inside of a <script> element.  Raises `ValueError` for NaN and infinities."""
+    """Return JSON for the inside of a <script> element.  Raises `ValueError` for NaN."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character, escape in _ESCAPES.items():
         text = text.replace(character, escape)
@@ -50,7 +51,9 @@ def question_data(evaluation: Evaluation, longest: int | None = None) -> dict[st
 
     longest: characters of a text that are kept; None keeps all.
     """
-    methods = [{"name": method.name, "control": method.name in CONTROLS} for method in evaluation.methods]
+    methods = []
+    for method in evaluation.methods:
+        methods.append({"name": method.name, "control": method.name in CONTROLS})
     tasks = list(dict.fromkeys(asked.key[0] for asked in evaluation.questions))
     return {
         "name": evaluation.name,

@@ -37,11 +37,13 @@ def report_eval(
 
     Args:
       folders: of `psynth eval`, finished or not.
-      into: folder for the page and its pictures, made if it is absent.  None is the folder of the evaluation, if it is one.
+      into: folder for the page and its pictures, made if it is absent.  None is the folder of the
+        evaluation, if only one is given.
       limit_text: characters of each text that the page keeps; None keeps all.
 
     Returns:
-      "page" (its path), "pictures" (their paths), "evaluations" (name, task, questions and state of each).
+      "page" (its path), "pictures" (their paths), "evaluations" (name, task, count of questions,
+      methods, and whether it still runs, of each).
 
     Raises:
       InputError: a folder is not one of an evaluation, or several are given and `into` is not.
@@ -96,7 +98,7 @@ def _draw(evaluations: Sequence[Evaluation], to: Path) -> tuple[list[Section], P
 
 
 def _write(target: Path, pictures: dict[str, bytes], text: str) -> None:
-    """Write pictures, then the page, then remove pictures of an earlier report that are no longer drawn."""
+    """Write pictures and page; remove pictures of an earlier report that are no longer drawn."""
     followed(target).mkdir(parents=True, exist_ok=True)
     for file, content in pictures.items():
         write_bytes(target / file, content)

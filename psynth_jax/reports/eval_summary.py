@@ -1,10 +1,11 @@
-"""What the methods of an evaluation reached and took: read from its summary, or counted from rows while it runs.
+"""What the methods of an evaluation reached and took: read from its summary, or counted from rows.
 
-    {"questions": 300, "methods": {"text": {"n": 300, "accuracy": {"mean": 0.6, "low": 0.5, "high": 0.7}, "ttft_s": 0.2,
-     "difference_to_text": {"accuracy": {"value": 0.1, "low": 0.0, "high": 0.2}}, ...}}, "comparisons": [...]}
+    {"questions": 300, "comparisons": [...], "methods": {"branches": {
+       "n": 300, "accuracy": {"mean": 0.6, "low": 0.5, "high": 0.7}, "ttft_s": 0.2,
+       "difference_to_text": {"accuracy": {"value": 0.1, "low": 0.0, "high": 0.2}}, ...}}}
 
-Intervals are those of the summary: nothing is drawn here.  Earlier summaries compare with the method `text` for `branches`
-alone, and have no total time.
+Intervals are those of the summary: nothing is resampled here.  Earlier summaries compare with the
+method `text` for `branches` alone, and have no total time.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ _NOT_SCORES = ("judge_consistency", "difference_to_text")
 class MethodNumbers:
     """The numbers of a method.
 
-    answers: questions that it answered.  finished: whether it answered all; without that it has means and no intervals.
-    scores, differences (to the method `text`): by name of the score, 1 is all right.  consistency: share of questions with
-    the same answer as `text`.  ttft_s, total_s: medians in seconds.  Tokens: means.  None: not measured.
+    answers: questions that it answered.  finished: whether it answered all; without that it has
+    means and no intervals.  scores, differences (to the method `text`): by name of the score, 1 is
+    all right.  consistency: share of questions with the same answer as `text`.  ttft_s, total_s:
+    medians in seconds.  Tokens: means.  None: not measured.
     """
 
     name: str
@@ -46,7 +48,7 @@ class MethodNumbers:
 
 @dataclasses.dataclass(frozen=True)
 class GatePoint:
-    """What a gate reaches at a threshold: the share of questions that it accepts, the score, the times in seconds."""
+    """What a gate reaches at a threshold: share of questions accepted, score, times in seconds."""
 
     threshold: float
     accepted: float
@@ -57,7 +59,7 @@ class GatePoint:
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """A gate that takes an answer or passes the question on, by a measure of confidence and a threshold."""
+    """A gate that takes an answer, or passes the question on, by a measure and a threshold."""
 
     measure: str
     threshold: float | None
@@ -65,7 +67,7 @@ class Gate:
 
 
 def read_methods(summary: JsonObject) -> dict[str, MethodNumbers]:
-    """Return the methods of a summary by name.  Raises `DataError` for a value that is of the wrong kind."""
+    """Return the methods of a summary by name.  Raises `DataError` for a value of a wrong kind."""
     methods = summary.object("methods")
     if methods is None:
         raise summary.wrong("methods", "an object with the numbers of each method")
@@ -164,7 +166,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def read_gate(summary: JsonObject) -> Gate | None:
-    """Return the gate of a summary, None where it has none.  Raises `DataError` as `read_methods`."""
+    """Return the gate of a summary, None if it has none.  Raises `DataError` as `read_methods`."""
     own = summary.object("gate")
     if own is None:
         return None
@@ -174,7 +176,11 @@ def read_gate(summary: JsonObject) -> Gate | None:
         if threshold is None:
             raise point.wrong("threshold", "a number")
         reached = GatePoint(
-            threshold, point.share("accepted"), point.share("accuracy"), point.number("ttft_s"), point.number("total_s")
+            threshold=threshold,
+            accepted=point.share("accepted"),
+            accuracy=point.share("accuracy"),
+            ttft_s=point.number("ttft_s"),
+            total_s=point.number("total_s"),
         )
         curve.append(reached)
     curve.sort(key=lambda point: point.threshold)

@@ -1,6 +1,7 @@
-"""The tables of an evaluation's page, as texts: what was reached, what it took, folders side by side.
+"""The tables of an evaluation's page: what was reached, what it took, folders side by side.
 
-Scores are in percent and differences in points, with their 95% intervals: "62.3 [56.7, 67.7]", "+3.1 [-0.4, 6.6]".
+Scores are in percent and differences in points, with their 95% intervals: "62.3 [56.7, 67.7]",
+"+3.1 [-0.4, 6.6]".
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Table:
 
 
 def scores_table(evaluation: Evaluation) -> Table:
-    """Return what the methods reached: scores, differences to text, consistency, what went wrong."""
+    """Return what the methods reached: scores, differences to text, what went wrong."""
     scores = evaluation.scores
     compared = []
     for score in scores:
@@ -129,7 +130,10 @@ def _compared(method: MethodNumbers | None, score: str | None) -> tuple[Cell, Ce
     return Cell(percent(method.scores.get(score))), Cell(duration(method.ttft_s))
 
 
-def _grouped(lines: Mapping[str, Sequence[Cell]], evaluation: Evaluation | None = None) -> tuple[Group, ...]:
+def _grouped(
+    lines: Mapping[str, Sequence[Cell]],
+    evaluation: Evaluation | None = None,
+) -> tuple[Group, ...]:
     """Put lines under the headings of methods and controls; say where a method is not finished."""
     unfinished = set()
     if evaluation is not None and not evaluation.running:

@@ -1,6 +1,7 @@
 """JSON objects of files that others wrote, with values that are checked as they are taken.
 
-A value of the wrong kind is one line that names the file, the line in it, the key, and what would be right.
+A value of the wrong kind is an error of one line: the file, the line in it, the key, and what would
+be right.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Interval:
 
 
 class JsonObject:
-    """An object and the place that it comes from.  An absent key and null mean the same: no value."""
+    """An object and the place that it comes from.  An absent key and null both mean: no value."""
 
     def __init__(self, value: Any, where: str):
         """Take a value.  Raises `DataError` when it is not an object."""
@@ -48,7 +49,7 @@ class JsonObject:
         return DataError(f"{self.where}: its {name} is {shown(value)}; it must be {right}")
 
     def text(self, name: str, default: str | None = None) -> str:
-        """Return a text.  Raises `DataError` for another value, and for none if there is no default."""
+        """Return a text.  Raises `DataError` for another value, and for none without a default."""
         value = self.values.get(name)
         if value is None and default is not None:
             return default
@@ -57,7 +58,7 @@ class JsonObject:
         return value
 
     def number(self, name: str) -> float | None:
-        """Return a number of at least 0, None for no value.  Raises `DataError` for another value."""
+        """Return a number of at least 0, None for no value.  Raises `DataError` for others."""
         value = self.values.get(name)
         if value is None:
             return None
@@ -67,14 +68,14 @@ class JsonObject:
         return found
 
     def signed(self, name: str) -> float | None:
-        """Return a finite number of any sign, None for no value.  Raises `DataError` for another value."""
+        """Return a number of any sign, None for no value.  Raises `DataError` for others."""
         found = finite(self.values.get(name))
         if found is None and self.values.get(name) is not None:
             raise self.wrong(name, "a number")
         return found
 
     def count(self, name: str) -> int:
-        """Return a number that counts something, 0 for no value.  Raises `DataError` as `number`."""
+        """Return a number that counts, 0 for no value.  Raises `DataError` as `number`."""
         return round(self.number(name) or 0)
 
     def share(self, name: str) -> float:
@@ -85,7 +86,7 @@ class JsonObject:
         return found
 
     def object(self, name: str) -> JsonObject | None:
-        """Return an object inside of this one, None for no value.  Raises `DataError` for another value."""
+        """Return an object inside of this one, None for no value.  Raises `DataError` for others."""
         value = self.values.get(name)
         if value is None:
             return None
@@ -94,7 +95,7 @@ class JsonObject:
         return JsonObject(value, f"{self.where}: {name}")
 
     def objects(self, name: str) -> list[JsonObject]:
-        """Return the objects of a list, none for no value.  Raises `DataError` for another value."""
+        """Return the objects of a list, none for no value.  Raises `DataError` for others."""
         value = self.values.get(name)
         if value is None:
             return []

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 # Directions in the order in which they are tried, in degrees: a label reads best beside its point.
 _DIRECTIONS = (0, 180, 90, 270, 45, 135, 315, 225)
 _RINGS = 16  # so many distances are tried
-_NEAR, _FURTHER = 8.0, 13.0  # pixels from a point to its label, and more of them from ring to ring
+_MARK = 7.0  # pixels from the middle of a point to its edge
+_NEAR, _FURTHER = 13.0, 13.0  # pixels from a point to its label, and more of them from ring to ring
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,32 +43,41 @@ class Box:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a label goes.  far: whether it is so far from its point that a line should join them."""
+    """Where a label goes.  far: whether a line should join it to its point."""
 
     box: Box
     far: bool
 
 
-def place_labels(points: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], inside: Box) -> list[Place]:
+def place_labels(
+    points: Sequence[tuple[float, float]],
+    sizes: Sequence[tuple[float, float]],
+    inside: Box,
+    lines: Sequence[Box] = (),
+) -> list[Place]:
     """Return a place for each label.
 
     Args:
       points: of the labels.
       sizes: width and height of each label.
       inside: no label leaves it.
+      lines: what else no label may cover.
 
     Returns:
-      Places that meet neither each other nor a point, as long as there is room; a label that finds none is put on its point.
+      Places that meet neither each other, nor a point, nor a line, as long as there is room; a label
+      that finds none goes to the right of its point.
     """
-    marks = [Box(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    obstacles = [*lines]
+    for x, y in points:
+        obstacles.append(Box(x - _MARK, y - _MARK, x + _MARK, y + _MARK))
     found: list[Place] = []
     for point, size in zip(points, sizes, strict=True):
-        taken = marks + [place.box for place in found]
         chosen = Place(_beside(point, size, 0, _NEAR), far=False)
         for place in _candidates(point, size):
-            if place.box.within(inside) and not any(place.box.meets(other) for other in taken):
+            if place.box.within(inside) and not any(place.box.meets(each) for each in obstacles):
                 chosen = place
                 break
+        obstacles.append(chosen.box)
         found.append(chosen)
     return found
 
@@ -79,14 +89,24 @@ def _candidates(point: tuple[float, float], size: tuple[float, float]) -> Iterat
             yield Place(box, far=ring > 0)
 
 
-def _beside(point: tuple[float, float], size: tuple[float, float], direction: float, distance: float) -> Box:
+def _beside(
+    point: tuple[float, float],
+    size: tuple[float, float],
+    direction: float,
+    distance: float,
+) -> Box:
     """Return a label's rectangle whose nearest edge or corner is so far from the point."""
     turn = math.radians(direction)
     across, up = round(math.cos(turn), 6), round(math.sin(turn), 6)
     middle_x = point[0] + across * distance + size[0] / 2 * _sign(across)
     middle_y = point[1] + up * distance + size[1] / 2 * _sign(up)
     half_width, half_height = size[0] / 2, size[1] / 2
-    return Box(middle_x - half_width, middle_y - half_height, middle_x + half_width, middle_y + half_height)
+    return Box(
+        left=middle_x - half_width,
+        bottom=middle_y - half_height,
+        right=middle_x + half_width,
+        top=middle_y + half_height,
+    )
 
 
 def _sign(value: float) -> int:

@@ -1,6 +1,7 @@
 """The pictures of an evaluation: scores, times, tokens, a gate's curve, folders side by side.
 
-Pictures have no ground of their own and are drawn in tones that read on a light page and on a dark one.
+Pictures have no ground of their own, and are drawn in tones that read on a light page and on a
+dark one.
 
     o-----   a score with its 95% interval        |   0: the same as the method `text`
 """
@@ -28,7 +29,8 @@ INK = "#808080"
 COLOURS = ("#3d85d6", "#e07b39", "#2fa36b", "#cc4f76", "#8d74d6", "#b38f1d", "#2aa1b3", "#a0705a")
 METHOD, CONTROL = COLOURS[0], INK
 BETTER, WORSE = COLOURS[2], COLOURS[3]
-WIDTH, DOTS_PER_INCH = 7.0, 144  # inches; dots
+WIDTH, DOTS_PER_INCH = 5.6, 180  # inches; dots
+FONT = 8.5  # points
 LONGEST_LABEL = 28  # characters
 SPREAD = 12.0  # a time axis is logarithmic where the longest time is so many times the shortest
 
@@ -37,7 +39,7 @@ NAMES = ("accuracy", "time", "tokens", "accuracy_ttft", "gate", "comparison")
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture on the disk.  caption: what it shows, for the page and for those who cannot see it."""
+    """A picture on the disk.  caption: what it shows, also for those who cannot see it."""
 
     file: str
     title: str
@@ -56,7 +58,7 @@ class _Panel:
 
 
 def draw_evaluation(evaluation: Evaluation, folder: Path, prefix: str) -> list[Picture]:
-    """Draw what an evaluation has numbers for; return the pictures, named prefix + "accuracy.png" and so on."""
+    """Draw what an evaluation has numbers for, as PREFIXaccuracy.png and so on."""
     drawn = []
     for panel in _panels(evaluation):
         file = f"{prefix}{panel.name}.png"
@@ -87,18 +89,27 @@ def _panels(evaluation: Evaluation) -> Iterator[_Panel]:
 def _score_panels(methods: Sequence[MethodNumbers], score: str, tall: float) -> Iterator[_Panel]:
     label = score_label(score)
     caption = f"{label} of each method with its 95% interval"
+    if not any(method.finished for method in methods):
+        caption = f"{label} of each method so far"
     if any(score in method.differences for method in methods):
         caption += ", and its paired difference to text: an interval that crosses 0 is noise"
     draw = functools.partial(_scores, methods=methods, score=score)
     yield _Panel("accuracy", label, caption, tall, draw)
     if any(method.ttft_s is not None and score in method.scores for method in methods):
         title = f"{label} against time to first token"
-        caption = "Up and to the left is better. A dashed line is a method that asks no model"
+        caption = "Up and to the left is better"
+        if any(method.ttft_s is None and score in method.scores for method in methods):
+            caption += "; a dashed line is a method without a time, which asks no model"
         draw = functools.partial(_scatter, methods=methods, score=score)
         yield _Panel("accuracy_ttft", title, caption, 3.9, draw)
 
 
-def draw_comparison(evaluations: Sequence[Evaluation], names: Sequence[str], folder: Path, prefix: str) -> Picture | None:
+def draw_comparison(
+    evaluations: Sequence[Evaluation],
+    names: Sequence[str],
+    folder: Path,
+    prefix: str,
+) -> Picture | None:
     """Draw the main scores of several evaluations side by side; None where there is no score."""
     everything: dict[str, None] = {}
     for evaluation in evaluations:
@@ -116,11 +127,11 @@ def draw_comparison(evaluations: Sequence[Evaluation], names: Sequence[str], fol
         for method in evaluation.methods:
             if score is not None and score in method.scores:
                 at = methods.index(method.name) + offset
-                _interval(axes, at, method.scores[score], colour, 100, label=label)
+                _interval(axes, at, method.scores[score], colour, label)
                 label = "_"  # one entry in the legend is enough
     _rows(axes, methods)
     _dress(axes, "main score, %", grid="x")
-    _legend(axes)
+    _legend(figure)
     file = f"{prefix}comparison.png"
     figure.savefig(folder / file, transparent=True)
     caption = "The main score of each folder by method, with 95% intervals"
@@ -139,7 +150,7 @@ def _scores(figure: Figure, methods: Sequence[MethodNumbers], score: str) -> Non
     left = figure.add_subplot(1, columns, 1)
     for at, method in enumerate(methods):
         if score in method.scores:
-            _interval(left, at, method.scores[score], _colour(method), 100)
+            _interval(left, at, method.scores[score], _colour(method))
     _rows(left, [method.name for method in methods])
     _dress(left, f"{score_label(score)}, %", grid="x")
     if not compared:
@@ -149,7 +160,7 @@ def _scores(figure: Figure, methods: Sequence[MethodNumbers], score: str) -> Non
     for at, method in enumerate(methods):
         if method.name != TEXT and score in method.differences:
             difference = method.differences[score]
-            _interval(right, at, difference, _verdict(difference), 100)
+            _interval(right, at, difference, _verdict(difference))
     right.tick_params(labelleft=False)
     _dress(right, "difference to text, points", grid="x")
 
@@ -164,12 +175,14 @@ def _colour(method: MethodNumbers) -> str:
     return CONTROL if method.name in CONTROLS else METHOD
 
 
-def _interval(axes: Axes, at: float, found: Interval, colour: str, factor: float, label: str = "_") -> None:
-    value = factor * found.value
+def _interval(axes: Axes, at: float, found: Interval, colour: str, label: str = "_") -> None:
+    """Draw a score, or a difference of scores, in percent; "_" keeps it out of the legend."""
+    value = 100 * found.value
     if found.low is not None and found.high is not None:
-        bounds = factor * found.low, factor * found.high
+        bounds = 100 * found.low, 100 * found.high
         axes.plot(bounds, (at, at), color=colour, linewidth=1.8, solid_capstyle="butt")
-    axes.plot([value], [at], color=colour, marker="o", markersize=5.5, linestyle="none", label=label)
+    form = {"marker": "o", "linestyle": "none"}
+    axes.plot([value], [at], color=colour, markersize=5.5, label=label, **form)
 
 
 def _times(figure: Figure, methods: Sequence[MethodNumbers]) -> None:
@@ -190,10 +203,10 @@ def _times(figure: Figure, methods: Sequence[MethodNumbers]) -> None:
 def _bars(axes: Axes, values: Sequence[float | None], methods: Sequence[MethodNumbers]) -> None:
     for at, (value, method) in enumerate(zip(values, methods, strict=True)):
         if value is None:
-            axes.text(0, at, "  –", color=INK, fontsize=8, va="center")
+            axes.text(0, at, "  –", color=INK, fontsize=FONT, va="center")
             continue
         axes.barh(at, value, height=0.62, color=_colour(method))
-        axes.text(value, at, f" {value:.3g}", color=INK, fontsize=7.5, va="center")
+        axes.text(value, at, f" {value:.3g}", color=INK, fontsize=FONT - 0.5, va="center")
     axes.margins(x=0.18)  # room for the number behind the longest bar
     axes.set_xlim(left=0)
 
@@ -215,7 +228,7 @@ def _tokens(figure: Figure, methods: Sequence[MethodNumbers]) -> None:
         begins = [begin + value for begin, value in zip(begins, values, strict=True)]
     _rows(axes, [method.name for method in methods])
     _dress(axes, "tokens", grid="x")
-    _legend(axes)
+    _legend(figure)
 
 
 def _scatter(figure: Figure, methods: Sequence[MethodNumbers], score: str) -> None:
@@ -237,7 +250,7 @@ def _scatter(figure: Figure, methods: Sequence[MethodNumbers], score: str) -> No
         axes.set_xscale("log")
     axes.margins(0.12, 0.12)
     _dress(axes, "time to first token, s", grid="both")
-    axes.set_ylabel(f"{score_label(score)}, %", color=INK, fontsize=8)
+    axes.set_ylabel(f"{score_label(score)}, %", color=INK, fontsize=FONT)
     lines = []
     for method in methods:
         if method.ttft_s is None and score in method.scores:
@@ -263,21 +276,23 @@ def _label_marks(
     figure.set_layout_engine("none")  # and must not move it afterwards
     frame = axes.get_window_extent()
     inside = Box(frame.x0, frame.y0, frame.x1, frame.y1)
-    named = list(marks)
+    named, taken = list(marks), []
     to_data = axes.transData.inverted()
     for name, height in lines:
         # The label of a line belongs to its right end.
         end = to_data.transform((frame.x1 - 4, 0))[0]
         named.append((name, float(end), height))
+        level = float(axes.transData.transform((end, height))[1])
+        taken.append(Box(frame.x0, level - 2, frame.x1, level + 2))
     texts, sizes, points = [], [], []
     for name, x, y in named:
-        text = axes.text(x, y, _printable(name), color=INK, fontsize=8, parse_math=False)
+        text = axes.text(x, y, _printable(name), color=INK, fontsize=FONT, parse_math=False)
         extent = text.get_window_extent()
         texts.append(text)
         sizes.append((extent.width, extent.height))
         pixel = axes.transData.transform((x, y))
         points.append((float(pixel[0]), float(pixel[1])))
-    places = place_labels(points, sizes, inside)
+    places = place_labels(points, sizes, inside, taken)
     for text, place, point in zip(texts, places, points, strict=True):
         _move(axes, text, place, point)
 
@@ -303,12 +318,12 @@ def _gate(figure: Figure, gate: Gate) -> None:
     accuracy = [100 * point.accuracy for point in gate.curve]
     accepted = [100 * point.accepted for point in gate.curve]
     left.plot(thresholds, accuracy, color=COLOURS[0], marker="o", markersize=3, label="accuracy")
-    left.plot(thresholds, accepted, color=COLOURS[1], marker="o", markersize=3, ls="--", label="accepted")
+    left.plot(thresholds, accepted, "--", color=COLOURS[1], marker="o", markersize=3, label="accepted")
     if gate.threshold is not None:
         left.axvline(gate.threshold, color=INK, linewidth=1, linestyle=":", label="chosen")
     _dress(left, f"threshold of {_printable(gate.measure)}", grid="both")
-    left.set_ylabel("%", color=INK, fontsize=8)
-    _legend(left)
+    left.set_ylabel("%", color=INK, fontsize=FONT)
+    _legend(figure)
     if has_time:
         right = figure.add_subplot(1, 2, 2)
         times, reached = [], []
@@ -318,14 +333,15 @@ def _gate(figure: Figure, gate: Gate) -> None:
                 reached.append(100 * point.accuracy)
         right.plot(times, reached, color=COLOURS[0], marker="o", markersize=3)
         _dress(right, "time to first token, s", grid="both")
-        right.set_ylabel("accuracy, %", color=INK, fontsize=8)
+        right.set_ylabel("accuracy, %", color=INK, fontsize=FONT)
 
 
-# ------------------------------------------------------------------------------------------------------------ form
+# ----------------------------------------------------------------------------------------- form
 
 
 def _figure(height: float) -> Figure:
-    from matplotlib.figure import Figure  # a third of a second, which no other command should wait for
+    # A third of a second, which no other command should wait for.
+    from matplotlib.figure import Figure
 
     return Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained")
 
@@ -341,24 +357,16 @@ def _dress(axes: Axes, unit: str, grid: Literal["both", "x"]) -> None:
     axes.set_facecolor("none")
     axes.set_axisbelow(True)
     axes.grid(axis=grid, color=INK, alpha=0.25, linewidth=0.6)
-    axes.tick_params(which="both", colors=INK, labelsize=8, length=0)
-    axes.xaxis.get_offset_text().set(color=INK, fontsize=8)
-    axes.set_xlabel(unit, color=INK, fontsize=8, parse_math=False)
+    axes.tick_params(which="both", colors=INK, labelsize=FONT, length=0)
+    axes.xaxis.get_offset_text().set(color=INK, fontsize=FONT)
+    axes.set_xlabel(unit, color=INK, fontsize=FONT, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
 
 
-def _legend(axes: Axes) -> None:
-    """Put names above the picture, which they would hide inside."""
-    legend = axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=4,
-        frameon=False,
-        fontsize=8,
-        labelcolor=INK,
-        borderaxespad=0.2,
-    )
+def _legend(figure: Figure) -> None:
+    """Put names above the picture, where they have its whole width."""
+    legend = figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=FONT, labelcolor=INK)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a folder may be called $a
 

@@ -1,11 +1,11 @@
 """Evaluation folders with known numbers: what a method gets right follows from a question's number alone.
 
-    method           right where number % 10 is      of 300
-    text             0 1 2 3 4 5                     60%
-    branches         1 2 3 4 5 6 7                   70%
-    question         0                               10%
-    vote             0 1 2 3 4                       50%, no time
-    wrong-branches   never, and number 0 does not fit
+method           right where number % 10 is      of 300
+text             0 1 2 3 4 5                     60%
+branches         1 2 3 4 5 6 7                   70%
+question         0                               10%
+vote             0 1 2 3 4                       50%, no time
+wrong-branches   never, and number 0 does not fit
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def summary(count: int) -> dict[str, Any]:
         ttft = TTFT[method]
         methods[method] = {
             "n": count,
-            "accuracy": {"mean": mean, "low": mean - 0.05, "high": mean + 0.05},
+            "accuracy": {"mean": mean, "low": max(mean - 0.05, 0.0), "high": mean + 0.05},
             "does_not_fit": int(method == "wrong-branches"),
             "cut_off": 0,
             "ttft_s": ttft,
