@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from psynth_jax.model import Model
     from psynth_jax.prompts import load_roles, worker_prompts
     from psynth_jax.sharding import make_mesh
+    from psynth_jax.synthesis.gate import Gate
     from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
     from psynth_jax.synthesis.programs import keep_compiled_programs
     from psynth_jax.synthesis.session import Session
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter",
     "Branches",
+    "Gate",
     "Model",
     "ParallelSynthesis",
     "Session",
@@ -46,6 +48,7 @@ __all__ = [
 _HOMES = {
     "Adapter": "convert.adapter_directory",
     "Branches": "branches",
+    "Gate": "synthesis.gate",
     "Model": "model",
     "ParallelSynthesis": "synthesis.pipeline",
     "Session": "synthesis.session",

@@ -262,6 +262,11 @@ def _segments(rows: Sequence[Sequence[tuple[int, int, int, int]]]) -> Segments:
     return Segments(*columns)
 
 
+def read_tokens(branches: Sequence[Branch]) -> int:
+    """Return how many cached tokens a question reads."""
+    return sum(segment.length for branch in branches for segment in branch.segments)
+
+
 def offsets(questions: Sequence[Sequence[Branch]]) -> HostArray:
     """Position at which each question's synthesizer starts, `[B]`: the longest span of any of its branches."""
     return np.array([max((branch.span for branch in branches), default=0) for branches in questions], np.int32)

@@ -159,6 +159,32 @@ def test_workers_leave_the_branches_that_the_oracle_expects(pair, positions):
     assert_close(synth.score(case.prompt, case.target, branches=branches), expected)
 
 
+@pytest.mark.parametrize("recompute", [9, 20])
+def test_recomputed_tokens_are_the_oracles_masked_form(pair, recompute, mapper):
+    """Of branches of 1, 7, 20 and 13 tokens: all of two and a part of the others, all of all."""
+    lengths = (1, 7, 20, 13)
+    case = make_case(29, lengths)
+    synth = synthesizer(pair.model, "exact", mapper)
+    branches = synth.encode(case.texts, prefixes=case.prefixes)
+    expected = synthesis.recomputed_logprobs(
+        pair.torch_model, case.branches, case.prompt, case.target, recompute, mapper=mapper
+    )
+    found = synth.score(case.prompt, case.target, branches, recompute=recompute)
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-6)
+    result = synth.synthesize(case.prompt, branches, max_new_tokens=2, recompute=recompute)
+    again = sum(min(recompute, length) for length in lengths)
+    assert (result.prompt_tokens, result.cached_tokens) == (len(case.prompt) + again, sum(lengths) - again)
+
+
+def test_whole_branches_recomputed_are_the_concatenated_text(pair):
+    case = make_case(30, (1, 7, 20, 13))
+    synth = synthesizer(pair.model, "exact", synthesis.random_mapper(1))  # a mapper has nothing to map here
+    branches = synth.encode(case.texts, prefixes=case.prefixes)
+    whole = [token for text in [*case.texts, case.prompt] for token in text]
+    expected = synthesis.text_logprobs(pair.torch_model, whole, case.target)
+    assert_close(synth.score(case.prompt, case.target, branches, recompute=1000), expected)
+
+
 def test_question_alone_is_plain_text(pair):
     case = make_case(25)
     synth = synthesizer(pair.model, "exact", synthesis.random_mapper(1))  # a mapper has nothing to map here

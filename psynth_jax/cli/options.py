@@ -25,7 +25,8 @@ SOURCES = (
     "2wikimultihopqa, attempts, browsecomp, dta_tool, flan, flan_cot, hotpotqa, lmsys_chat, records, sharegpt, squad, "
     "synthetic, toucan_multi, toucan_single, ultrachat, wildchat"
 )
-METHODS = "text, text-lora, branches, identity, question, wrong-branches, vote, self"
+METHODS = "text, text-lora, branches, gated, identity, question, wrong-branches, vote, best-worker, self, recompute:K"
+BENCHMARKS = "aime24, aime25, gpqa, gsm8k, humaneval_plus, mbpp_plus, medqa"
 
 ModelName = Annotated[str, typer.Option("--model", help="preset, model directory, .gguf file, or hub id")]
 Dtype = Annotated[str, typer.Option(help=DTYPES)]

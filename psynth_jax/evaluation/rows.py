@@ -4,42 +4,42 @@
     DIR/rows.jsonl      {"method": "branches", "task": "hotpotqa", "id": "5a7a", "prediction": "Paris", "f1": 1.0, ...}
     DIR/summary.json    means, intervals and comparisons (see summary.py)
 
-A row is complete when its line has ended.  A process that dies leaves at most one line without an end; it is dropped, and
-its question is asked again.  Knows no model.
+Several processes may share a folder, each with rows of its own (see lines.py).  Knows no model.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TextIO, TypeAlias
+from typing import Any, TypeAlias
 
-from psynth_jax.data.json_values import read_json_values
 from psynth_jax.directories import followed
 from psynth_jax.errors import DataError, InputError
-from psynth_jax.files import drop_torn_line, read_text, refuse_special, write_text
+from psynth_jax.evaluation.lines import Lines, Shard
+from psynth_jax.files import read_text, refuse_special, write_text
 from psynth_jax.storage.paths import is_bucket
 
 Row: TypeAlias = dict[str, Any]
 Key: TypeAlias = tuple[str, str, str]
 
-SETTINGS, ROWS, SUMMARY = "settings.json", "rows.jsonl", "summary.json"
+SETTINGS, ROWS, SUMMARY = "settings.json", "rows", "summary.json"
 
 # Finish reasons of rows that no model answered: the question did not fit, or the method asks none.
 DOES_NOT_FIT = "does_not_fit"
 NO_MODEL = "no_model"
 
-MEASURED = ("ttft_s", "prompt_tokens", "cached_tokens", "generated_tokens")
+MEASURED = ("ttft_s", "total_s", "prompt_tokens", "cached_tokens", "generated_tokens")
 
 # What every row has besides its scores.  "number?" is a number, or null where the finish reason allows it.
 _KEYS = {
     **dict.fromkeys(("method", "task", "id", "finish_reason"), "text"),
     **dict.fromkeys(MEASURED, "number?"),
 }
-_MAY_LACK: Mapping[str, Sequence[str]] = {DOES_NOT_FIT: MEASURED, NO_MODEL: ("ttft_s",)}
+_MAY_LACK: Mapping[str, Sequence[str]] = {DOES_NOT_FIT: MEASURED, NO_MODEL: ("ttft_s", "total_s")}
+_NOT_IN_EARLIER_VERSIONS = ("total_s",)
 
 
 def key_of(row: Row) -> Key:
@@ -56,6 +56,7 @@ class RowFile:
         settings: Mapping[str, Any],
         scores: Sequence[str] = (),
         same: Mapping[str, Callable[[Any], bool]] | None = None,
+        shard: Shard = Shard(),  # noqa: B008  it is frozen
     ):
         """Open a folder, made if it is not there; read its rows.
 
@@ -64,6 +65,7 @@ class RowFile:
           scores: names of the scores that every row must have, each from 0 to 1.
           settings: JSON values by name.  None is for what no row depends on yet, such as an adapter that no method uses.
           same: by name, whether a value in the folder means the setting of today, where equality is not enough.
+          shard: the part of the questions whose rows this process writes; those of all parts are read.
 
         Raises:
           InputError: the folder cannot be made, is of something else, or its rows were made with other settings.
@@ -72,7 +74,6 @@ class RowFile:
         if is_bucket(folder):
             raise InputError(f"{folder} is in a bucket: rows are appended one by one, which needs a folder on a disk")
         self.folder = Path(folder)
-        self._file: TextIO | None = None
         try:
             followed(self.folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -81,31 +82,30 @@ class RowFile:
             raise InputError(f"cannot make the folder {str(folder)!r}: {error}") from None
         self._scores = scores
         self._same = dict(same or {})
+        self._lines = Lines(self.folder, ROWS, shard)
         self.settings = self._take_settings(settings)
-        self.rows = self._read()
+        self.rows: dict[Key, Row] = {}
+        self.read()
 
-    @contextmanager
-    def open(self) -> Iterator[None]:
+    def open(self) -> AbstractContextManager[None]:
         """Keep the file open for `append`.  Raises `InputError` when it cannot be written."""
-        path = self.folder / ROWS
-        try:
-            refuse_special(path)
-            self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-        with self._file:
-            yield
-        self._file = None
+        return self._lines.open()
 
     def append(self, row: Row) -> None:
         """Write a row to the end, and out of this process.  Raises `InputError` when the disk does not take it."""
-        assert self._file is not None, "rows are added inside of open()"
-        try:
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise InputError(f"cannot write {self.folder / ROWS}: {error.strerror}; the rows before are kept") from None
+        self._lines.append(row)
         self.rows[key_of(row)] = row
+
+    def read(self) -> None:
+        """Read all rows, those of other processes too, again.  Raises `DataError` naming a row that is damaged."""
+        self.rows = {}
+        for where, row in self._lines.read():
+            wrong = self._wrong(row)
+            if wrong:
+                raise DataError(
+                    f"{where}: not a row of an evaluation: {wrong}; take the line out, and its question is asked again"
+                )
+            self.rows[key_of(row)] = row
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, whole or not at all.  Raises `InputError` when it cannot be written."""
@@ -139,28 +139,13 @@ class RowFile:
         same = self._same.get(name)
         return before == value or (same is not None and same(before))
 
-    def _read(self) -> dict[Key, Row]:
-        path = self.folder / ROWS
-        if not path.exists():
-            return {}
-        refuse_special(path)
-        drop_torn_line(path)
-        rows = {}
-        for number, row in read_json_values(path):
-            wrong = self._wrong(row)
-            if wrong:
-                raise DataError(
-                    f"{path}:{number}: not a row of an evaluation: {wrong}; take the line out, and "
-                    "its question is asked again"
-                )
-            rows[key_of(row)] = row
-        return rows
-
     def _wrong(self, row: Any) -> str:
         """Say what makes a value no row; "" for nothing."""
         if not isinstance(row, dict):
             return "it is no object"
         for name in (*_KEYS, *self._scores):
+            if name in _NOT_IN_EARLIER_VERSIONS and name not in row:
+                continue
             if name not in row:
                 return f"it has no {name}"
             kind, value = _KEYS.get(name, "score"), row[name]
@@ -173,7 +158,7 @@ class RowFile:
             if not right[kind]:
                 return f"its {name} is {value!r:.40}"
         may_lack = _MAY_LACK.get(row["finish_reason"], ())
-        if any(row[name] is None for name in MEASURED if name not in may_lack):
+        if any(row.get(name, 0) is None for name in MEASURED if name not in may_lack):
             return "it has no time or no tokens, and does not say that it did not fit"
         return ""
 

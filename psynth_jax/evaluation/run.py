@@ -1,6 +1,7 @@
 """An evaluation: every question of a task, answered by every method, scored, kept row by row, and summed up.
 
-    Plan (checked before a model is there) -> batches of questions of similar size -> method -> scores -> row -> summary
+    Plan (checked before a model is there) -> live workers, where the task has them -> batches of questions of similar size
+    -> method -> scores -> row -> summary
 
 What stands in the folder already is not asked again.  Batches are cut from all questions, whatever is done already, so that
 a run that was interrupted measures what an undisturbed one does.
@@ -9,125 +10,122 @@ a run that was interrupted measures what an undisturbed one does.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 
-from psynth_jax.errors import ContextLengthError, InputError
+from psynth_jax.errors import ContextLengthError
 from psynth_jax.evaluation import intervals
-from psynth_jax.evaluation.methods import METHODS, Method, Synthesizers, with_wrong_branches
+from psynth_jax.evaluation.calibration import calibrated, write_gate
+from psynth_jax.evaluation.live import Workers
+from psynth_jax.evaluation.methods import Method, Synthesizers, in_order
+from psynth_jax.evaluation.plan import Plan
 from psynth_jax.evaluation.rows import DOES_NOT_FIT, MEASURED, NO_MODEL, Row, RowFile
 from psynth_jax.evaluation.summary import summarise
 from psynth_jax.evaluation.tasks import Question, Task, questions_digest
-from psynth_jax.evaluation.voting import elected
+from psynth_jax.evaluation.wrong_branches import with_wrong_branches
 from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
-from psynth_jax.synthesis.sampling import SamplingOptions, checked_seed
+
+__all__ = ["Plan", "evaluate"]
 
 OnRow = Callable[[Row], None]
+OnWritten = Callable[[str, int], None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is asked of whom, and how.
-
-    everything: all questions of the task; questions: those that are asked.  batch: questions that one call answers.
-    """
-
-    task: Task
-    everything: Sequence[Question]
-    questions: Sequence[Question]
-    methods: Sequence[Method]
-    batch: int
-    max_new_tokens: int
-    temperature: float
-    seed: int
-
-    @classmethod
-    def of(
-        cls,
-        task: Task,
-        methods: Sequence[Method],
-        limit: int | None = None,
-        batch: int = 8,
-        max_new_tokens: int | None = None,
-        temperature: float = 0.0,
-        seed: int = 0,
-    ) -> Self:
-        """Read the task's data and check everything that can be checked without a model.
-
-        Args:
-          methods: see `methods.choose`.
-          limit: ask the first so many questions; None asks all.
-          max_new_tokens: longest answer; None: as long as the task says.
-          temperature: 0 is greedy.
-          seed: of the drawing of answers, and of the bootstrap.
-
-        Raises:
-          DataError: the data cannot be used, or has no wrong branches to give.
-          InputError: a number is out of range.
-        """
-        for name, value, least in (("limit", limit, 1), ("batch", batch, 1), ("seed", seed, 0)):
-            if value is not None and value < least:
-                raise InputError(f"{name} is {value}; it must be at least {least}")
-        longest = task.max_new_tokens if max_new_tokens is None else max_new_tokens
-        SamplingOptions(longest, temperature)
-        checked_seed(seed)
-        everything = task.questions()
-        plan = cls(task, everything, everything[:limit], methods, batch, longest, temperature, seed)
-        for method in methods:
-            plan.asked(method)
-        return plan
-
-    def asked(self, method: Method) -> Sequence[Question]:
-        """Return the questions as a method gets them.  Whose branches are wrong does not depend on the limit."""
-        return with_wrong_branches(self.everything)[: len(self.questions)] if method.of_another else self.questions
-
-    def batches(self, questions: Sequence[Question]) -> Iterator[Sequence[Question]]:
-        """Cut questions into batches of similar size, the smallest first."""
-        ordered = sorted(questions, key=_size)
-        for first in range(0, len(ordered), self.batch):
-            yield ordered[first : first + self.batch]
-
-
-def _size(question: Question) -> int:
-    return sum(len(branch.text) + len(branch.prefix) for branch in question.branches) + len(question.query)
-
-
-def evaluate(plan: Plan, synthesizers: Synthesizers, into: str | Path, on_row: OnRow | None = None) -> dict[str, Any]:
+def evaluate(
+    plan: Plan,
+    synthesizers: Synthesizers,
+    into: str | Path,
+    on_row: OnRow | None = None,
+    on_written: OnWritten = lambda kind, count: None,
+    *,
+    calibrate: bool = False,
+) -> dict[str, Any]:
     """Run what a plan asks for and is not in the folder yet; write and return the summary.
 
     Args:
-      into: the folder; see rows.py.
+      into: the folder; see rows.py and live.py.
       on_row: called with each row as it is written, and with those that were there.
+      calibrate: choose a gate and write it to the folder, once `text` and `branches` have answered all questions.
+      on_written: called with "questions" or "others" and the number of questions about which workers have written.
 
     Raises:
       InputError: the folder holds rows that were made otherwise, or a method's adapter is not given.
-      DataError: a row in the folder is damaged.
+      DataError: a row in the folder is damaged, or a question finds no wrong branches.
       MemoryLimitError: a batch is too large for the device.
     """
     ready = [(method, synthesizers.of(method)) for method in plan.methods]
     identity = synthesizers.base.model.identity
     same = {"model": identity.matches}
-    file = RowFile(into, _settings(plan, synthesizers), _score_names(plan), same)
+    file = RowFile(into, _settings(plan, synthesizers), score_names(plan), same, plan.shard)
+    workers = Workers(into, "questions", plan.shard)
+    asked = _with_branches(plan, synthesizers.base, workers, into, on_written)
     options = {"max_new_tokens": plan.max_new_tokens, "temperature": plan.temperature, "seed": plan.seed}
     with file.open():
         for method, synth in ready:
-            for batch in plan.batches(plan.asked(method)):
+            for batch in plan.batches(asked(method)):
                 done = [file.rows.get((method.name, question.task, question.id)) for question in batch]
                 left = [question for question, row in zip(batch, done, strict=True) if row is None]
-                for row in [row for row in done if row is not None]:
-                    _tell(on_row, row)
+                for row in done:
+                    if row is not None:
+                        _tell(on_row, row)
                 for row in _rows(plan.task, method, synth, left, options):
                     file.append(row)
                     _tell(on_row, row)
-    rows = _complete(file, plan)
-    facts = {"task": plan.task.name, "questions": len(plan.questions), **file.settings}
-    drawn = {"kind": "percentile bootstrap", "level": intervals.LEVEL, "resamples": intervals.RESAMPLES}
-    summary = facts | {"seed": plan.seed, "interval": drawn} | summarise(rows, _score_names(plan), plan.seed)
+    file.read()  # what other processes have written meanwhile
+    summary = summary_of(plan, file)
+    if plan.workers is not None:
+        summary["worker_output"] = Workers(into, "questions", plan.shard).summary()
+    if calibrate:
+        rows = complete_rows(plan, file)
+        if {"text", "branches"} <= set(rows):
+            summary["gate"] = calibrated(rows["branches"], rows["text"], plan.task.main_score)
+            write_gate(into, summary["gate"])
     file.write_summary(summary)
     return summary
+
+
+def summary_of(plan: Plan, file: RowFile) -> dict[str, Any]:
+    """Sum up the rows of every method that has answered all questions, in this process or another, now or before."""
+    rows = complete_rows(plan, file)
+    facts = {
+        "task": plan.task.name,
+        "questions": len(plan.questions),
+        "main_score": plan.task.main_score,
+        "scores": score_names(plan),
+    }
+    facts |= file.settings
+    drawn = {"kind": "percentile bootstrap", "level": intervals.LEVEL, "resamples": intervals.RESAMPLES}
+    return facts | {"seed": plan.seed, "interval": drawn} | summarise(rows, score_names(plan), plan.seed)
+
+
+def _with_branches(
+    plan: Plan, base: ParallelSynthesis, workers: Workers, into: str | Path, on_written: OnWritten
+) -> Callable[[Method], Sequence[Question]]:
+    """Let live workers write what is missing; return how to get the questions as a method gets them."""
+    own = plan.own(plan.questions)
+    if plan.workers is None:
+        workers.note(own)
+        return plan.asked
+    batches = list(plan.batches(own))
+    longest = plan.task.max_new_tokens
+    workers.write(base, batches, plan.workers, longest, functools.partial(on_written, "questions"))
+    others = workers
+    if any(method.name == "self" for method in plan.methods):
+        others = Workers(into, "others", plan.shard)
+        others.write(base, batches, plan.workers, longest, functools.partial(on_written, "others"))
+
+    def asked(method: Method) -> Sequence[Question]:
+        if method.name == "self":
+            return others.complete(own)
+        if method.of_another:
+            return with_wrong_branches(workers.complete(own))
+        return workers.complete(own)
+
+    return asked
 
 
 def _tell(on_row: OnRow | None, row: Row) -> None:
@@ -142,50 +140,61 @@ def _rows(
     if not questions:
         return
     if method.answer is None:
+        assert method.chosen is not None
         for question in questions:
-            yield _row(task, method, question, elected(task, question), 1) | _NO_MODEL
+            yield row_of(task, method.name, question, method.chosen(task, question), 1) | WITHOUT_MODEL
         return
     try:
         results = method.answer(synth, questions, options)
     except ContextLengthError as error:
         if len(questions) == 1:
-            yield _row(task, method, questions[0], "", 1) | _nothing(task, questions[0], error)
+            row = row_of(task, method.name, questions[0], "", 1)
+            yield row | _nothing(task, questions[0], error)
             return
         half = len(questions) // 2
         yield from _rows(task, method, synth, questions[:half], options)
         yield from _rows(task, method, synth, questions[half:], options)
         return
     for question, result in zip(questions, results, strict=True):
-        yield _row(task, method, question, result.text, len(questions)) | _measured(result)
+        yield row_of(task, method.name, question, result.text, len(questions)) | _measured(result)
 
 
-def _row(task: Task, method: Method, question: Question, written: str, batch: int) -> Row:
+def row_of(task: Task, method: str, question: Question, written: str, batch: int) -> Row:
+    """Score what was written.  `key` is what it has in common with other texts that give the same answer."""
     prediction, scores = task.judged(written, question)
     return {
         "id": question.id,
         "task": question.task,
-        "method": method.name,
+        "method": method,
         "prediction": prediction,
         "answers": list(question.answers),
         **scores,
+        "key": task.vote_key(written, question),
         "written": written,
         "batch": batch,
     }
 
 
 def _measured(result: SynthesisResult) -> Row:
-    return {
+    row: Row = {
         "ttft_s": result.ttft_s,
+        "total_s": result.total_s,
         "prompt_tokens": result.prompt_tokens,
         "cached_tokens": result.cached_tokens,
         "generated_tokens": len(result.token_ids),
         "finish_reason": result.finish_reason,
     }
+    if result.confidence is not None:
+        row["confidence"] = dataclasses.asdict(result.confidence)
+    if result.route is not None:
+        row["route"] = result.route
+    return row
 
 
 # An answer that no model gave has no time, not one of 0 seconds, which would pass for a very fast one.
-_NO_MODEL: Row = {
+WITHOUT_MODEL: Row = {
     "ttft_s": None,
+    "total_s": None,
     "prompt_tokens": 0,
     "cached_tokens": 0,
     "generated_tokens": 0,
@@ -199,34 +208,37 @@ def _nothing(task: Task, question: Question, error: ContextLengthError) -> Row:
     return {**zeros, **nothing, "finish_reason": DOES_NOT_FIT, "error": str(error)}
 
 
-def _complete(file: RowFile, plan: Plan) -> dict[str, list[Row]]:
-    """Return the rows of every method that has answered all questions of the plan, in this run or before."""
+def complete_rows(plan: Plan, file: RowFile) -> dict[str, list[Row]]:
+    """Return the rows of every method that has answered all questions of the plan."""
+    names = {name for name, _, _ in file.rows}
     found = {}
-    for name in METHODS:
+    for name in sorted(names, key=in_order):
         rows = [file.rows.get((name, question.task, question.id)) for question in plan.questions]
         if None not in rows:
             found[name] = [row for row in rows if row is not None]
     return found
 
 
-def _score_names(plan: Plan) -> list[str]:
+def score_names(plan: Plan) -> list[str]:
+    """Return the names of the scores that every row has."""
     return list(plan.task.judged("", plan.questions[0])[1])
 
 
 def _settings(plan: Plan, synthesizers: Synthesizers) -> dict[str, Any]:
     """Return what rows must share to be compared with each other."""
     model, device = synthesizers.base.model, jax.devices()[0]
-    used = {method.weights: synthesizers.of(method).adapter for method in plan.methods}
-    draws = plan.temperature > 0 or any(method.draws for method in plan.methods)
-    digests = {name: adapter.digest for name, adapter in used.items() if name != "base"}
-    return {
+    used = {method.weights: synthesizers.of(method) for method in plan.methods}
+    draws = plan.temperature > 0 or (plan.workers is None and any(method.draws for method in plan.methods))
+    digests = {name: synth.adapter.digest for name, synth in used.items() if name != "base"}
+    gate = used["gated"].gate if "gated" in used else None
+    settings = {
         "format": 1,
         "data": questions_digest(plan.everything),
         **plan.task.settings(),
         "model": model.fingerprint,
         "template": dict(synthesizers.base.template),
         "dtype": model.decoder.dtype.name,
-        "adapter": digests.get("adapter"),
+        "adapter": digests.get("adapter", digests.get("gated")),
         "text_adapter": digests.get("text_adapter"),
         "max_new_tokens": plan.max_new_tokens,
         "temperature": plan.temperature,
@@ -234,4 +246,8 @@ def _settings(plan: Plan, synthesizers: Synthesizers) -> dict[str, Any]:
         "batch": plan.batch,
         "device": device.device_kind,
         "mesh": {} if model.mesh is None else dict(model.mesh.shape),
+        "gate": None if gate is None else dataclasses.asdict(gate),
     }
+    if plan.workers is not None:
+        settings |= plan.workers.settings(plan.task.max_new_tokens)
+    return settings

@@ -1,4 +1,7 @@
-"""What rows say together: means with intervals per method, time and tokens, and `branches` against every other method.
+"""What rows say together: means with intervals per method, time and tokens, and methods against each other.
+
+`branches` is compared with every other method, and every method with `text`: in its scores, and in how often both give the
+same answer (judge consistency: a method may be right as often as another, and about other questions).
 
 A question that does not fit a method's context window counts: its scores are 0, and it is among `does_not_fit`.  Its time
 and tokens are left out.  A method that asks no model has no time: its `ttft_s` is null, and its tokens are 0.  Knows rows
@@ -15,7 +18,7 @@ from typing import Any
 from psynth_jax.evaluation.intervals import Interval, difference_interval, mean_interval, ratio_interval
 from psynth_jax.evaluation.rows import DOES_NOT_FIT, Row
 
-COMPARED = "branches"
+COMPARED, YARDSTICK = "branches", "text"
 
 
 def summarise(rows: Mapping[str, Sequence[Row]], scores: Sequence[str], seed: int) -> dict[str, Any]:
@@ -27,11 +30,18 @@ def summarise(rows: Mapping[str, Sequence[Row]], scores: Sequence[str], seed: in
       seed: of the bootstrap.
 
     Returns:
-      "methods": name -> {"n", a {"mean", "low", "high"} per score, "does_not_fit", "cut_off", "ttft_s" (median, None
-      without any time), "prompt_tokens", "cached_tokens", "generated_tokens" (means)}; "by_task": the scores of each task
-      where there are several; "comparisons": [{"method", "against", "score", "difference", "ratio"}].
+      "methods": name -> {"n", a {"mean", "low", "high"} per score, "does_not_fit", "cut_off", "ttft_s" and "total_s"
+      (medians, None without any time), "prompt_tokens", "cached_tokens", "generated_tokens" (means), and where `text` has
+      answered, too, "difference_to_text": score -> {"value", "low", "high"}, and "judge_consistency": {"mean", "low",
+      "high"}}; "by_task": the scores of each task where there are several; "comparisons": [{"method", "against", "score",
+      "difference", "ratio"}].
     """
-    found: dict[str, Any] = {"methods": {name: _method(own, scores, seed) for name, own in rows.items()}}
+    methods = {}
+    for name, own in rows.items():
+        methods[name] = _method(own, scores, seed)
+        if YARDSTICK in rows and name != YARDSTICK:
+            methods[name] |= _against_text(own, rows[YARDSTICK], scores, seed)
+    found: dict[str, Any] = {"methods": methods}
     tasks = sorted({row["task"] for own in rows.values() for row in own})
     if len(tasks) > 1:
         found["by_task"] = {task: _of_task(rows, task, scores, seed) for task in tasks}
@@ -46,16 +56,38 @@ def _of_task(rows: Mapping[str, Sequence[Row]], task: str, scores: Sequence[str]
 
 def _method(rows: Sequence[Row], scores: Sequence[str], seed: int) -> dict[str, Any]:
     answered = [row for row in rows if row["finish_reason"] != DOES_NOT_FIT]
-    times = [row["ttft_s"] for row in answered if row["ttft_s"] is not None]
     counts = ("prompt_tokens", "cached_tokens", "generated_tokens")
     return {
         "n": len(rows),
         **_scores(rows, scores, seed),
         "does_not_fit": len(rows) - len(answered),
         "cut_off": sum(row["finish_reason"] == "length" for row in answered),
-        "ttft_s": statistics.median(times) if times else None,
+        "ttft_s": _median(answered, "ttft_s"),
+        "total_s": _median(answered, "total_s"),
         **{name: statistics.fmean(row[name] for row in answered) if answered else None for name in counts},
     }
+
+
+def _median(rows: Sequence[Row], name: str) -> float | None:
+    times = [row[name] for row in rows if row.get(name) is not None]
+    return statistics.median(times) if times else None
+
+
+def _against_text(own: Sequence[Row], text: Sequence[Row], scores: Sequence[str], seed: int) -> dict[str, Any]:
+    """Compare a method with `text`, question by question."""
+    differences = {}
+    for name in scores:
+        pair = [row[name] for row in own], [row[name] for row in text]
+        differences[name] = dataclasses.asdict(difference_interval(*pair, seed))
+    same = [float(_key(one) == _key(other)) for one, other in zip(own, text, strict=True)]
+    found = mean_interval(same, seed)
+    consistency = {"mean": found.value, "low": found.low, "high": found.high}
+    return {"difference_to_text": differences, "judge_consistency": consistency}
+
+
+def _key(row: Row) -> str:
+    """Return what rows with one answer share; rows of earlier versions tell by their predictions."""
+    return str(row.get("key", row["prediction"]))
 
 
 def _scores(rows: Sequence[Row], scores: Sequence[str], seed: int) -> dict[str, Any]:

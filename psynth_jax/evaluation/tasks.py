@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 from psynth_jax.data.final_answer import final_answer
 from psynth_jax.data.record import BranchText, Record, read_records
@@ -21,10 +22,22 @@ from psynth_jax.storage.paths import AnyPath, as_path
 
 
 @dataclasses.dataclass(frozen=True)
+class Written:
+    """What a live worker wrote.  prompt: what it was asked.  role: the name of its role; "" for none."""
+
+    prompt: str
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: str
+    role: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Question:
     """What a method gets: the question, its branches, and the answers that are accepted.
 
     id: unique within its task.  task: the data set that it comes from, as its record says; one file may hold several.
+    workers: those who wrote the branches live; nobody, where the branches come from a file.
     """
 
     id: str
@@ -32,6 +45,12 @@ class Question:
     query: str
     branches: tuple[BranchText, ...]
     answers: tuple[str, ...]
+    workers: tuple[Written, ...] = dataclasses.field(default=(), kw_only=True)
+
+    def written_by(self, workers: Sequence[Written]) -> Self:
+        """Return the question with what workers wrote as its branches."""
+        branches = tuple(BranchText(worker.text) for worker in workers)
+        return dataclasses.replace(self, branches=branches, workers=tuple(workers))
 
     @property
     def texts(self) -> list[str]:
@@ -51,11 +70,13 @@ class Question:
 class Task(abc.ABC):
     """Questions, and how their answers are read and scored.
 
-    name: of the task.  max_new_tokens: how long an answer may be.
+    name: of the task.  max_new_tokens: how long an answer may be.  main_score: the name of the score that counts, where
+    only one can.
     """
 
     name: str
     max_new_tokens: int
+    main_score: str = "accuracy"
 
     @abc.abstractmethod
     def questions(self) -> Sequence[Question]:
@@ -92,6 +113,8 @@ class QATask(Task):
 
     final_answer: of what was written, only what stands behind the last `Answer:` is scored.
     """
+
+    main_score = "f1"
 
     def __init__(self, path: str | AnyPath, max_new_tokens: int = 32, final_answer: bool = False):
         """Name the file; it is read when questions are asked for."""
@@ -136,5 +159,7 @@ def questions_digest(questions: Sequence[Question]) -> str:
     """Return a digest of all that is asked: two files with the same questions in the same order have the same one."""
     digest = hashlib.sha256()
     for question in questions:
-        digest.update(json.dumps(dataclasses.asdict(question), sort_keys=True).encode())
+        asked = dataclasses.asdict(question)
+        del asked["workers"]  # they have written after the question was asked
+        digest.update(json.dumps(asked, sort_keys=True).encode())
     return digest.hexdigest()

@@ -1,6 +1,7 @@
-"""The majority over the workers' answers: what a question gets without any synthesizer.
+"""What a question gets without any synthesizer: the workers' majority, and the best that choosing among them could reach.
 
     branch -> `Task.vote_key` -> one vote
+    branch -> `Task.judged`   -> its scores
 
 Knows texts only, no model.
 """
@@ -31,3 +32,14 @@ def elected(task: Task, question: Question) -> str:
     # `max` returns the first of several largest, and a Counter keeps the order in which answers came.
     winner = max(votes, key=lambda answer: votes[answer])
     return first[winner]
+
+
+def best_worker(task: Task, question: Question) -> str:
+    """Return the text of the branch with the best scores, the first of several; "" without a branch."""
+    best = ""
+    best_scores: tuple[float, ...] = ()
+    for text in question.texts:
+        scores = tuple(task.judged(text, question)[1].values())
+        if scores > best_scores:
+            best, best_scores = text, scores
+    return best

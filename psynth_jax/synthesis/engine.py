@@ -30,7 +30,7 @@ from psynth_jax.nn.ragged import list_rows
 from psynth_jax.ops.branch_attention import Implementation
 from psynth_jax.sharding import put, replicated, shards
 from psynth_jax.synthesis import step
-from psynth_jax.synthesis.sampling import RowSampling
+from psynth_jax.synthesis.sampling import RowSampling, Sampled
 from psynth_jax.synthesis.step import Reader, Rows
 
 # Rows are fed as a list that is at most so long as their first chunk is with its padding, if it saves this many tokens:
@@ -219,8 +219,8 @@ class Engine:
         sampling: RowSampling | None,
         *,
         greedy: bool = True,
-    ) -> tuple[KVCache, Array, Array | None]:
-        """Feed whole prompts; return the cache, the hidden state after each prompt's last token, and sampled tokens `[B]`.
+    ) -> tuple[KVCache, Array, Sampled | None]:
+        """Feed whole prompts; return the cache, the hidden state after each prompt's last token, and sampled tokens.
 
         Args:
           reader: adapter, mapper and branches.
@@ -231,11 +231,11 @@ class Engine:
           sampling: None samples nothing.
         """
         hidden = np.zeros((len(prompts), self.model.config.width), self.model.dtype)
-        token, empty = None, not filled.any()
+        sampled, empty = None, not filled.any()
         feeds = self._listed(prompts, cache, offset) if empty and reader.strength is None else []
         feeds = feeds or _chunks(prompts, filled, offset)
         for number, rows in enumerate(feeds, 1):
-            cache, hidden, token = self._call(
+            cache, hidden, sampled = self._call(
                 step.advance,
                 _row_axes(cache),
                 reader,
@@ -248,7 +248,7 @@ class Engine:
                 greedy=greedy,
                 implementation=self.implementation,
             )
-        return cache, hidden, token
+        return cache, hidden, sampled
 
     def _listed(self, prompts: Sequence[Sequence[int]], cache: KVCache, offset: HostArray) -> list[Rows]:
         """Return whole prompts as one feed of their real tokens; nothing where it would not be much shorter than a chunk."""
@@ -272,7 +272,7 @@ class Engine:
         index: int,
         *,
         greedy: bool,
-    ) -> tuple[KVCache, Array, Array]:
+    ) -> tuple[KVCache, Array, Sampled]:
         """Feed one token `[B]` per row and sample the next.  Rows where `feeding [B]` is 0 run idle."""
         rows = Rows(token[:, None], start, feeding, offset)
         return self._call(

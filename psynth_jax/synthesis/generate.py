@@ -18,7 +18,7 @@ from psynth_jax.branches import FinishReason
 from psynth_jax.cache import KVCache
 from psynth_jax.errors import InputError
 from psynth_jax.synthesis.engine import Engine, not_finite
-from psynth_jax.synthesis.sampling import NOT_FINITE, SamplingOptions, row_sampling
+from psynth_jax.synthesis.sampling import NOT_FINITE, Sampled, SamplingOptions, row_sampling
 from psynth_jax.synthesis.step import Reader
 from psynth_jax.tokenizer import TextStream, Tokenizer
 
@@ -124,11 +124,14 @@ class Generated:
     """cache: the own cache, every kept token fed if `feed_last`.
 
     first_token_s: seconds to the first token of all rows.  decode_s `[B]`: from there to each row's last token.
+    logprob, margin: of each row `[its sampled tokens]` float32, the end token included; see `Sampled`.
     """
 
     cache: KVCache
     first_token_s: float
     decode_s: HostArray
+    logprob: list[HostArray]
+    margin: list[HostArray]
 
 
 def generate(
@@ -161,15 +164,18 @@ def generate(
     """
     begin = engine.now()
     sampling = engine.place(row_sampling(options, seeds))
-    cache, hidden, token = engine.prefill(reader, prompts, cache, filled, offset, sampling, greedy=options.greedy)
+    cache, hidden, new = engine.prefill(reader, prompts, cache, filled, offset, sampling, greedy=options.greedy)
+    steps: list[Sampled] = []
     filled = filled + np.array([len(prompt) for prompt in prompts], np.int32)
     first_token_s, decode_s, index = 0.0, np.zeros(len(outputs)), 0
+    counts = [0] * len(outputs)
     fed = np.array([output is not None for output in outputs])
     while True:
         if held is not None:
             held.value = cache
-        assert token is not None
-        sampled = np.asarray(token)
+        assert new is not None
+        steps.append(new)
+        sampled = np.asarray(new.token)
         if index == 0:
             first_token_s, begin = engine.now() - begin, engine.now()
         feeding = np.zeros_like(filled)
@@ -179,14 +185,26 @@ def generate(
                 raise not_finite(engine, f"logits of {output.name}")
             if output is not None and output.finish_reason is None:
                 piece = output.push(int(sampled[row]))
+                counts[row] += 1
                 feeding[row] = output.feeds(feed_last)
                 decode_s[row] = engine.now() - begin
                 if on_token is not None:
                     on_token(row, piece, int(sampled[row]))
         if not feeding.any():
-            return Generated(cache, first_token_s, decode_s)
+            return _generated(cache, first_token_s, decode_s, steps, counts)
         index += 1
-        cache, hidden, token = engine.decode(
-            reader, token, cache, filled, feeding, offset, hidden, sampling, index, greedy=options.greedy
+        cache, hidden, new = engine.decode(
+            reader, new.token, cache, filled, feeding, offset, hidden, sampling, index, greedy=options.greedy
         )
         filled, fed = filled + feeding, feeding > 0
+
+
+def _generated(
+    cache: KVCache, first_token_s: float, decode_s: HostArray, steps: Sequence[Sampled], counts: Sequence[int]
+) -> Generated:
+    """Bring to the host, once, what was measured beside the tokens."""
+    logprobs = np.stack([np.asarray(step.logprob) for step in steps], axis=1)
+    margins = np.stack([np.asarray(step.margin) for step in steps], axis=1)
+    logprob = [row[:count] for row, count in zip(logprobs, counts, strict=True)]
+    margin = [row[:count] for row, count in zip(margins, counts, strict=True)]
+    return Generated(cache, first_token_s, decode_s, logprob, margin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from psynth_jax.axes import HostArray
-from psynth_jax.branches import Branch, Branches, PositionMode, branch_view, offsets
+from psynth_jax.branches import Branch, Branches, PositionMode, branch_view, offsets, read_tokens
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.data.sink import after_sink
 from psynth_jax.errors import InputError, shown
@@ -24,10 +25,12 @@ from psynth_jax.prompts import baseline_messages, question_messages, synthesis_m
 from psynth_jax.sharding import DATA, shards
 from psynth_jax.synthesis import arguments, inputs
 from psynth_jax.synthesis.engine import Engine, not_finite, slots_needed
+from psynth_jax.synthesis.gate import Gate, gated_answer
 from psynth_jax.synthesis.generate import OnToken, RowOutput, generate
 from psynth_jax.synthesis.inputs import Prompt, Text
 from psynth_jax.synthesis.placement import PlacedCaches, question_axes
-from psynth_jax.synthesis.result import SynthesisResult, result_of
+from psynth_jax.synthesis.recompute import checked_recompute, first_tokens, without_first
+from psynth_jax.synthesis.result import SynthesisResult, results_of
 from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed
 from psynth_jax.synthesis.session import Session
 from psynth_jax.synthesis.step import Reader
@@ -35,7 +38,7 @@ from psynth_jax.synthesis.workers import WorkerPrompt, decode_workers, encode_wo
 from psynth_jax.template_variables import TemplateVariables
 from psynth_jax.unicode_text import checked_text
 
-__all__ = ["ParallelSynthesis", "SynthesisResult", "result_of"]
+__all__ = ["ParallelSynthesis", "SynthesisResult"]
 
 
 class ParallelSynthesis:
@@ -59,6 +62,7 @@ class ParallelSynthesis:
         cache_dtype: str | None = None,
         mesh: Mesh | None = None,
         template: TemplateVariables | None = None,
+        gate: Gate | float | None = None,
     ):
         """Set up.
 
@@ -75,6 +79,8 @@ class ParallelSynthesis:
           template: variables that the chat template reads besides the messages, as in {"enable_thinking": False}; sessions
             have them too.  None: those that the adapter was trained with, or else those of the model's tokenizer.  Others
             than the adapter's are used as given, with a warning.
+          gate: when `synthesize` takes an answer from branches, and when it asks the texts instead; a number is the
+            threshold of a `Gate`.  None: always from branches.
 
         Raises:
           ConfigError: the mesh does not fit the model.
@@ -92,6 +98,7 @@ class ParallelSynthesis:
         writes = self._vocabulary or model.config.vocab_size
         self.model = placed if placed.decoder.vocabulary == writes else placed.writes(writes)
         self.positions: PositionMode = positions
+        self.gate = Gate(gate) if isinstance(gate, int | float) else gate
         self.engine = Engine(self.model.decoder, implementation, cache_dtype)
         self._placed = PlacedCaches(self.model.mesh, model.config.kv_heads)
         lora = adapter.lora if adapter is not None else None
@@ -222,6 +229,8 @@ class ParallelSynthesis:
         seed: int = 0,
         stop: Stop = (),
         on_token: OnToken | None = None,
+        *,
+        recompute: int = 0,
     ) -> SynthesisResult: ...
 
     @overload
@@ -236,6 +245,8 @@ class ParallelSynthesis:
         seed: int = 0,
         stop: Stop = (),
         on_token: OnToken | None = None,
+        *,
+        recompute: int = 0,
     ) -> list[SynthesisResult]: ...
 
     def synthesize(
@@ -249,6 +260,8 @@ class ParallelSynthesis:
         seed: int = 0,
         stop: Stop = (),
         on_token: OnToken | None = None,
+        *,
+        recompute: int = 0,
     ) -> SynthesisResult | list[SynthesisResult]:
         """Answer a question from branches; return a `SynthesisResult`, or a list of them for a list of questions.
 
@@ -257,6 +270,8 @@ class ParallelSynthesis:
           branches: of that question, or a batch (or list) with one group per question; None reads the question alone.
           max_new_tokens, temperature, top_p, top_k, seed, stop: see `SamplingOptions`.
           on_token: called with each `StreamedToken`.
+          recompute: tokens at the begin of every branch that are encoded again, behind all branches and before the
+            question, instead of being read from the cache; see recompute.py.
 
         Raises:
           InputError: empty question, an empty branch, or another number of branch groups than questions.
@@ -266,11 +281,17 @@ class ParallelSynthesis:
         """
         options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, stop)
         inputs.check_callback(on_token)
+        checked_recompute(recompute, self.positions, branches)
+        if self.gate is not None and branches is not None:
+            ungated = copy.copy(self)
+            ungated.gate = None
+            return gated_answer(self.gate, ungated, question, branches, options, seed, on_token, recompute)
         groups = self._checked_groups(branches)
         begin = self.engine.now()
         questions, batched = inputs.as_questions(question)
         wording = question_messages if groups is None else synthesis_messages
         ids = [inputs.prompt_ids(self.model, item, "the question", wording) for item in questions]
+        ids, groups = self._recomputed(ids, groups, recompute)
         return self._answer(ids, groups, options, seed, on_token, begin, batched, base=False)
 
     @overload  # a text is a sequence of texts, too: the first signature that fits holds
@@ -330,12 +351,20 @@ class ParallelSynthesis:
 
     @overload  # a text is a sequence of texts, too: the first signature that fits holds
     def score(  # type: ignore[overload-overlap]
-        self, prompt: Prompt, target: Text, branches: Branches | Sequence[Branches] | None = None
+        self,
+        prompt: Prompt,
+        target: Text,
+        branches: Branches | Sequence[Branches] | None = None,
+        recompute: int = 0,
     ) -> HostArray: ...
 
     @overload
     def score(
-        self, prompt: Sequence[Prompt], target: Sequence[Text], branches: Branches | Sequence[Branches] | None = None
+        self,
+        prompt: Sequence[Prompt],
+        target: Sequence[Text],
+        branches: Branches | Sequence[Branches] | None = None,
+        recompute: int = 0,
     ) -> list[HostArray]: ...
 
     def score(
@@ -343,12 +372,14 @@ class ParallelSynthesis:
         prompt: Prompt | Sequence[Prompt],
         target: Text | Sequence[Text],
         branches: Branches | Sequence[Branches] | None = None,
+        recompute: int = 0,
     ) -> HostArray | list[HostArray]:
         """Return the log-probability of every target token after the prompt, float32 `[len(target)]`, teacher forced.
 
-        Prompt and target are tokenised apart; a list of prompts takes a list of targets and gives a list.  Errors as for
-        `synthesize`.
+        Prompt and target are tokenised apart; a list of prompts takes a list of targets and gives a list.  `recompute`
+        and errors as for `synthesize`.
         """
+        checked_recompute(recompute, self.positions, branches)
         groups = self._checked_groups(branches)
         questions, batched = inputs.as_questions(prompt)
         targets = target if batched else [target]
@@ -359,6 +390,7 @@ class ParallelSynthesis:
         wording = question_messages if groups is None else synthesis_messages
         before = [inputs.prompt_ids(self.model, item, "the prompt", wording) for item in questions]
         after = [inputs.plain_ids(self.model, item, "the target") for item in targets]
+        before, groups = self._recomputed(before, groups, recompute)
         reader, offset, row_axes = self._reader(groups, len(questions))
         for start, first, last in zip(offset, before, after, strict=True):
             inputs.check_window(self.model, int(start), len(first) + len(last), 0, "prompt and target")
@@ -415,11 +447,10 @@ class ParallelSynthesis:
             report,
             feed_last=False,
         )
-        read = [sum(branch.span for branch in group) for group in groups] if groups is not None else [0] * len(ids)
-        results = [
-            result_of(output, before + run.first_token_s, seconds, len(prompt), cached)
-            for output, seconds, prompt, cached in zip(outputs, run.decode_s.tolist(), ids, read, strict=True)
-        ]
+        read = [0] * len(ids)
+        if groups is not None:
+            read = [read_tokens(group) for group in groups]
+        results = results_of(run, outputs, before, [len(prompt) for prompt in ids], read)
         return results if batched else results[0]
 
     def _reader(
@@ -429,11 +460,12 @@ class ParallelSynthesis:
         if groups is None:
             row_axes = question_axes(None, rows, self.engine.mesh)
             return Reader(lora=None if base else self._lora), np.zeros(rows, np.int32), row_axes
-        if len(groups) != rows:
-            raise InputError(f"{rows} questions and branches for {len(groups)} of them")
+        _check_count(groups, rows)
         groups = self._placed.of(groups)
-        view = self.engine.place(branch_view(groups))
         row_axes = question_axes(groups, rows, self.engine.mesh)
+        if not any(read_tokens(group) for group in groups):
+            return Reader(lora=self._lora), np.zeros(rows, np.int32), row_axes
+        view = self.engine.place(branch_view(groups))
         return Reader(mapper=self._mapper, lora=self._lora, view=view), offsets(groups), row_axes
 
     def _checked_groups(self, branches: Any) -> Sequence[Sequence[Branch]] | None:
@@ -459,6 +491,20 @@ class ParallelSynthesis:
             self.engine, [WorkerPrompt(part, 0, (), given=self._sink) for part in parts], self.model.tokenizer, "exact"
         )
 
+    def _recomputed(
+        self, prompts: list[tuple[int, ...]], groups: Sequence[Sequence[Branch]] | None, recompute: int
+    ) -> tuple[list[tuple[int, ...]], Sequence[Sequence[Branch]] | None]:
+        """Put the first tokens of each question's branches before its prompt, and mask their entries."""
+        if groups is None or not recompute:
+            return prompts, groups
+        _check_count(groups, len(prompts))
+        sinks = 1 if self._sink else 0  # it comes first, and stays as it is
+        longer, masked = [], []
+        for prompt, group in zip(prompts, groups, strict=True):
+            longer.append((*first_tokens(group[sinks:], recompute), *prompt))
+            masked.append([*group[:sinks], *without_first(group[sinks:], recompute)])
+        return longer, masked
+
     def _grouped(self, workers: Sequence[WorkerPrompt], made: Sequence[Branch], batched: bool) -> Branches:
         questions: list[list[Branch]] = [[] for _ in range(workers[-1].question + 1)]
         for worker, branch in zip(workers, made, strict=True):
@@ -474,3 +520,8 @@ class ParallelSynthesis:
         ids = [inputs.plain_ids(self.model, text, f"text {index + 1}") for index, text in enumerate(texts)]
         tail = inputs.prompt_ids(self.model, question, "the question", synthesis_messages)
         return (*(token for text in ids for token in text), *tail)
+
+
+def _check_count(groups: Sequence[Sequence[Branch]], questions: int) -> None:
+    if len(groups) != questions:
+        raise InputError(f"{questions} questions and branches for {len(groups)} of them")

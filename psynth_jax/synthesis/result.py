@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Literal, TypeAlias
+
+import numpy as np
 
 from psynth_jax.branches import FinishReason
 from psynth_jax.errors import shown
-from psynth_jax.synthesis.generate import RowOutput
+from psynth_jax.synthesis.generate import Generated, RowOutput
+
+Route: TypeAlias = Literal["branches", "text"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Confidence:
+    """How sure a model was of what it wrote, from 0 to 1; over all sampled tokens, the end token included.
+
+    likelihood: the geometric mean of their probabilities, exp(mean log-probability).
+    margin: the mean distance in probability between the most likely token and the second.
+    """
+
+    likelihood: float
+    margin: float
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -15,6 +33,9 @@ class SynthesisResult:
 
     ttft_s: seconds from branches ready to the first token on the host, tokenisation included, compilation not.
     prompt_tokens: prefilled for this answer.  cached_tokens: read from branches.  finish_reason: "stop" or "length".
+    total_s: seconds from branches ready to the last token.  logprobs: of `token_ids`, at temperature 1.
+    route: "text" for an answer that a gate had written from the texts, see `Gate`; confidence is that of the branches'
+    answer then.
     """
 
     text: str
@@ -24,6 +45,10 @@ class SynthesisResult:
     cached_tokens: int
     decode_tokens_per_s: float
     finish_reason: FinishReason
+    total_s: float = 0.0
+    logprobs: tuple[float, ...] = ()
+    confidence: Confidence | None = None
+    route: Route | None = None
 
     def __repr__(self) -> str:
         """Show how the text begins, and the counts."""
@@ -31,9 +56,28 @@ class SynthesisResult:
         return f"SynthesisResult({shown(self.text)}, {tokens}, ttft {self.ttft_s:.3f} s, {self.finish_reason})"
 
 
-def result_of(output: RowOutput, ttft_s: float, decode_s: float, prompt_tokens: int, cached_tokens: int) -> SynthesisResult:
-    """Describe a finished row."""
-    later = len(output.token_ids) - 1
-    rate = later / decode_s if later > 0 and decode_s > 0 else 0.0
-    reason = output.finish_reason or "length"
-    return SynthesisResult(output.text, output.token_ids, ttft_s, prompt_tokens, cached_tokens, rate, reason)
+def results_of(
+    run: Generated, outputs: list[RowOutput], before_s: float, prompt_tokens: list[int], cached_tokens: list[int]
+) -> list[SynthesisResult]:
+    """Describe finished rows.  before_s: seconds from branches ready to the begin of `generate`."""
+    results = []
+    for row, output in enumerate(outputs):
+        decode_s = float(run.decode_s[row])
+        ttft_s = before_s + run.first_token_s
+        later = len(output.token_ids) - 1
+        rate = later / decode_s if later > 0 and decode_s > 0 else 0.0
+        logprob = run.logprob[row]
+        result = SynthesisResult(
+            output.text,
+            output.token_ids,
+            ttft_s,
+            prompt_tokens[row],
+            cached_tokens[row],
+            rate,
+            output.finish_reason or "length",
+            total_s=ttft_s + decode_s,
+            logprobs=tuple(logprob[: len(output.token_ids)].tolist()),
+            confidence=Confidence(math.exp(np.mean(logprob)), float(np.mean(run.margin[row]))),
+        )
+        results.append(result)
+    return results

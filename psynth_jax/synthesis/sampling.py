@@ -126,8 +126,23 @@ def row_sampling(options: SamplingOptions, seeds: Sequence[tuple[int, int]]) -> 
     return RowSampling(fill(temperature, np.float32), fill(options.top_p, np.float32), fill(top_k, np.int32), seed)
 
 
-def sample(logits: Array, rows: RowSampling, step: Array, *, greedy: bool) -> Array:
-    """Return one token per row, `[B]` int32, from float32 `logits [B, V]`; `NOT_FINITE` where a logit is NaN or infinite.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """A step's tokens, `[B]` each.
+
+    token: int32; `NOT_FINITE` where a logit is NaN or infinite.  logprob: float32, the natural logarithm of the
+    probability that the model gives the token at temperature 1, whatever was drawn at.  margin: float32, the difference
+    of probability between the two most likely tokens.
+    """
+
+    token: Array
+    logprob: Array
+    margin: Array
+
+
+def sample(logits: Array, rows: RowSampling, step: Array, *, greedy: bool) -> Sampled:
+    """Return one token per row from float32 `logits [B, V]`.
 
     step (scalar int32) counts the tokens sampled so far; with the row's seed it makes the random key.  greedy (static) is
     the promise that every row's temperature is 0.
@@ -135,7 +150,7 @@ def sample(logits: Array, rows: RowSampling, step: Array, *, greedy: bool) -> Ar
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     finite = jnp.isfinite(logits).all(axis=-1)
     if greedy:
-        return jnp.where(finite, best, NOT_FINITE)
+        return _measured(logits, best, best, finite)
 
     def draw(logits: Array, temperature: Array, top_p: Array, top_k: Array, seed: Array) -> Array:
         key = jax.random.key(seed[0])
@@ -147,7 +162,17 @@ def sample(logits: Array, rows: RowSampling, step: Array, *, greedy: bool) -> Ar
         return jnp.argmax(kept + jax.random.gumbel(key, logits.shape, jnp.float32)).astype(jnp.int32)
 
     drawn = jax.vmap(draw)(logits, rows.temperature, rows.top_p, rows.top_k, rows.seed)
-    return jnp.where(finite, jnp.where(rows.temperature > 0, drawn, best), NOT_FINITE)
+    return _measured(logits, jnp.where(rows.temperature > 0, drawn, best), best, finite)
+
+
+def _measured(logits: Array, token: Array, best: Array, finite: Array) -> Sampled:
+    """Say how likely the token is, and how far the best one is ahead of the second."""
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    logprob = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - normaliser
+    is_best = jnp.arange(logits.shape[-1]) == best[:, None]
+    second = jnp.where(is_best, -jnp.inf, logits).max(axis=-1)
+    margin = jnp.exp(logits.max(axis=-1) - normaliser) - jnp.exp(second - normaliser)
+    return Sampled(jnp.where(finite, token, NOT_FINITE), logprob, margin)
 
 
 def _truncate(logits: Array, top_p: Array, top_k: Array) -> Array:

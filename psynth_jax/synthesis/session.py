@@ -19,7 +19,7 @@ from psynth_jax.synthesis import arguments, inputs
 from psynth_jax.synthesis.engine import slots_needed
 from psynth_jax.synthesis.generate import OnToken, OwnCache, RowOutput, generate
 from psynth_jax.synthesis.inputs import Prompt
-from psynth_jax.synthesis.result import SynthesisResult, result_of
+from psynth_jax.synthesis.result import SynthesisResult, results_of
 from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed
 from psynth_jax.unicode_text import checked_text
 
@@ -113,7 +113,7 @@ class Session:
                 feed_last=True,
                 held=held,
             )
-            result = result_of(output, before + run.first_token_s, float(run.decode_s[0]), len(ids), self._cached_tokens)
+            (result,) = results_of(run, [output], before, [len(ids)], [self._cached_tokens])
         except BaseException:
             self._cache = held.value
             raise

@@ -23,7 +23,7 @@ from psynth_jax.nn.layers import branch_angles
 from psynth_jax.nn.local import by_kind
 from psynth_jax.nn.ragged import RaggedRows
 from psynth_jax.ops.branch_attention import Context, Implementation
-from psynth_jax.synthesis.sampling import RowSampling, sample
+from psynth_jax.synthesis.sampling import RowSampling, Sampled, sample
 
 LOGIT_ROWS = 64  # positions whose logits exist at once when scoring
 
@@ -101,10 +101,8 @@ def advance(
     fresh: bool,
     greedy: bool,
     implementation: Implementation,
-) -> tuple[KVCache, Array, Array | None]:
-    """Feed tokens; return the cache, every row's hidden state at its last real token `[B, D]`, and sampled tokens `[B]`.
-
-    A token is `sampling.NOT_FINITE` where logits are NaN or infinite.
+) -> tuple[KVCache, Array, Sampled | None]:
+    """Feed tokens; return the cache, every row's hidden state at its last real token `[B, D]`, and sampled tokens.
 
     Args:
       hidden: `[B, D]` of the call before; kept for rows that have no real token in this one.
@@ -118,8 +116,9 @@ def advance(
     else:
         last = rows.ragged.last(states)
     hidden = jnp.where((rows.count > 0)[:, None], last, hidden)
-    token = None if sampling is None else sample(model.logits(hidden), sampling, index, greedy=greedy)
-    return cache, hidden, token
+    if sampling is None:
+        return cache, hidden, None
+    return cache, hidden, sample(model.logits(hidden), sampling, index, greedy=greedy)
 
 
 def score(

@@ -96,10 +96,20 @@ def applied(model: PreTrainedModel, lora: OracleLora | None) -> Iterator[None]:
                 weight.copy_(before)
 
 
-def read(model: PreTrainedModel, token_ids: Sequence[int], cache: DynamicCache, first_position: int) -> torch.Tensor:
-    """Append tokens to `cache`, each seeing all that is in it and the tokens before itself; return logits `[T, V]`."""
+def read(
+    model: PreTrainedModel,
+    token_ids: Sequence[int],
+    cache: DynamicCache,
+    first_position: int,
+    masked: Sequence[int] = (),
+) -> torch.Tensor:
+    """Append tokens to `cache`, each seeing all that is in it and the tokens before itself; return logits `[T, V]`.
+
+    masked: places in the cache that none of them sees.
+    """
     past, count = cache.get_seq_length(), len(token_ids)
     hidden = torch.full((count, past + count), torch.finfo(torch.float32).min).triu(past + 1)
+    hidden[:, list(masked)] = torch.finfo(torch.float32).min
     mask: Any = hidden[None, None]
     if "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
         # In plain text the distance of two tokens is that of their places.  Branches are only read within the window.
@@ -197,6 +207,34 @@ def branch_logprobs(
     with applied(model, lora):
         logits = read(model, [*prompt_ids, *target_ids], cache, offset)
     return _of_target(logits, len(prompt_ids), target_ids)
+
+
+def recomputed_logprobs(
+    model: PreTrainedModel,
+    branches: Sequence[OracleBranch],
+    prompt_ids: Sequence[int],
+    target_ids: Sequence[int],
+    recompute: int,
+    *,
+    mapper: MapperParams | None = None,
+    lora: OracleLora | None = None,
+) -> np.ndarray:
+    """Return what `branch_logprobs` does, the first `recompute` tokens of every branch encoded again behind all of them.
+
+    All old entries stay in the cache; those of these tokens are masked, for everything that is read after it.
+    """
+    cache, offset = context(model, branches, "exact", mapper)
+    again: list[int] = []
+    masked: list[int] = []
+    begin = 0
+    for branch in branches:
+        first = branch.generated_ids[:recompute]
+        again += first
+        masked += range(begin, begin + len(first))
+        begin += len(branch.generated_ids)
+    with applied(model, lora):
+        logits = read(model, [*again, *prompt_ids, *target_ids], cache, offset, masked)
+    return _of_target(logits, len(again) + len(prompt_ids), target_ids)
 
 
 def greedy(

@@ -1,0 +1,95 @@
+"""GPQA Diamond: 198 questions of biology, chemistry and physics, with four options.
+
+The authors ask that questions are not shown in plain text on the internet.  So this library has
+none of them, and writes neither them nor their canary string to a file of its own making.
+
+    authors' CSV     Question, Correct Answer, Incorrect Answer 1 to 3     options are shuffled
+    JSON lines       question, options, answer (a letter or an option)     they stand as they are
+    JSON lines       question with its options inside, answer (a letter)   nothing is to be done
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from psynth_jax.errors import DataError, InputError, shown
+from psynth_jax.evaluation.benchmarks import row_fields
+from psynth_jax.evaluation.benchmarks.benchmark import BenchmarkQuestion, HubData
+from psynth_jax.evaluation.benchmarks.choices import ChoiceBenchmark, letters_for
+from psynth_jax.evaluation.benchmarks.letters import LETTERS
+from psynth_jax.evaluation.benchmarks.wording import lettered
+
+_WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+_OPTION = re.compile(r"^\s*[(\[]?([A-J])[)\].:]\s*\S", re.MULTILINE)
+
+
+class GPQA(ChoiceBenchmark):
+    """Rows in one of three forms; see the file.  On the hub it is gated: a user's token opens it."""
+
+    name: ClassVar[str] = "gpqa"  # type: ignore[misc]
+    hub = HubData("Idavidrein/gpqa", "train", config="gpqa_diamond")
+
+    def __init__(self, data: str | None = None, revision: str | None = None, seed: int = 0):
+        """Name the data as for every benchmark; `seed` decides the order of the authors' options."""
+        super().__init__(data, revision)
+        if seed < 0:
+            raise InputError(f"seed is {seed}; it must be at least 0")
+        self.seed = seed
+
+    def settings(self) -> Mapping[str, object]:
+        """Return the settings of every benchmark, and the seed of the options' order."""
+        return {**super().settings(), "options_seed": self.seed}
+
+    def question(self, where: str, row: Mapping[str, Any], number: int) -> BenchmarkQuestion:
+        """Return the question of a row; see `Benchmark`."""
+        identifier = row_fields.identifier(row, number, "Record ID")
+        if "Correct Answer" in row:
+            return self._of_authors(where, row, identifier)
+        text = row_fields.text(where, row, "question", "Question")
+        answer = row_fields.text(where, row, "answer", "Answer")
+        if row.get("options") is not None:
+            return self._of_options(where, row, identifier)
+        letters = set(_OPTION.findall(text))
+        count = len(letters)
+        if count < 2 or letters != set(LETTERS[:count]):
+            raise DataError(f"{where}: 'question' has no options A, B, ... in it, and the row lacks the field 'options'")
+        return self.asked(identifier, text, count, _letter(where, answer, count))
+
+    def _of_authors(self, where: str, row: Mapping[str, Any], identifier: str) -> BenchmarkQuestion:
+        text = row_fields.text(where, row, "Question")
+        right = row_fields.text(where, row, "Correct Answer")
+        options = [right, *(row_fields.text(where, row, name) for name in _WRONG)]
+        order = self._order(text, len(options))
+        shuffled = letters_for([options[index] for index in order])
+        gold = LETTERS[order.index(0)]
+        return self.asked(identifier, lettered(text, shuffled), len(options), gold)
+
+    def _of_options(self, where: str, row: Mapping[str, Any], identifier: str) -> BenchmarkQuestion:
+        text = row_fields.text(where, row, "question", "Question")
+        answer = row_fields.text(where, row, "answer", "Answer")
+        value = row["options"]
+        given = list(value.values()) if isinstance(value, Mapping) else value
+        if not isinstance(given, list) or not 2 <= len(given) <= len(LETTERS):
+            raise DataError(f"{where}: 'options' must be a list of 2 to {len(LETTERS)} texts")
+        options = [str(option).strip() for option in given]
+        is_option = options.count(answer) == 1 and len(answer) > 1
+        gold = LETTERS[options.index(answer)] if is_option else _letter(where, answer, len(options))
+        return self.asked(identifier, lettered(text, letters_for(options)), len(options), gold)
+
+    def _order(self, text: str, count: int) -> Sequence[int]:
+        """Return an order of options that depends on the seed and the question, on nothing else."""
+
+        def drawn(index: int) -> bytes:
+            return hashlib.sha256(f"{self.seed}\0{index}\0{text}".encode()).digest()
+
+        return sorted(range(count), key=drawn)
+
+
+def _letter(where: str, answer: str, count: int) -> str:
+    letter = answer.strip("() .").upper()
+    if len(letter) != 1 or letter not in LETTERS[:count]:
+        raise DataError(f"{where}: 'answer' must be one of the letters A to {LETTERS[count - 1]}, not {shown(answer)}")
+    return letter
