@@ -48,14 +48,15 @@ class Evaluation:
 
     methods: in the order of the report.  answers: by method and question; questions: all that are
     known, in order.  batch: questions that were answered at once.  workers_tokens_per_s,
-    workers_seconds: how fast the workers wrote, and for how long.  running: whether there is no
-    summary yet.
+    workers_seconds: how fast the workers wrote, and for how long.  running: whether no method
+    has answered all questions yet.  told_score: the main score by the summary, "" in earlier ones.
     """
 
     name: str
     task: str
     settings: Mapping[str, Any]
     methods: tuple[MethodNumbers, ...]
+    told_score: str
     answers: Answers
     questions: tuple[Asked, ...]
     batch: float | None
@@ -75,6 +76,8 @@ class Evaluation:
     @property
     def main_score(self) -> str | None:
         """The score that figures show."""
+        if self.told_score in self.scores:
+            return self.told_score
         return main_score(self.scores)
 
     @property
@@ -99,19 +102,21 @@ def read_evaluation(folder: str | Path) -> Evaluation:
     asked = read_questions(parts(place, "questions"))
     questions = _questions(asked, answers)
     facts = summary or JsonObject({}, str(place / SUMMARY))
-    workers = facts.object("workers") or JsonObject({}, facts.where)
+    workers = _workers(facts)
+    methods = _methods(summary, answers)
     return Evaluation(
         name=place.resolve().name,
         task=_task(facts, questions),
         settings=settings.values,
-        methods=_methods(summary, answers),
+        methods=methods,
+        told_score=facts.text("main_score", ""),
         answers=answers,
         questions=questions,
         batch=settings.number("batch"),
         gate=read_gate(facts),
         workers_tokens_per_s=workers.number("tokens_per_s"),
         workers_seconds=workers.number("seconds"),
-        running=summary is None,
+        running=not any(method.finished for method in methods),
     )
 
 
@@ -132,6 +137,14 @@ def _checked(folder: str | Path) -> Path:
     if not has_settings:
         raise InputError(f"{folder} is not the folder of an evaluation: it has no {SETTINGS}")
     return place
+
+
+def _workers(facts: JsonObject) -> JsonObject:
+    """Return what the workers wrote; "workers" of a summary may also be how many there are."""
+    for name in ("worker_output", "workers"):
+        if isinstance(facts.values.get(name), dict):
+            return JsonObject(facts.values[name], f"{facts.where}: {name}")
+    return JsonObject({}, facts.where)
 
 
 def _methods(summary: JsonObject | None, answers: Answers) -> tuple[MethodNumbers, ...]:

@@ -29,7 +29,8 @@ _EXTRAS = ("confidence", "route", "error")
 class Answer:
     """What a method answered to a question.
 
-    prediction: what is scored; written: all that the method wrote.  ttft_s, total_s: seconds to the
+    prediction: what is scored; same_as: what answers that mean the same have in common; written:
+    all that the method wrote.  ttft_s, total_s: seconds to the
     first token and to the last one.  extras: other values that a row may have, as texts.  A value
     is None where it was not measured.
     """
@@ -37,6 +38,7 @@ class Answer:
     key: Key
     method: str
     prediction: str
+    same_as: str
     written: str
     right_answers: tuple[str, ...]
     scores: Mapping[str, float]
@@ -107,10 +109,12 @@ def _answer(row: JsonObject) -> Answer:
         value = row.values.get(name)
         if value is not None:
             extras[name] = _as_text(value)
+    prediction = row.text("prediction", "")
     return Answer(
         key=(row.text("task"), row.text("id")),
         method=row.text("method"),
-        prediction=row.text("prediction", ""),
+        prediction=prediction,
+        same_as=row.text("key", prediction),
         written=row.text("written", ""),
         right_answers=_texts(row, "answers"),
         scores=scores,
@@ -128,12 +132,14 @@ def _score_names(row: Mapping[str, Any]) -> list[str]:
     """Return the names of a row's scores.
 
     A benchmark names its scores as it likes.  What tells them from other numbers is their place:
-    they are written between "answers" and "written".
+    they are written between "answers" and "key", in earlier versions between "answers" and
+    "written".
     """
     names = list(row)
-    if "answers" not in row or "written" not in row:
+    end = "key" if "key" in row else "written"
+    if "answers" not in row or end not in row:
         return []
-    return names[names.index("answers") + 1 : names.index("written")]
+    return names[names.index("answers") + 1 : names.index(end)]
 
 
 def read_questions(paths: Sequence[Path]) -> dict[Key, Asked]:
@@ -201,4 +207,6 @@ def _as_text(value: Any) -> str:
     number = finite(value)
     if number is not None:
         return f"{number:.6g}"
+    if isinstance(value, dict):  # measures of confidence
+        return ", ".join(f"{name} {_as_text(each)}" for name, each in value.items())
     return json.dumps(value, ensure_ascii=False)

@@ -1,6 +1,6 @@
 """The methods of an evaluation as a reader meets them: order, group, a few words on each.
 
-    Methods     text, text-lora, branches, and every method that is not known here
+    Methods     text, text-lora, branches, gated, and every method that is not known here
     Controls    question, wrong-branches, identity, vote, best-worker, self
 
 Controls say what a high score is made of; they are no ways to answer that anybody would choose.
@@ -16,12 +16,13 @@ NOTES: Mapping[str, str] = {
     TEXT: "reads the workers' texts; base model",
     "text-lora": "reads the workers' texts; LoRA trained on texts",
     BRANCHES: "reads the workers' KV caches; adapter",
+    "gated": "reads the caches; asks text where a gate doubts",
     "question": "reads no branch: what can be guessed",
     "wrong-branches": "reads the branches of another question",
     "identity": "reads the branches without an adapter",
     "vote": "the workers' most frequent answer; no synthesizer",
-    "best-worker": "the answer of the best single worker; no synthesizer",
-    "self": "reads one answer of its own: a second look",
+    "best-worker": "a right answer among the workers', if there is one",
+    "self": "reads samples of its own: a second look",
 }
 CONTROLS = ("question", "wrong-branches", "identity", "vote", "best-worker", "self")
 
@@ -29,7 +30,7 @@ CONTROLS = ("question", "wrong-branches", "identity", "vote", "best-worker", "se
 def ordered(names: Iterable[str]) -> list[str]:
     """Return names as a reader expects them: known methods, unknown ones as they come, controls."""
     given = list(names)
-    known = [name for name in (TEXT, "text-lora", BRANCHES) if name in given]
+    known = [name for name in (TEXT, "text-lora", BRANCHES, "gated") if name in given]
     controls = [name for name in CONTROLS if name in given]
     others = [name for name in given if name not in NOTES]
     return known + others + controls

@@ -131,7 +131,7 @@ def flags(answers: Mapping[str, Answer], score: str | None) -> list[str]:
     own = _without_controls(answers)
     if own and not any(is_right(answer, score) for answer in own):
         found.append("all-wrong")
-    if len({_folded(answer.prediction) for answer in own}) > 1:
+    if len({_folded(answer.same_as) for answer in own}) > 1:
         found.append("differing")
     if not all(answer.fits for answer in answers.values()):
         found.append("does-not-fit")
@@ -144,8 +144,8 @@ def _without_controls(answers: Mapping[str, Answer]) -> list[Answer]:
     return own or list(answers.values())
 
 
-def _folded(prediction: str) -> str:
-    return " ".join(prediction.casefold().split())
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def cut(text: str, longest: int | None) -> str:

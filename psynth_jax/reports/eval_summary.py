@@ -52,16 +52,20 @@ class GatePoint:
 
     threshold: float
     accepted: float
-    accuracy: float
+    score: float
     ttft_s: float | None
     total_s: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """A gate that takes an answer, or passes the question on, by a measure and a threshold."""
+    """A gate that takes an answer, or passes the question on, by a measure and a threshold.
+
+    curve: by rising threshold; without any, the gate was given and nothing was measured.
+    """
 
     measure: str
+    score: str
     threshold: float | None
     curve: tuple[GatePoint, ...]
 
@@ -178,10 +182,15 @@ def read_gate(summary: JsonObject) -> Gate | None:
         reached = GatePoint(
             threshold=threshold,
             accepted=point.share("accepted"),
-            accuracy=point.share("accuracy"),
+            score=point.share("score" if "score" in point.values else "accuracy"),
             ttft_s=point.number("ttft_s"),
             total_s=point.number("total_s"),
         )
         curve.append(reached)
     curve.sort(key=lambda point: point.threshold)
-    return Gate(own.text("measure", "confidence"), own.signed("threshold"), tuple(curve))
+    return Gate(
+        measure=own.text("measure", "confidence"),
+        score=own.text("score", "accuracy"),
+        threshold=own.signed("threshold"),
+        curve=tuple(curve),
+    )

@@ -86,7 +86,7 @@ class JsonObject:
         return found
 
     def object(self, name: str) -> JsonObject | None:
-        """Return an object inside of this one, None for no value.  Raises `DataError` for others."""
+        """Return an object inside of it, None for no value.  Raises `DataError` for others."""
         value = self.values.get(name)
         if value is None:
             return None

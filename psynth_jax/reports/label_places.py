@@ -64,8 +64,8 @@ def place_labels(
       lines: what else no label may cover.
 
     Returns:
-      Places that meet neither each other, nor a point, nor a line, as long as there is room; a label
-      that finds none goes to the right of its point.
+      Places that meet neither each other, nor a point, nor a line, as long as there is room; a
+      label that finds none goes to the right of its point.
     """
     obstacles = [*lines]
     for x, y in points:

@@ -181,8 +181,7 @@ def _interval(axes: Axes, at: float, found: Interval, colour: str, label: str = 
     if found.low is not None and found.high is not None:
         bounds = 100 * found.low, 100 * found.high
         axes.plot(bounds, (at, at), color=colour, linewidth=1.8, solid_capstyle="butt")
-    form = {"marker": "o", "linestyle": "none"}
-    axes.plot([value], [at], color=colour, markersize=5.5, label=label, **form)
+    axes.plot([value], [at], "o", color=colour, markersize=5.5, label=label)
 
 
 def _times(figure: Figure, methods: Sequence[MethodNumbers]) -> None:
@@ -314,11 +313,20 @@ def _gate(figure: Figure, gate: Gate) -> None:
     """Draw what a gate accepts and reaches by threshold, and what it reaches by time."""
     has_time = any(point.ttft_s is not None for point in gate.curve)
     left = figure.add_subplot(1, 1 + has_time, 1)
+    label = _printable(score_label(gate.score))
     thresholds = [point.threshold for point in gate.curve]
-    accuracy = [100 * point.accuracy for point in gate.curve]
+    scores = [100 * point.score for point in gate.curve]
     accepted = [100 * point.accepted for point in gate.curve]
-    left.plot(thresholds, accuracy, color=COLOURS[0], marker="o", markersize=3, label="accuracy")
-    left.plot(thresholds, accepted, "--", color=COLOURS[1], marker="o", markersize=3, label="accepted")
+    left.plot(thresholds, scores, color=COLOURS[0], marker="o", markersize=3, label=label)
+    left.plot(
+        thresholds,
+        accepted,
+        color=COLOURS[1],
+        marker="o",
+        markersize=3,
+        linestyle="--",
+        label="accepted",
+    )
     if gate.threshold is not None:
         left.axvline(gate.threshold, color=INK, linewidth=1, linestyle=":", label="chosen")
     _dress(left, f"threshold of {_printable(gate.measure)}", grid="both")
@@ -330,10 +338,10 @@ def _gate(figure: Figure, gate: Gate) -> None:
         for point in gate.curve:
             if point.ttft_s is not None:
                 times.append(point.ttft_s)
-                reached.append(100 * point.accuracy)
+                reached.append(100 * point.score)
         right.plot(times, reached, color=COLOURS[0], marker="o", markersize=3)
         _dress(right, "time to first token, s", grid="both")
-        right.set_ylabel("accuracy, %", color=INK, fontsize=FONT)
+        right.set_ylabel(f"{label}, %", color=INK, fontsize=FONT)
 
 
 # ----------------------------------------------------------------------------------------- form
@@ -366,7 +374,13 @@ def _dress(axes: Axes, unit: str, grid: Literal["both", "x"]) -> None:
 
 def _legend(figure: Figure) -> None:
     """Put names above the picture, where they have its whole width."""
-    legend = figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize=FONT, labelcolor=INK)
+    legend = figure.legend(
+        loc="outside upper left",
+        ncols=4,
+        frameon=False,
+        fontsize=FONT,
+        labelcolor=INK,
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)  # a folder may be called $a
 

@@ -41,6 +41,7 @@ def row(method: str, number: int, **other: Any) -> dict[str, Any]:
         "prediction": prediction,
         "answers": [f"{number}"],
         "accuracy": float(right),
+        "key": prediction,
         "written": f"Method {method} adds up.\nAnswer: {prediction}",
         "batch": 4,
         "ttft_s": ttft,
@@ -50,13 +51,15 @@ def row(method: str, number: int, **other: Any) -> dict[str, Any]:
         "generated_tokens": wrote,
         "finish_reason": "no_model" if ttft is None else "stop",
     }
+    if ttft is not None:
+        values["confidence"] = {"likelihood": 0.9, "margin": 0.8}
     return values | other
 
 
 def does_not_fit(method: str, number: int) -> dict[str, Any]:
     """Return a row of a question that is too long for its method."""
     lacking = dict.fromkeys(("ttft_s", "total_s", "prompt_tokens", "cached_tokens", "generated_tokens"))
-    told = {"prediction": "", "written": "", "finish_reason": "does_not_fit", "error": "too long by 5 tokens"}
+    told = {"prediction": "", "key": "", "written": "", "finish_reason": "does_not_fit", "error": "too long by 5 tokens"}
     return row(method, number) | lacking | told
 
 
@@ -104,15 +107,17 @@ def summary(count: int) -> dict[str, Any]:
         }
     curve = []
     for step in range(6):
-        point = {"threshold": step / 5, "accepted": 1 - step / 5, "accuracy": 0.6 + 0.02 * step}
+        point = {"threshold": step / 5, "accepted": 1 - step / 5, "score": 0.6 + 0.02 * step}
         curve.append(point | {"ttft_s": 0.2 + 0.1 * step, "total_s": 2 + step})
     return {
         "task": "sums",
         "questions": count,
         "methods": methods,
         "comparisons": [],
-        "workers": {"tokens_per_s": 812.0, "seconds": 130.0},
-        "gate": {"measure": "agreement", "threshold": 0.6, "curve": curve},
+        "main_score": "accuracy",
+        "workers": 3,
+        "worker_output": {"tokens": 105560, "tokens_per_s": 812.0, "seconds": 130.0},
+        "gate": {"measure": "margin", "threshold": 0.6, "score": "accuracy", "curve": curve},
     }
 
 
