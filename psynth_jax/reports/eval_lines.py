@@ -79,7 +79,7 @@ class Asked:
 
 def parts(folder: Path, stem: str) -> list[Path]:
     """Return STEM.jsonl and the parts STEM.1-of-4.jsonl of a folder, the whole file last."""
-    form = re.compile(rf"{stem}(\.[^/]*)?\.jsonl")
+    form = re.compile(rf"{stem}(\.[0-9]+-of-[0-9]+)?\.jsonl")
     try:
         found = [path for path in folder.iterdir() if form.fullmatch(path.name)]
     except OSError as error:
@@ -107,7 +107,9 @@ def _answer(row: JsonObject) -> Answer:
     extras = {}
     for name in _EXTRAS:
         value = row.values.get(name)
-        if value is not None:
+        if isinstance(value, dict):
+            extras[name] = _measures(value)
+        elif value is not None:
             extras[name] = _as_text(value)
     prediction = row.text("prediction", "")
     return Answer(
@@ -126,6 +128,15 @@ def _answer(row: JsonObject) -> Answer:
         finish_reason=row.text("finish_reason"),
         extras=extras,
     )
+
+
+def _measures(values: Mapping[str, Any]) -> str:
+    """Return values by name, as in "likelihood 0.912, margin 0.8"."""
+    shown = []
+    for name, value in values.items():
+        number = finite(value)
+        shown.append(f"{name} {_as_text(value)}" if number is None else f"{name} {number:.3g}")
+    return ", ".join(shown)
 
 
 def _score_names(row: Mapping[str, Any]) -> list[str]:
@@ -207,6 +218,4 @@ def _as_text(value: Any) -> str:
     number = finite(value)
     if number is not None:
         return f"{number:.6g}"
-    if isinstance(value, dict):  # measures of confidence
-        return ", ".join(f"{name} {_as_text(each)}" for name, each in value.items())
     return json.dumps(value, ensure_ascii=False)

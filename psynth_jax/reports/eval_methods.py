@@ -27,6 +27,14 @@ NOTES: Mapping[str, str] = {
 CONTROLS = ("question", "wrong-branches", "identity", "vote", "best-worker", "self")
 
 
+def note_of(name: str) -> str:
+    """Return a few words on a method, "" for one that is not known."""
+    count = name.removeprefix("recompute:")
+    if count != name:
+        return f"reads the caches, their first {count} tokens computed again"
+    return NOTES.get(name, "")
+
+
 def ordered(names: Iterable[str]) -> list[str]:
     """Return names as a reader expects them: known methods, unknown ones as they come, controls."""
     given = list(names)

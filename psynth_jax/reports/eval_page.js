@@ -80,6 +80,11 @@
     return seconds < 120 ? `${seconds.toFixed(2)} s` : `${(seconds / 60).toFixed(1)} min`;
   }
 
+  function answerOf(question, method) {
+    // A method may have the name of something that every object has.
+    return Object.hasOwn(question.answers, method.name) ? question.answers[method.name] : undefined;
+  }
+
   function verdict(answer) {
     if (answer.finish === "does_not_fit") return "does not fit";
     return answer.right ? "right" : "wrong";
@@ -96,7 +101,7 @@
     const question = data().questions[at];
     const marks = make("span", "marks");
     for (const method of data().methods) {
-      const answer = question.answers[method.name];
+      const answer = answerOf(question, method);
       if (!answer || method.control) continue;
       const mark = make("span", answer.right ? "right" : "wrong", answer.right ? "✓" : "✗");
       mark.title = `${method.name}: ${verdict(answer)}`;
@@ -184,8 +189,10 @@
 
   function workerCard(worker, at) {
     const facts = [];
-    if (worker.tokens !== null) facts.push(`${number(worker.tokens)} tokens`);
+    if (worker.finish === "given") facts.push("given text");
+    else if (worker.tokens !== null) facts.push(`${number(worker.tokens)} tokens`);
     if (worker.finish === "length") facts.push("cut off");
+    if (worker.finish === "does_not_fit") facts.push("does not fit");
     const name = worker.role ? `Worker ${at + 1}: ${worker.role}` : `Worker ${at + 1}`;
     const card = make("section", "card", make("header", "", make("b", "", name)));
     if (facts.length) card.append(make("p", "took", facts.join(" · ")));
@@ -221,7 +228,7 @@
     parts.push(make("h4", "", "Right answer"), make("div", "text right", right));
     const answers = make("div", "cards");
     for (const method of data().methods) {
-      const answer = question.answers[method.name];
+      const answer = answerOf(question, method);
       if (answer) answers.append(answerCard(method, answer));
     }
     parts.push(make("h4", "", "Answers of the methods"), answers);

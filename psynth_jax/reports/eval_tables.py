@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from psynth_jax.reports.eval_folder import Evaluation
-from psynth_jax.reports.eval_methods import CONTROLS, NOTES, TEXT, ordered, score_label
+from psynth_jax.reports.eval_methods import CONTROLS, TEXT, note_of, ordered, score_label
 from psynth_jax.reports.eval_summary import MethodNumbers
 from psynth_jax.reports.json_objects import Interval
 
@@ -141,7 +141,7 @@ def _grouped(
     own: list[Line] = []
     controls: list[Line] = []
     for name, cells in lines.items():
-        note = NOTES.get(name, "")
+        note = note_of(name)
         if name in unfinished:
             note = f"{note}; not finished, no intervals".removeprefix("; ")
         group = controls if name in CONTROLS else own

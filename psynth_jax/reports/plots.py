@@ -187,27 +187,38 @@ def _interval(axes: Axes, at: float, found: Interval, colour: str, label: str = 
 def _times(figure: Figure, methods: Sequence[MethodNumbers]) -> None:
     """Draw the time to the first token and the whole time, with a bar for each method."""
     names = [method.name for method in methods]
-    has_total = any(method.total_s is not None for method in methods)
+    first = [method.ttft_s for method in methods]
+    whole = [method.total_s for method in methods]
+    has_total = any(value is not None for value in whole)
     left = figure.add_subplot(1, 1 + has_total, 1)
-    _bars(left, [method.ttft_s for method in methods], methods)
+    unit = _bars(left, first, methods)
     _rows(left, names)
-    _dress(left, "time to first token, s", grid="x")
+    _dress(left, f"time to first token, {unit}", grid="x")
     if has_total:
         right = figure.add_subplot(1, 2, 2, sharey=left)
-        _bars(right, [method.total_s for method in methods], methods)
+        unit = _bars(right, whole, methods)
         right.tick_params(labelleft=False)
-        _dress(right, "total time, s", grid="x")
+        _dress(right, f"total time, {unit}", grid="x")
 
 
-def _bars(axes: Axes, values: Sequence[float | None], methods: Sequence[MethodNumbers]) -> None:
-    for at, (value, method) in enumerate(zip(values, methods, strict=True)):
+def _bars(axes: Axes, seconds: Sequence[float | None], methods: Sequence[MethodNumbers]) -> str:
+    """Draw times as bars; return their unit."""
+    unit, factor = _unit([value for value in seconds if value is not None])
+    for at, (value, method) in enumerate(zip(seconds, methods, strict=True)):
         if value is None:
             axes.text(0, at, "  –", color=INK, fontsize=FONT, va="center")
             continue
-        axes.barh(at, value, height=0.62, color=_colour(method))
-        axes.text(value, at, f" {value:.3g}", color=INK, fontsize=FONT - 0.5, va="center")
+        length = factor * value
+        axes.barh(at, length, height=0.62, color=_colour(method))
+        axes.text(length, at, f" {length:.3g}", color=INK, fontsize=FONT - 0.5, va="center")
     axes.margins(x=0.18)  # room for the number behind the longest bar
     axes.set_xlim(left=0)
+    return unit
+
+
+def _unit(seconds: Sequence[float]) -> tuple[str, float]:
+    """Return the unit that suits times, and by what seconds are multiplied for it."""
+    return ("ms", 1000.0) if max(seconds) < 1 else ("s", 1.0)
 
 
 def _tokens(figure: Figure, methods: Sequence[MethodNumbers]) -> None:
@@ -234,7 +245,8 @@ def _scatter(figure: Figure, methods: Sequence[MethodNumbers], score: str) -> No
     """Draw score against time; a method without a time is a line at its score."""
     axes = figure.add_subplot()
     marks: list[tuple[str, float, float]] = []
-    times = []
+    times = [method.ttft_s for method in methods if method.ttft_s is not None]
+    unit, factor = _unit(times)
     for method in methods:
         if score not in method.scores:
             continue
@@ -242,13 +254,13 @@ def _scatter(figure: Figure, methods: Sequence[MethodNumbers], score: str) -> No
         if method.ttft_s is None:
             axes.axhline(100 * reached.value, color=INK, linewidth=1, linestyle="--")
             continue
-        times.append(method.ttft_s)
-        _upright(axes, method.ttft_s, reached, _colour(method))
-        marks.append((method.name, method.ttft_s, 100 * reached.value))
+        time = factor * method.ttft_s
+        _upright(axes, time, reached, _colour(method))
+        marks.append((method.name, time, 100 * reached.value))
     if min(times) > 0 and max(times) > SPREAD * min(times):
         axes.set_xscale("log")
     axes.margins(0.12, 0.12)
-    _dress(axes, "time to first token, s", grid="both")
+    _dress(axes, f"time to first token, {unit}", grid="both")
     axes.set_ylabel(f"{score_label(score)}, %", color=INK, fontsize=FONT)
     lines = []
     for method in methods:

@@ -111,7 +111,8 @@ class TestParts:
         assert len(found) == 20 and found["sums", "q0"].prediction == "0"
 
     def test_other_files_are_left_alone(self, folder: Path) -> None:
-        (folder / "rows_old.jsonl").write_text("not JSON\n")
+        for name in ("rows_old.jsonl", "rows.old.jsonl", "rows.1-of-4.jsonl.gz"):
+            (folder / name).write_text("not JSON\n")
         (folder / "others.jsonl").write_text("not JSON\n")
         assert len(read_evaluation(folder).questions) == 20
 
@@ -134,6 +135,11 @@ class TestRunning:
         found = read_evaluation(folder)
         assert not found.running
         assert [(method.name, method.answers, method.finished) for method in found.methods][2] == ("gated", 1, False)
+
+    def test_of_several_processes_the_first_has_written_a_summary(self, folder: Path) -> None:
+        edit(folder / "summary.json", methods={})
+        found = read_evaluation(folder)
+        assert found.running and found.methods[1].scores == {"accuracy": Interval(0.7)}
 
     def test_a_torn_line(self, folder: Path) -> None:
         (folder / "summary.json").unlink()

@@ -177,6 +177,12 @@ class TestPage:
         for _, attributes in page.elements:
             assert not [name for name in attributes if name == "style" or name.startswith("on")]
 
+    def test_the_script_makes_texts_and_no_html(self, folder: Path) -> None:
+        page = page_of(report_eval([folder]))
+        (script,) = (text for kind, text in page.scripts if "use strict" in text)
+        ways = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|srcdoc|fetch\(|import\("
+        assert not re.findall(ways, script)
+
     def test_can_be_read_without_seeing_it(self, folder: Path) -> None:
         page = page_of(report_eval([folder]))
         assert page.tags("html") == [{"lang": "en"}]

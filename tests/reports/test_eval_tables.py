@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from psynth_jax.reports.eval_folder import Evaluation, read_evaluation
-from psynth_jax.reports.eval_methods import main_score, ordered, right_score, score_label
+from psynth_jax.reports.eval_methods import main_score, note_of, ordered, right_score, score_label
 from psynth_jax.reports.eval_tables import (
     Group,
     comparison_table,
@@ -151,5 +151,7 @@ def test_order_and_names() -> None:
     given = ["vote", "new", "branches", "gated", "text", "self", "text-lora", "recompute:8"]
     assert ordered(given) == ["text", "text-lora", "branches", "gated", "new", "recompute:8", "vote", "self"]
     assert [score_label(name) for name in ("em", "f1", "accuracy_published")] == ["EM", "F1", "Accuracy, published"]
+    assert note_of("recompute:8") == "reads the caches, their first 8 tokens computed again"
+    assert (note_of("text"), note_of("new")) == ("reads the workers' texts; base model", "")
     assert (main_score(["em", "f1"]), right_score(["em", "f1"])) == ("f1", "em")
     assert (main_score(["own"]), main_score([])) == ("own", None)
