@@ -135,7 +135,9 @@
     state.links.clear();
     byId("list").replaceChildren();
     makeMore();
-    byId("found").textContent = `${number(state.shown.length)} of ${number(data().questions.length)} questions`;
+    const marked = data().methods.filter((method) => !method.control).map((method) => method.name);
+    const found = `${number(state.shown.length)} of ${number(data().questions.length)} questions`;
+    byId("found").textContent = `${found}; marks: ${marked.join(", ")}`;
     mark();
   }
 
@@ -233,7 +235,7 @@
     }
     parts.push(make("h4", "", "Answers of the methods"), answers);
     if (question.workers.length) {
-      const time = question.seconds === null ? "" : `, written in ${duration(question.seconds)} with their batch`;
+      const time = question.seconds === null ? "" : `; their batch took ${duration(question.seconds)}`;
       parts.push(make("h4", "", `Workers${time}`), make("div", "cards", ...question.workers.map(workerCard)));
     }
     article.replaceChildren(...parts);
