@@ -31,10 +31,11 @@ from psynth_jax.reports.eval_summary import (
     Gate,
     MethodNumbers,
     count_answers,
+    read_by_task,
     read_gate,
     read_methods,
 )
-from psynth_jax.reports.json_objects import JsonObject, read_object
+from psynth_jax.reports.json_objects import Interval, JsonObject, read_object
 from psynth_jax.storage.paths import is_bucket
 
 Answers: TypeAlias = Mapping[str, Mapping[Key, Answer]]  # by method and question
@@ -47,9 +48,10 @@ class Evaluation:
     """What lies in a folder.
 
     methods: in the order of the report.  answers: by method and question; questions: all that are
-    known, in order.  batch: questions that were answered at once.  workers_tokens_per_s,
-    workers_seconds: how fast the workers wrote, and for how long.  running: whether no method
-    has answered all questions yet.  told_score: the main score by the summary, "" in earlier ones.
+    known, in order.  by_task: scores by task and method, where there are several tasks.  batch:
+    questions that were answered at once.  workers_tokens_per_s, workers_seconds: how fast the
+    workers wrote, and for how long.  running: whether no method has answered all questions yet.
+    told_score: the main score by the summary, "" in earlier ones.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Evaluation:
     told_score: str
     answers: Answers
     questions: tuple[Asked, ...]
+    by_task: Mapping[str, Mapping[str, Mapping[str, Interval]]]
     batch: float | None
     gate: Gate | None
     workers_tokens_per_s: float | None
@@ -112,6 +115,7 @@ def read_evaluation(folder: str | Path) -> Evaluation:
         told_score=facts.text("main_score", ""),
         answers=answers,
         questions=questions,
+        by_task=read_by_task(facts),
         batch=settings.number("batch"),
         gate=read_gate(facts),
         workers_tokens_per_s=workers.number("tokens_per_s"),

@@ -1,6 +1,6 @@
 """The page of evaluations: one HTML file with everything inside, safe against what models write.
 
-    eval_page.html.j2    the form; every value is escaped
+    eval_page.html.j2    the form; every value is escaped that it does not call safe
     eval_page.css        looks, light and dark
     eval_page.js         the questions; makes elements and sets their texts, never HTML
 
@@ -18,9 +18,12 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
+
 from psynth_jax.reports.eval_folder import Evaluation
 from psynth_jax.reports.eval_questions import FILTERS, counts, question_data, script_json
 from psynth_jax.reports.eval_tables import (
+    by_task_table,
     comparison_table,
     costs_table,
     facts,
@@ -53,10 +56,6 @@ def page(
       pictures: the contents of all pictures by file name.
       longest: characters of each text that are kept; None keeps all.
     """
-    # Imported here: help is shown without it.
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -72,8 +71,8 @@ def page(
     return form.render(
         title="Evaluations" if several else f"Evaluation {names[0]}",
         policy=_policy(style, script),
-        style=Markup(style),
-        script=Markup(script),
+        style=style,
+        script=script,
         sections=[_section(section, longest) for section in sections],
         several=several,
         comparison=comparison_table(evaluations, names) if several else None,
@@ -84,8 +83,6 @@ def page(
 
 def _section(section: Section, longest: int | None) -> dict[str, Any]:
     """Return what the form shows of an evaluation."""
-    from markupsafe import Markup
-
     evaluation = section.evaluation
     questions = question_data(evaluation, longest)
     return {
@@ -94,11 +91,12 @@ def _section(section: Section, longest: int | None) -> dict[str, Any]:
         "facts": list(facts(evaluation)),
         "scores": scores_table(evaluation),
         "costs": costs_table(evaluation),
+        "by_task": by_task_table(evaluation),
         "batch": evaluation.batch,
         "pictures": section.pictures,
         "settings": list(flat(evaluation.settings)),
         "counts": counts(questions["questions"]),
-        "data": Markup(script_json(questions)),
+        "data": script_json(questions),
     }
 
 

@@ -84,17 +84,33 @@ def read_methods(summary: JsonObject) -> dict[str, MethodNumbers]:
     return found
 
 
+def read_by_task(summary: JsonObject) -> dict[str, dict[str, Mapping[str, Interval]]]:
+    """Return scores by task and method, where there are several tasks.
+
+    Raises `DataError` as `read_methods`.
+    """
+    found: dict[str, dict[str, Mapping[str, Interval]]] = {}
+    tasks = summary.object("by_task")
+    if tasks is None:
+        return found
+    for task in tasks.values:
+        methods = tasks.object(task)
+        if methods is None:
+            continue
+        found[task] = {}
+        for name in methods.values:
+            own = methods.object(name)
+            if own is not None:
+                found[task][name] = _scores(own)
+    return found
+
+
 def _method(name: str, own: JsonObject) -> MethodNumbers:
-    scores = {}
-    for key, value in own.values.items():
-        score = own.interval(key, "mean") if _is_score(key, value) else None
-        if score is not None:
-            scores[key] = score
     return MethodNumbers(
         name=name,
         answers=own.count("n"),
         finished=True,
-        scores=scores,
+        scores=_scores(own),
         differences=_differences(own),
         consistency=own.interval("judge_consistency", "mean"),
         ttft_s=own.number("ttft_s"),
@@ -105,6 +121,15 @@ def _method(name: str, own: JsonObject) -> MethodNumbers:
         cut_off=own.count("cut_off"),
         does_not_fit=own.count("does_not_fit"),
     )
+
+
+def _scores(own: JsonObject) -> dict[str, Interval]:
+    scores = {}
+    for key, value in own.values.items():
+        score = own.interval(key, "mean") if _is_score(key, value) else None
+        if score is not None:
+            scores[key] = score
+    return scores
 
 
 def _is_score(key: str, value: object) -> bool:

@@ -99,6 +99,21 @@ def costs_table(evaluation: Evaluation) -> Table:
     return Table(caption, columns, _grouped(lines, evaluation))
 
 
+def by_task_table(evaluation: Evaluation) -> Table | None:
+    """Return the main score of every method by task; None for a single task."""
+    score = evaluation.main_score
+    if score is None or not evaluation.by_task:
+        return None
+    lines = {}
+    for method in evaluation.methods:
+        cells = []
+        for methods in evaluation.by_task.values():
+            cells.append(Cell(percent(methods.get(method.name, {}).get(score))))
+        lines[method.name] = cells
+    caption = f"{score_label(score)} by task, %"
+    return Table(caption, tuple(evaluation.by_task), _grouped(lines, evaluation))
+
+
 def comparison_table(evaluations: Sequence[Evaluation], names: Sequence[str]) -> Table:
     """Return the main score and the time of every method, folder by folder.
 

@@ -12,18 +12,18 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import IdentityTransform
 
 from psynth_jax.reports.eval_folder import Evaluation
 from psynth_jax.reports.eval_methods import CONTROLS, TEXT, ordered, score_label
 from psynth_jax.reports.eval_summary import Gate, MethodNumbers
 from psynth_jax.reports.json_objects import Interval
 from psynth_jax.reports.label_places import Box, Place, place_labels
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
 
 INK = "#808080"
 COLOURS = ("#3d85d6", "#e07b39", "#2fa36b", "#cc4f76", "#8d74d6", "#b38f1d", "#2aa1b3", "#a0705a")
@@ -309,8 +309,6 @@ def _label_marks(
 
 
 def _move(axes: Axes, text: Text, place: Place, point: tuple[float, float]) -> None:
-    from matplotlib.transforms import IdentityTransform
-
     box = place.box
     text.set_transform(IdentityTransform())
     text.set_position((box.left, (box.bottom + box.top) / 2))
@@ -360,9 +358,6 @@ def _gate(figure: Figure, gate: Gate) -> None:
 
 
 def _figure(height: float) -> Figure:
-    # A third of a second, which no other command should wait for.
-    from matplotlib.figure import Figure
-
     return Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained")
 
 

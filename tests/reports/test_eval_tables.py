@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from psynth_jax.reports.eval_folder import Evaluation, read_evaluation
 from psynth_jax.reports.eval_methods import main_score, note_of, ordered, right_score, score_label
 from psynth_jax.reports.eval_tables import (
     Group,
+    by_task_table,
     comparison_table,
     costs_table,
     duration,
@@ -97,6 +99,21 @@ def test_costs(evaluation: Evaluation) -> None:
         "wrong-branches": ["250 ms", "2.25 s", "60", "740", "100"],
         "vote": ["–", "–", "0", "0", "0"],
     }
+
+
+def test_by_task(tmp_path: Path, evaluation: Evaluation) -> None:
+    assert by_task_table(evaluation) is None
+    folder = write_folder(tmp_path / "several", 10)
+    told = json.loads((folder / "summary.json").read_text())
+    reached = {"n": 5, "accuracy": {"mean": 0.5, "low": 0.25, "high": 0.75}}
+    told["by_task"] = {"sums": {"text": reached, "branches": reached}, "products": {"text": reached}}
+    (folder / "summary.json").write_text(json.dumps(told))
+    table = by_task_table(read_evaluation(folder))
+    assert table is not None
+    assert (table.caption, table.columns) == ("Accuracy by task, %", ("sums", "products"))
+    found = texts(table.groups)
+    assert found["text"] == ["50.0 [25.0, 75.0]"] * 2
+    assert (found["branches"], found["vote"]) == (["50.0 [25.0, 75.0]", "–"], ["–", "–"])
 
 
 def test_folders_side_by_side(tmp_path: Path, evaluation: Evaluation) -> None:

@@ -93,6 +93,9 @@ def test_labels_of_the_scatter_do_not_overlap(evaluation: Evaluation) -> None:
     assert len(boxes) == 8 + len(evaluation.methods)
     for one, other in itertools.combinations(boxes, 2):
         assert not one.overlaps(other)
+    # The line of vote is at 50%.
+    level = figure.axes[0].transData.transform((0, 50))[1]
+    assert not [box for box in boxes if box.y0 < level < box.y1]
 
 
 def label_boxes(figure: Figure) -> list:  # type: ignore[type-arg]
