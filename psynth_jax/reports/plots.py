@@ -32,6 +32,7 @@ BETTER, WORSE = COLOURS[2], COLOURS[3]
 WIDTH, DOTS_PER_INCH = 5.6, 180  # inches; dots
 FONT = 8.5  # points
 LONGEST_LABEL = 28  # characters
+LEGEND_LETTERS, LEGEND_HANDLE = 60, 6  # characters that fit side by side; those of a name's sign
 SPREAD = 12.0  # a time axis is logarithmic where the longest time is so many times the shortest
 
 NAMES = ("accuracy", "time", "tokens", "accuracy_ttft", "gate", "comparison")
@@ -75,7 +76,7 @@ def _panels(evaluation: Evaluation) -> Iterator[_Panel]:
     if evaluation.main_score is not None:
         yield from _score_panels(methods, evaluation.main_score, tall)
     if any(method.ttft_s is not None for method in methods):
-        caption = "Medians; the time of a question is that of its batch"
+        caption = "Medians over the questions"
         yield _Panel("time", "Time", caption, tall, functools.partial(_times, methods=methods))
     if any(method.prompt_tokens is not None for method in methods):
         caption = "Tokens that were prefilled, read from caches and written; means"
@@ -117,7 +118,7 @@ def draw_comparison(
     methods = ordered(everything)
     if not methods:
         return None
-    figure = _figure(1.2 + methods_height(len(methods), len(evaluations)))
+    figure = _figure(1.2 + _rows_height(len(methods), len(evaluations)))
     axes = figure.add_subplot()
     for number, evaluation in enumerate(evaluations):
         colour = COLOURS[number % len(COLOURS)]
@@ -138,7 +139,7 @@ def draw_comparison(
     return Picture(file, "Folders side by side", caption)
 
 
-def methods_height(methods: int, folders: int) -> float:
+def _rows_height(methods: int, folders: int) -> float:
     """Return the inches that so many intervals under each other need."""
     return methods * max(0.3, 0.16 * folders)
 
@@ -380,10 +381,15 @@ def _dress(axes: Axes, unit: str, grid: Literal["both", "x"]) -> None:
 
 
 def _legend(figure: Figure) -> None:
-    """Put names above the picture, where they have its whole width."""
+    """Put names above the picture, in as many columns as fit its width."""
+    names = []
+    for axes in figure.axes:
+        names += axes.get_legend_handles_labels()[1]
+    longest = max(len(name) for name in names)
+    columns = LEGEND_LETTERS // (longest + LEGEND_HANDLE)
     legend = figure.legend(
         loc="outside upper left",
-        ncols=4,
+        ncols=min(max(columns, 1), 4),
         frameon=False,
         fontsize=FONT,
         labelcolor=INK,

@@ -105,6 +105,18 @@ def label_boxes(figure: Figure) -> list:  # type: ignore[type-arg]
     return [text.get_window_extent() for text in axes.texts]
 
 
+@pytest.mark.parametrize("length", [1, 15, 200])
+def test_a_legend_stays_in_the_picture(evaluation: Evaluation, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *path, **how: drawn.append(figure))
+    draw_comparison([evaluation] * 5, [f"{number}. {'m' * length}" for number in range(5)], Path(), "")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    extent = figure.legends[0].get_window_extent()
+    assert extent.x0 >= 0 and extent.x1 <= figure.bbox.x1
+    assert extent.y1 <= figure.bbox.y1
+
+
 def test_long_times_have_a_logarithmic_axis(evaluation: Evaluation) -> None:
     slow = dataclasses.replace(evaluation.methods[0], ttft_s=80.0)
     figure = plots._figure(3.9)
