@@ -51,15 +51,20 @@ def write_text(path: str | AnyPath, text: str) -> None:
 
     A link stays a link; what it points to is replaced.  Raises `OSError` when the file cannot be written.
     """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | AnyPath, content: bytes) -> None:
+    """Replace a file atomically, as `write_text` does."""
     place = as_path(path)
     if isinstance(place, BucketPath):
-        place.write_text(text)  # an object is replaced as a whole
+        place.write_bytes(content)  # an object is replaced as a whole
         return
     target = place.resolve()
     # Not NamedTemporaryFile, which would leave the mode at 600 whatever the umask says.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         part = Path(scratch) / target.name
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content)
         part.replace(target)
 
 

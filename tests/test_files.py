@@ -51,3 +51,10 @@ def test_writing_keeps_a_link_and_follows_the_umask(tmp_path: Path) -> None:
     assert (tmp_path / "disk" / "real").read_text() == "new"
     assert (tmp_path / "disk" / "real").stat().st_mode & 0o777 == 0o640
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "link", "real"]
+
+
+def test_bytes_replace_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"old")
+    files.write_bytes(tmp_path / "a.png", b"\x89\xff\r\n")
+    assert (tmp_path / "a.png").read_bytes() == b"\x89\xff\r\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -156,7 +156,7 @@ def _no_time_note(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _gate_note(gate: Mapping[str, Any] | None) -> list[str]:
-    if gate is None:
+    if gate is None or "chosen" not in gate:  # one that was given
         return []
     chosen = gate["chosen"]
     rule = f"Gate: {gate['measure']} above {gate['threshold']:.3f}, chosen on {gate['calibrated_on']} questions"

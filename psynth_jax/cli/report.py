@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -10,11 +11,6 @@ from psynth_jax.cli import view
 from psynth_jax.cli.setting import console, write_json
 
 report = typer.Typer(help="Draw what has been done.")
-
-
-@report.callback()
-def _group() -> None:
-    """Keep `train` a command of its own, though it is the only one."""
 
 
 @report.command()
@@ -33,3 +29,37 @@ def train(
         write_json(found)
         return
     console.print(view.facts({name: value for name, value in found.items() if not isinstance(value, list | dict)}))
+
+
+@report.command("eval")
+def eval_(
+    folders: Annotated[
+        list[str],
+        typer.Argument(help="of psynth eval: they have settings.json", metavar="DIR..."),
+    ],
+    into: Annotated[
+        str | None,
+        typer.Option(help="folder for the page and its pictures; DIR itself, if not given"),
+    ] = None,
+    limit_text: Annotated[
+        int,
+        typer.Option(help="keep so many characters of each text on the page; 0 keeps all"),
+    ] = 20_000,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
+) -> None:
+    """Draw evaluations: PNG files, and one HTML page with tables, figures and all questions."""
+    from psynth_jax.reports.eval_report import report_eval
+
+    found = report_eval(folders, into, limit_text or None)
+    if as_json:
+        write_json(found)
+        return
+    console.print(view.facts(_paths(found)))
+
+
+def _paths(found: Mapping[str, Any]) -> dict[str, str]:
+    """Name the page, then the pictures, a line each."""
+    lines = {"page": found["page"]}
+    for number, picture in enumerate(found["pictures"], start=1):
+        lines[f"picture {number}"] = picture
+    return lines
