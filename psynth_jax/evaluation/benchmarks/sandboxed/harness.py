@@ -69,7 +69,7 @@ def attempt(function: Any, arguments: list[Any], values: ModuleType) -> dict[str
     """Call the function once and return what is reported of it."""
     start = clock()
     try:
-        content = {"value": values.Encoder().encode(function(*arguments))}
+        content = {"value": values.reported(function(*arguments))}
     except Late:
         content = {"error": "Late"}
     except values.TooLargeError:
