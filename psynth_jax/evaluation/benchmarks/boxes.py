@@ -13,7 +13,7 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are printed, they open 
 
 
 def boxes(text: str) -> list[str]:
-    """Return the contents of all boxes, in the order in which they open; one may be inside another."""
+    """Return the contents of all boxes, in the order in which they open; they may be nested."""
     found = []
     for opening in _OPENING.finditer(text):
         end = _closing(text, opening.end())

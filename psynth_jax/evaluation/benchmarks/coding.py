@@ -16,7 +16,12 @@ from typing import Any
 from psynth_jax.data.sources.rows import PlacedRow
 from psynth_jax.errors import DataError, InputError
 from psynth_jax.evaluation.benchmarks import oracles, trials
-from psynth_jax.evaluation.benchmarks.benchmark import Benchmark, BenchmarkQuestion, details_of, local_file
+from psynth_jax.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    BenchmarkQuestion,
+    details_of,
+    local_file,
+)
 from psynth_jax.evaluation.benchmarks.fences import final_program, published_program
 from psynth_jax.evaluation.benchmarks.plus_rows import release_rows
 from psynth_jax.evaluation.benchmarks.sandboxed import values
@@ -52,9 +57,8 @@ class CodeBenchmark(Benchmark):
         self.run = run
         self.times = times or trials.Times()
         if not 0 < self.times.call <= self.times.all:
-            raise InputError(
-                f"a call has {self.times.call} s of {self.times.all} s: it must be more than 0, and no more than all"
-            )
+            told = f"a call has {self.times.call} s of {self.times.all} s"
+            raise InputError(f"{told}: it must be more than 0, and no more than all")
         self._solved: dict[str, Sequence[Case]] = {}
         self._tried: dict[tuple[str, str], Sequence[trials.Output | None]] = {}
 
@@ -69,7 +73,7 @@ class CodeBenchmark(Benchmark):
         return {**super().settings(), "seconds": [self.times.call, self.times.all]}
 
     def vote_key(self, written: str, question: Question) -> str:
-        """Return a digest of what the program returns for the base inputs; "" where it returns nothing."""
+        """Return a digest of what the program returns for the base inputs; "" for nothing."""
         details = details_of(question)
         program = final_program(written, details["entry_point"])
         if not program:
@@ -113,16 +117,17 @@ class CodeBenchmark(Benchmark):
         if not program:
             return False, False
         details = details_of(question)
-        passed = []
-        for output, case in zip(self._outputs(program, question), self._cases(question), strict=True):
-            if output is None or output.error:
-                passed.append(False)
-                continue
-            arguments = [values.decode(part) for part in case.arguments]
-            entry_point, atol = details["entry_point"], details["atol"]
-            passed.append(oracles.is_right(entry_point, output.value, case.right, arguments, atol))
-        base = [right for right, case in zip(passed, self._cases(question), strict=True) if case.is_base]
-        return all(base), all(passed)
+        entry_point, atol = details["entry_point"], details["atol"]
+        base = everything = True
+        outputs = self._outputs(program, question)
+        for output, case in zip(outputs, self._cases(question), strict=True):
+            right = False
+            if output is not None and not output.error:
+                arguments = [values.decode(part) for part in case.arguments]
+                right = oracles.is_right(entry_point, output.value, case.right, arguments, atol)
+            everything = everything and right
+            base = base and (right or not case.is_base)
+        return base, everything
 
     def _passes_test(self, written: str, test: str) -> bool:
         program = published_program(written)
@@ -148,11 +153,13 @@ class CodeBenchmark(Benchmark):
             given = [*details["base"], *details["plus"]]
             found = solved(self.run, details["solution"], details["entry_point"], given, self.times)
             if not found:
-                raise DataError(f"{self.name} {question.id}: the canonical solution returns nothing")
+                told = "the canonical solution returns nothing"
+                raise DataError(f"{self.name} {question.id}: {told}")
             base = len(details["base"])
-            self._solved[question.id] = [
-                Case(given[index], output.value, output.seconds, index < base) for index, output in found.items()
-            ]
+            cases = []
+            for index, output in found.items():
+                cases.append(Case(given[index], output.value, output.seconds, index < base))
+            self._solved[question.id] = cases
         return self._solved[question.id]
 
 

@@ -23,13 +23,15 @@ _PHRASE = re.compile(
     r"(?:\banswer|\boption|\bchoice|\brespuesta|\br[ée]ponse|\bantwort|\brisposta|\bresposta"
     r"|ответ|答案|选项|選項|正解)"
     r"(?:\s+(?:correcta|correcte|correct|here|to this question|letter|choice|option))*"
-    r"\s*(?:\bis\b|\bwould be\b|\bshould be\b|\bes\b|\best\b|\bist\b|\bè\b|\bé\b|是|为|為|は|:|：|=)+"
+    r"\s*(?:\bis\b|\bwould be\b|\bshould be\b|\bes\b|\best\b|\bist\b|\bè\b|\bé\b"
+    r"|是|为|為|は|:|：|=)+"
     r"\s*(?:therefore|thus|clearly|option|choice|letter|:)?\s*"
     r"[(\[*_$\"'{\\a-z]*?[(\[{*_$\"' ]*([A-J])(?![A-Za-z'’]|\s+(?:[a-z]))",
     re.IGNORECASE,
 )
 _IS_RIGHT = re.compile(
-    r"\b(?:option|choice|answer)\s*[(*_]*([A-J])[)*_]*\s+is\s+(?:the\s+)?(?:most\s+)?(?:correct|right|best|answer|likely)",
+    r"\b(?:option|choice|answer)\s*[(*_]*([A-J])[)*_]*\s+is\s+"
+    r"(?:the\s+)?(?:most\s+)?(?:correct|right|best|answer|likely)",
     re.IGNORECASE,
 )
 _ALONE = re.compile(r"[(\[]?\s*([A-J])\s*[)\].:]?")

@@ -26,7 +26,9 @@ _LONGEST = 200  # characters of a plain number; more are no answer to any questi
 
 # 1 234 and 1\,234 and 1{,}234: separators that LaTeX and other languages put between thousands
 _SPACED = re.compile(r"(?<=\d)(?:\s|~|\\[,;:!> ]|\{,\}|\{\\,\}|\\thinspace\s?)+(?=\d{3}(?!\d))")
-_WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|boldsymbol)\s*\{([^{}]*)\}")
+_WRAPPED = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|boldsymbol)\s*\{([^{}]*)\}",
+)
 _CURRENCY = re.compile(r"\\?[$€£¥]|\\(?:pounds|euro)\b|\b(?:USD|EUR)\b")
 _SPACING = re.compile(r"\\(?:[,;:!> ]|quad\b|qquad\b|displaystyle\b|left\b|right\b)|~")
 # A unit behind the number: letters, perhaps to a power.  One letter may be a variable, and stays.

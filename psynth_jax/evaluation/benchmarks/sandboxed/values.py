@@ -3,7 +3,7 @@
     3  0.5  "a"  null  true  [..]          as JSON has them
     {"t": [..]}  {"s": [..]}  {"z": [..]}  tuple, set, frozenset
     {"d": [[key, value], ..]}              dict, with keys of any type
-    {"i": "1f"}  {"f": "nan"}              an integer of many digits in base 16; a float that JSON lacks
+    {"i": "1f"}  {"f": "nan"}              a large integer in base 16; a float that JSON lacks
     {"c": [re, im]}  {"b": "00ff"}         complex; bytes in base 16
     {"o": "Match"}                         any other object: the name of its class
     {"h": "9f86.."}                        a value of more than 1 MiB: the SHA-256 of its JSON
