@@ -55,8 +55,8 @@ class GPQA(ChoiceBenchmark):
         letters = set(_OPTION.findall(text))
         count = len(letters)
         if count < 2 or letters != set(LETTERS[:count]):
-            told = "'question' has no options A, B, ... in it, and the row lacks the field 'options'"
-            raise DataError(f"{where}: {told}")
+            lacking = "the row lacks the field 'options'"
+            raise DataError(f"{where}: 'question' has no options A, B, ... in it, and {lacking}")
         return self.asked(identifier, text, count, _letter(where, answer, count))
 
     def _of_authors(self, where: str, row: Mapping[str, Any], identifier: str) -> BenchmarkQuestion:
