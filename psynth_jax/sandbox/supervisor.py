@@ -210,15 +210,20 @@ class _Watch:
 
 @contextlib.contextmanager
 def _eyes_of(chosen: user.User) -> Iterator[None]:
-    """Look into /proc as the dropped user: root in a container often may not trace others."""
-    if not chosen.dropped:
+    """Look into /proc as the dropped user, if root may not trace others: in containers it may not.
+
+    A user may look at his own processes, and at those in a user namespace of his.
+    """
+    if not chosen.dropped or kernel.has_capabilities(kernel.CAP_SYS_PTRACE):
         yield
         return
-    kernel.set_file_identity(chosen.uid, chosen.uid)
+    os.setegid(chosen.uid)
+    os.seteuid(chosen.uid)
     try:
         yield
     finally:
-        kernel.set_file_identity(0, 0)
+        os.seteuid(0)
+        os.setegid(0)
 
 
 def _kill_all(leader: int) -> int:

@@ -62,7 +62,8 @@ def choose(readable: str | None = None) -> User:
         raise SandboxError(f"root without {', '.join(missing)} cannot become another user; start as one")
     if readable is None:
         return User(_unused_id(), dropped=True)
-    if not kernel.has_capabilities(kernel.CAP_DAC_READ_SEARCH):
+    # And to look at a process with a capability, the supervisor needs one.
+    if not kernel.has_capabilities(kernel.CAP_DAC_READ_SEARCH, kernel.CAP_SYS_PTRACE):
         raise SandboxError(f"another user cannot read {readable}; install Python where everybody can")
     return User(_unused_id(), dropped=True, capabilities=1 << kernel.CAP_DAC_READ_SEARCH)
 
