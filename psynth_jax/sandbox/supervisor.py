@@ -170,6 +170,7 @@ class _Watch:
         if os.getppid() != self.parent:
             return "abandoned"
         self.looks += 1
+        self._reap_orphans()
         found = processes.descendants(os.getpid())
         used = processes.usage(found)
         if used.tasks - self.started.own_tasks > self.limits.processes:
@@ -179,6 +180,12 @@ class _Watch:
         if self.looks % _LOOKS_AT_FILES == 0 and self._files_over(found):
             return "files"
         return None
+
+    def _reap_orphans(self) -> None:
+        """Reap who has lost its parent and ended.  The leader stays: its id must stay its own."""
+        for child in processes.children(os.getpid()):
+            if child != self.started.leader:
+                os.waitpid(child, os.WNOHANG)
 
     def _memory(self, found: list[int], most: int) -> bool:
         """Whether the memory is over the limit, with each shared page counted once."""

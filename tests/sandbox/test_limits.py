@@ -87,6 +87,22 @@ for _ in range(15):
     assert sandboxed.run(program, seconds=5, processes=10).killed_for == "processes"
 
 
+def test_orphans_that_have_ended_do_not_count(sandboxed: Sandboxed) -> None:
+    program = """
+import os, time
+for _ in range(40):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            time.sleep(0.005)
+        os._exit(0)
+    os.wait()
+    time.sleep(0.02)
+print("done")
+"""
+    outcome = sandboxed.run(program, seconds=20, processes=20)
+    assert (outcome.killed_for, outcome.stdout) == (None, "done\n"), outcome
+
+
 def test_memory_of_one_process(sandboxed: Sandboxed) -> None:
     program = """
 kept = []
@@ -266,6 +282,15 @@ for number in range(6):
 time.sleep(30)
 """
     assert sandboxed.run(program, seconds=20, files=4 * MIB).killed_for == "files"
+
+
+def test_more_maps_than_one_can_look_at(sandboxed: Sandboxed) -> None:
+    program = """
+import mmap, time
+kept = [mmap.mmap(-1, 4096, prot=mmap.PROT_READ << number % 2) for number in range(20_000)]
+time.sleep(30)
+"""
+    assert sandboxed.run(program, seconds=20).killed_for == "files"
 
 
 def test_reserved_blocks(sandboxed: Sandboxed) -> None:
