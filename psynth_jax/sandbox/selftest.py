@@ -15,9 +15,7 @@ from pathlib import Path
 from psynth_jax.errors import SandboxError
 from psynth_jax.sandbox import bubblewrap, client, landlocked
 from psynth_jax.sandbox.limits import Limits
-from psynth_jax.sandbox.messages import Job
 from psynth_jax.sandbox.outcome import Outcome
-from psynth_jax.sandbox.runtime import Runtime, this_python
 
 BACKENDS = (bubblewrap.NAME, landlocked.NAME)
 
@@ -51,16 +49,6 @@ time.sleep(20)
 """
 
 _SPINS = "while True: pass"
-
-
-def job_for(backend: str, program: bytes, files: dict[str, bytes], limits: Limits) -> Job:
-    """Return the job that runs a program with this process's Python."""
-    return Job(program, files, limits, backend, _runtime(), bubblewrap.find())
-
-
-@functools.cache
-def _runtime() -> Runtime:
-    return this_python()
 
 
 @functools.cache
@@ -112,7 +100,7 @@ def _tried(
     limits: Limits,
     files: dict[str, bytes] | None = None,
 ) -> Outcome:
-    return client.ask(job_for(backend, program.encode(), files or {}, limits))
+    return client.ask(client.job_for(backend, program.encode(), files or {}, limits))
 
 
 def _last_line(outcome: Outcome) -> str:
@@ -125,7 +113,8 @@ def _secret_paths() -> list[str]:
 
     Python itself may be installed below the home directory.
     """
-    needed = {Path(path) for path in (_runtime().python, *_runtime().paths)}
+    runtime = client.runtime_here()
+    needed = {Path(path) for path in (runtime.python, *runtime.paths)}
     secret = ["/etc/passwd", "/etc/hostname", f"/proc/{os.getpid()}/environ"]
     try:
         entries = sorted(Path.home().iterdir())

@@ -63,12 +63,14 @@ class Actor:
         self.scratch = Path(tempfile.mkdtemp(prefix="psynth-test-", dir="/tmp"))
         self.scratch.chmod(0o777)
         self.secret = f"secret-{home.name}"
+        variables = {"HOME": str(home), "A_TOKEN": self.secret}
+        variables |= {"PATH": os.environ["PATH"], "TMPDIR": str(self.scratch)}
         self.process = subprocess.Popen(
             [*command, "-B", str(WORKER), str(ROOT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd="/",
-            env={"HOME": str(home), "A_TOKEN": self.secret, "PATH": os.environ["PATH"], "TMPDIR": str(self.scratch)},
+            env=variables,
             **other,
         )
 

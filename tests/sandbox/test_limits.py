@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from psynth_jax.errors import InputError
@@ -40,7 +42,7 @@ def test_closed_streams(sandboxed: Sandboxed) -> None:
 
 
 def test_fork_bomb(sandboxed: Sandboxed) -> None:
-    token = f"bomb-{sandboxed.actor.who}"
+    token = f"bomb-{os.getpid()}"
     program = NAME_ME.replace("TOKEN", token) + (
         """
 import os
@@ -87,6 +89,7 @@ for _ in range(15):
     assert sandboxed.run(program, seconds=5, processes=10).killed_for == "processes"
 
 
+@pytest.mark.slow
 def test_orphans_that_have_ended_do_not_count(sandboxed: Sandboxed) -> None:
     program = """
 import os, time
@@ -163,6 +166,7 @@ libc.syscall(exit_of_one_thread, 0)
     assert sandboxed.run(program, seconds=20, memory=80 * MIB).killed_for == "memory"
 
 
+@pytest.mark.slow
 def test_child_that_borrows_the_memory_of_its_parent(sandboxed: Sandboxed) -> None:
     program = """
 import subprocess, sys
@@ -284,6 +288,7 @@ time.sleep(30)
     assert sandboxed.run(program, seconds=20, files=4 * MIB).killed_for == "files"
 
 
+@pytest.mark.slow
 def test_more_maps_than_one_can_look_at(sandboxed: Sandboxed) -> None:
     program = """
 import mmap, time
@@ -305,6 +310,7 @@ print(failed, os.strerror(ctypes.get_errno()), os.fstat(file).st_blocks)
     assert sandboxed.run(program, files=4 * MIB).stdout == "-1 Operation not supported 0\n"
 
 
+@pytest.mark.slow
 def test_program_that_cannot_be_looked_at(sandboxed: Sandboxed) -> None:
     program = """
 import os, shutil, sys
