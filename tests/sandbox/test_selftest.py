@@ -70,6 +70,17 @@ def test_secret_paths_are_readable_outside() -> None:
     assert "/etc/passwd" in open_to_us
 
 
+def test_what_python_needs_is_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "letter").touch()
+    (tmp_path / "link").symlink_to("/usr/lib")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert selftest._secret_paths()[3:] == [str(tmp_path / "letter")]
+    monkeypatch.setenv("HOME", "/")
+    at_root = selftest._secret_paths()[3:]
+    assert "/proc" in at_root
+    assert not {"/usr", "/lib", "/etc", "/dev"} & {*at_root}
+
+
 def _opens(path: str) -> bool:
     try:
         with Path(path).open("rb"):
