@@ -1,9 +1,9 @@
-"""Run Python programs that a language model wrote, where they can do no harm.
+r"""Run Python programs that a language model wrote, where they can do no harm.
 
     from psynth_jax import sandbox
 
     outcome = sandbox.run("print(6 * 7)", sandbox.Limits(seconds=2.0))
-    outcome.stdout  # "42\\n"
+    outcome.stdout  # "42\n"
 
 docs/sandbox.md says what is protected, and what is not.
 """

@@ -9,6 +9,8 @@ from psynth_jax.sandbox import client, selftest
 from psynth_jax.sandbox.limits import Limits
 from psynth_jax.sandbox.outcome import Outcome
 
+_LONGEST_NAME = 255  # bytes
+
 CHOICES = ("auto", *selftest.BACKENDS)
 
 
@@ -50,7 +52,7 @@ class Sandbox:
         given = dict(files or {})
         _check_files(given, bounds)
         program = program_text.encode("utf-8", "surrogatepass")
-        return client.ask(selftest.job_for(self.backend, program, given, bounds))
+        return client.ask(client.job_for(self.backend, program, given, bounds))
 
 
 def run(
@@ -79,7 +81,9 @@ def choose(backend: str) -> str:
 
 def _check_files(files: Mapping[str, bytes], limits: Limits) -> None:
     for name in files:
-        if not name or "/" in name or "\0" in name or name in (".", ".."):
+        encoded = name.encode("utf-8", "replace")
+        plain = name.isprintable() and "/" not in name and name not in ("", ".", "..")
+        if not plain or len(encoded) > _LONGEST_NAME:
             raise InputError(f"a file is named {shown(name)}; a plain name without / is needed")
     total = sum(len(content) for content in files.values())
     if total > limits.files:

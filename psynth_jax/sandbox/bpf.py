@@ -53,7 +53,12 @@ class Rule:
     tests: tuple[Test, ...] = ()
 
 
-def assemble(architecture: int, last_known: int, unknown_errno: int, rules: Sequence[Rule]) -> bytes:
+def assemble(
+    architecture: int,
+    last_known: int,
+    unknown_errno: int,
+    rules: Sequence[Rule],
+) -> bytes:
     """Return the filter as an array of `struct sock_filter`.
 
     A call of another architecture kills the process.  A number above `last_known` fails with
@@ -77,7 +82,7 @@ def assemble(architecture: int, last_known: int, unknown_errno: int, rules: Sequ
 
 
 def _body(rule: Rule) -> list[Word]:
-    """Return what is run for one call.  It always ends with a verdict: the number is lost by then."""
+    """Return what is run for one call.  It ends with a verdict: the number is lost by then."""
     deny: Word = (_RETURN, 0, 0, fails_with(rule.errno))
     if not rule.tests:
         return [deny]

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from psynth_jax.errors import SandboxError
-from psynth_jax.sandbox import kernel, launcher, limits, runtime, seccomp, user
+from psynth_jax.sandbox import kernel, launcher, limits, namespace, runtime, seccomp, user
 from psynth_jax.sandbox.run_parts import Run, Started, fork_into
 
 NAME = "bubblewrap"
@@ -35,7 +35,6 @@ NAME = "bubblewrap"
 _PROGRAM, _LAUNCHER, _FOLDER = "/sandbox/program.py", "/sandbox/launcher.py", "/sandbox/folder"
 _NOT_INSTALLED = "bwrap is not installed; install the package bubblewrap"
 _OWN_TASKS = 3  # bubblewrap outside, bubblewrap as the first process inside, the launcher
-_COUNTED_BY_NAMESPACE = (5, 14)  # from here on, a user namespace counts its own processes
 
 
 def find() -> str | None:
@@ -72,7 +71,6 @@ def start(run: Run, stdout: int, stderr: int) -> Started:
         if run.user.dropped and not as_root:
             user.become(run.user)
         kernel.die_with_parent(signal.SIGKILL, supervisor)
-        launcher.default_signals()
         # The launcher cannot: the filter, which denies changes of this limit, holds for it too.
         launcher.set_limits({resource.RLIMIT_CORE: bounds[resource.RLIMIT_CORE]})
         os.set_inheritable(report, True)
@@ -136,8 +134,10 @@ def _tree(run: Run) -> list[str]:
 
 def _folders(run: Run) -> list[str]:
     """Make the folders above all paths.  bubblewrap would make them for their owner alone."""
+    job = run.job
+    seen = [*runtime.SYSTEM_PATHS, *runtime.DEVICES, job.runtime.python, *job.runtime.paths]
     above: set[Path] = set()
-    for path in (*runtime.SYSTEM_PATHS, run.job.runtime.python, *run.job.runtime.paths, _FOLDER):
+    for path in (*seen, _FOLDER):
         above.update(Path(path).parents)
     made: list[str] = []
     for folder in sorted(above - {Path("/")}):
@@ -157,10 +157,9 @@ def _launched(run: Run, as_root: bool, report: int, bounds: Mapping[int, int]) -
 
 
 def _tasks_of_user(chosen: user.User, as_root: bool) -> int:
-    """Return the tasks that the kernel counts with the program's, and that are not the program's."""
+    """Return how many tasks of ours, or of others, the kernel counts with the program's."""
     if as_root:
         return 0  # all of ours are root's
-    if kernel.version() >= _COUNTED_BY_NAMESPACE:
+    if namespace.counts_processes():
         return _OWN_TASKS - 1  # all but the one outside
-    others = 0 if chosen.dropped else user.tasks(chosen.uid)
-    return others + _OWN_TASKS
+    return user.tasks_beside(chosen) + _OWN_TASKS

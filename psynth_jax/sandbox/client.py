@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import socket
 import subprocess
@@ -11,15 +13,19 @@ from pathlib import Path
 from typing import Any, cast
 
 from psynth_jax.errors import SandboxError
-from psynth_jax.sandbox import messages
+from psynth_jax.sandbox import bubblewrap, messages
+from psynth_jax.sandbox.limits import Limits
 from psynth_jax.sandbox.messages import Job
 from psynth_jax.sandbox.outcome import KilledFor, Outcome
+from psynth_jax.sandbox.runtime import Runtime, this_python
 
 # With -I and -S nothing of an environment is on the path, and no file of it is run.
-_START = (
-    "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from psynth_jax.sandbox.server import main; main()"
-)
+_START = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from psynth_jax.sandbox.server import main
+main()
+"""
 _ROOT = str(Path(__file__).resolve().parents[2])
 
 
@@ -42,6 +48,13 @@ class _Server:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for the client, who then leaves
             )
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """End the server, unless it is that of the process that this one was forked from."""
+        if self.owner == os.getpid():
+            self.control.close()
+            self.process.wait()
 
     def usable(self) -> bool:
         """Whether it is this process's own, not that of one that it was forked from, and lives."""
@@ -70,12 +83,30 @@ def _usable_server() -> _Server:
         return _server
 
 
+def job_for(backend: str, program: bytes, files: dict[str, bytes], limits: Limits) -> Job:
+    """Return the job that runs a program with this process's Python."""
+    return Job(program, files, limits, backend, runtime_here(), bubblewrap.find())
+
+
+@functools.cache
+def runtime_here() -> Runtime:
+    """Describe the Python that runs this process; it is looked for once."""
+    return this_python()
+
+
+def _connection() -> socket.socket:
+    try:
+        return _usable_server().connect()
+    except OSError:  # the server has died since it was looked at, or it cannot be started
+        return _usable_server().connect()
+
+
 def ask(job: Job) -> Outcome:
     """Run a job and wait for its outcome.
 
     Raises `SandboxError` where the back end does not work here.
     """
-    with _usable_server().connect() as connection:
+    with _connection() as connection:
         messages.send(connection, job.to_json())
         answer = messages.receive(connection)
     if answer is None:

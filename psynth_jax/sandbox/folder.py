@@ -67,7 +67,11 @@ class RunFolder:
 
 
 def make(
-    program: bytes, files: Mapping[str, bytes], user: User, parent: Path, prefix: str
+    program: bytes,
+    files: Mapping[str, bytes],
+    user: User,
+    parent: Path,
+    prefix: str,
 ) -> RunFolder:
     """Make the folder of a run: the program, and a folder with `files` that belongs to `user`.
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from pathlib import Path
+
+from psynth_jax.sandbox import syscalls
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -17,8 +20,11 @@ _PR_SET_CHILD_SUBREAPER, _PR_CAP_AMBIENT = 36, 47
 _AMBIENT_RAISE, _AMBIENT_CLEAR_ALL = 2, 4
 _CAPABILITY_VERSION = 0x20080522
 
+_KCMP_VM = 1
+_CLONE_NEWUSER = 0x10000000
+
 CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_KILL = 0, 1, 2, 5
-CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN = 6, 7, 21
+CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE, CAP_SYS_ADMIN = 6, 7, 19, 21
 
 
 def _checked(result: int) -> int:
@@ -59,13 +65,18 @@ def no_new_privileges() -> None:
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
+def new_user_namespace() -> None:
+    """Move this process, which has one thread, into a new user namespace."""
+    _checked(_libc.unshare(_CLONE_NEWUSER))
+
+
 def keep_capabilities_on_setuid() -> None:
     """Keep the permitted capabilities through the next change of user."""
     prctl(_PR_SET_KEEPCAPS, 1)
 
 
 def set_capabilities(kept: int) -> None:
-    """Leave this process and what it executes the capabilities of the mask `kept`, and no others."""
+    """Leave this process, and what it executes, the capabilities of this mask and no others."""
 
     class Header(ctypes.Structure):
         _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
@@ -102,7 +113,11 @@ def version() -> tuple[int, int]:
     return int(numbers[0]), int(minor)
 
 
-def set_file_identity(uid: int, gid: int) -> None:
-    """Let this thread look at files, and at /proc, as another user would."""
-    _libc.setfsgid(gid)
-    _libc.setfsuid(uid)
+def have_one_memory(process: int, other: int) -> bool:
+    """Whether two processes have the same memory; False where the kernel does not say."""
+    number = syscalls.number("kcmp", platform.machine())
+    try:
+        words = [ctypes.c_ulong(word) for word in (process, other, _KCMP_VM, 0, 0)]
+        return number is not None and syscall(number, *words) == 0
+    except OSError:
+        return False

@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import sys
 from collections.abc import Sequence
 
 from psynth_jax.sandbox import kernel
@@ -60,10 +61,16 @@ class _Ruleset(ctypes.Structure):
 
 def version() -> int:
     """Return the version of Landlock that this kernel has; 0 where it has none."""
+    if sys.platform != "linux":
+        return 0
     try:
-        return kernel.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_ASK_VERSION))
+        return _create(None, 0, _ASK_VERSION)
     except OSError:
         return 0
+
+
+def _create(rules: object, size: int, flags: int) -> int:
+    return kernel.syscall(_CREATE_RULESET, rules, ctypes.c_size_t(size), ctypes.c_uint32(flags))
 
 
 def restrict(grants: Sequence[tuple[str, int]]) -> None:
@@ -81,9 +88,7 @@ def restrict(grants: Sequence[tuple[str, int]]) -> None:
         rules.files |= _IOCTL_DEVICE
     if known >= SCOPES_VERSION:
         rules.scopes, size = _ALL_SCOPES, 24
-    ruleset = kernel.syscall(
-        _CREATE_RULESET, ctypes.byref(rules), ctypes.c_size_t(size), ctypes.c_uint32(0)
-    )
+    ruleset = _create(ctypes.byref(rules), size, 0)
     for path, rights in grants:
         _grant(ruleset, path, rights)
     kernel.syscall(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))

@@ -1,8 +1,8 @@
-"""Start a program under Landlock, seccomp and the kernel's limits, without any namespace.
+"""Start a program under Landlock, seccomp and the kernel's limits.
 
 Its process becomes the user, then gives up one right after the other, then executes Python:
 
-    user, capabilities -> limits -> no_new_privs -> Landlock -> seccomp -> execve
+    namespace, user, capabilities -> limits -> no_new_privs -> Landlock -> seccomp -> execve
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 from typing import NoReturn
 
 from psynth_jax.errors import SandboxError
-from psynth_jax.sandbox import kernel, landlock, launcher, limits, runtime, seccomp, user
+from psynth_jax.sandbox import kernel, landlock, launcher, limits, namespace, runtime, seccomp, user
 from psynth_jax.sandbox.run_parts import Run, Started, fork_into
 
 NAME = "landlock"
@@ -20,16 +20,14 @@ NAME = "landlock"
 
 def missing() -> str | None:
     """Return what this machine lacks for it, or None."""
-    known = landlock.version()
     if seccomp.machine() is None:
         return seccomp.NO_FILTER
+    known = landlock.version()
     if known == 0:
         return "the kernel has no Landlock; it needs Linux 6.2 or later with lsm=landlock,..."
     if known < landlock.LEAST_VERSION:
-        return (
-            f"the kernel has version {known} of Landlock; {landlock.LEAST_VERSION} is needed "
-            "(Linux 6.2)"
-        )
+        least = landlock.LEAST_VERSION
+        return f"the kernel has version {known} of Landlock; {least} is needed (Linux 6.2)"
     return None
 
 
@@ -41,16 +39,17 @@ def start(run: Run, stdout: int, stderr: int) -> Started:
     if (lacks := missing()) is not None:
         raise SandboxError(lacks)
     supervisor = os.getpid()
-    # Only for a user whose other processes are counted too.
-    others = 0 if run.user.dropped else user.tasks(run.user.uid)
+    alone = not run.user.dropped and namespace.available()
+    others = 0 if alone else user.tasks_beside(run.user)
     bounds = limits.resource_limits(run.job.limits, others)
 
     def body() -> NoReturn:
+        if alone:
+            namespace.enter()
         user.become(run.user)
         kernel.die_with_parent(signal.SIGKILL, supervisor)
         os.umask(0o077)
         os.chdir(run.folder.work)
-        launcher.default_signals()
         launcher.set_limits(bounds)
         _restrict(run)
         python = run.job.runtime.python

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import sys
-from collections.abc import Mapping
+
+TYPE_CHECKING = False  # each import here makes every start longer
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 STARTED = b"started "
 
@@ -26,12 +28,6 @@ def set_limits(limits: Mapping[int, int]) -> None:
         if hard != resource.RLIM_INFINITY:
             value = min(value, hard)
         resource.setrlimit(kind, (value, value))
-
-
-def default_signals() -> None:
-    """Undo what Python does to signals at its start: the program would inherit it."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def main() -> None:
@@ -56,7 +52,6 @@ def _execute(user: str, limits: str, command: list[str]) -> None:
     os.environ.pop("PWD", None)  # bubblewrap sets it
     os.umask(0o077)
     os.chdir(os.environ["HOME"])  # only the user may enter it
-    default_signals()
     pairs = (pair.split(":") for pair in limits.split(","))
     set_limits({int(kind): int(value) for kind, value in pairs})
     try:

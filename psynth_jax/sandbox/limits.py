@@ -12,7 +12,7 @@ _MEBIBYTE = 1 << 20
 _SLACK_PROCESSES = 8
 _SLACK_ADDRESSES = 512 * _MEBIBYTE
 _SLACK_FILE = _MEBIBYTE
-_OPEN_FILES = 256
+_OPEN_FILES = 128  # the buffers of as many sockets and pipes are memory that nobody counts
 _PENDING_SIGNALS = 256
 _LEAST_MEMORY = 16 * _MEBIBYTE  # a Python that does nothing has about 10
 
@@ -39,7 +39,8 @@ class Limits:
     files: int = 64 << 20
 
     def __post_init__(self) -> None:
-        number = isinstance(self.seconds, int | float) and not isinstance(self.seconds, bool)
+        seconds: object = self.seconds
+        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
         if not number or not math.isfinite(self.seconds) or self.seconds <= 0:
             raise InputError(f"seconds is {shown(self.seconds)}; it must be a positive number")
         least = {"memory": _LEAST_MEMORY, "processes": 1, "output": 1, "files": 1}
@@ -47,9 +48,8 @@ class Limits:
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
             if not whole or not smallest <= value < 1 << 62:
-                raise InputError(
-                    f"{name} is {shown(value)}; it must be a whole number, at least {smallest}"
-                )
+                needed = f"a whole number, at least {smallest}"
+                raise InputError(f"{name} is {shown(value)}; it must be {needed}")
 
 
 def resource_limits(limits: Limits, tasks_of_user: int) -> dict[int, int]:
@@ -60,8 +60,8 @@ def resource_limits(limits: Limits, tasks_of_user: int) -> dict[int, int]:
 
     Args:
         limits: of the run.
-        tasks_of_user: processes and threads that the same user has outside the run: the kernel
-            counts them too.
+        tasks_of_user: processes and threads that the kernel counts as well: those of the same
+            user outside the run.
     """
     return {
         resource.RLIMIT_NPROC: limits.processes + _SLACK_PROCESSES + tasks_of_user,

@@ -1,6 +1,6 @@
-"""What the client, the server and the supervisors say to each other: JSON with its length before it.
+"""What the client, the server and the supervisors say to each other: JSON, its length first.
 
-    8 bytes: length | JSON, UTF-8
+8 bytes: length | JSON, UTF-8
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def fork_into(body: Callable[[], NoReturn], stdout: int, stderr: int) -> int:
             os.write(tell, f"{type(failed).__name__}: {failed}".encode())
         os._exit(127)
     os.close(tell)
-    with open(told, "rb") as reader:
+    with os.fdopen(told, "rb") as reader:
         message = reader.read()  # it ends when the child executes: the pipe is closed then
     if message:
         os.waitpid(child, 0)

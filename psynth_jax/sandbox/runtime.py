@@ -1,10 +1,10 @@
 """The Python that programs run with, and the paths that it needs: the one that runs us.
 
-    <prefix>/bin/python          the interpreter, of a virtual environment often a link
-    <prefix>/lib                 site-packages
-    <base prefix>/lib            the standard library, libpython
-    /lib, /lib64, /usr/lib ...   shared libraries
-    /etc/ld.so.cache, zones      what the C library reads
+<prefix>/bin/python          the interpreter, of a virtual environment often a link
+<prefix>/lib                 site-packages
+<base prefix>/lib            the standard library, libpython
+/lib, /lib64, /usr/lib ...   shared libraries
+/etc/ld.so.cache, zones      what the C library reads
 """
 
 from __future__ import annotations
@@ -80,8 +80,7 @@ def command(runtime: Runtime, program: str) -> list[str]:
 
 def environment(folder: str) -> dict[str, str]:
     """Return the whole environment of a program: nothing of ours is in it."""
-    variables = {name: folder for name in ("HOME", "TMPDIR")}
-    variables |= {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+    variables = {"HOME": folder, "TMPDIR": folder, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
     # Each thread counts as a process, and libraries of linear algebra start one for every core.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         variables[name] = "1"

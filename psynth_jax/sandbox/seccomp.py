@@ -10,44 +10,47 @@ import ctypes
 import dataclasses
 import errno
 import platform
+import sys
 
 from psynth_jax.errors import SandboxError
 from psynth_jax.sandbox import bpf, kernel, syscalls
 from psynth_jax.sandbox.bpf import Rule, Test
 
 # Sockets.  `socketpair` and `sendto` have tests below: asyncio wakes itself through such a pair.
-# Without `sendmsg` no descriptor can travel, so that none hides an open file in a message.
-_SOCKETS = "socket connect bind listen accept accept4 sendmsg sendmmsg"
-_OTHER_PROCESSES = (
-    "ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp process_madvise process_mrelease "
-    "move_pages migrate_pages"
-)
-_MOUNTS = (
-    "mount umount2 pivot_root chroot fsopen fsconfig fsmount fspick open_tree move_mount "
-    "mount_setattr statmount listmount quotactl quotactl_fd swapon swapoff nfsservctl unshare setns"
-)
-_KERNEL = (
-    "add_key request_key keyctl bpf perf_event_open io_uring_setup io_uring_enter "
-    "io_uring_register userfaultfd kexec_load kexec_file_load init_module finit_module "
-    "delete_module create_module get_kernel_syms query_module reboot sethostname setdomainname "
-    "iopl ioperm modify_ldt vhangup settimeofday clock_settime clock_adjtime adjtimex acct syslog "
-    "mbind set_mempolicy_home_node lookup_dcookie uselib ustat sysfs _sysctl"
-)
+# Without `sendmsg` no descriptor can travel, so that none hides an open file in a message;
+# without `setsockopt` no buffer grows.
+_SOCKETS = "socket connect bind listen accept accept4 sendmsg sendmmsg setsockopt"
+_OTHER_PROCESSES = """
+    ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp process_madvise process_mrelease
+    move_pages migrate_pages
+"""
+_MOUNTS = """
+    mount umount2 pivot_root chroot fsopen fsconfig fsmount fspick open_tree move_mount
+    mount_setattr statmount listmount quotactl quotactl_fd swapon swapoff nfsservctl unshare
+    setns
+"""
+_KERNEL = """
+    add_key request_key keyctl bpf perf_event_open io_uring_setup io_uring_enter
+    io_uring_register userfaultfd kexec_load kexec_file_load init_module finit_module
+    delete_module create_module get_kernel_syms query_module reboot sethostname setdomainname
+    iopl ioperm modify_ldt vhangup settimeofday clock_settime clock_adjtime adjtimex acct syslog
+    mbind set_mempolicy_home_node lookup_dcookie uselib ustat sysfs _sysctl io_setup
+"""
 # Memory that belongs to no process, so that nobody would count it.
-_HIDDEN_MEMORY = (
-    "memfd_create memfd_secret shmget shmat shmctl shmdt semget semop semctl semtimedop "
-    "msgget msgsnd msgrcv msgctl mq_open mq_unlink"
-)
+_HIDDEN_MEMORY = """
+    memfd_create memfd_secret shmget shmat shmctl shmdt semget semop semctl semtimedop msgget
+    msgsnd msgrcv msgctl mq_open mq_unlink
+"""
 # Watching files needs no right that Landlock knows; a handle names a file without its path.
-_FILES = (
-    "inotify_init inotify_init1 inotify_add_watch fanotify_init fanotify_mark "
-    "name_to_handle_at open_by_handle_at"
-)
+_FILES = """
+    inotify_init inotify_init1 inotify_add_watch fanotify_init fanotify_mark name_to_handle_at
+    open_by_handle_at
+"""
 # Landlock does not know these: they would change files of the same user anywhere.
-_ATTRIBUTES = (
-    "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat setxattr lsetxattr fsetxattr "
-    "removexattr lremovexattr fremovexattr utime utimes futimesat utimensat"
-)
+_ATTRIBUTES = """
+    chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat setxattr lsetxattr fsetxattr
+    removexattr lremovexattr fremovexattr utime utimes futimesat utimensat
+"""
 # All processes stay in one group, which one signal kills without a race.
 _GROUPS = "setsid setpgid"
 
@@ -62,7 +65,7 @@ _RLIMIT_CORE = 4
 _FCNTLS = (8, 15, 1024, 1026, 1031)
 
 
-NO_FILTER = "there is a seccomp filter for x86_64 and aarch64 only"
+NO_FILTER = "programs run on Linux on x86_64 or aarch64 only: there is no seccomp filter for others"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +86,8 @@ class Policy:
 def machine() -> str | None:
     """Return the architecture, `x86_64` or `aarch64`, or None where no filter is known."""
     name = platform.machine()
-    return name if name in syscalls.AUDIT_ARCHITECTURES else None
+    known = sys.platform == "linux" and name in syscalls.AUDIT_ARCHITECTURES
+    return name if known else None
 
 
 def build(policy: Policy, architecture: str | None = None) -> bytes:
@@ -98,6 +102,8 @@ def build(policy: Policy, architecture: str | None = None) -> bytes:
     for name, tests in _conditions(policy).items():
         _add(rules, name, architecture, errno.EPERM, tests)
     _add(rules, "ioctl", architecture, errno.ENOTTY, (Test(1, "not in", _IOCTLS),))
+    # Other modes reserve blocks beyond the size of a file, which has a limit.
+    _add(rules, "fallocate", architecture, errno.EOPNOTSUPP, (Test(1, "not in", (0,)),))
     # glibc falls back to clone, whose flags a filter can see.
     _add(rules, "clone3", architecture, errno.ENOSYS)
     for name in _denied(policy).split():
@@ -107,7 +113,11 @@ def build(policy: Policy, architecture: str | None = None) -> bytes:
 
 
 def _add(
-    rules: list[Rule], name: str, architecture: str, error: int, tests: tuple[Test, ...] = ()
+    rules: list[Rule],
+    name: str,
+    architecture: str,
+    error: int,
+    tests: tuple[Test, ...] = (),
 ) -> None:
     number = syscalls.number(name, architecture)
     if number is not None:

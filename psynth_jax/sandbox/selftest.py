@@ -1,8 +1,8 @@
 """Try a back end on this machine before any program is trusted to it: three short runs.
 
-    looks   /etc/passwd and what is in the home directory cannot be read; no socket can be made
-    forks   a fork bomb ends, and is told
-    spins   an endless loop ends at its time, and is told
+looks   /etc/passwd and what is in the home directory cannot be read; no socket can be made
+forks   a fork bomb ends, and is told
+spins   an endless loop ends at its time, and is told
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from pathlib import Path
 from psynth_jax.errors import SandboxError
 from psynth_jax.sandbox import bubblewrap, client, landlocked
 from psynth_jax.sandbox.limits import Limits
-from psynth_jax.sandbox.messages import Job
 from psynth_jax.sandbox.outcome import Outcome
-from psynth_jax.sandbox.runtime import Runtime, this_python
+from psynth_jax.sandbox.runtime import DEVICES, SYSTEM_PATHS
 
 BACKENDS = (bubblewrap.NAME, landlocked.NAME)
 
@@ -53,29 +52,21 @@ time.sleep(20)
 _SPINS = "while True: pass"
 
 
-def job_for(backend: str, program: bytes, files: dict[str, bytes], limits: Limits) -> Job:
-    """Return the job that runs a program with this process's Python."""
-    return Job(program, files, limits, backend, _runtime(), bubblewrap.find())
-
-
-@functools.cache
-def _runtime() -> Runtime:
-    return this_python()
-
-
 @functools.cache
 def fault(backend: str) -> str | None:
     """Return why a back end cannot be used here, or None.  It is tried once in a process."""
-    if backend == bubblewrap.NAME:
-        lacks = bubblewrap.missing(bubblewrap.find())
-    else:
-        lacks = landlocked.missing()
-    if lacks is not None:
-        return lacks
     try:
+        if (lacks := _missing(backend)) is not None:
+            return lacks
         return _looks(backend) or _forks(backend) or _spins(backend)
     except SandboxError as failed:
         return str(failed)
+
+
+def _missing(backend: str) -> str | None:
+    if backend == bubblewrap.NAME:
+        return bubblewrap.missing(bubblewrap.find())
+    return landlocked.missing()
 
 
 def _looks(backend: str) -> str | None:
@@ -105,9 +96,12 @@ def _spins(backend: str) -> str | None:
 
 
 def _tried(
-    backend: str, program: str, limits: Limits, files: dict[str, bytes] | None = None
+    backend: str,
+    program: str,
+    limits: Limits,
+    files: dict[str, bytes] | None = None,
 ) -> Outcome:
-    return client.ask(job_for(backend, program.encode(), files or {}, limits))
+    return client.ask(client.job_for(backend, program.encode(), files or {}, limits))
 
 
 def _last_line(outcome: Outcome) -> str:
@@ -116,18 +110,26 @@ def _last_line(outcome: Outcome) -> str:
 
 
 def _secret_paths() -> list[str]:
-    """Return paths that a program must not read: the passwords' file, and what is at home.
-
-    Python itself may be installed below the home directory.
-    """
-    needed = {Path(path) for path in (_runtime().python, *_runtime().paths)}
+    """Return paths that a program must not read: the passwords' file, and what is at home."""
     secret = ["/etc/passwd", "/etc/hostname", f"/proc/{os.getpid()}/environ"]
     try:
-        entries = sorted(Path.home().iterdir())
+        entries = sorted(Path.home().resolve().iterdir())
     except (OSError, RuntimeError):  # RuntimeError: nobody knows a home
         return secret
     for entry in entries[:_MOST_NAMES]:
-        leads_to_python = any(entry in path.parents or entry == path for path in needed)
-        if not leads_to_python:
+        if not entry.is_symlink() and not _is_granted(entry):
             secret.append(str(entry))
     return secret
+
+
+def _is_granted(entry: Path) -> bool:
+    """Whether a program may see a path: Python is below it, or above it.
+
+    Python may be installed at home, and a home may be / or a folder of /usr/lib.
+    """
+    runtime = client.runtime_here()
+    for name in (runtime.python, *runtime.paths, *SYSTEM_PATHS, *DEVICES):
+        granted = Path(name)
+        if entry == granted or entry in granted.parents or granted in entry.parents:
+            return True
+    return False

@@ -9,13 +9,14 @@ of JAX, is not safe.  The client sends one end of a socket pair for each run:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import socket
 import sys
 
-from psynth_jax.sandbox import kernel, processes, supervisor
+from psynth_jax.sandbox import kernel, namespace, processes, supervisor
 
 _LOOK = 0.5  # seconds between two looks at what has ended
 
@@ -28,6 +29,8 @@ def main() -> None:
     control.set_inheritable(False)
     parent = int(sys.argv[3])
     kernel.adopt_orphans()
+    if os.geteuid() != 0:
+        namespace.available()  # it is remembered, here and in all supervisors
     poll = select.poll()
     poll.register(control, select.POLLIN)
     # Its end closes the connection, but a fork of it may hold a copy: therefore its id, too.
@@ -83,8 +86,6 @@ def _kill_orphans() -> None:
     """
     while orphans := set(processes.children(os.getpid())) - _supervisors:
         for orphan in orphans:
-            try:
+            with contextlib.suppress(OSError):  # it is dead already
                 os.killpg(os.getpgid(orphan), signal.SIGKILL)
-            except OSError:  # it is dead already
-                pass
             os.waitpid(orphan, 0)

@@ -1,7 +1,7 @@
 """One run, from its folder to its last process: start, watch, kill, clean up.
 
     client ── job ──> supervisor ──> program ──> its children ...
-           <─ outcome ─┘   └ polls /proc every 10 ms, kills for what is over a limit
+           <─ outcome ─┘   └ watches them all (`watch`), kills them all
 
 The supervisor is a process of one thread, for one run.  It ends the run as well when the client is
 gone: its end of the connection is closed then, or the server, the supervisor's parent, is.
@@ -9,15 +9,15 @@ gone: its end of the connection is closed then, or the server, the supervisor's 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
-import select
 import signal
 import socket
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from psynth_jax.errors import SandboxError, UserError
 from psynth_jax.sandbox import (
@@ -32,19 +32,16 @@ from psynth_jax.sandbox import (
 )
 from psynth_jax.sandbox.folder import RunFolder
 from psynth_jax.sandbox.messages import Job
-from psynth_jax.sandbox.run_parts import Run, Started
+from psynth_jax.sandbox.run_parts import Run
 from psynth_jax.sandbox.runtime import open_to_all
 from psynth_jax.sandbox.streams import Streams
+from psynth_jax.sandbox.watch import Reason, Watch
 
 _BACKENDS = {bubblewrap.NAME: bubblewrap.start, landlocked.NAME: landlocked.start}
 
-_LOOK = 0.010  # seconds between two looks at processes and memory
-_LOOKS_AT_FILES = 5  # each so many looks the files are counted, too
 _PAUSE = 0.001  # seconds between two attempts to reap
 _LAST_WAIT = 10.0  # seconds until killed processes must be gone
 _SERVER = secrets.token_hex(4)  # drawn by the server, which the supervisors are forks of
-
-Reason = Literal["time", "memory", "processes", "output", "files", "abandoned"]
 
 
 def serve(connection: socket.socket) -> None:
@@ -56,6 +53,8 @@ def serve(connection: socket.socket) -> None:
         answer = _run(Job.from_json(value), connection)
     except UserError as failed:
         answer = {"error": str(failed)}
+    except Exception as failed:  # noqa: BLE001  nobody else would hear of it
+        answer = {"error": f"the supervisor failed: {type(failed).__name__}: {failed}"}
     if answer is not None:
         messages.send(connection, answer)
 
@@ -71,11 +70,12 @@ def _run(job: Job, connection: socket.socket) -> dict[str, Any] | None:
         stdout, out = os.pipe()
         stderr, err = os.pipe()
         started_at = time.monotonic()
-        started = _BACKENDS[job.backend](Run(job, made, chosen), out, err)
+        run = Run(job, made, chosen)
+        started = _BACKENDS[job.backend](run, out, err)
         os.close(out)
         os.close(err)
         streams = Streams(stdout, stderr, job.limits.output)
-        watch = _Watch(job, made, chosen, started, streams, connection)
+        watch = Watch(run, started, streams, connection)
         try:
             reason = watch.until_end(started_at + job.limits.seconds)
         finally:
@@ -111,108 +111,8 @@ def remove_folder_of(supervisor: int) -> None:
     """Remove what a supervisor of this server has left that could not do it itself."""
     for place in _temporary_folders():
         for left in place.glob(f"{_folder_prefix(supervisor)}*"):
-            with _Ignored(OSError):
+            with contextlib.suppress(OSError):
                 RunFolder(left).remove()
-
-
-class _Watch:
-    """Look at a run until it ends or is over a limit."""
-
-    def __init__(
-        self,
-        job: Job,
-        made: RunFolder,
-        chosen: user.User,
-        started: Started,
-        streams: Streams,
-        connection: socket.socket,
-    ) -> None:
-        self.limits = job.limits
-        self.folder = made
-        self.user = chosen
-        self.started = started
-        self.streams = streams
-        self.connection = connection.fileno()
-        self.parent = os.getppid()
-        self.looks = 0
-
-    def until_end(self, deadline: float) -> Reason | None:
-        """Return why the run must be killed, or None when its leader has ended by itself."""
-        leader = os.pidfd_open(self.started.leader)
-        poll = select.poll()
-        for descriptor in (*self.streams.open, self.connection, leader):
-            poll.register(descriptor, select.POLLIN)
-        next_look = time.monotonic()
-        while True:
-            now = time.monotonic()
-            if now >= deadline:
-                return "time"
-            if now >= next_look:
-                if (reason := self._look()) is not None:
-                    return reason
-                next_look = time.monotonic() + _LOOK
-            wait = max(0.0, min(deadline, next_look) - time.monotonic())
-            for descriptor, _ in poll.poll(wait * 1000):
-                if descriptor == self.connection:
-                    return "abandoned"
-                if descriptor == leader:
-                    return None
-                self.streams.read(descriptor)
-                if self.streams.over:
-                    return "output"
-                if descriptor not in self.streams.open:
-                    poll.unregister(descriptor)
-
-    def _look(self) -> Reason | None:
-        if os.getppid() != self.parent:
-            return "abandoned"
-        self.looks += 1
-        found = processes.descendants(os.getpid())
-        used = processes.usage(found)
-        if used.tasks - self.started.own_tasks > self.limits.processes:
-            return "processes"
-        if used.memory > self.limits.memory and self._memory(found, used.memory):
-            return "memory"
-        if self.looks % _LOOKS_AT_FILES == 0 and self._files_over(found):
-            return "files"
-        return None
-
-    def _memory(self, found: list[int], most: int) -> bool:
-        """Whether the memory is over the limit, with each shared page counted once."""
-        with _EyesOf(self.user):
-            shared_out = processes.shared_out_memory(found)
-        used = most if shared_out is None else shared_out
-        return used > self.limits.memory
-
-    def _files_over(self, found: list[int]) -> bool:
-        with _EyesOf(self.user):
-            deleted = processes.deleted_bytes(found, self.limits.files)
-        return deleted + self.folder.used(self.limits.files) > self.limits.files
-
-    def last_reason(self, reason: Reason | None) -> Reason | None:
-        """Return the reason, or what is found to be over a limit when all has ended."""
-        if reason is not None:
-            return reason
-        if self.streams.over:
-            return "output"
-        if self.folder.used(self.limits.files) > self.limits.files:
-            return "files"
-        return None
-
-
-class _EyesOf:
-    """Look into /proc as the dropped user: root in a container often may not trace others."""
-
-    def __init__(self, chosen: user.User) -> None:
-        self.chosen = chosen
-
-    def __enter__(self) -> None:
-        if self.chosen.dropped:
-            kernel.set_file_identity(self.chosen.uid, self.chosen.uid)
-
-    def __exit__(self, *raised: object) -> None:
-        if self.chosen.dropped:
-            kernel.set_file_identity(0, 0)
 
 
 def _kill_all(leader: int) -> int:
@@ -223,11 +123,11 @@ def _kill_all(leader: int) -> int:
     """
     status = 0
     until = time.monotonic() + _LAST_WAIT
-    with _Ignored(ProcessLookupError, PermissionError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
     while time.monotonic() < until:
         for process in processes.descendants(os.getpid()):
-            with _Ignored(ProcessLookupError, PermissionError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(process, signal.SIGKILL)
         try:
             ended, word = os.waitpid(-1, os.WNOHANG)
@@ -240,25 +140,12 @@ def _kill_all(leader: int) -> int:
     raise SandboxError("processes of the run could not be killed: the kernel holds them")
 
 
-class _Ignored:
-    """`contextlib.suppress`, without the import: the start of a server is short."""
-
-    def __init__(self, *kinds: type[BaseException]) -> None:
-        self.kinds = kinds
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        return kind is not None and issubclass(kind, self.kinds)
-
-
 def _told_status(pipe: int, streams: Streams) -> int:
     """Return the status that the launcher told.  Without one, a signal has ended the launcher.
 
     Raises `SandboxError` when the launcher has not even started.
     """
-    with open(pipe, "rb") as reader:
+    with os.fdopen(pipe, "rb") as reader:
         told = reader.read()
     started, _, word = told.partition(launcher.STARTED)
     if started or not told:

@@ -1,6 +1,6 @@
 """The numbers of system calls that the seccomp filter names, for x86_64 and aarch64.
 
-From kernel 5.1 on, a new call has the same number on both.  None: the architecture has no such call.
+From kernel 5.1 on, a new call has the same number on both.  None: there is no such call.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "connect": (42, 203),
     "create_module": (174, None),
     "delete_module": (176, 106),
+    "fallocate": (285, 47),
     "fanotify_init": (300, 262),
     "fanotify_mark": (301, 263),
     "fchmod": (91, 52),
@@ -51,6 +52,7 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "inotify_add_watch": (254, 27),
     "inotify_init": (253, None),
     "inotify_init1": (294, 26),
+    "io_setup": (206, 0),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
     "io_uring_setup": (425, 425),
@@ -127,6 +129,7 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "setpriority": (141, 140),
     "setrlimit": (160, 164),
     "setsid": (112, 157),
+    "setsockopt": (54, 208),
     "settimeofday": (164, 170),
     "setxattr": (188, 5),
     "shmat": (30, 196),

@@ -20,6 +20,7 @@ from psynth_jax.sandbox import kernel
 # namespace often maps 65536 ids only.
 _UNUSED_RANGES = ((1_879_048_192, 2_147_483_647), (60_578, 61_183))
 _TRIES = 64
+_ROOM = 256  # tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +59,14 @@ def choose(readable: str | None = None) -> User:
     }
     missing = [name for name, bit in needed.items() if not kernel.has_capabilities(bit)]
     if missing:
-        raise SandboxError(
-            f"root without {', '.join(missing)} cannot run programs as another user; "
-            "start as a user that is not root"
-        )
+        names = ", ".join(missing)
+        raise SandboxError(f"root without {names} cannot become another user; start as one")
     if readable is None:
         return User(_unused_id(), dropped=True)
-    if not kernel.has_capabilities(kernel.CAP_DAC_READ_SEARCH):
-        raise SandboxError(
-            f"another user cannot read {readable}; install Python where every user can read it"
-        )
+    # And to look at a process with a capability, the supervisor needs one.
+    if not kernel.has_capabilities(kernel.CAP_DAC_READ_SEARCH, kernel.CAP_SYS_PTRACE):
+        right = "install Python where everybody can"
+        raise SandboxError(f"another user cannot read {readable}; {right}")
     return User(_unused_id(), dropped=True, capabilities=1 << kernel.CAP_DAC_READ_SEARCH)
 
 
@@ -82,6 +81,17 @@ def become(user: User) -> None:
     kernel.set_capabilities(user.capabilities)
 
 
+def tasks_beside(chosen: User) -> int:
+    """Return how many tasks the kernel's limit must leave to other processes of a run's user.
+
+    A dropped user has none.  Another one has those that there are now, and may start more while the
+    program runs: other runs, perhaps.  Between two looks of the supervisor a program can use them.
+    """
+    if chosen.dropped:
+        return 0
+    return tasks(chosen.uid) + _ROOM
+
+
 def tasks(uid: int) -> int:
     """Count the processes and threads of a user."""
     count = 0
@@ -90,7 +100,7 @@ def tasks(uid: int) -> int:
             continue
         try:
             if entry.stat().st_uid == uid:
-                count += len(os.listdir(f"/proc/{entry.name}/task"))
+                count += len(list(Path(entry.path, "task").iterdir()))
         except OSError:  # it has ended
             continue
     return count
@@ -105,9 +115,7 @@ def _unused_id() -> int:
             inside = any(start <= drawn < end for start, end in mapped)
             if inside and not _has_name(drawn) and tasks(drawn) == 0:
                 return drawn
-    raise SandboxError(
-        "no unused user id is mapped here; map ids 60578 to 61183 into the container"
-    )
+    raise SandboxError("no unused user id is mapped here; map 60578 to 61183 into the container")
 
 
 def _mapped_ids(kind: str) -> set[tuple[int, int]]:

@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +23,18 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("worker.py")
 OTHER_UID = 54_321  # nobody's
 
+# Root as it is in a container: it may not mount, and not trace the processes of others.
+_HELD = "chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service"
+_BOUND = ",".join(["-all", *(f"+{name}" for name in _HELD.split())])
+CONTAINER = ["setpriv", f"--bounding-set={_BOUND}", "--inh-caps=-all"]
+
 
 def worker_python() -> str | None:
     """Return a Python that any user can run, or None."""
     if os.geteuid() != 0:
         return sys.executable
-    for candidate in (Path(sys.executable), Path("/usr/bin/python3"), Path("/usr/local/bin/python3")):
+    for name in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
+        candidate = Path(name)
         if candidate.exists() and open_to_all(candidate) and open_to_all(WORKER):
             asked = "import sys; sys.exit(sys.version_info < (3, 11))"
             if subprocess.run([candidate, "-c", asked], check=False).returncode == 0:
@@ -40,21 +48,29 @@ class Actor:
     def __init__(self, who: str, home: Path) -> None:
         self.who = who
         self.home = home
+        self.faults: dict[str, str | None] = {}
         (home / "secret").write_text("of the home")
         if who == "user" and os.geteuid() == 0:
             os.chown(home, OTHER_UID, OTHER_UID)
         other: dict[str, Any] = {}
-        python = sys.executable
+        command = [sys.executable]
+        if who == "container":
+            command = [*CONTAINER, worker_python() or sys.executable]
         if who == "user" and os.geteuid() == 0:
             other = {"user": OTHER_UID, "group": OTHER_UID, "extra_groups": []}
-            python = worker_python() or python
+            command = [worker_python() or sys.executable]
+        # Not pytest's folder: that of root is closed to all others.
+        self.scratch = Path(tempfile.mkdtemp(prefix="psynth-test-", dir="/tmp"))
+        self.scratch.chmod(0o777)
         self.secret = f"secret-{home.name}"
+        variables = {"HOME": str(home), "A_TOKEN": self.secret}
+        variables |= {"PATH": os.environ["PATH"], "TMPDIR": str(self.scratch)}
         self.process = subprocess.Popen(
-            [python, "-B", str(WORKER), str(ROOT)],
+            [*command, "-B", str(WORKER), str(ROOT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd="/",
-            env={"HOME": str(home), "A_TOKEN": self.secret, "PATH": os.environ["PATH"]},
+            env=variables,
             **other,
         )
 
@@ -75,6 +91,11 @@ class Actor:
         """End it."""
         self.process.kill()
         self.process.communicate()
+        shutil.rmtree(self.scratch)
+
+    def folders(self) -> list[str]:
+        """Return the folders of runs that there are now."""
+        return sorted(path.name for path in self.scratch.iterdir())
 
 
 class Sandboxed:
@@ -83,6 +104,13 @@ class Sandboxed:
     def __init__(self, actor: Actor, backend: str) -> None:
         self.actor = actor
         self.backend = backend
+
+    def fault(self) -> str | None:
+        """Return why this back end does not work for this actor, or None.  It is tried once."""
+        if self.backend not in self.actor.faults:
+            self.actor.start("pass", self.backend)
+            self.actor.faults[self.backend] = self.actor.answer().get("error")
+        return self.actor.faults[self.backend]
 
     def run(self, program: str, **limits: float) -> Outcome:
         """Run a program to its end."""
@@ -134,7 +162,9 @@ ctypes.CDLL(None).prctl(15, b"TOKEN")
 
 # Lines for the top of a program: what an attempt ends with, `done` or the name of an errno.
 _NUMBERS = {name: syscalls.number(name, platform.machine()) for name in syscalls.NAMES}
-ATTEMPTS = f"numbers = {_NUMBERS!r}" + """
+ATTEMPTS = (
+    f"numbers = {_NUMBERS!r}"
+    + """
 import ctypes, errno, json, os, socket, sys
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -152,3 +182,4 @@ def call(number, *arguments):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 """
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,8 +32,10 @@ def why_not(who: str) -> str | None:
     """Return why the tests cannot act as root, or as another user, or None."""
     if who == "root" and os.geteuid() != 0:
         return "the tests do not run as root"
-    if who == "user" and worker_python() is None:
+    if who != "root" and worker_python() is None:
         return f"no Python 3.11 that every user can run, or not {ROOT}"
+    if who == "container" and (os.geteuid() != 0 or shutil.which("setpriv") is None):
+        return "it takes root, and setpriv"
     return None
 
 
@@ -49,12 +52,10 @@ def way(request: pytest.FixtureRequest) -> tuple[str, str]:
 def sandboxed(way: tuple[str, str], actors: dict[str, Actor]) -> Sandboxed:
     """A sandbox that works here; skipped, with the reason, where it does not."""
     who, backend = way
-    actor = actors[who]
-    actor.start("pass", backend)
-    answer = actor.answer()
-    if "error" in answer:
-        pytest.skip(f"{backend} as {who}: {answer['error']}")
-    return Sandboxed(actor, backend)
+    made = Sandboxed(actors[who], backend)
+    if (fault := made.fault()) is not None:
+        pytest.skip(f"{backend} as {who}: {fault}")
+    return made
 
 
 @pytest.fixture
@@ -62,8 +63,7 @@ def fresh_actor(way: tuple[str, str], tmp_path: Path) -> Iterator[Sandboxed]:
     """A sandbox whose process the test may kill."""
     who, backend = way
     with closing(Actor(who, tmp_path)) as actor:
-        actor.start("pass", backend)
-        answer = actor.answer()
-        if "error" in answer:
-            pytest.skip(f"{backend} as {who}: {answer['error']}")
-        yield Sandboxed(actor, backend)
+        made = Sandboxed(actor, backend)
+        if (fault := made.fault()) is not None:
+            pytest.skip(f"{backend} as {who}: {fault}")
+        yield made

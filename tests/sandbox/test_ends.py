@@ -27,13 +27,13 @@ os.wait()
 """
 
 
-@pytest.mark.parametrize("code", [0, 1, 3, 120, 139, 255])
+@pytest.mark.parametrize("code", [0, 3, 139])
 def test_exit_codes(sandboxed: Sandboxed, code: int) -> None:
     outcome = sandboxed.run(f"import os\nos._exit({code})")
     assert (outcome.exit_code, outcome.killed_for, outcome.timed_out) == (code, None, False)
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
 def test_signals(sandboxed: Sandboxed, number: signal.Signals) -> None:
     outcome = sandboxed.run(f"import os\nos.kill(os.getpid(), {int(number)})")
     assert (outcome.exit_code, outcome.killed_for) == (-number, "signal")
@@ -63,19 +63,11 @@ sys.stdout.buffer.write(bytes([0xFF, 0x00, 0x41]))
     assert sandboxed.run(program).stdout == "ä€😀\n�\0A"
 
 
-def test_broken_pipe_of_a_child_is_a_signal(sandboxed: Sandboxed) -> None:
-    program = """
-import os, signal
-print(signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN, signal.pthread_sigmask(0, []))
-"""
-    assert sandboxed.run(program).stdout == "True set()\n"  # Python's own choice, at its start
-
-
 @pytest.mark.parametrize("ending", ["", "time.sleep(60)", "os.kill(os.getpid(), 9)"])
 def test_daemons_do_not_survive(sandboxed: Sandboxed, ending: str) -> None:
     token = f"d-{os.getpid()}-{len(ending)}"
     program = NAME_ME.replace("TOKEN", token) + DAEMON + ending
-    outcome = sandboxed.run(program, seconds=0.6)
+    outcome = sandboxed.run(program, seconds=0.4)
     assert outcome.seconds < 5
     assert named(token) == []
 
@@ -88,18 +80,17 @@ def test_child_that_holds_the_streams_does_not_hold_up(sandboxed: Sandboxed) -> 
 
 def test_nothing_survives_the_parent(fresh_actor: Sandboxed) -> None:
     token = f"p-{os.getpid()}"
-    before = _folders()
     program = NAME_ME.replace("TOKEN", token) + DAEMON + "time.sleep(60)"
     fresh_actor.actor.start(program, fresh_actor.backend, seconds=60)
     assert len(wait_for_named(token, 2)) == 2
     fresh_actor.actor.process.kill()
     assert wait_for_named(token, 0) == []
-    _wait_for_no_folders(before)
+    _wait_for_no_folders(fresh_actor)
 
 
+@pytest.mark.slow
 def test_nothing_survives_the_supervisor(fresh_actor: Sandboxed) -> None:
     token = f"s-{os.getpid()}"
-    before = _folders()
     program = NAME_ME.replace("TOKEN", token) + DAEMON + "time.sleep(60)"
     fresh_actor.actor.start(program, fresh_actor.backend, seconds=60)
     processes = wait_for_named(token, 2)
@@ -107,11 +98,12 @@ def test_nothing_survives_the_supervisor(fresh_actor: Sandboxed) -> None:
     _kill_supervisor(processes[0])
     assert "has died" in fresh_actor.actor.answer()["error"]
     assert wait_for_named(token, 0) == []
-    _wait_for_no_folders(before)
+    _wait_for_no_folders(fresh_actor)
     fresh_actor.actor.start("print(3)", fresh_actor.backend)
     assert fresh_actor.actor.answer()["stdout"] == "3\n"
 
 
+@pytest.mark.slow
 def test_server_that_died_is_replaced(fresh_actor: Sandboxed) -> None:
     (server,) = _children(fresh_actor.actor.process.pid)
     os.kill(server, signal.SIGKILL)
@@ -121,7 +113,6 @@ def test_server_that_died_is_replaced(fresh_actor: Sandboxed) -> None:
 
 
 def test_folder_is_removed(sandboxed: Sandboxed) -> None:
-    before = _folders()
     program = """
 import os
 os.makedirs("a/b/c")
@@ -130,18 +121,14 @@ os.symlink("/", "a/link")
 open("a/b/c/file", "w").close()
 """
     assert sandboxed.run(program).exit_code == 0
-    assert _folders() == before
+    assert sandboxed.actor.folders() == []
 
 
-def _folders() -> set[Path]:
-    return set(Path("/tmp").glob("psynth-sandbox-*"))
-
-
-def _wait_for_no_folders(before: set[Path]) -> None:
+def _wait_for_no_folders(sandboxed: Sandboxed) -> None:
     until = time.monotonic() + 5
-    while _folders() - before and time.monotonic() < until:
+    while sandboxed.actor.folders() and time.monotonic() < until:
         time.sleep(0.01)
-    assert _folders() - before == set()
+    assert sandboxed.actor.folders() == []
 
 
 def _kill_supervisor(process: int) -> None:

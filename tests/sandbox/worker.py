@@ -11,8 +11,8 @@ import sys
 
 sys.path.insert(0, sys.argv[1])
 
-from psynth_jax import sandbox  # noqa: E402
-from psynth_jax.errors import UserError  # noqa: E402
+from psynth_jax import sandbox
+from psynth_jax.errors import UserError
 
 
 def main() -> None:
