@@ -52,7 +52,7 @@ class Sandbox:
         given = dict(files or {})
         _check_files(given, bounds)
         program = program_text.encode("utf-8", "surrogatepass")
-        return client.ask(selftest.job_for(self.backend, program, given, bounds))
+        return client.ask(client.job_for(self.backend, program, given, bounds))
 
 
 def run(

@@ -134,8 +134,10 @@ def _tree(run: Run) -> list[str]:
 
 def _folders(run: Run) -> list[str]:
     """Make the folders above all paths.  bubblewrap would make them for their owner alone."""
+    job = run.job
+    seen = [*runtime.SYSTEM_PATHS, *runtime.DEVICES, job.runtime.python, *job.runtime.paths]
     above: set[Path] = set()
-    for path in (*runtime.SYSTEM_PATHS, run.job.runtime.python, *run.job.runtime.paths, _FOLDER):
+    for path in (*seen, _FOLDER):
         above.update(Path(path).parents)
     made: list[str] = []
     for folder in sorted(above - {Path("/")}):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import socket
 import subprocess
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from psynth_jax.errors import SandboxError
-from psynth_jax.sandbox import messages
+from psynth_jax.sandbox import bubblewrap, messages
+from psynth_jax.sandbox.limits import Limits
 from psynth_jax.sandbox.messages import Job
 from psynth_jax.sandbox.outcome import KilledFor, Outcome
+from psynth_jax.sandbox.runtime import Runtime, this_python
 
 # With -I and -S nothing of an environment is on the path, and no file of it is run.
 _START = """
@@ -78,6 +81,17 @@ def _usable_server() -> _Server:
         if _server is None or not _server.usable():
             _server = _Server()
         return _server
+
+
+def job_for(backend: str, program: bytes, files: dict[str, bytes], limits: Limits) -> Job:
+    """Return the job that runs a program with this process's Python."""
+    return Job(program, files, limits, backend, runtime_here(), bubblewrap.find())
+
+
+@functools.cache
+def runtime_here() -> Runtime:
+    """Describe the Python that runs this process; it is looked for once."""
+    return this_python()
 
 
 def _connection() -> socket.socket:

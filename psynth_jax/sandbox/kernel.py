@@ -24,7 +24,7 @@ _KCMP_VM = 1
 _CLONE_NEWUSER = 0x10000000
 
 CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_KILL = 0, 1, 2, 5
-CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN = 6, 7, 21
+CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE, CAP_SYS_ADMIN = 6, 7, 19, 21
 
 
 def _checked(result: int) -> int:
@@ -121,9 +121,3 @@ def have_one_memory(process: int, other: int) -> bool:
         return number is not None and syscall(number, *words) == 0
     except OSError:
         return False
-
-
-def set_file_identity(uid: int, gid: int) -> None:
-    """Let this thread look at files, and at /proc, as another user would."""
-    _libc.setfsgid(gid)
-    _libc.setfsuid(uid)

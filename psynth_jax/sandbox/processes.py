@@ -20,6 +20,8 @@ from psynth_jax.sandbox.folder import bytes_of, is_deleted_file
 _KIBIBYTE = 1024
 _MEMORY = (b"VmRSS", b"VmSwap", b"VmPTE")
 _DELETED = b" (deleted)\n"
+_MOST_MAPS = 1 << 20  # bytes of text: 10,000 maps
+_TOO_MANY = -1  # no inode
 _SHARED_MEMORY = b"/dev/zero (deleted)\n"  # memory that processes share, without a file
 
 
@@ -37,7 +39,8 @@ class Deleted:
 
     Attributes:
         opened: bytes of those that are open.
-        mapped: how many are closed, but still mapped.  Nobody can ask for their size.
+        mapped: how many are closed, but still mapped.  Nobody can ask for their size.  A process
+            with too many maps to look at counts as one.
         hidden: threads that let nobody look; one may just be about to execute something.
     """
 
@@ -161,13 +164,19 @@ def _find_open(thread: Path, found: dict[int, int]) -> None:
 
 def _find_mapped(thread: Path, found: set[int]) -> None:
     with (thread / "maps").open("rb") as file:
-        for line in file:
-            if not line.endswith(_DELETED):
-                continue
-            # addresses, rights, offset, device, inode, path
-            fields = line.split(maxsplit=5)
-            if fields[5] != _SHARED_MEMORY:
-                found.add(int(fields[4]))
+        maps = file.read(_MOST_MAPS)
+    if len(maps) == _MOST_MAPS:
+        # To read them all, of many processes, would leave no time to look at anything else.
+        found.add(_TOO_MANY)
+    if _DELETED not in maps:
+        return
+    for line in maps.splitlines(keepends=True):
+        if not line.endswith(_DELETED):
+            continue
+        # addresses, rights, offset, device, inode, path
+        fields = line.split(maxsplit=5)
+        if fields[5] != _SHARED_MEMORY:
+            found.add(int(fields[4]))
 
 
 def _threads(process: int) -> list[Path]:

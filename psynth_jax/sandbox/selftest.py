@@ -15,9 +15,8 @@ from pathlib import Path
 from psynth_jax.errors import SandboxError
 from psynth_jax.sandbox import bubblewrap, client, landlocked
 from psynth_jax.sandbox.limits import Limits
-from psynth_jax.sandbox.messages import Job
 from psynth_jax.sandbox.outcome import Outcome
-from psynth_jax.sandbox.runtime import Runtime, this_python
+from psynth_jax.sandbox.runtime import DEVICES, SYSTEM_PATHS
 
 BACKENDS = (bubblewrap.NAME, landlocked.NAME)
 
@@ -51,16 +50,6 @@ time.sleep(20)
 """
 
 _SPINS = "while True: pass"
-
-
-def job_for(backend: str, program: bytes, files: dict[str, bytes], limits: Limits) -> Job:
-    """Return the job that runs a program with this process's Python."""
-    return Job(program, files, limits, backend, _runtime(), bubblewrap.find())
-
-
-@functools.cache
-def _runtime() -> Runtime:
-    return this_python()
 
 
 @functools.cache
@@ -112,7 +101,7 @@ def _tried(
     limits: Limits,
     files: dict[str, bytes] | None = None,
 ) -> Outcome:
-    return client.ask(job_for(backend, program.encode(), files or {}, limits))
+    return client.ask(client.job_for(backend, program.encode(), files or {}, limits))
 
 
 def _last_line(outcome: Outcome) -> str:
@@ -121,18 +110,26 @@ def _last_line(outcome: Outcome) -> str:
 
 
 def _secret_paths() -> list[str]:
-    """Return paths that a program must not read: the passwords' file, and what is at home.
-
-    Python itself may be installed below the home directory.
-    """
-    needed = {Path(path) for path in (_runtime().python, *_runtime().paths)}
+    """Return paths that a program must not read: the passwords' file, and what is at home."""
     secret = ["/etc/passwd", "/etc/hostname", f"/proc/{os.getpid()}/environ"]
     try:
-        entries = sorted(Path.home().iterdir())
+        entries = sorted(Path.home().resolve().iterdir())
     except (OSError, RuntimeError):  # RuntimeError: nobody knows a home
         return secret
     for entry in entries[:_MOST_NAMES]:
-        leads_to_python = any(entry in path.parents or entry == path for path in needed)
-        if not leads_to_python:
+        if not entry.is_symlink() and not _is_granted(entry):
             secret.append(str(entry))
     return secret
+
+
+def _is_granted(entry: Path) -> bool:
+    """Whether a program may see a path: Python is below it, or above it.
+
+    Python may be installed at home, and a home may be / or a folder of /usr/lib.
+    """
+    runtime = client.runtime_here()
+    for name in (runtime.python, *runtime.paths, *SYSTEM_PATHS, *DEVICES):
+        granted = Path(name)
+        if entry == granted or entry in granted.parents or granted in entry.parents:
+            return True
+    return False

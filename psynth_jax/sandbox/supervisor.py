@@ -1,7 +1,7 @@
 """One run, from its folder to its last process: start, watch, kill, clean up.
 
     client ── job ──> supervisor ──> program ──> its children ...
-           <─ outcome ─┘   └ polls /proc every 10 ms, kills for what is over a limit
+           <─ outcome ─┘   └ watches them all (`watch`), kills them all
 
 The supervisor is a process of one thread, for one run.  It ends the run as well when the client is
 gone: its end of the connection is closed then, or the server, the supervisor's parent, is.
@@ -12,14 +12,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import select
 import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from psynth_jax.errors import SandboxError, UserError
 from psynth_jax.sandbox import (
@@ -34,19 +32,16 @@ from psynth_jax.sandbox import (
 )
 from psynth_jax.sandbox.folder import RunFolder
 from psynth_jax.sandbox.messages import Job
-from psynth_jax.sandbox.run_parts import Run, Started
+from psynth_jax.sandbox.run_parts import Run
 from psynth_jax.sandbox.runtime import open_to_all
 from psynth_jax.sandbox.streams import Streams
+from psynth_jax.sandbox.watch import Reason, Watch
 
 _BACKENDS = {bubblewrap.NAME: bubblewrap.start, landlocked.NAME: landlocked.start}
 
-_LOOK = 0.010  # seconds between two looks at processes and memory
-_LOOKS_AT_FILES = 5  # each so many looks the files are counted, too
 _PAUSE = 0.001  # seconds between two attempts to reap
 _LAST_WAIT = 10.0  # seconds until killed processes must be gone
 _SERVER = secrets.token_hex(4)  # drawn by the server, which the supervisors are forks of
-
-Reason = Literal["time", "memory", "processes", "output", "files", "abandoned"]
 
 
 def serve(connection: socket.socket) -> None:
@@ -56,8 +51,10 @@ def serve(connection: socket.socket) -> None:
         return
     try:
         answer = _run(Job.from_json(value), connection)
-    except (UserError, OSError) as failed:
+    except UserError as failed:
         answer = {"error": str(failed)}
+    except Exception as failed:  # noqa: BLE001  nobody else would hear of it
+        answer = {"error": f"the supervisor failed: {type(failed).__name__}: {failed}"}
     if answer is not None:
         messages.send(connection, answer)
 
@@ -73,11 +70,12 @@ def _run(job: Job, connection: socket.socket) -> dict[str, Any] | None:
         stdout, out = os.pipe()
         stderr, err = os.pipe()
         started_at = time.monotonic()
-        started = _BACKENDS[job.backend](Run(job, made, chosen), out, err)
+        run = Run(job, made, chosen)
+        started = _BACKENDS[job.backend](run, out, err)
         os.close(out)
         os.close(err)
         streams = Streams(stdout, stderr, job.limits.output)
-        watch = _Watch(job, made, chosen, started, streams, connection)
+        watch = Watch(run, started, streams, connection)
         try:
             reason = watch.until_end(started_at + job.limits.seconds)
         finally:
@@ -115,110 +113,6 @@ def remove_folder_of(supervisor: int) -> None:
         for left in place.glob(f"{_folder_prefix(supervisor)}*"):
             with contextlib.suppress(OSError):
                 RunFolder(left).remove()
-
-
-class _Watch:
-    """Look at a run until it ends or is over a limit."""
-
-    def __init__(
-        self,
-        job: Job,
-        made: RunFolder,
-        chosen: user.User,
-        started: Started,
-        streams: Streams,
-        connection: socket.socket,
-    ) -> None:
-        self.limits = job.limits
-        self.folder = made
-        self.user = chosen
-        self.started = started
-        self.streams = streams
-        self.connection = connection.fileno()
-        self.parent = os.getppid()
-        self.looks = 0
-        self.hidden: frozenset[Path] = frozenset()
-
-    def until_end(self, deadline: float) -> Reason | None:
-        """Return why the run must be killed, or None when its leader has ended by itself."""
-        leader = os.pidfd_open(self.started.leader)
-        poll = select.poll()
-        for descriptor in (*self.streams.open, self.connection, leader):
-            poll.register(descriptor, select.POLLIN)
-        next_look = time.monotonic()
-        while True:
-            now = time.monotonic()
-            if now >= deadline:
-                return "time"
-            if now >= next_look:
-                if (reason := self._look()) is not None:
-                    return reason
-                next_look = time.monotonic() + _LOOK
-            wait = max(0.0, min(deadline, next_look) - time.monotonic())
-            for descriptor, _ in poll.poll(wait * 1000):
-                if descriptor == self.connection:
-                    return "abandoned"
-                if descriptor == leader:
-                    return None
-                self.streams.read(descriptor)
-                if self.streams.over:
-                    return "output"
-                if descriptor not in self.streams.open:
-                    poll.unregister(descriptor)
-
-    def _look(self) -> Reason | None:
-        if os.getppid() != self.parent:
-            return "abandoned"
-        self.looks += 1
-        found = processes.descendants(os.getpid())
-        used = processes.usage(found)
-        if used.tasks - self.started.own_tasks > self.limits.processes:
-            return "processes"
-        if used.memory > self.limits.memory and self._memory(found, used.memory):
-            return "memory"
-        if self.looks % _LOOKS_AT_FILES == 0 and self._files_over(found):
-            return "files"
-        return None
-
-    def _memory(self, found: list[int], most: int) -> bool:
-        """Whether the memory is over the limit, with each shared page counted once."""
-        with _eyes_of(self.user):
-            shared_out = processes.shared_out_memory(found)
-        used = most if shared_out is None else shared_out
-        return used > self.limits.memory
-
-    def _files_over(self, found: list[int]) -> bool:
-        with _eyes_of(self.user):
-            deleted = processes.deleted_files(found, self.user.uid)
-        # Python itself can be looked at.  Who cannot at two looks has executed something else, and
-        # who maps a file that is deleted and closed hides its size: neither is an accident.
-        hiding = deleted.hidden & self.hidden
-        self.hidden = deleted.hidden
-        used = deleted.opened + self.folder.used(self.limits.files)
-        return used > self.limits.files or deleted.mapped > 0 or bool(hiding)
-
-    def last_reason(self, reason: Reason | None) -> Reason | None:
-        """Return the reason, or what is found to be over a limit when all has ended."""
-        if reason is not None:
-            return reason
-        if self.streams.over:
-            return "output"
-        if self.folder.used(self.limits.files) > self.limits.files:
-            return "files"
-        return None
-
-
-@contextlib.contextmanager
-def _eyes_of(chosen: user.User) -> Iterator[None]:
-    """Look into /proc as the dropped user: root in a container often may not trace others."""
-    if not chosen.dropped:
-        yield
-        return
-    kernel.set_file_identity(chosen.uid, chosen.uid)
-    try:
-        yield
-    finally:
-        kernel.set_file_identity(0, 0)
 
 
 def _kill_all(leader: int) -> int:

@@ -59,11 +59,14 @@ def choose(readable: str | None = None) -> User:
     }
     missing = [name for name, bit in needed.items() if not kernel.has_capabilities(bit)]
     if missing:
-        raise SandboxError(f"root without {', '.join(missing)} cannot become another user; start as one")
+        names = ", ".join(missing)
+        raise SandboxError(f"root without {names} cannot become another user; start as one")
     if readable is None:
         return User(_unused_id(), dropped=True)
-    if not kernel.has_capabilities(kernel.CAP_DAC_READ_SEARCH):
-        raise SandboxError(f"another user cannot read {readable}; install Python where everybody can")
+    # And to look at a process with a capability, the supervisor needs one.
+    if not kernel.has_capabilities(kernel.CAP_DAC_READ_SEARCH, kernel.CAP_SYS_PTRACE):
+        right = "install Python where everybody can"
+        raise SandboxError(f"another user cannot read {readable}; {right}")
     return User(_unused_id(), dropped=True, capabilities=1 << kernel.CAP_DAC_READ_SEARCH)
 
 

@@ -21,7 +21,8 @@ PROTECTED = {
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
     file = tmp_path / "program.py"
-    file.write_text("import sys\nprint('hä')\nsys.stderr.write('e')\nsys.exit(3)\n", encoding="utf-8")
+    text = "import sys\nprint('hä')\nsys.stderr.write('e')\nsys.exit(3)\n"
+    file.write_text(text, encoding="utf-8")
     return file
 
 
@@ -92,7 +93,12 @@ def test_limits_reach_the_program(psynth: Command, program: Path) -> None:
         ),
     ],
 )
-def test_what_is_refused(psynth: Command, program: Path, arguments: list[object], message: str) -> None:
+def test_what_is_refused(
+    psynth: Command,
+    program: Path,
+    arguments: list[object],
+    message: str,
+) -> None:
     done = psynth("sandbox", "run", program, *arguments)
     assert (done.code, done.out, done.err) == (2, "", message)
 

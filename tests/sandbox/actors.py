@@ -23,6 +23,11 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("worker.py")
 OTHER_UID = 54_321  # nobody's
 
+# Root as it is in a container: it may not mount, and not trace the processes of others.
+_HELD = "chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service"
+_BOUND = ",".join(["-all", *(f"+{name}" for name in _HELD.split())])
+CONTAINER = ["setpriv", f"--bounding-set={_BOUND}", "--inh-caps=-all"]
+
 
 def worker_python() -> str | None:
     """Return a Python that any user can run, or None."""
@@ -48,20 +53,24 @@ class Actor:
         if who == "user" and os.geteuid() == 0:
             os.chown(home, OTHER_UID, OTHER_UID)
         other: dict[str, Any] = {}
-        python = sys.executable
+        command = [sys.executable]
+        if who == "container":
+            command = [*CONTAINER, worker_python() or sys.executable]
         if who == "user" and os.geteuid() == 0:
             other = {"user": OTHER_UID, "group": OTHER_UID, "extra_groups": []}
-            python = worker_python() or python
+            command = [worker_python() or sys.executable]
         # Not pytest's folder: that of root is closed to all others.
         self.scratch = Path(tempfile.mkdtemp(prefix="psynth-test-", dir="/tmp"))
         self.scratch.chmod(0o777)
         self.secret = f"secret-{home.name}"
+        variables = {"HOME": str(home), "A_TOKEN": self.secret}
+        variables |= {"PATH": os.environ["PATH"], "TMPDIR": str(self.scratch)}
         self.process = subprocess.Popen(
-            [python, "-B", str(WORKER), str(ROOT)],
+            [*command, "-B", str(WORKER), str(ROOT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd="/",
-            env={"HOME": str(home), "A_TOKEN": self.secret, "PATH": os.environ["PATH"], "TMPDIR": str(self.scratch)},
+            env=variables,
             **other,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,8 +32,10 @@ def why_not(who: str) -> str | None:
     """Return why the tests cannot act as root, or as another user, or None."""
     if who == "root" and os.geteuid() != 0:
         return "the tests do not run as root"
-    if who == "user" and worker_python() is None:
+    if who != "root" and worker_python() is None:
         return f"no Python 3.11 that every user can run, or not {ROOT}"
+    if who == "container" and (os.geteuid() != 0 or shutil.which("setpriv") is None):
+        return "it takes root, and setpriv"
     return None
 
 

@@ -88,6 +88,7 @@ def test_nothing_survives_the_parent(fresh_actor: Sandboxed) -> None:
     _wait_for_no_folders(fresh_actor)
 
 
+@pytest.mark.slow
 def test_nothing_survives_the_supervisor(fresh_actor: Sandboxed) -> None:
     token = f"s-{os.getpid()}"
     program = NAME_ME.replace("TOKEN", token) + DAEMON + "time.sleep(60)"
@@ -102,6 +103,7 @@ def test_nothing_survives_the_supervisor(fresh_actor: Sandboxed) -> None:
     assert fresh_actor.actor.answer()["stdout"] == "3\n"
 
 
+@pytest.mark.slow
 def test_server_that_died_is_replaced(fresh_actor: Sandboxed) -> None:
     (server,) = _children(fresh_actor.actor.process.pid)
     os.kill(server, signal.SIGKILL)

@@ -77,6 +77,18 @@ print(json.dumps(seen))
     assert set(seen) <= above_python, seen
 
 
+def test_devices_that_do_no_harm_are_there(sandboxed: Sandboxed) -> None:
+    program = """
+import secrets
+for name, size in (("zero", 3), ("random", 3), ("urandom", 3), ("null", 0)):
+    with open("/dev/" + name, "rb") as file:
+        assert len(file.read(3)) == size, name
+open("/dev/null", "w").write("x")
+print(len(secrets.token_bytes(4)))
+"""
+    assert sandboxed.run(program).stdout == "4\n"
+
+
 def test_links_lead_nowhere(sandboxed: Sandboxed) -> None:
     told = sandboxed.told(
         ATTEMPTS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from psynth_jax.errors import InputError
@@ -40,7 +42,7 @@ def test_closed_streams(sandboxed: Sandboxed) -> None:
 
 
 def test_fork_bomb(sandboxed: Sandboxed) -> None:
-    token = f"bomb-{sandboxed.actor.who}"
+    token = f"bomb-{os.getpid()}"
     program = NAME_ME.replace("TOKEN", token) + (
         """
 import os
@@ -85,6 +87,23 @@ for _ in range(15):
     threading.Thread(target=time.sleep, args=(30,)).start()
 """
     assert sandboxed.run(program, seconds=5, processes=10).killed_for == "processes"
+
+
+@pytest.mark.slow
+def test_orphans_that_have_ended_do_not_count(sandboxed: Sandboxed) -> None:
+    program = """
+import os, time
+for _ in range(40):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            time.sleep(0.005)
+        os._exit(0)
+    os.wait()
+    time.sleep(0.02)
+print("done")
+"""
+    outcome = sandboxed.run(program, seconds=20, processes=20)
+    assert (outcome.killed_for, outcome.stdout) == (None, "done\n"), outcome
 
 
 def test_memory_of_one_process(sandboxed: Sandboxed) -> None:
@@ -147,6 +166,7 @@ libc.syscall(exit_of_one_thread, 0)
     assert sandboxed.run(program, seconds=20, memory=80 * MIB).killed_for == "memory"
 
 
+@pytest.mark.slow
 def test_child_that_borrows_the_memory_of_its_parent(sandboxed: Sandboxed) -> None:
     program = """
 import subprocess, sys
@@ -268,6 +288,16 @@ time.sleep(30)
     assert sandboxed.run(program, seconds=20, files=4 * MIB).killed_for == "files"
 
 
+@pytest.mark.slow
+def test_more_maps_than_one_can_look_at(sandboxed: Sandboxed) -> None:
+    program = """
+import mmap, time
+kept = [mmap.mmap(-1, 4096, prot=mmap.PROT_READ << number % 2) for number in range(20_000)]
+time.sleep(30)
+"""
+    assert sandboxed.run(program, seconds=20).killed_for == "files"
+
+
 def test_reserved_blocks(sandboxed: Sandboxed) -> None:
     program = """
 import ctypes, os
@@ -280,6 +310,7 @@ print(failed, os.strerror(ctypes.get_errno()), os.fstat(file).st_blocks)
     assert sandboxed.run(program, files=4 * MIB).stdout == "-1 Operation not supported 0\n"
 
 
+@pytest.mark.slow
 def test_program_that_cannot_be_looked_at(sandboxed: Sandboxed) -> None:
     program = """
 import os, shutil, sys

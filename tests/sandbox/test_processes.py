@@ -40,7 +40,10 @@ def family() -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_descendants_are_found_in_both_ways(family: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_descendants_are_found_in_both_ways(
+    family: subprocess.Popen[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     listed = processes.descendants(os.getpid())
     assert family.pid in listed
     assert len(processes.children(family.pid)) == 1

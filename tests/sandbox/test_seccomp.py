@@ -1,4 +1,4 @@
-"""The filter, run by an interpreter of its instructions, for both architectures; and in a process."""
+"""The filter, run by an interpreter for both architectures, and by the kernel in a process."""
 
 from __future__ import annotations
 

@@ -54,18 +54,31 @@ def test_python_does_not_start(answers: list[Outcome]) -> None:
 
 def test_a_fork_bomb_is_not_bounded(answers: list[Outcome]) -> None:
     answers[1] = Outcome(None, True, "time", "", "", 10.0)
-    assert selftest.fault("landlock") == ("its self-test failed: a fork bomb is not bounded: killed for time")
+    told = "its self-test failed: a fork bomb is not bounded: killed for time"
+    assert selftest.fault("landlock") == told
 
 
 def test_the_time_is_not_obeyed(answers: list[Outcome]) -> None:
     answers[2] = Outcome(0, False, None, "", "", 60.0)
-    assert selftest.fault("landlock") == ("its self-test failed: the time limit is not obeyed: killed for None")
+    told = "its self-test failed: the time limit is not obeyed: killed for None"
+    assert selftest.fault("landlock") == told
 
 
 def test_secret_paths_are_readable_outside() -> None:
     """Else a self-test would pass anywhere."""
     open_to_us = [path for path in selftest._secret_paths() if _opens(path)]
     assert "/etc/passwd" in open_to_us
+
+
+def test_what_python_needs_is_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "letter").touch()
+    (tmp_path / "link").symlink_to("/usr/lib")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert selftest._secret_paths()[3:] == [str(tmp_path / "letter")]
+    monkeypatch.setenv("HOME", "/")
+    at_root = selftest._secret_paths()[3:]
+    assert "/proc" in at_root
+    assert not {"/usr", "/lib", "/etc", "/dev"} & {*at_root}
 
 
 def _opens(path: str) -> bool:

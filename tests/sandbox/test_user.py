@@ -42,7 +42,8 @@ def test_root_that_cannot_drop_is_refused(as_root: set[int]) -> None:
     as_root -= {kernel.CAP_SETUID, kernel.CAP_KILL}
     with pytest.raises(SandboxError) as raised:
         user.choose()
-    assert str(raised.value) == ("root without CAP_KILL, CAP_SETUID cannot become another user; start as one")
+    told = "root without CAP_KILL, CAP_SETUID cannot become another user; start as one"
+    assert str(raised.value) == told
 
 
 def test_root_that_cannot_share_python_is_refused(as_root: set[int]) -> None:

@@ -1,1 +1,1 @@
-"""The published benchmarks, a file each; found by name through the entry points `psynth_jax.benchmarks`."""
+"""The published benchmarks, a file each; `registry` finds them by name."""

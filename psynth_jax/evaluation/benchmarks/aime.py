@@ -25,7 +25,8 @@ class AIME(MathBenchmark):
         problem = row_fields.text(where, row, "problem", "question")
         gold = row_fields.text(where, row, "answer")
         if not gold.isdecimal() or int(gold) > _LARGEST:
-            raise DataError(f"{where}: 'answer' must be a whole number from 0 to {_LARGEST}, not {shown(gold)}")
+            wanted = f"a whole number from 0 to {_LARGEST}"
+            raise DataError(f"{where}: 'answer' must be {wanted}, not {shown(gold)}")
         worker, query = number_prompts(problem)
         return BenchmarkQuestion(
             id=row_fields.identifier(row, number),

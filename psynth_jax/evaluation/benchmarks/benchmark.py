@@ -63,7 +63,8 @@ class Benchmark(Task):
         Raises `InputError` for a revision of a local file, and where there is nothing to read.
         """
         if data is not None and revision is not None:
-            raise InputError(f"revision {revision!r} is of data on the hub; {data!r} is a file: leave out one of them")
+            reason = f"{data!r} is a file: leave out one of them"
+            raise InputError(f"revision {revision!r} is of data on the hub; {reason}")
         if data is None and self.hub is None:
             raise InputError(f"{self.name} is on no hub; give it a file of its data")
         self.data = data

@@ -8,33 +8,28 @@ from __future__ import annotations
 
 import re
 
-_OPENING = re.compile(r"\\boxed\s*\{")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are printed, they open and close nothing
+# A box that opens, an escaped character (\{ and \} open and close nothing), a brace.
+_PIECE = re.compile(r"(?P<box>\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
 
 
 def boxes(text: str) -> list[str]:
-    """Return the contents of all boxes, in the order in which they open; one may be inside another."""
-    found = []
-    for opening in _OPENING.finditer(text):
-        end = _closing(text, opening.end())
-        if end is not None:
-            found.append(text[opening.end() : end].strip())
-    return found
+    """Return the contents of all boxes, in the order in which they open; they may be nested."""
+    found: dict[int, str] = {}
+    # Where the content of each open brace begins; None for a brace that is no box's.
+    opened: list[int | None] = []
+    for piece in _PIECE.finditer(text):
+        if piece["box"]:
+            opened.append(piece.end())
+        elif piece[0] == "{":
+            opened.append(None)
+        elif piece[0] == "}" and opened:
+            start = opened.pop()
+            if start is not None:
+                found[start] = text[start : piece.start()].strip()
+    return [found[start] for start in sorted(found)]
 
 
 def last_box(text: str) -> str | None:
     """Return the contents of the last box; None where there is none."""
     found = boxes(text)
     return found[-1] if found else None
-
-
-def _closing(text: str, start: int) -> int | None:
-    depth = 1
-    for brace in _BRACE.finditer(text, start):
-        if brace[0] == "{":
-            depth += 1
-        elif brace[0] == "}":
-            depth -= 1
-        if depth == 0:
-            return brace.start()
-    return None

@@ -27,13 +27,13 @@ _OPTION = re.compile(r"^\s*[(\[]?([A-J])[)\].:]\s*\S", re.MULTILINE)
 
 
 class GPQA(ChoiceBenchmark):
-    """Rows in one of three forms; see the file.  On the hub it is gated: a user's token opens it."""
+    """Rows in one of three forms; see the file.  On the hub a user's token opens it."""
 
     name: ClassVar[str] = "gpqa"  # type: ignore[misc]
     hub = HubData("Idavidrein/gpqa", "train", config="gpqa_diamond")
 
     def __init__(self, data: str | None = None, revision: str | None = None, seed: int = 0):
-        """Name the data as for every benchmark; `seed` decides the order of the authors' options."""
+        """Name the data as for every benchmark; `seed` orders the authors' options."""
         super().__init__(data, revision)
         if seed < 0:
             raise InputError(f"seed is {seed}; it must be at least 0")
@@ -55,7 +55,8 @@ class GPQA(ChoiceBenchmark):
         letters = set(_OPTION.findall(text))
         count = len(letters)
         if count < 2 or letters != set(LETTERS[:count]):
-            raise DataError(f"{where}: 'question' has no options A, B, ... in it, and the row lacks the field 'options'")
+            lacking = "the row lacks the field 'options'"
+            raise DataError(f"{where}: 'question' has no options A, B, ... in it, and {lacking}")
         return self.asked(identifier, text, count, _letter(where, answer, count))
 
     def _of_authors(self, where: str, row: Mapping[str, Any], identifier: str) -> BenchmarkQuestion:
@@ -91,5 +92,6 @@ class GPQA(ChoiceBenchmark):
 def _letter(where: str, answer: str, count: int) -> str:
     letter = answer.strip("() .").upper()
     if len(letter) != 1 or letter not in LETTERS[:count]:
-        raise DataError(f"{where}: 'answer' must be one of the letters A to {LETTERS[count - 1]}, not {shown(answer)}")
+        wanted = f"one of the letters A to {LETTERS[count - 1]}"
+        raise DataError(f"{where}: 'answer' must be {wanted}, not {shown(answer)}")
     return letter

@@ -27,7 +27,8 @@ class GSM8K(MathBenchmark):
         _, mark, behind = solution.rpartition("####")
         gold = behind.strip().replace(",", "")
         if not mark or plain_number(gold) is None:
-            raise DataError(f"{where}: 'answer' must end with '#### ' and a number, not {shown(solution[-40:])}")
+            ending = shown(solution[-40:])
+            raise DataError(f"{where}: 'answer' must end with '#### ' and a number, not {ending}")
         worker, query = number_prompts(problem)
         return BenchmarkQuestion(
             id=row_fields.identifier(row, number),
@@ -40,5 +41,5 @@ class GSM8K(MathBenchmark):
         )
 
     def is_right_as_published(self, written: str, question: Question) -> bool:
-        """Return whether the texts of answer and solution are equal as the published rule has them."""
+        """Return whether the published rule reads the same text in answer and solution."""
         return published.same_text(written, details_of(question)["published"])

@@ -21,7 +21,7 @@ _ROOT_ATOL = 1e-4  # of HumanEval/32; the hub's rows have no `atol`
 
 
 class HumanEvalPlus(CodeBenchmark):
-    """Rows with `task_id`, `prompt`, `entry_point`, `canonical_solution` and one of the two forms."""
+    """Rows with `task_id`, `prompt`, `entry_point`, `canonical_solution`; see the file."""
 
     name: ClassVar[str] = "humaneval_plus"  # type: ignore[misc]
     hub = HubData("evalplus/humanevalplus", "test", "d32357cf319e50e9c8d8dab5ea876c72b0fd321b")

@@ -19,18 +19,24 @@ _MARKUP = re.compile(r"\\[A-Za-z]+\b|\\[,;:! ]|[{}$*_`\"']")
 _LEADING = re.compile(r"[(\[]?\s*(?:([A-Ja-j])\s*(?:[)\].:,]|$)|([B-J])\s)")
 _NAMED = re.compile(r"^\s*(?:the\s+)?(?:option|choice|answer)\s*:?\s*", re.IGNORECASE)
 _ANOTHER = re.compile(r"\s*(?:,|/|&|and|or)?\s*[(\[]?[A-J]\s*[)\]]?\s*(?:[,/&]|and\b|or\b|$)")
+# What may stand around a letter: brackets, emphasis, quotes, LaTeX commands with their brace.
+_AROUND = r"(?:\\[A-Za-z]+\s*\{?|[(\[{*_$\"' ])*"
+# A letter alone.  In lower case only with a bracket behind it, and A not before most words in lower
+# case: both are an article as well.
+_NO_WORD = r"(?![A-Za-z]|['’][A-Za-z])"
+_ARTICLE = r"(?!\s+(?!(?:because|since|as|for|which|and|is)\b)[a-z])"
+_LETTER = rf"(?:([B-J]){_NO_WORD}|(A){_NO_WORD}{_ARTICLE}|([a-j])(?=[)\]}}]))"
 _PHRASE = re.compile(
-    r"(?:\banswer|\boption|\bchoice|\brespuesta|\br[ée]ponse|\bantwort|\brisposta|\bresposta"
+    r"(?i:\banswer|\boption|\bchoice|\brespuesta|\br[ée]ponse|\bantwort|\brisposta|\bresposta"
     r"|ответ|答案|选项|選項|正解)"
-    r"(?:\s+(?:correcta|correcte|correct|here|to this question|letter|choice|option))*"
-    r"\s*(?:\bis\b|\bwould be\b|\bshould be\b|\bes\b|\best\b|\bist\b|\bè\b|\bé\b|是|为|為|は|:|：|=)+"
-    r"\s*(?:therefore|thus|clearly|option|choice|letter|:)?\s*"
-    r"[(\[*_$\"'{\\a-z]*?[(\[{*_$\"' ]*([A-J])(?![A-Za-z'’]|\s+(?:[a-z]))",
-    re.IGNORECASE,
+    r"(?i:\s+(?:correcta|correcte|correct|here|to this question|letter|choice|option))*"
+    r"\**\s*(?i:\bis\b|\bwould be\b|\bshould be\b|\bes\b|\best\b|\bist\b|\bè\b|\bé\b"
+    r"|是|为|為|は|:|：|=)+"
+    r"\s*(?i:therefore\b|thus\b|clearly\b|option\b|choice\b|letter\b|:)?\s*" + _AROUND + _LETTER,
 )
 _IS_RIGHT = re.compile(
-    r"\b(?:option|choice|answer)\s*[(*_]*([A-J])[)*_]*\s+is\s+(?:the\s+)?(?:most\s+)?(?:correct|right|best|answer|likely)",
-    re.IGNORECASE,
+    r"\b(?i:option|choice|answer)\s*[(*_]*([A-J])[)*_]*\s+(?i:is)\s+"
+    r"(?i:the\s+)?(?i:most\s+)?(?i:correct|right|best|answer|likely)",
 )
 _ALONE = re.compile(r"[(\[]?\s*([A-J])\s*[)\].:]?")
 
@@ -46,14 +52,23 @@ def final_letter(written: str, count: int = 4) -> str:
         letter = _leading_letter(content)
         if letter:
             return letter if letter in allowed else ""
-    said = [(match.start(), match[1].upper()) for match in _PHRASE.finditer(text)]
-    said += [(match.start(), match[1].upper()) for match in _IS_RIGHT.finditer(text)]
-    in_range = [place for place in sorted(said) if place[1] in allowed]
+    said = _said(text)
+    in_range = [letter for letter in said if letter in allowed]
     if in_range:
-        return in_range[-1][1]
+        return in_range[-1]
     lines = [line for line in text.splitlines() if line.strip()]
     alone = _ALONE.fullmatch(_bare(lines[-1])) if lines else None
     return alone[1] if alone is not None and alone[1] in allowed else ""
+
+
+def _said(text: str) -> list[str]:
+    """Return the letters that are called the answer, in the order of the text."""
+    found = [*_PHRASE.finditer(text), *_IS_RIGHT.finditer(text)]
+    found.sort(key=re.Match.start)
+    letters = []
+    for match in found:
+        letters += [letter.upper() for letter in match.groups() if letter]
+    return letters
 
 
 def _leading_letter(content: str) -> str:

@@ -15,7 +15,7 @@ class MathBenchmark(Benchmark):
     """Questions whose answer is a number: the last box counts, else the last number."""
 
     def questions(self) -> Sequence[BenchmarkQuestion]:
-        """Return all questions; see `Benchmark`.  Raises `InputError` where math-verify is missing."""
+        """Return all questions; see `Benchmark`.  Raises `InputError` without math-verify."""
         verified.require()
         return super().questions()
 

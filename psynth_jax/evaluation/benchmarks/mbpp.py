@@ -7,6 +7,7 @@ the hub's data set   test, with all inputs in it, test_list    accuracy, accurac
 from __future__ import annotations
 
 import ast
+import builtins
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -74,14 +75,12 @@ def _listed(where: str, row: Mapping[str, Any]) -> str:
 
 
 def _tested_function(where: str, assertions: str) -> str:
-    """Return the name of the function that the first assertion calls: the innermost call that is no builtin."""
+    """Return the name of the first function in the assertions that is not Python's own."""
     for node in ast.walk(_parsed(where, assertions)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id not in _BUILTINS:
-            return node.func.id
+        called = node.func if isinstance(node, ast.Call) else None
+        if isinstance(called, ast.Name) and not hasattr(builtins, called.id):
+            return called.id
     raise DataError(f"{where}: 'test_list' calls no function")
-
-
-_BUILTINS = frozenset({"set", "list", "tuple", "sorted", "len", "str", "abs", "round", "float", "int", "dict"})
 
 
 def _statements(where: str, assertions: str) -> list[str]:

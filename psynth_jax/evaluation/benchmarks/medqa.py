@@ -20,7 +20,11 @@ class MedQA(ChoiceBenchmark):
     """
 
     name: ClassVar[str] = "medqa"  # type: ignore[misc]
-    hub = HubData("GBaker/MedQA-USMLE-4-options", "test", "0fb93dd23a7339b6dcd27e241cb9b5eca62d4d18")
+    hub = HubData(
+        "GBaker/MedQA-USMLE-4-options",
+        "test",
+        "0fb93dd23a7339b6dcd27e241cb9b5eca62d4d18",
+    )
 
     def question(self, where: str, row: Mapping[str, Any], number: int) -> BenchmarkQuestion:
         """Return the question of a row; see `Benchmark`."""
@@ -40,7 +44,8 @@ def _options(where: str, row: Mapping[str, Any]) -> list[tuple[str, str]]:
     if isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value):
         value = {entry.get("key"): entry.get("value") for entry in value}
     if not isinstance(value, Mapping):
-        raise DataError(f"{where}: the row lacks the field 'options', an object of letters and texts")
+        told = "the row lacks the field 'options', an object of letters and texts"
+        raise DataError(f"{where}: {told}")
     found = {}
     for letter, option in value.items():
         # Tables of the hub have a column for every letter that any row has, empty in others.
@@ -48,5 +53,6 @@ def _options(where: str, row: Mapping[str, Any]) -> list[tuple[str, str]]:
             found[str(letter).strip().upper()] = str(option).strip()
     expected = list(LETTERS[: len(found)])
     if sorted(found) != expected or len(found) < 2:
-        raise DataError(f"{where}: 'options' must have the letters A, B, ..., not {shown(list(found))}")
+        letters = shown(list(found))
+        raise DataError(f"{where}: 'options' must have the letters A, B, ..., not {letters}")
     return [(letter, found[letter]) for letter in expected]

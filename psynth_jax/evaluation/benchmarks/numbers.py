@@ -26,9 +26,15 @@ _LONGEST = 200  # characters of a plain number; more are no answer to any questi
 
 # 1 234 and 1\,234 and 1{,}234: separators that LaTeX and other languages put between thousands
 _SPACED = re.compile(r"(?<=\d)(?:\s|~|\\[,;:!> ]|\{,\}|\{\\,\}|\\thinspace\s?)+(?=\d{3}(?!\d))")
-_WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|boldsymbol)\s*\{([^{}]*)\}")
+_TEXT = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|boldsymbol|mbox)\s*\{([^{}]*)\}"
+_WRAPPED = re.compile(rf"{_TEXT}|\\(?:underline|textcolor\s*\{{\w+\}})\s*\{{([^{{}}]*)\}}")
+# Text behind a number is a unit, of one letter as well: 18\text{ m}, 18\text{ m}^2
+_TEXT_UNIT = re.compile(rf"(?<=[\d}}])[\s~]*(?:\\[,;:! ])*[\s~]*{_TEXT}(?:\s*\^\{{?\d\}}?)?\s*\.?$")
 _CURRENCY = re.compile(r"\\?[$€£¥]|\\(?:pounds|euro)\b|\b(?:USD|EUR)\b")
-_SPACING = re.compile(r"\\(?:[,;:!> ]|quad\b|qquad\b|displaystyle\b|left\b|right\b)|~")
+_SPACING = re.compile(
+    r"\\(?:[,;:!> \\]|color\s*\{\w+\}"
+    r"|(?:quad|qquad|displaystyle|left|right|large|Large|small|sim|approx)(?![A-Za-z]))|~",
+)
 # A unit behind the number: letters, perhaps to a power.  One letter may be a variable, and stays.
 _UNIT = re.compile(r"(?<=[\d.\s])\s*(?:[^\W\d_][./ ]*){2,}(?:\^\{?\d\}?)?\s*$")
 _WORDS_BEFORE = re.compile(r"^(?:[^\W\d_]{2,}:?\s+)+(?=[-+\d.(\\])")
@@ -52,7 +58,8 @@ def cleaned(answer: str) -> str:
     """Return an answer without currency, unit, separators of thousands, and LaTeX around them."""
     text = _western(answer).replace("\\%", "%").strip()
     text = _SPACED.sub("", text)
-    text = _WRAPPED.sub(r" \1", text)
+    text = _TEXT_UNIT.sub("", text)
+    text = _WRAPPED.sub(lambda match: f" {match[1] or match[2] or ''}", text)
     text = _CURRENCY.sub("", text)
     text = _SPACING.sub(" ", text)
     text = text.strip().strip("*$").strip()

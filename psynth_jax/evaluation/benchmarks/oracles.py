@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from psynth_jax.evaluation.benchmarks.sandboxed.values import Other
@@ -126,14 +126,11 @@ def _height(coefficients: Sequence[float], place: float) -> float:
 
 def _spelled(value: Any) -> str:
     """Spell a value so that equal ones, and floats that are nearly equal, are spelled alike."""
-    series: dict[type, Callable[[list[str]], str]] = {
-        list: lambda parts: f"[{','.join(parts)}]",
-        tuple: lambda parts: f"({','.join(parts)})",
-        set: lambda parts: f"set({','.join(sorted(parts))})",
-        frozenset: lambda parts: f"set({','.join(sorted(parts))})",
-    }
-    if type(value) in series:
-        return series[type(value)]([_spelled(part) for part in value])
+    if isinstance(value, list | tuple | set | frozenset):
+        parts = [_spelled(part) for part in value]
+        if isinstance(value, set | frozenset):
+            return f"set({','.join(sorted(parts))})"
+        return f"{type(value).__name__}({','.join(parts)})"
     if isinstance(value, dict):
         pairs = [f"{_spelled(key)}:{_spelled(part)}" for key, part in value.items()]
         return f"dict({','.join(sorted(pairs))})"

@@ -1,4 +1,4 @@
-"""Rows of EvalPlus's releases: JSON lines with infinite numbers, inputs, the tolerance of floats."""
+"""Rows of EvalPlus's releases: JSON lines with infinite numbers, inputs, tolerance of floats."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def inputs_of(where: str, row: Row, name: str) -> list[list[Any]]:
     inputs = row_fields.items(where, row, name)
     for arguments in inputs:
         if not isinstance(arguments, list):
-            raise DataError(f"{where}: {name!r} must hold lists of arguments, not {shown(arguments)}")
+            told = f"{name!r} must hold lists of arguments, not {shown(arguments)}"
+            raise DataError(f"{where}: {told}")
     return inputs
 
 

@@ -69,9 +69,8 @@ def _loaded(entry_point: importlib.metadata.EntryPoint) -> object:
     except Exception as error:  # noqa: BLE001  it runs the code of another package
         package = entry_point.dist.name if entry_point.dist is not None else "an unknown package"
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(
-            f"benchmark {entry_point.name!r} of {package} ({entry_point.value}) cannot be loaded: {reason}"
-        ) from None
+        named = f"benchmark {entry_point.name!r} of {package} ({entry_point.value})"
+        raise InputError(f"{named} cannot be loaded: {reason}") from None
 
 
 def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:

@@ -35,7 +35,11 @@ class Case:
 
 
 def solved(
-    run: trials.Run, solution: str, entry_point: str, given: Sequence[Sequence[Any]], times: trials.Times
+    run: trials.Run,
+    solution: str,
+    entry_point: str,
+    given: Sequence[Sequence[Any]],
+    times: trials.Times,
 ) -> Mapping[int, trials.Output]:
     """Return the outputs of a solution by the numbers of their inputs.
 

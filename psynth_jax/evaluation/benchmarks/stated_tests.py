@@ -55,6 +55,7 @@ def _literal(where: str, node: ast.expr) -> list[list[Any]]:
         found = ast.literal_eval(_Floats().visit(node))
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{where}: 'inputs' in 'test' is no list of literals: {error}") from None
-    if not isinstance(found, list) or not all(isinstance(arguments, list | tuple) for arguments in found):
+    rows = found if isinstance(found, list) else [None]
+    if not all(isinstance(arguments, list | tuple) for arguments in rows):
         raise DataError(f"{where}: 'inputs' in 'test' must be a list of lists of arguments")
     return [list(arguments) for arguments in found]

@@ -1,6 +1,6 @@
 """A candidate program is tried on inputs: it runs in the sandbox, and its outputs are read here.
 
-    program, cases ──> sandbox: harness.py calls the function ──> lines "nonce index {...}" ──> outputs
+    program, cases ──> sandbox: harness.py calls the function ──> "nonce index {...}" ──> outputs
                                                                     right answers are only here
 
 The program can print what it likes: what does not begin with the nonce of this run is passed over.
@@ -112,11 +112,12 @@ def run_test(run: Run, program: str, seconds: float = 10.0) -> bool:
     return outcome.exit_code == 0 and nonce in outcome.stdout.splitlines()
 
 
-# The published code runs programs by `exec`; as a module they have a name that is not "__main__", too.
+# The published code runs programs by `exec`, under another name than "__main__"; so does a module.
 _PUBLISHED = """\
 import importlib.util, os, sys
 sys.dont_write_bytecode = True
-spec = importlib.util.spec_from_file_location("psynth_program", os.path.abspath("psynth_program.py"))
+path = os.path.abspath("psynth_program.py")
+spec = importlib.util.spec_from_file_location("psynth_program", path)
 module = importlib.util.module_from_spec(spec)
 sys.modules["psynth_program"] = module
 spec.loader.exec_module(module)

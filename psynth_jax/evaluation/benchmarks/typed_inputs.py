@@ -4,7 +4,8 @@
     so          tuple, set                 plus_input   [[5, 6, 7], [8]] -> (5, 6, 7), {8}
 
 The assertions of a row call the function with its base inputs, as Python writes them.  Whoever
-compares the two learns where a list was a tuple or a set, a text a complex number, or a key an integer.
+compares the two learns where a list was a tuple or a set, a text a complex number, a key an
+integer.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def shapes_of(assertions: str, entry_point: str, base: Sequence[list[Any]]) -> l
         plain = _as_json(called)
         for arguments in base:
             if plain == _as_json(arguments) or _are_texts_of(called, arguments):
-                found = [_shape(value, spelled) for value, spelled in zip(arguments, called, strict=True)]
+                pairs = zip(arguments, called, strict=True)
+                found = [_shape(value, spelled) for value, spelled in pairs]
                 shapes = _merged_all(shapes, found)
     # Where all base inputs are numbers, a text among the others is one that JSON cannot write.
     for index in range(len(shapes)):
@@ -86,7 +88,9 @@ def apply(value: Any, shape: Shape) -> Any:
 
 def _calls(assertions: str, entry_point: str) -> Iterable[list[Any]]:
     for node in ast.walk(ast.parse(assertions)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == entry_point:
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            continue
+        if node.func.id == entry_point:
             try:
                 yield [ast.literal_eval(argument) for argument in node.args]
             except ValueError:
@@ -94,7 +98,10 @@ def _calls(assertions: str, entry_point: str) -> Iterable[list[Any]]:
 
 
 def _as_json(value: Any) -> str:
-    return json.dumps(value, default=lambda part: sorted(part, key=repr) if isinstance(part, set) else str(part))
+    def plain(part: Any) -> Any:
+        return sorted(part, key=repr) if isinstance(part, set | frozenset) else str(part)
+
+    return json.dumps(value, default=plain)
 
 
 def _are_texts_of(called: Sequence[Any], arguments: Sequence[Any]) -> bool:
@@ -123,7 +130,8 @@ def _shape(value: Any, spelled: Any) -> Shape:
     if isinstance(value, dict) and isinstance(spelled, dict):
         has_numbers = any(isinstance(key, int) for key in spelled)
         pairs = zip(value.values(), spelled.values(), strict=False)
-        return Shape("int keys" if has_numbers else "dict", _merged([_shape(*pair) for pair in pairs]))
+        inner = [_shape(part, was) for part, was in pairs]
+        return Shape("int keys" if has_numbers else "dict", _merged(inner))
     return _PLAIN
 
 

@@ -1,4 +1,4 @@
-r"""Whether two mathematical answers are one value, by math-verify, and a text that equal answers share.
+r"""Whether two mathematical answers are one value, by math-verify; a text that equal ones share.
 
     answer ── plain number? ── exact fractions are compared
                   └ no ── within bounds? ── math-verify (SymPy): \frac{1}{2} = 0.5, 2^{10} = 1024
@@ -27,15 +27,18 @@ LONGEST = 200  # characters of an answer that is no plain number
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _ALLOWED = frozenset(
     {
-        *("frac", "dfrac", "tfrac", "cfrac", "sqrt", "cdot", "times", "div", "pm", "mp", "pi", "infty"),
-        *("text", "textbf", "mathrm", "mathbf", "boxed", "left", "right", "displaystyle", "quad", "qquad"),
-        *("circ", "degree", "approx", "equiv", "le", "leq", "ge", "geq", "ne", "neq", "in", "ldots", "dots"),
+        *("frac", "dfrac", "tfrac", "cfrac", "sqrt", "cdot", "times", "div", "pm", "mp"),
+        *("text", "textbf", "mathrm", "mathbf", "boxed", "left", "right", "displaystyle"),
+        *("pi", "infty", "circ", "degree", "approx", "equiv", "quad", "qquad", "ldots", "dots"),
+        *("le", "leq", "ge", "geq", "ne", "neq", "in"),
     }
 )
 _DIGITS = re.compile(r"\d{60,}")
 _POWER = re.compile(r"\^|\*\*")
 # A power that is a number of at most three digits, or a fraction of such; degrees are none.
-_SMALL_POWER = re.compile(r"(?:\^|\*\*)\s*(?:(\d)|\{\s*[-+]?(\d{1,3})(?:/\d{1,3})?\s*\}|\{?\\circ\}?)")
+_SMALL_POWER = re.compile(
+    r"(?:\^|\*\*)\s*(?:(\d)|\{\s*[-+]?(\d{1,3})(?:/\d{1,3})?\s*\}|\{?\\circ\}?)",
+)
 _TOWER = re.compile(r"(?:\^|\*\*)[\s\d{}]*(?:\^|\*\*)")
 # The product of all powers.  SymPy multiplies sums of roots out: they get small ones.
 _MOST_POWERS = 1000
@@ -86,11 +89,15 @@ def is_bounded(text: str) -> bool:
     if not text or len(text) > LONGEST or _DIGITS.search(text) or _depth(text) > _DEEPEST:
         return False
     commands = _COMMAND.findall(text)
+    if not _ALLOWED.issuperset(commands):
+        return False
     # Without commands no letter may be left: right answers are numbers, and have no variables.
-    if not _ALLOWED.issuperset(commands) or any(character.isalpha() for character in _COMMAND.sub("", text)):
+    if any(character.isalpha() for character in _COMMAND.sub("", text)):
         return False
     factorials = text.count("!")
-    return _has_small_powers(text) and factorials <= 1 and factorials == len(_FACTORIAL.findall(text))
+    if factorials > 1 or factorials != len(_FACTORIAL.findall(text)):
+        return False
+    return _has_small_powers(text)
 
 
 def _has_small_powers(text: str) -> bool:

@@ -27,7 +27,7 @@ def number_prompts(problem: str) -> tuple[str, str]:
 
 
 def choice_prompts(question: str, letters: Sequence[str]) -> tuple[str, str]:
-    """Return what a worker and what the synthesizer is asked about options; they stand in the question."""
+    """Return what a worker and what the synthesizer is asked; the question shows the options."""
     spelled = ", ".join(letters[:-1]) + f" or {letters[-1]}"
     ending = _LETTER.format(letters=spelled)
     worker = f"{_WORK} {ending}\n\nQuestion:\n{question}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from psynth_jax.evaluation.benchmarks.boxes import boxes, last_box
@@ -16,6 +18,7 @@ from psynth_jax.evaluation.benchmarks.boxes import boxes, last_box
         (r"\boxed{\boxed{3}}", [r"\boxed{3}", "3"]),
         (r"\boxed{\{1, 2\}}", [r"\{1, 2\}"]),
         (r"\boxed{a\}b}", [r"a\}b"]),
+        (r"{ \boxed{7} } }", ["7"]),
         (r"\boxed{7", []),
         (r"\boxed{\frac{1}{2}", []),
         (r"\boxed{}", [""]),
@@ -26,3 +29,9 @@ from psynth_jax.evaluation.benchmarks.boxes import boxes, last_box
 def test_boxes(text: str, found: list[str]) -> None:
     assert boxes(text) == found
     assert last_box(text) == (found[-1] if found else None)
+
+
+def test_many_open_boxes_take_no_time() -> None:
+    start = time.perf_counter()
+    assert boxes("\\boxed{" * 20_000 + "7}") == ["7"]
+    assert time.perf_counter() - start < 1

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from psynth_jax.evaluation.benchmarks.sandboxed.values import DEEPEST, Encoder, Other, TooLargeError, decode
+from psynth_jax.evaluation.benchmarks.sandboxed.values import DEEPEST, Encoder, Large, Other, TooLargeError, decode, reported
 
 VALUES = [
     None,
@@ -109,3 +109,15 @@ def test_too_deep_to_decode() -> None:
         deep = [deep]
     with pytest.raises(ValueError, match="too deep"):
         decode(deep)
+
+
+def test_large_values_become_digests() -> None:
+    assert reported([1, (2,)]) == [1, {"t": [2]}]
+    first, second, other = (reported("a" * (1 << 20) + end) for end in ("b", "b", "c"))
+    assert set(first) == {"h"} and isinstance(decode(first), Large)
+    assert decode(first) == decode(second) != decode(other)
+
+
+def test_sets_have_one_order() -> None:
+    words = {str(number) for number in range(50)}
+    assert Encoder().encode(words) == {"s": sorted(words, key=repr)}

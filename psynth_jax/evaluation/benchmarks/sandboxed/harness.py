@@ -1,4 +1,4 @@
-"""Calls a function of a candidate program on one input after the other, and reports what it returns.
+"""Calls a function of a candidate program on one input after the other; reports what it returns.
 
 This file is the program that the sandbox runs.  Beside it lie
 
@@ -20,6 +20,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from time import perf_counter as clock
 from types import FrameType, ModuleType
 from typing import Any
@@ -33,7 +34,8 @@ class Late(BaseException):
 
 def load(name: str) -> ModuleType:
     """Run a file of this folder as a module."""
-    spec = importlib.util.spec_from_file_location(name, os.path.join(os.getcwd(), f"{name}.py"))  # noqa: PTH109, PTH118
+    path = Path.cwd() / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their own module up
@@ -51,7 +53,8 @@ class Nowhere(io.TextIOBase):
 
 def silence() -> None:
     """Let the candidate's output go nowhere: what it prints is no report."""
-    sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = Nowhere()  # type: ignore[misc, assignment]
+    for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
+        setattr(sys, name, Nowhere())
     # Where there is no device for it, what is written past Python stands in the report, as lines
     # without the nonce.
     with contextlib.suppress(OSError):
@@ -69,12 +72,12 @@ def attempt(function: Any, arguments: list[Any], values: ModuleType) -> dict[str
     """Call the function once and return what is reported of it."""
     start = clock()
     try:
-        content = {"value": values.Encoder().encode(function(*arguments))}
+        content = {"value": values.reported(function(*arguments))}
     except Late:
         content = {"error": "Late"}
     except values.TooLargeError:
         content = {"error": TOO_LARGE}
-    except BaseException as error:  # noqa: BLE001  a candidate raises what it likes, SystemExit, too
+    except BaseException as error:  # noqa: BLE001  candidates raise anything, SystemExit, too
         content = {"error": type(error).__name__}
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -86,8 +89,7 @@ def main() -> None:
     report = os.dup(1)
     silence()
     sys.dont_write_bytecode = True
-    with open("psynth_job.json", encoding="utf-8") as file:  # noqa: PTH123
-        job = json.load(file)
+    job = json.loads(Path("psynth_job.json").read_text(encoding="utf-8"))
     dump, write = json.dumps, os.write
 
     def tell(index: int, content: dict[str, Any]) -> None:

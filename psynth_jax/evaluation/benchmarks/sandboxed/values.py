@@ -3,19 +3,24 @@
     3  0.5  "a"  null  true  [..]          as JSON has them
     {"t": [..]}  {"s": [..]}  {"z": [..]}  tuple, set, frozenset
     {"d": [[key, value], ..]}              dict, with keys of any type
-    {"i": "1f"}  {"f": "nan"}              an integer of many digits in base 16; a float that JSON lacks
+    {"i": "1f"}  {"f": "nan"}              a large integer in base 16; a float that JSON lacks
     {"c": [re, im]}  {"b": "00ff"}         complex; bytes in base 16
     {"o": "Match"}                         any other object: the name of its class
+    {"h": "9f86.."}                        a value of more than 1 MiB: the SHA-256 of its JSON
 
 What a value of a subclass adds is lost.  This file is sent into the sandbox as it stands.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import math
 from typing import Any
 
 DEEPEST = 60
+LONGEST = 1 << 20  # characters of a value's JSON
 MOST = 2_000_000  # values inside of one value
 _LARGE = 1 << 53  # above it, readers of JSON may round
 
@@ -52,6 +57,8 @@ class Encoder:
         for kind, tag in ((list, ""), (tuple, "t"), (set, "s"), (frozenset, "z")):
             if isinstance(value, kind):
                 parts = [self.encode(part, depth + 1) for part in value]
+                if kind in (set, frozenset):
+                    parts.sort(key=repr)  # every process has another order of its sets
                 return {tag: parts} if tag else parts
         return {"o": type(value).__name__}
 
@@ -71,6 +78,22 @@ class Other:
 
     def __init__(self, name: str):
         self.name = name
+
+
+@dataclasses.dataclass(frozen=True)
+class Large:
+    """What stands for a value of more than 1 MiB: it equals one whose JSON is the same."""
+
+    digest: str
+
+
+def reported(value: Any) -> Any:
+    """Return a value as JSON values; of a long one the digest.  Raises `TooLargeError`."""
+    encoded = Encoder().encode(value)
+    text = json.dumps(encoded)
+    if len(text) <= LONGEST:
+        return encoded
+    return {"h": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def decode(encoded: Any, depth: int = 0) -> Any:
@@ -104,6 +127,8 @@ def _tagged(tag: str, content: Any, depth: int) -> Any:
         return complex(float(content[0]), float(content[1]))
     if tag == "b":
         return bytes.fromhex(content)
+    if tag == "h":
+        return Large(str(content))
     if tag == "o":
         return Other(str(content))
     raise ValueError(f"no encoded value has the tag {tag!r}")
