@@ -67,7 +67,7 @@ class TestMetadata:
     """Of the distribution that is installed, which the wheel has too."""
 
     def test_command(self) -> None:
-        (command,) = distribution("psynth-jax").entry_points
+        (command,) = distribution("psynth-jax").entry_points.select(group="console_scripts")
         assert (command.group, command.name, command.value) == ("console_scripts", "psynth", "psynth_jax.cli:main")
 
     def test_version_is_that_of_the_package(self) -> None:
