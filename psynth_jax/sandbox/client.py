@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import socket
@@ -52,9 +53,13 @@ class _Server:
 
     def close(self) -> None:
         """End the server, unless it is that of the process that this one was forked from."""
-        if self.owner == os.getpid():
-            self.control.close()
-            self.process.wait()
+        if self.owner != os.getpid():
+            return
+        with contextlib.suppress(OSError):  # it is gone already
+            # A fork of this process may still hold a copy of the socket: to close ours is no end.
+            self.control.shutdown(socket.SHUT_RDWR)
+        self.control.close()
+        self.process.wait()
 
     def usable(self) -> bool:
         """Whether it is this process's own, not that of one that it was forked from, and lives."""

@@ -54,15 +54,20 @@ def test_limits_of_one_run() -> None:
 
 
 FORKS = """
-import os, sys
+import atexit, os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from psynth_jax import sandbox
+waiting = []
+atexit.register(lambda: [os.kill(child, 9) for child in waiting])  # after the end of the server
 sandbox.run("pass")
+waiting.append(os.fork())
+if waiting == [0]:
+    signal.pause()
 if os.fork() == 0:
     print(sandbox.run("print('from a fork')").stdout, end="", flush=True)
     os._exit(0)
-os.wait()
-print(sandbox.run("print('from the parent')").stdout, end="")
+os.waitpid(-1, 0)
+print(sandbox.run("print('from the parent')").stdout, end="", flush=True)
 """
 
 
