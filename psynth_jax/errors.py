@@ -62,6 +62,10 @@ class TrainingError(UserError):
     """A training run cannot go on; the message says where it stands and what is left."""
 
 
+class SandboxError(UserError):
+    """No sandbox is to be had here; the message says what to install, or what the kernel lacks."""
+
+
 def listing(items: Sequence[object], separator: str = "; ", most: int = 8) -> str:
     """Spell the first items of a list for a message, and say how many more there are."""
     told = separator.join(str(item) for item in items[:most])

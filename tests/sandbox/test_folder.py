@@ -1,0 +1,81 @@
+"""The folder of a run: what is counted in it, and that any tree can be removed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from psynth_jax.sandbox import folder
+from psynth_jax.sandbox.folder import RunFolder
+from psynth_jax.sandbox.user import User
+
+ME = User(os.geteuid(), dropped=False)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> RunFolder:
+    return folder.make(b"pass", {"a": b"x" * 10_000}, ME, tmp_path, "run-")
+
+
+def test_what_is_made(made: RunFolder) -> None:
+    assert made.top.name.startswith("run-")
+    assert made.program.read_bytes() == b"pass"
+    assert {path.name: path.stat().st_size for path in made.work.iterdir()} == {"a": 10_000}
+    modes = [path.stat().st_mode & 0o777 for path in (made.top, made.program, made.work)]
+    assert modes == [0o711, 0o444, 0o700]
+
+
+def test_sizes_are_rounded_up_to_blocks(made: RunFolder) -> None:
+    disk = made.work / "a"
+    assert made.used(1 << 30) == max(10_000, disk.stat().st_blocks * 512)
+
+
+def test_every_name_counts(made: RunFolder) -> None:
+    before = made.used(1 << 30)
+    (made.work / "link").symlink_to("/usr")
+    (made.work / "empty").touch()
+    (made.work / "folder").mkdir()
+    (made.work / "folder" / "empty").touch()
+    assert made.used(1 << 30) - before == 4 * 4096
+
+
+def test_a_sparse_file_counts_as_what_it_says(made: RunFolder) -> None:
+    os.truncate(made.work / "a", 1 << 30)
+    assert made.used(1 << 40) == 1 << 30
+
+
+def test_counting_stops_where_it_is_enough(made: RunFolder) -> None:
+    for number in range(100):
+        (made.work / f"{number}").touch()
+    assert 8192 < made.used(8192) <= 8192 + 12_288
+
+
+def test_a_link_in_place_of_the_folder_is_not_followed(made: RunFolder) -> None:
+    (made.work / "a").unlink()
+    made.work.rmdir()
+    made.work.symlink_to("/usr")
+    assert made.used(1000) == 1001
+
+
+def test_any_tree_is_removed(made: RunFolder, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    (made.work / "link").symlink_to(kept)
+    os.mkfifo(made.work / "pipe")
+    (made.work / "ä\n").mkdir()
+    (made.work / os.fsdecode(b"\xff")).touch()
+    here = os.open(made.work, os.O_RDONLY)
+    for _ in range(1200):  # deeper than Python recurses, longer than a path can be
+        os.mkdir("d" * 30, dir_fd=here)
+        below = os.open("d" * 30, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    (made.work / "closed" / "below").mkdir(parents=True)
+    (made.work / "closed").chmod(0)
+    made.remove()
+    assert sorted(tmp_path.iterdir()) == [kept]
+    assert (kept / "file").exists()
