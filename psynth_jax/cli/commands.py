@@ -23,6 +23,7 @@ from psynth_jax.cli.eval import eval_
 from psynth_jax.cli.info import info
 from psynth_jax.cli.report import report
 from psynth_jax.cli.run import run
+from psynth_jax.cli.sandbox import sandbox
 from psynth_jax.cli.score import score
 from psynth_jax.cli.setting import activity
 from psynth_jax.cli.train import export, train
@@ -107,6 +108,7 @@ def _add_commands() -> None:
         for command in group.registered_commands:
             command.cls = JaxCommand
         app.add_typer(group, name=name)
+    app.add_typer(sandbox, name="sandbox")  # it needs no JAX
 
 
 _add_commands()

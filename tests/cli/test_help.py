@@ -27,6 +27,7 @@ ALL = [
     "", "run", "train", "export", "eval", "score", "compile", "convert", "merge", "push", "pull", "info",
     "bench", "bench ttft", "bench decode", "bench kernel", "bench error", "bench train",
     "report", "report train", "data", "data attempts", "data prepare", "data show", "data info",
+    "sandbox", "sandbox check", "sandbox run",
 ]  # fmt: skip
 SAYS_WHAT_IS_LOADED = "import atexit, sys; atexit.register(lambda: sys.stderr.write(' '.join(sys.modules))); "
 
