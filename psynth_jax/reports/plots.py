@@ -154,6 +154,7 @@ def _scores(figure: Figure, methods: Sequence[MethodNumbers], score: str) -> Non
             _interval(left, at, method.scores[score], _colour(method))
     _rows(left, [method.name for method in methods])
     _dress(left, f"{score_label(score)}, %", grid="x")
+    left.set_xlim(_widened(left.get_xlim()))
     if not compared:
         return
     right = figure.add_subplot(1, columns, 2, sharey=left)
@@ -164,6 +165,14 @@ def _scores(figure: Figure, methods: Sequence[MethodNumbers], score: str) -> Non
             _interval(right, at, difference, _verdict(difference))
     right.tick_params(labelleft=False)
     _dress(right, "difference to text, points", grid="x")
+    right.set_xlim(_widened(right.get_xlim()))
+
+
+def _widened(limits: tuple[float, float], least: float = 4.0) -> tuple[float, float]:
+    """Return an axis of at least so many points: scores that are all the same would have one of width 0."""
+    low, high = limits
+    lacking = max(least - (high - low), 0.0)
+    return low - lacking / 2, high + lacking / 2
 
 
 def _verdict(difference: Interval) -> str:
@@ -261,6 +270,7 @@ def _scatter(figure: Figure, methods: Sequence[MethodNumbers], score: str) -> No
     if min(times) > 0 and max(times) > SPREAD * min(times):
         axes.set_xscale("log")
     axes.margins(0.12, 0.12)
+    axes.set_ylim(_widened(axes.get_ylim()))
     _dress(axes, f"time to first token, {unit}", grid="both")
     axes.set_ylabel(f"{score_label(score)}, %", color=INK, fontsize=FONT)
     lines = []
