@@ -25,7 +25,9 @@ def read_answers(path: str, asked: Sequence[Question], everything: Sequence[Ques
       DataError: an id is unknown, is there twice, or is missing, or a field has a wrong type; with
         the line.
     """
-    known = {question.id for question in everything}
+    known = {question.id: question.id for question in everything}
+    for number, question in enumerate(everything):
+        known.setdefault(str(number), question.id)  # a row's own id comes first
     texts: dict[str, str] = {}
     for where, row in read_file(local_file(path), shown=path):
         identifier, text = row.get("id"), row.get("text")
@@ -35,9 +37,9 @@ def read_answers(path: str, asked: Sequence[Question], everything: Sequence[Ques
             raise DataError(f"{where}: 'text' must be a text, not {shown(text)}")
         if identifier not in known:
             raise DataError(f"{where}: no question has the id {shown(identifier)}")
-        if identifier in texts:
+        if known[identifier] in texts:
             raise DataError(f"{where}: the id {shown(identifier)} is there twice")
-        texts[identifier] = text
+        texts[known[identifier]] = text
     missing = [question.id for question in asked if question.id not in texts]
     if missing:
         others = f" and to {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -29,6 +29,15 @@ def test_order_and_limit(tmp_path: Path) -> None:
     assert read_answers(path, QUESTIONS[:1], QUESTIONS) == ["A"]
 
 
+def test_a_number_stands_for_a_row(tmp_path: Path) -> None:
+    """Counted from 0; where a row's own id is a number, that comes first: "1" is the second row's id, not its number."""
+    path = written(tmp_path / "a.jsonl", {"id": "0", "text": "A"}, {"id": "1", "text": "B"}, {"id": "2", "text": "C"})
+    assert read_answers(path, QUESTIONS, QUESTIONS) == ["A", "B", "C"]
+    path = written(tmp_path / "b.jsonl", {"id": "0", "text": "A"}, {"id": "a", "text": "B"})
+    with pytest.raises(DataError, match="b.jsonl:2: the id 'a' is there twice"):
+        read_answers(path, QUESTIONS[:1], QUESTIONS)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
