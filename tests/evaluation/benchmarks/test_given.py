@@ -34,7 +34,7 @@ def test_a_number_stands_for_a_row(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", {"id": "0", "text": "A"}, {"id": "1", "text": "B"}, {"id": "2", "text": "C"})
     assert read_answers(path, QUESTIONS, QUESTIONS) == ["A", "B", "C"]
     path = written(tmp_path / "b.jsonl", {"id": "0", "text": "A"}, {"id": "a", "text": "B"})
-    with pytest.raises(DataError, match="b.jsonl:2: the id 'a' is there twice"):
+    with pytest.raises(DataError, match=r"b\.jsonl:2: the id 'a' is there twice"):
         read_answers(path, QUESTIONS[:1], QUESTIONS)
 
 
