@@ -20,6 +20,7 @@ from psynth_jax.unicode_text import checked_text
 Message: TypeAlias = Mapping[str, Any]
 
 SYNTHESIS_TEXT = "Use the notes above to answer the question.\n\n{question}"
+NOTHING_WRITTEN = "(no text)"  # stands for a worker that wrote nothing, where texts are read
 TEXT_BASELINE_TEXT = "{notes}\n\n" + SYNTHESIS_TEXT
 
 

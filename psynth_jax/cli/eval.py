@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ from psynth_jax.cli.template_option import TemplateOption, template_variables
 from psynth_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from psynth_jax.evaluation.lines import Shard
     from psynth_jax.evaluation.live import WorkerOptions
     from psynth_jax.evaluation.methods import Method, Synthesizers
     from psynth_jax.evaluation.tasks import Task
@@ -33,7 +34,7 @@ def eval_(
     name: options.Name = None,
     data: options.Data = None,
     into: options.Into = None,
-    methods: options.Methods = METHODS,
+    methods: options.Methods = None,
     model: ModelName = "smollm2-135m",
     adapter: options.AdapterName = None,
     text_adapter: options.TextAdapter = None,
@@ -59,47 +60,84 @@ def eval_(
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as one JSON object on stdout")] = False,
 ) -> None:
     """Answer questions in several ways: scores with intervals, time to first token, tokens."""
-    from psynth_jax.evaluation.given import score_given
-    from psynth_jax.evaluation.lines import Shard
     from psynth_jax.evaluation.run import Plan, evaluate
 
     task = _task(name, data, into, final_answer=final_answer, revision=revision)
-    of_workers = {
+    of_workers: dict[str, Any] = {
         "workers": workers,
         "roles": roles,
-        "temperature": worker_temperature,
-        "top_p": worker_top_p,
-        "max_new_tokens": worker_max_new_tokens,
+        "worker_temperature": worker_temperature,
+        "worker_top_p": worker_top_p,
+        "worker_max_new_tokens": worker_max_new_tokens,
     }
-    live = _live(name, of_workers, seed)
-    part = Shard() if shard is None else Shard.parse(shard)
+    live, part = _live(name, of_workers, seed), _part(shard, into, calibrate=calibrate)
+    if answers is not None:
+        of_a_model: dict[str, Any] = {"methods": methods, "adapter": adapter, "text_adapter": text_adapter}
+        of_a_model |= {"gate": gate, "calibrate": calibrate or None, "max_new_tokens": max_new_tokens, "mesh": mesh}
+        _refuse_given(of_a_model | of_workers)
+        _show(_score_given(task, answers, into, limit, seed, live, part), as_json=as_json)
+        return
     gating = _gate(gate)
-    chosen: Sequence[Method] = ()
-    if answers is None:
-        chosen = _methods(methods, adapter, text_adapter, gate, calibrate=calibrate)
-    elif methods != METHODS or gate is not None or calibrate:
-        raise InputError("--answers is scored without a model: leave --methods, --gate and --calibrate out")
+    chosen = _methods(methods or METHODS, adapter, text_adapter, gate, calibrate=calibrate)
     check_dtype(dtype)
     check_mesh(mesh)
     variables = template_variables(template)
     plan = Plan.of(task, chosen, limit, batch, max_new_tokens, temperature, seed, live, part)
-    with contextlib.ExitStack() as kept:
-        folder = into or kept.enter_context(tempfile.TemporaryDirectory(prefix="psynth-"))
-        if answers is not None:
-            with progress(plan, ["answers"]) as shown:
-                summary = score_given(plan, answers, folder, shown.row)
-        else:
-            adapter_choice.check_adapter(text_adapter)
-            if {method.weights for method in chosen} & {"adapter", "gated"}:
-                adapter_choice.check_adapter(adapter)
-            loaded = load(model, dtype, mesh)
-            synths = _synthesizers(loaded, chosen, adapter, text_adapter, variables, gating, quiet=as_json)
-            with progress(plan, [method.name for method in chosen]) as shown:
-                summary = evaluate(plan, synths, folder, shown.row, shown.written, calibrate=calibrate)
+    adapter_choice.check_adapter(text_adapter)
+    if {method.weights for method in chosen} & {"adapter", "gated"}:
+        adapter_choice.check_adapter(adapter)
+    loaded = load(model, dtype, mesh)
+    synths = _synthesizers(loaded, chosen, adapter, text_adapter, variables, gating, quiet=as_json)
+    with _folder(into) as folder, progress(plan, [method.name for method in chosen]) as shown:
+        summary = evaluate(plan, synths, folder, shown.row, shown.written, calibrate=calibrate)
+    _show(summary, as_json=as_json)
+
+
+def _show(summary: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         write_json(summary)
+    else:
+        console.print(table(summary))
+
+
+@contextlib.contextmanager
+def _folder(into: str | None) -> Iterator[str]:
+    """Give the folder of a run, or one that is gone afterwards."""
+    if into:
+        yield into
         return
-    console.print(table(summary))
+    with tempfile.TemporaryDirectory(prefix="psynth-") as folder:
+        yield folder
+
+
+def _part(shard: str | None, into: str | None, *, calibrate: bool) -> Shard:
+    """Return the part of the questions that is asked.  Raises `InputError` where nothing would be kept of it."""
+    from psynth_jax.evaluation.lines import Shard
+
+    for option, given in (("shard", shard is not None), ("calibrate", calibrate)):
+        if given and not into:
+            raise InputError(f"--{option} needs --into DIR: what it makes is kept there")
+    return Shard() if shard is None else Shard.parse(shard)
+
+
+def _score_given(
+    task: Task, answers: str, into: str | None, limit: int | None, seed: int, live: WorkerOptions | None, part: Shard
+) -> dict[str, Any]:
+    """Score answers of a file without a model."""
+    from psynth_jax.evaluation.given import score_given
+    from psynth_jax.evaluation.plan import Plan
+
+    plan = Plan.of(task, (), limit, seed=seed, workers=live, shard=part)
+    with _folder(into) as folder, progress(plan, ["answers"]) as shown:
+        return score_given(plan, answers, folder, shown.row)
+
+
+def _refuse_given(given: Mapping[str, Any]) -> None:
+    """Raise `InputError` naming an option that says how a model answers."""
+    for option, value in given.items():
+        if value is not None:
+            name = option.replace("_", "-")
+            raise InputError(f"--answers are scored without a model: leave --{name} out")
 
 
 def _task(name: str | None, data: str | None, into: str | None, *, final_answer: bool, revision: str | None) -> Task:
@@ -114,7 +152,7 @@ def _task(name: str | None, data: str | None, into: str | None, *, final_answer:
 
     if data is None:
         raise InputError("name a benchmark, or give --data FILE with records")
-    if into is None:
+    if not into:
         raise InputError("a file of records needs --into DIR for rows and summary")
     if revision is not None:
         raise InputError("--revision is of a benchmark's data on the hub, and no benchmark is named")
@@ -126,11 +164,11 @@ def _live(name: str | None, given: dict[str, Any], seed: int) -> WorkerOptions |
     from psynth_jax.evaluation.live import WorkerOptions
     from psynth_jax.prompts import load_roles
 
-    said = {option: value for option, value in given.items() if value is not None}
+    said = {option.removeprefix("worker_"): value for option, value in given.items() if value is not None}
     if name is None:
-        if said:
-            option = next(iter(said)).replace("_", "-")
-            raise InputError(f"--data holds branches, so that no worker writes: leave the workers' {option} out")
+        for option, value in given.items():
+            if value is not None:
+                raise InputError(f"--data holds branches, so that no worker writes: leave --{option.replace('_', '-')} out")
         return None
     if "roles" in said:
         said["roles"] = load_roles(None if said["roles"] == "default" else said["roles"])

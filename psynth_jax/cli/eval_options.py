@@ -24,7 +24,7 @@ Into = Annotated[
     str | None,
     typer.Option(help="folder for rows and summary; rows that are there are not run again; a benchmark needs none"),
 ]
-Methods = Annotated[str, typer.Option(help=f"some of {METHODS}, with commas between")]
+Methods = Annotated[str | None, typer.Option(help=f"some of {METHODS}, with commas between; text,branches, if not given")]
 AdapterName = Annotated[str | None, typer.Option(help=adapter_choice.HELP)]
 TextAdapter = Annotated[
     str | None,

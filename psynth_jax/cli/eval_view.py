@@ -101,8 +101,7 @@ def table(summary: Mapping[str, Any]) -> Group:
         notes.append(_ttft_note(summary["batch"]) + "  Total: to its last token.  Tokens: means.")
     notes += _no_time_note(methods)
     notes += _gate_note(summary.get("gate"))
-    if summary.get("worker_output", {}).get("tokens_per_s"):
-        notes.append(f"Workers wrote {summary['worker_output']['tokens_per_s']:.1f} tokens a second.")
+    notes += _workers_note(summary.get("worker_output"))
     return Group(*tables, took, *(Text(note, style="dim") for note in notes))
 
 
@@ -153,6 +152,18 @@ def _no_time_note(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if found["ttft_s"] is None and found["prompt_tokens"] == 0:
             notes.append(f"{name} asks no model: it has no TTFT.")
     return notes
+
+
+def _workers_note(written: Mapping[str, Any] | None) -> list[str]:
+    """Say how workers wrote, and how many texts are not what they would have been with more room."""
+    if written is None:
+        return []
+    rate = "" if written["tokens_per_s"] is None else f", {written['tokens_per_s']:.1f} tokens a second"
+    note = f"Workers wrote {counted(written['texts'], 'text')}{rate}"
+    for name, said in (("cut_off", "cut off"), ("does_not_fit", "did not fit"), ("empty", "empty")):
+        if written[name]:
+            note += f"; {written[name]} {said}"
+    return [f"{note}."]
 
 
 def _gate_note(gate: Mapping[str, Any] | None) -> list[str]:

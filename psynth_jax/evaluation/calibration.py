@@ -17,6 +17,7 @@ from typing import Any
 
 from psynth_jax.errors import InputError
 from psynth_jax.evaluation.rows import DOES_NOT_FIT, Row
+from psynth_jax.evaluation.tasks import Question
 from psynth_jax.files import write_text
 from psynth_jax.synthesis.gate import MEASURES, Gate, Measure
 from psynth_jax.synthesis.result import Confidence
@@ -56,8 +57,8 @@ def calibrated(branches: Sequence[Row], text: Sequence[Row], score: str) -> dict
       "measure", "threshold", "score", "calibrated_on", "held_out" (numbers of questions), "chosen" (the point of the
       threshold on the other half), and "curve" (points there).
 
-    The half of a question depends on its id alone.  Of thresholds with the same score the lowest is chosen: more answers
-    come from caches.  Raises `InputError` for fewer than two questions that both routes have answered.
+    The half of a question depends on its id alone.  Where scores are equal, the gate is chosen that takes most answers from
+    caches.  Raises `InputError` where a half has no question that both routes have answered.
     """
     halves: tuple[list[Pair], list[Pair]] = ([], [])
     for one, other in zip(branches, text, strict=True):
@@ -65,19 +66,18 @@ def calibrated(branches: Sequence[Row], text: Sequence[Row], score: str) -> dict
             continue
         if "confidence" not in one:
             raise InputError("the rows of branches have no confidence: an earlier version wrote them; choose another folder")
-        halves[_half(one)].append(Pair(Confidence(**one["confidence"]), one, other))
+        halves[_half(one["task"], one["id"])].append(Pair(Confidence(**one["confidence"]), one, other))
     known, held_out = halves
     if not known or not held_out:
-        raise InputError("to calibrate a gate takes more questions that both text and branches have answered")
-    best: tuple[float, float, Measure, float] | None = None
-    for measure in MEASURES:
-        for threshold in _thresholds(known, measure):
-            reached = _point(known, Gate(threshold, measure), score)
-            value = (reached.score, -threshold)
-            if best is None or value > best[:2]:
-                best = (*value, measure, threshold)
-    assert best is not None
-    _, _, measure, threshold = best
+        raise InputError("to calibrate a gate takes more questions that both text and branches could answer")
+    measure: Measure = MEASURES[0]
+    best = _point(known, Gate(0.0, measure), score)
+    for tried in MEASURES:
+        for each in _thresholds(known, tried):
+            reached = _point(known, Gate(each, tried), score)
+            if (reached.score, reached.accepted) > (best.score, best.accepted):
+                measure, best = tried, reached
+    threshold = best.threshold
     curve = []
     for each in _thresholds(held_out, measure):
         curve.append(dataclasses.asdict(_point(held_out, Gate(each, measure), score)))
@@ -102,8 +102,14 @@ def write_gate(folder: str | Path, found: Mapping[str, Any]) -> Path:
     return path
 
 
-def _half(row: Row) -> int:
-    name = f"{row['task']} {row['id']}"
+def check_halves(questions: Sequence[Question]) -> None:
+    """Raise `InputError` for questions that are all in one half."""
+    if len({_half(question.task, question.id) for question in questions}) < 2:
+        raise InputError(f"to calibrate a gate takes more questions than {len(questions)}")
+
+
+def _half(task: str, identifier: str) -> int:
+    name = f"{task} {identifier}"
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[0] % 2
 
 

@@ -10,6 +10,7 @@ cuts it off, others pass over it.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from psynth_jax.data.json_values import read_json_values
-from psynth_jax.errors import InputError
+from psynth_jax.errors import InputError, shown
 from psynth_jax.files import drop_torn_line, refuse_special
 
 
@@ -37,8 +38,8 @@ class Shard:
     def parse(cls, text: str) -> Shard:
         """Read "2/4".  Raises `InputError` for another form."""
         number, slash, count = text.partition("/")
-        if not slash or not number.isdecimal() or not count.isdecimal():
-            raise InputError(f"shard is {text!r}; it must be NUMBER/COUNT, as in 2/4")
+        if not slash or not number.isdecimal() or not count.isdecimal() or len(text) > 20:
+            raise InputError(f"shard is {shown(text)}; it must be NUMBER/COUNT, as in 2/4")
         return cls(int(number), int(count))
 
     def of(self, items: list[Any]) -> list[Any]:
@@ -68,14 +69,14 @@ class Lines:
             if not path.exists():
                 continue
             refuse_special(path)
-            if path == self.path and self._file is None:
+            if path == self.path and not _is_locked(path):
                 drop_torn_line(path)
             complete = _complete_lines(path)
             if not complete:
                 continue
             for number, value in read_json_values(path):
                 yield f"{path}:{number}", value
-                if number == complete and path != self.path:
+                if number == complete:
                     break  # the rest is being written
 
     @contextmanager
@@ -83,23 +84,61 @@ class Lines:
         """Keep the own file open for `append`.  Raises `InputError` when it cannot be written."""
         try:
             refuse_special(self.path)
-            self._file = self.path.open("a", encoding="utf-8")
+            file = self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot write {self.path}: {error.strerror or error}") from None
-        try:
-            with self._file:
+        with file:
+            try:
+                # It ends with the process, however that ends.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"{self.path} is being written by another process: give each a --shard") from None
+            self._file = file
+            try:
                 yield
-        finally:
-            self._file = None
+            finally:
+                self._file = None
 
     def append(self, value: Any) -> None:
         """Write a line to the end, and out of this process.  Raises `InputError` when the disk does not take it."""
         assert self._file is not None, "lines are added inside of open()"
         try:
-            self._file.write(json.dumps(value, ensure_ascii=False) + "\n")
+            self._file.write(_json(value) + "\n")
             self._file.flush()
         except OSError as error:
             raise InputError(f"cannot write {self.path}: {error.strerror}; the lines before are kept") from None
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time sum a folder up, so that the last one has seen all rows."""
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process is writing a file."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _json(value: Any) -> str:
+    """Return a value on one line; what UTF-8 cannot encode is escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
 
 
 def _complete_lines(path: Path) -> int:

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from psynth_jax.errors import ContextLengthError, DataError, InputError
 from psynth_jax.evaluation.lines import Lines, Shard
+from psynth_jax.evaluation.rows import DOES_NOT_FIT
 from psynth_jax.evaluation.tasks import Question, Written
 from psynth_jax.prompts import Role, question_messages
 from psynth_jax.synthesis.pipeline import ParallelSynthesis
@@ -30,7 +32,6 @@ Purpose: TypeAlias = Literal["questions", "others"]
 OnWritten: TypeAlias = Callable[[int], None]
 Key: TypeAlias = tuple[str, str]
 
-DOES_NOT_FIT = "does_not_fit"
 NO_ROLE = Role("", "")
 
 
@@ -54,15 +55,19 @@ class WorkerOptions:
         """Raise `InputError` naming the option that is out of range."""
         if self.workers < 1:
             raise InputError(f"workers is {self.workers}; it must be at least 1")
-        SamplingOptions(self.max_new_tokens or 1, self.temperature, self.top_p)
+        SamplingOptions(self.longest(1), self.temperature, self.top_p)
         checked_seed(self.seed)
+
+    def longest(self, default: int) -> int:
+        """Return how many tokens a worker may write, where the benchmark says `default`."""
+        return default if self.max_new_tokens is None else self.max_new_tokens
 
     def settings(self, max_new_tokens: int) -> dict[str, Any]:
         """Return what workers' texts depend on."""
         return {
             "workers": self.workers,
             "roles": [role.text for role in self.roles],
-            "worker_max_new_tokens": self.max_new_tokens or max_new_tokens,
+            "worker_max_new_tokens": self.longest(max_new_tokens),
             "worker_temperature": self.temperature,
             "worker_top_p": self.top_p,
             "worker_seed": self.seed,
@@ -72,20 +77,30 @@ class WorkerOptions:
 class Workers:
     """What is known of the workers of a run: who wrote what, and how long it took."""
 
-    def __init__(self, folder: str | Path, purpose: Purpose, shard: Shard):
-        """Read what is in the folder.  Raises `DataError` naming a line that is damaged."""
+    def __init__(self, folder: str | Path, purpose: Purpose, shard: Shard, *, private: bool = False):
+        """Read what is in the folder.
+
+        private: questions may not be shown in plain text; their lines have digests of them.
+
+        Raises `DataError` naming a line that is damaged.
+        """
         self._lines = Lines(Path(folder), purpose, shard)
         self.purpose = purpose
+        self._private = private
         self.written: dict[Key, tuple[Written, ...]] = {}
-        self._tokens, self._seconds = 0, 0.0
+        self._seconds: dict[Key, float] = {}
         for where, line in self._lines.read():
             self._take(where, line)
 
-    def complete(self, questions: Sequence[Question]) -> list[Question]:
+    def complete(self, questions: Sequence[Question], options: WorkerOptions) -> list[Question]:
         """Return questions with their workers' texts as branches; all of them must be there."""
         found = []
         for question in questions:
-            found.append(question.written_by(self.written[question.task, question.id]))
+            workers = []
+            for number, worker in enumerate(self.written[question.task, question.id]):
+                prompt = _prompt(question, _role(options.roles, number))
+                workers.append(dataclasses.replace(worker, prompt=prompt))
+            found.append(question.written_by(workers))
         return found
 
     def left(self, questions: Sequence[Question]) -> list[Question]:
@@ -93,9 +108,19 @@ class Workers:
         return [question for question in questions if (question.task, question.id) not in self.written]
 
     def summary(self) -> dict[str, Any]:
-        """Return the tokens that were written, and how many a second, compilation left out."""
-        rate = self._tokens / self._seconds if self._seconds > 0 else None
-        return {"tokens": self._tokens, "seconds": self._seconds, "tokens_per_s": rate}
+        """Return how many texts were written, how they ended, their tokens, and tokens a second without compilation."""
+        texts = [worker for group in self.written.values() for worker in group]
+        reasons = Counter(worker.finish_reason for worker in texts)
+        tokens, seconds = sum(len(worker.token_ids) for worker in texts), sum(self._seconds.values())
+        return {
+            "texts": len(texts),
+            "cut_off": reasons["length"],
+            "does_not_fit": reasons[DOES_NOT_FIT],
+            "empty": sum(not worker.text.strip() for worker in texts),
+            "tokens": tokens,
+            "seconds": seconds,
+            "tokens_per_s": tokens / seconds if seconds > 0 else None,
+        }
 
     def note(self, questions: Sequence[Question]) -> None:
         """Keep questions that bring their branches along, for who reads the folder."""
@@ -137,7 +162,7 @@ class Workers:
         prompts = [[_prompt(question, role) for role in roles] for question in batch]
         chats = [[question_messages(prompt) for prompt in group] for group in prompts]
         seeds = [self._seeds(options, question) for question in batch]
-        longest = options.max_new_tokens or max_new_tokens
+        longest = options.longest(max_new_tokens)
         begin = synth.engine.now()
         try:
             made = synth.work(chats, longest, options.temperature, options.top_p, seed=seeds)
@@ -168,11 +193,14 @@ class Workers:
         return seeds
 
     def _append(self, question: Question, workers: Sequence[Written], seconds: float | None, batch: int) -> None:
-        shown = [dataclasses.asdict(worker) | {"tokens": len(worker.token_ids)} for worker in workers]
+        shown = []
+        for worker in workers:
+            prompt = self._shown(worker.prompt)
+            shown.append(dataclasses.asdict(worker) | {"prompt": prompt, "tokens": len(worker.token_ids)})
         line = {
             "task": question.task,
             "id": question.id,
-            "question": question.query,
+            "question": self._shown(question.query),
             "answers": list(question.answers),
             "seconds": seconds,
             "batch": batch,
@@ -181,24 +209,34 @@ class Workers:
         self._lines.append(line)
         self._take("", line)
 
+    def _shown(self, asked: str) -> str:
+        """Return what is kept of a question."""
+        if not self._private:
+            return asked
+        return f"sha256 {hashlib.sha256(asked.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
     def _take(self, where: str, line: Any) -> None:
         try:
             workers = tuple(_written(worker) for worker in line["workers"])
-            key = (line["task"], line["id"])
-            seconds = line["seconds"]
-            if seconds is not None:
-                self._seconds += seconds / line["batch"]
-                self._tokens += sum(len(worker.token_ids) for worker in workers)
-        except (KeyError, TypeError, ZeroDivisionError):
+            key = (_text(line["task"]), _text(line["id"]))
+            if not workers:
+                raise ValueError("there is no worker")
+            if line["seconds"] is not None:
+                self._seconds[key] = line["seconds"] / line["batch"]
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
             raise DataError(f"{where}: not a question with what its workers wrote; take the line out") from None
         self.written[key] = workers
 
 
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a text is something else")
+    return value
+
+
 def _written(value: Mapping[str, Any]) -> Written:
     names = ("prompt", "text", "finish_reason", "role")
-    texts = {name: value[name] for name in names}
-    if not all(isinstance(text, str) for text in texts.values()):
-        raise TypeError("a text is something else")
+    texts = {name: _text(value[name]) for name in names}
     return Written(token_ids=tuple(int(token) for token in value["token_ids"]), **texts)
 
 

@@ -30,12 +30,13 @@ from typing import Any, Literal, Self, TypeAlias
 from psynth_jax.branches import Branches
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.convert.adapters import load_adapter
-from psynth_jax.errors import InputError
+from psynth_jax.errors import InputError, shown
 from psynth_jax.evaluation.second_look import own_branches
 from psynth_jax.evaluation.tasks import Question, Task
 from psynth_jax.evaluation.voting import best_worker, elected
 from psynth_jax.model import Model
-from psynth_jax.prompts import baseline_messages, question_messages, synthesis_messages
+from psynth_jax.prompts import NOTHING_WRITTEN, baseline_messages, question_messages, synthesis_messages
+from psynth_jax.synthesis.arguments import checked_gate
 from psynth_jax.synthesis.gate import Gate
 from psynth_jax.synthesis.inputs import tokenizer_of
 from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
@@ -44,7 +45,6 @@ from psynth_jax.template_variables import TemplateVariables
 Weights: TypeAlias = Literal["base", "adapter", "text_adapter", "gated"]
 Answer: TypeAlias = Callable[[ParallelSynthesis, Sequence[Question], Mapping[str, Any]], list[SynthesisResult]]
 
-NOTHING = "(no text)"  # stands for a worker that wrote nothing, where texts are read
 RECOMPUTE = "recompute:"
 
 
@@ -82,7 +82,7 @@ def _texts(question: Question) -> list[str]:
     """Return the texts to be read; a file's are not blank, a live worker's may be."""
     if not question.workers:
         return question.texts
-    return [text if text.strip() else NOTHING for text in question.texts]
+    return [text if text.strip() else NOTHING_WRITTEN for text in question.texts]
 
 
 def _from_branches(
@@ -156,10 +156,10 @@ def method(name: str) -> Method:
     if name in METHODS:
         return METHODS[name]
     count = name.removeprefix(RECOMPUTE)
-    if name.startswith(RECOMPUTE) and count.isdecimal():
+    if name.startswith(RECOMPUTE) and count.isdecimal() and len(count) < 10:
         return Method(f"{RECOMPUTE}{int(count)}", "adapter", _recomputing(int(count)))
     if name.startswith(RECOMPUTE):
-        raise InputError(f"{name}: behind the colon goes a number of tokens, as in {RECOMPUTE}16")
+        raise InputError(f"{shown(name)}: behind the colon goes a number of tokens, as in {RECOMPUTE}16")
     raise InputError(f"there is no method {name!r}: choose from {NAMES}")
 
 
@@ -167,9 +167,10 @@ def in_order(name: str) -> tuple[int, int]:
     """Return where a method stands among all: in the order of `METHODS`, `recompute:K` behind `branches`."""
     if name in METHODS:
         return list(METHODS).index(name), 0
-    if not name.startswith(RECOMPUTE):  # answers that were given
-        return len(METHODS), 0
-    return in_order("branches")[0], int(name.removeprefix(RECOMPUTE)) + 1
+    count = name.removeprefix(RECOMPUTE)
+    if name.startswith(RECOMPUTE) and count.isdecimal():
+        return in_order("branches")[0], int(count) + 1
+    return len(METHODS), 0  # answers that were given
 
 
 def choose(names: Sequence[str], given: Set[Weights]) -> tuple[Method, ...]:
@@ -243,7 +244,7 @@ class Synthesizers:
         gated = None
         if gate is not None and adapted is not None:
             gated = copy.copy(adapted)  # it shares the compiled programs
-            gated.gate = gate
+            gated.gate = checked_gate(gate, model, lambda: gated.adapter.digest)
         return cls(base, adapted, for_text, gated)
 
     def of(self, method: Method) -> ParallelSynthesis:

@@ -35,7 +35,7 @@ MEASURED = ("ttft_s", "total_s", "prompt_tokens", "cached_tokens", "generated_to
 
 # What every row has besides its scores.  "number?" is a number, or null where the finish reason allows it.
 _KEYS = {
-    **dict.fromkeys(("method", "task", "id", "finish_reason"), "text"),
+    **dict.fromkeys(("method", "task", "id", "finish_reason", "prediction"), "text"),
     **dict.fromkeys(MEASURED, "number?"),
 }
 _MAY_LACK: Mapping[str, Sequence[str]] = {DOES_NOT_FIT: MEASURED, NO_MODEL: ("ttft_s", "total_s")}
@@ -117,11 +117,14 @@ class RowFile:
         before: Mapping[str, Any] = {}
         if path.exists():
             before = _read_object(path)
+        if path.exists() and not _has_lines(self.folder):
+            before = {}
+        elif path.exists():
             # Earlier versions had no template variables and scored all of an answer, and did not say so.
             for name, value in {"template": {}, "final_answer": False}.items():
-                if name in settings:
+                if name in settings and name not in before:
                     before = {name: value, **before}
-        elif _has_files(self.folder):
+        elif not path.exists() and _has_files(self.folder):
             raise InputError(f"{self.folder} is not the folder of an evaluation: it has files, but no {SETTINGS}")
         wrong = [
             f"{name} is {_shown(value)}, it was {_shown(before[name])}"
@@ -130,7 +133,10 @@ class RowFile:
         ]
         if wrong:
             raise InputError(f"{self.folder} has rows of another evaluation: {'; '.join(wrong)}; choose another folder")
-        merged = {name: before.get(name) if value is None else value for name, value in settings.items()}
+        merged = dict(before)
+        for name, value in settings.items():
+            if value is not None or name not in before:
+                merged[name] = value
         if merged != before:
             _write_whole(path, merged)
         return merged
@@ -163,9 +169,15 @@ class RowFile:
         return ""
 
 
+def _has_lines(folder: Path) -> bool:
+    """Whether anything was written under the settings that are there; a run that failed at once wrote nothing."""
+    return any(path.stat().st_size > 0 for path in folder.glob("*.jsonl"))
+
+
 def _has_files(folder: Path) -> bool:
+    """Whether there is anything but settings that another process is writing, or was when it was killed."""
     try:
-        return any(folder.iterdir())
+        return any(not path.name.startswith(f".{SETTINGS}-") for path in folder.iterdir())
     except OSError as error:
         raise InputError(f"cannot read {folder}: {error.strerror or error}") from None
 

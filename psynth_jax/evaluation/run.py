@@ -19,7 +19,8 @@ import jax
 
 from psynth_jax.errors import ContextLengthError
 from psynth_jax.evaluation import intervals
-from psynth_jax.evaluation.calibration import calibrated, write_gate
+from psynth_jax.evaluation.calibration import calibrated, check_halves, write_gate
+from psynth_jax.evaluation.lines import alone
 from psynth_jax.evaluation.live import Workers
 from psynth_jax.evaluation.methods import Method, Synthesizers, in_order
 from psynth_jax.evaluation.plan import Plan
@@ -57,11 +58,13 @@ def evaluate(
       DataError: a row in the folder is damaged, or a question finds no wrong branches.
       MemoryLimitError: a batch is too large for the device.
     """
+    if calibrate:
+        check_halves(plan.questions)
     ready = [(method, synthesizers.of(method)) for method in plan.methods]
     identity = synthesizers.base.model.identity
     same = {"model": identity.matches}
     file = RowFile(into, _settings(plan, synthesizers), score_names(plan), same, plan.shard)
-    workers = Workers(into, "questions", plan.shard)
+    workers = Workers(into, "questions", plan.shard, private=plan.task.private)
     asked = _with_branches(plan, synthesizers.base, workers, into, on_written)
     options = {"max_new_tokens": plan.max_new_tokens, "temperature": plan.temperature, "seed": plan.seed}
     with file.open():
@@ -75,17 +78,27 @@ def evaluate(
                 for row in _rows(plan.task, method, synth, left, options):
                     file.append(row)
                     _tell(on_row, row)
-    file.read()  # what other processes have written meanwhile
-    summary = summary_of(plan, file)
-    if plan.workers is not None:
-        summary["worker_output"] = Workers(into, "questions", plan.shard).summary()
-    if calibrate:
-        rows = complete_rows(plan, file)
-        if {"text", "branches"} <= set(rows):
-            summary["gate"] = calibrated(rows["branches"], rows["text"], plan.task.main_score)
-            write_gate(into, summary["gate"])
-    file.write_summary(summary)
+    with alone(file.folder):
+        file.read()  # what other processes have written meanwhile
+        summary = summary_of(plan, file)
+        if plan.workers is not None:
+            summary["worker_output"] = Workers(into, "questions", plan.shard).summary()
+        file.write_summary(summary)
+        if calibrate:
+            _calibrate(plan, file, summary)
     return summary
+
+
+def _calibrate(plan: Plan, file: RowFile, summary: dict[str, Any]) -> None:
+    """Choose a gate and note it in the summary, once both routes have answered all questions."""
+    rows = complete_rows(plan, file)
+    if not {"text", "branches"} <= set(rows):
+        return
+    chosen_for = {"model": file.settings["model"], "adapter": file.settings["adapter"]}
+    found = calibrated(rows["branches"], rows["text"], plan.task.main_score)
+    summary["gate"] = chosen_for | {"data": file.settings["data"]} | found
+    write_gate(file.folder, summary["gate"])
+    file.write_summary(summary)
 
 
 def summary_of(plan: Plan, file: RowFile) -> dict[str, Any]:
@@ -111,19 +124,19 @@ def _with_branches(
         workers.note(own)
         return plan.asked
     batches = list(plan.batches(own))
-    longest = plan.task.max_new_tokens
-    workers.write(base, batches, plan.workers, longest, functools.partial(on_written, "questions"))
+    live, longest = plan.workers, plan.task.max_new_tokens
+    workers.write(base, batches, live, longest, functools.partial(on_written, "questions"))
     others = workers
     if any(method.name == "self" for method in plan.methods):
-        others = Workers(into, "others", plan.shard)
-        others.write(base, batches, plan.workers, longest, functools.partial(on_written, "others"))
+        others = Workers(into, "others", plan.shard, private=plan.task.private)
+        others.write(base, batches, live, longest, functools.partial(on_written, "others"))
 
     def asked(method: Method) -> Sequence[Question]:
         if method.name == "self":
-            return others.complete(own)
+            return others.complete(own, live)
         if method.of_another:
-            return with_wrong_branches(workers.complete(own))
-        return workers.complete(own)
+            return with_wrong_branches(workers.complete(own, live))
+        return workers.complete(own, live)
 
     return asked
 

@@ -79,7 +79,9 @@ def _against_text(own: Sequence[Row], text: Sequence[Row], scores: Sequence[str]
     for name in scores:
         pair = [row[name] for row in own], [row[name] for row in text]
         differences[name] = dataclasses.asdict(difference_interval(*pair, seed))
-    same = [float(_key(one) == _key(other)) for one, other in zip(own, text, strict=True)]
+    same = []
+    for one, other in zip(own, text, strict=True):
+        same.append(float(_key(one) == _key(other) != ""))  # two that give no answer do not agree
     found = mean_interval(same, seed)
     consistency = {"mean": found.value, "low": found.low, "high": found.high}
     return {"difference_to_text": differences, "judge_consistency": consistency}

@@ -71,12 +71,13 @@ class Task(abc.ABC):
     """Questions, and how their answers are read and scored.
 
     name: of the task.  max_new_tokens: how long an answer may be.  main_score: the name of the score that counts, where
-    only one can.
+    only one can.  private: its authors ask that questions are not shown in plain text; a run keeps digests of them.
     """
 
     name: str
     max_new_tokens: int
     main_score: str = "accuracy"
+    private: bool = False
 
     @abc.abstractmethod
     def questions(self) -> Sequence[Question]:

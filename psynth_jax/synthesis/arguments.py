@@ -17,6 +17,7 @@ from psynth_jax.convert.adapters import load_adapter
 from psynth_jax.errors import AdapterError, InputError, listing, shown
 from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
+from psynth_jax.synthesis.gate import Gate
 from psynth_jax.synthesis.generate import OnToken, StreamedToken
 from psynth_jax.synthesis.sampling import checked_seed
 from psynth_jax.template_variables import TemplateVariables, checked_variables, described
@@ -75,6 +76,25 @@ def with_template(model: Model, given: object, noted: TemplateVariables | None) 
         return dataclasses.replace(model, tokenizer=tokenizer.with_template(variables))
     except InputError as error:
         raise InputError(f"{model.name}: {error}") from None
+
+
+def checked_gate(gate: object, model: Model, adapter: Callable[[], str]) -> Gate | None:
+    """Return a gate, made of its threshold if need be.
+
+    Args:
+      gate: a `Gate`, a number, or None.
+      model: whose answers it judges.
+      adapter: tells the digest of the synthesizer's adapter.
+
+    Raises:
+      InputError: it is something else.
+      ModelMismatchError: it was chosen for another model or adapter.
+    """
+    if gate is None:
+        return None
+    made = gate if isinstance(gate, Gate) else Gate(gate)  # type: ignore[arg-type]
+    made.check(model.identity, adapter)
+    return made
 
 
 def reporter(on_token: OnToken) -> Callable[[int, str, int | None], None]:

@@ -1,70 +1,91 @@
-"""A quality gate: an answer from caches is taken when the model was sure of it; the text route answers else.
+"""A quality gate: an answer from caches is taken when the model was sure of it; the texts answer else.
 
     branches -> answer, confidence -> above the threshold: that answer
                                    -> else: the workers' texts -> answer
 
-`psynth eval --calibrate` finds the threshold.  An answer is judged when it is complete, so that no token of it
-can be shown before; a threshold of 0 takes every answer from caches, and streams it, and one of 1 asks the texts alone.
+`psynth eval --calibrate` finds the threshold.  An answer is judged when all answers of the call are
+complete, so that no token of it can be shown before.  A threshold of 0 takes every answer from
+caches, and streams it; one of 1 asks the texts alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import numbers
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, TypeAlias, get_args
+from typing import Any, Literal, NoReturn, Self, TypeAlias, get_args
 
 from psynth_jax.branches import Branches
-from psynth_jax.errors import InputError, shown
+from psynth_jax.errors import ContextLengthError, InputError, ModelMismatchError, shown
 from psynth_jax.files import read_text
+from psynth_jax.identity import Identity, short
+from psynth_jax.prompts import NOTHING_WRITTEN
 from psynth_jax.synthesis.generate import OnToken, StreamedToken
-from psynth_jax.synthesis.inputs import as_questions
 from psynth_jax.synthesis.result import Confidence, Route, SynthesisResult
-from psynth_jax.synthesis.sampling import SamplingOptions
 
 Measure: TypeAlias = Literal["likelihood", "margin"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 
-
-class Synthesizer(Protocol):
-    """What a gate asks: `ParallelSynthesis`, without a gate of its own."""
-
-    @property
-    def synthesize(self) -> Callable[..., Any]:
-        """Answers from caches."""
-
-    @property
-    def synthesize_text(self) -> Callable[..., Any]:
-        """Answers from texts."""
+FromBranches: TypeAlias = Callable[[OnToken | None], list[SynthesisResult]]
+FromTexts: TypeAlias = Callable[[Sequence[int], OnToken | None], list[SynthesisResult]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """threshold: from 0 to 1, which the confidence must pass.  measure: which field of `Confidence` that is."""
+    """When an answer from caches is taken.
+
+    threshold: from 0 to 1, which the confidence must pass.  measure: which field of `Confidence`
+    that is.  model, adapter: fingerprint and digest of those that it was chosen for; None: any.
+    """
 
     threshold: float
     measure: Measure = "likelihood"
+    model: str | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         """Raise `InputError` naming the value that is out of range."""
-        threshold: Any = self.threshold
-        is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-        if not is_number or not 0 <= threshold <= 1:
-            raise InputError(f"a gate's threshold is {shown(threshold)}; it must be a number from 0 to 1")
+        given: Any = self.threshold
+        is_number = isinstance(given, numbers.Real) and not isinstance(given, bool)
+        if not is_number or not 0 <= given <= 1:
+            raise InputError(f"a gate's threshold is {shown(given)}; it must be a number from 0 to 1")
+        object.__setattr__(self, "threshold", float(given))
         if self.measure not in MEASURES:
-            raise InputError(f"a gate's measure is {shown(self.measure)}; it must be {' or '.join(MEASURES)}")
+            right = " or ".join(MEASURES)
+            raise InputError(f"a gate's measure is {shown(self.measure)}; it must be {right}")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a gate that `psynth eval --calibrate` wrote.  Raises `InputError` for a file that holds none."""
+        """Read a gate that `psynth eval --calibrate` wrote.
+
+        Raises `InputError` for a file that holds none.
+        """
         try:
             value = json.loads(read_text(path))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} holds no gate: {error}") from None
         if not isinstance(value, dict) or not {"threshold", "measure"} <= set(value):
             raise InputError(f"{path} holds no gate: it needs a threshold and a measure")
-        return cls(value["threshold"], value["measure"])
+        return cls(value["threshold"], value["measure"], value.get("model"), value.get("adapter"))
+
+    def check(self, identity: Identity, adapter: Callable[[], str]) -> None:
+        """Raise `ModelMismatchError` for a model, or an adapter, that it was not chosen for.
+
+        Args:
+          identity: of the model.
+          adapter: tells the digest of the synthesizer's adapter.
+        """
+        if self.model is not None and not identity.matches(self.model):
+            self._refuse("model", self.model)
+        if self.adapter is not None and adapter() != self.adapter:
+            self._refuse("adapter", self.adapter)
+
+    def _refuse(self, what: str, chosen_for: str) -> NoReturn:
+        raise ModelMismatchError(
+            f"the gate was chosen for another {what} ({short(chosen_for)}): calibrate one for this {what}"
+        )
 
     @property
     def reads_branches(self) -> bool:
@@ -82,75 +103,100 @@ class Gate:
         return self.threshold == 0 or (self.reads_branches and value > self.threshold)
 
 
-def gated_answer(
-    gate: Gate,
-    synth: Synthesizer,
-    question: Any,
-    branches: Branches | Sequence[Branches],
-    options: SamplingOptions,
-    seed: int,
-    on_token: OnToken | None,
-    recompute: int,
-) -> SynthesisResult | list[SynthesisResult]:
-    """Answer from branches where the gate takes the answer, and else from their texts.
+def texts_of(branches: Branches | Sequence[Branches]) -> list[list[str]]:
+    """Return the workers' texts by question; a worker that wrote nothing has a text, too."""
+    joined = branches if isinstance(branches, Branches) else Branches.batch(branches)
+    texts = []
+    for group in joined.questions:
+        texts.append([branch.text if branch.text.strip() else NOTHING_WRITTEN for branch in group])
+    return texts
 
-    synth: answers without a gate.  question, branches, seed, on_token, recompute: as for `ParallelSynthesis.synthesize`.
+
+def gated_answers(
+    gate: Gate,
+    questions: int,
+    from_branches: FromBranches,
+    from_texts: FromTexts,
+    on_token: OnToken | None,
+) -> list[SynthesisResult]:
+    """Answer all questions from branches, and those whose answers are doubted from the texts.
+
+    Args:
+      questions: how many there are.
+      from_branches: answers all of them; is given what tells of tokens.
+      from_texts: answers some, by their numbers.
+      on_token: is told of the answers that are taken.
     """
-    given = dataclasses.asdict(options) | {"seed": seed}
-    questions, batched = as_questions(question)
-    texts = _texts_of(branches)
     if not gate.judges:
         if gate.reads_branches:
-            found = synth.synthesize(questions, branches, on_token=on_token, recompute=recompute, **given)
-            route: Route = "branches"
-        else:
-            found = synth.synthesize_text(questions, texts, on_token=on_token, **given)
-            route = "text"
-        results = [dataclasses.replace(result, route=route) for result in found]
-        return results if batched else results[0]
+            return _marked(from_branches(on_token), "branches")
+        return _marked(from_texts(range(questions), on_token), "text")
     pieces: list[StreamedToken] = []
-    results = synth.synthesize(questions, branches, on_token=pieces.append, recompute=recompute, **given)
-    doubted = []
+    results = from_branches(pieces.append)
+    waited = max(result.total_s for result in results)
+    doubted = [row for row, result in enumerate(results) if not _is_taken(gate, result)]
+    taken = [row for row in range(questions) if row not in doubted]
+    _replay(pieces, taken, on_token)
+    again = _from_fitting_texts(from_texts, doubted, on_token)
+    _replay(pieces, [row for row in doubted if row not in again], on_token)
     for row, result in enumerate(results):
-        assert result.confidence is not None
-        if gate.accepts(result.confidence):
-            results[row] = _taken(result)
+        if row in again:
+            results[row] = _replaced(result, again[row], waited)
         else:
-            doubted.append(row)
-    if on_token is not None:
-        for piece in pieces:
-            if piece.question not in doubted:
-                on_token(piece)
-    if doubted:
-        asked, read = [questions[row] for row in doubted], [texts[row] for row in doubted]
-        report = None if on_token is None else _renumbered(on_token, doubted)
-        again = synth.synthesize_text(asked, read, on_token=report, **given)
-        for row, result in zip(doubted, again, strict=True):
-            results[row] = _replaced(results[row], result)
-    return results if batched else results[0]
+            results[row] = dataclasses.replace(result, ttft_s=waited, total_s=waited, route="branches")
+    return results
 
 
-def _texts_of(branches: Branches | Sequence[Branches]) -> list[list[str]]:
-    joined = branches if isinstance(branches, Branches) else Branches.batch(branches)
-    return [[branch.text for branch in group] for group in joined.questions]
+def _marked(results: Sequence[SynthesisResult], route: Route) -> list[SynthesisResult]:
+    return [dataclasses.replace(result, route=route) for result in results]
+
+
+def _replay(pieces: Sequence[StreamedToken], rows: Sequence[int], on_token: OnToken | None) -> None:
+    """Tell of answers that are taken, after all."""
+    if on_token is None:
+        return
+    for piece in pieces:
+        if piece.question in rows:
+            on_token(piece)
+
+
+def _is_taken(gate: Gate, result: SynthesisResult) -> bool:
+    assert result.confidence is not None
+    return gate.accepts(result.confidence)
+
+
+def _from_fitting_texts(from_texts: FromTexts, rows: Sequence[int], on_token: OnToken | None) -> dict[int, SynthesisResult]:
+    """Answer from the texts that fit the context window; where they do not, caches are all we have."""
+    if not rows:
+        return {}
+    report = None if on_token is None else _renumbered(on_token, rows)
+    try:
+        # What does not fit is found before any work is done.
+        return dict(zip(rows, from_texts(rows, report), strict=True))
+    except ContextLengthError:
+        if len(rows) == 1:
+            return {}
+    half = len(rows) // 2
+    first = _from_fitting_texts(from_texts, rows[:half], on_token)
+    return first | _from_fitting_texts(from_texts, rows[half:], on_token)
 
 
 def _renumbered(on_token: OnToken, rows: Sequence[int]) -> OnToken:
     """Return what tells of a part of the questions by the numbers that they have among all."""
-    return lambda piece: on_token(StreamedToken(str(piece), rows[piece.question], piece.worker, piece.token_id))
+
+    def tell(piece: StreamedToken) -> None:
+        row = rows[piece.question]
+        on_token(StreamedToken(str(piece), row, piece.worker, piece.token_id))
+
+    return tell
 
 
-def _taken(result: SynthesisResult) -> SynthesisResult:
-    """Return an answer that was taken: its first token is shown when all of it has been judged."""
-    return dataclasses.replace(result, ttft_s=result.total_s, route="branches")
-
-
-def _replaced(from_branches: SynthesisResult, from_text: SynthesisResult) -> SynthesisResult:
-    """Return the texts' answer that stands in for another, with the time and the tokens that both took."""
+def _replaced(from_branches: SynthesisResult, from_text: SynthesisResult, waited: float) -> SynthesisResult:
+    """Return the texts' answer in place of another, with the time and the tokens of both."""
     return dataclasses.replace(
         from_text,
-        ttft_s=from_branches.total_s + from_text.ttft_s,
-        total_s=from_branches.total_s + from_text.total_s,
+        ttft_s=waited + from_text.ttft_s,
+        total_s=waited + from_text.total_s,
         prompt_tokens=from_branches.prompt_tokens + from_text.prompt_tokens,
         cached_tokens=from_branches.cached_tokens,
         confidence=from_branches.confidence,

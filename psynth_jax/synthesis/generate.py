@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
 from psynth_jax.axes import HostArray
@@ -203,8 +204,8 @@ def _generated(
     cache: KVCache, first_token_s: float, decode_s: HostArray, steps: Sequence[Sampled], counts: Sequence[int]
 ) -> Generated:
     """Bring to the host, once, what was measured beside the tokens."""
-    logprobs = np.stack([np.asarray(step.logprob) for step in steps], axis=1)
-    margins = np.stack([np.asarray(step.margin) for step in steps], axis=1)
+    fetched = jax.device_get([(step.logprob, step.margin) for step in steps])  # all copies begin at once
+    logprobs, margins = np.stack(fetched, axis=-1)
     logprob = [row[:count] for row, count in zip(logprobs, counts, strict=True)]
     margin = [row[:count] for row, count in zip(margins, counts, strict=True)]
     return Generated(cache, first_token_s, decode_s, logprob, margin)

@@ -129,6 +129,19 @@ def prompt_ids(model: Model, prompt: Any, what: str, wording: Callable[[str], li
     return plain_ids(model, prompt, what)
 
 
+def concatenated_ids(model: Model, question: Any, texts: Sequence[Any]) -> tuple[int, ...]:
+    """Tokenise a question behind the workers' texts: texts as one chat, token ids one after the other."""
+    if isinstance(question, str) and all(isinstance(text, str) for text in texts):
+        for index, text in enumerate(texts):
+            if not checked_text(text, f"text {index + 1}").strip():
+                raise InputError(f"text {index + 1} is empty")
+        return prompt_ids(model, question, "the question", lambda asked: prompts.baseline_messages(asked, texts))
+    tokens: list[int] = []
+    for index, text in enumerate(texts):
+        tokens += plain_ids(model, text, f"text {index + 1}")
+    return (*tokens, *prompt_ids(model, question, "the question", prompts.synthesis_messages))
+
+
 def check_window(model: Model, offset: int, prompt: int, new_tokens: int, what: str) -> None:
     """Raise `ContextLengthError` when the largest position used lies beyond the model's window.
 

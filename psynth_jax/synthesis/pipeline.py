@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,11 +21,11 @@ from psynth_jax.mapper import Mapper, mapper_scalars
 from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.ops.branch_attention import Implementation, check_runs_here
-from psynth_jax.prompts import baseline_messages, question_messages, synthesis_messages
+from psynth_jax.prompts import question_messages, synthesis_messages
 from psynth_jax.sharding import DATA, shards
 from psynth_jax.synthesis import arguments, inputs
 from psynth_jax.synthesis.engine import Engine, not_finite, slots_needed
-from psynth_jax.synthesis.gate import Gate, gated_answer
+from psynth_jax.synthesis.gate import Gate, gated_answers, texts_of
 from psynth_jax.synthesis.generate import OnToken, RowOutput, generate
 from psynth_jax.synthesis.inputs import Prompt, Text
 from psynth_jax.synthesis.placement import PlacedCaches, question_axes
@@ -34,9 +34,8 @@ from psynth_jax.synthesis.result import SynthesisResult, results_of
 from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed
 from psynth_jax.synthesis.session import Session
 from psynth_jax.synthesis.step import Reader
-from psynth_jax.synthesis.workers import WorkerPrompt, decode_workers, encode_workers, warn_of_copies
+from psynth_jax.synthesis.workers import WorkerPrompt, decode_workers, encode_workers, grouped, warn_of_copies
 from psynth_jax.template_variables import TemplateVariables
-from psynth_jax.unicode_text import checked_text
 
 __all__ = ["ParallelSynthesis", "SynthesisResult"]
 
@@ -98,13 +97,13 @@ class ParallelSynthesis:
         writes = self._vocabulary or model.config.vocab_size
         self.model = placed if placed.decoder.vocabulary == writes else placed.writes(writes)
         self.positions: PositionMode = positions
-        self.gate = Gate(gate) if isinstance(gate, int | float) else gate
         self.engine = Engine(self.model.decoder, implementation, cache_dtype)
         self._placed = PlacedCaches(self.model.mesh, model.config.kv_heads)
         lora = adapter.lora if adapter is not None else None
         self._lora = lora if lora is None or self.model.mesh is None else lora.on(self.model.mesh, model.config)
         self._mapper = self.engine.place(adapter.mapper) if adapter is not None else None
         self._sink = adapter.sink if adapter is not None else ()
+        self.gate = arguments.checked_gate(gate, model, lambda: self.adapter.digest)
 
     def __repr__(self) -> str:
         """Show the model, and what makes a synthesizer of it."""
@@ -181,7 +180,7 @@ class ParallelSynthesis:
         made = decode_workers(
             self.engine, workers, options, self.model.stop_ids, self.model.tokenizer, self.positions, on_token
         )
-        return self._grouped(workers, made, batched)
+        return grouped(workers, made, self.model.fingerprint, batched=batched)
 
     def encode(self, texts: Sequence[Any], prefixes: Sequence[Any] | None = None) -> Branches:
         """Compute the branches of fixed texts, as if workers had written them.
@@ -213,7 +212,7 @@ class ParallelSynthesis:
                 inputs.check_window(self.model, 0, len(prompt) + len(given), 0, what)
                 workers.append(WorkerPrompt(number, index, prompt, given=given))
         made = encode_workers(self.engine, workers, self.model.tokenizer, self.positions)
-        branches = self._grouped(workers, made, batched)
+        branches = grouped(workers, made, self.model.fingerprint, batched=batched)
         jax.block_until_ready([segment.cache for branch in made for segment in branch.segments])
         return branches
 
@@ -282,10 +281,33 @@ class ParallelSynthesis:
         options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, stop)
         inputs.check_callback(on_token)
         checked_recompute(recompute, self.positions, branches)
-        if self.gate is not None and branches is not None:
-            ungated = copy.copy(self)
-            ungated.gate = None
-            return gated_answer(self.gate, ungated, question, branches, options, seed, on_token, recompute)
+        if self.gate is None or branches is None:
+            return self._from_branches(question, branches, options, seed, on_token, recompute)
+        gate, given = self.gate, dataclasses.asdict(options) | {"seed": seed}
+        questions, batched = inputs.as_questions(question)
+        self._checked_groups(branches)
+        texts = texts_of(branches)
+
+        def from_branches(report: OnToken | None) -> list[SynthesisResult]:
+            return self._from_branches(questions, branches, options, seed, report, recompute)  # type: ignore[return-value]
+
+        def from_texts(rows: Sequence[int], report: OnToken | None) -> list[SynthesisResult]:
+            asked, read = [questions[row] for row in rows], [texts[row] for row in rows]
+            return self.synthesize_text(asked, read, on_token=report, **given)
+
+        results = gated_answers(gate, len(questions), from_branches, from_texts, on_token)
+        return results if batched else results[0]
+
+    def _from_branches(
+        self,
+        question: Any,
+        branches: Any,
+        options: SamplingOptions,
+        seed: int,
+        on_token: OnToken | None,
+        recompute: int,
+    ) -> SynthesisResult | list[SynthesisResult]:
+        """Answer from caches, whatever a gate would say."""
         groups = self._checked_groups(branches)
         begin = self.engine.now()
         questions, batched = inputs.as_questions(question)
@@ -347,7 +369,7 @@ class ParallelSynthesis:
         groups, _ = inputs.by_question(texts, "texts")
         if len(groups) != len(questions):
             raise InputError(f"{len(questions)} questions and texts for {len(groups)} of them")
-        ids = [self._pasted(item, group) for item, group in zip(questions, groups, strict=True)]
+        ids = [inputs.concatenated_ids(self.model, item, group) for item, group in zip(questions, groups, strict=True)]
         return self._answer(ids, None, options, seed, on_token, begin, batched, base=True)
 
     @overload  # a text is a sequence of texts, too: the first signature that fits holds
@@ -407,7 +429,7 @@ class ParallelSynthesis:
         return scores if batched else scores[0]
 
     def session(self, branches: Branches | None = None) -> Session:
-        """Start a conversation over the branches of one question; see `Session`."""
+        """Start a conversation over the branches of one question; see `Session`.  It reads caches, whatever a gate says."""
         return Session(self, branches)
 
     def _answer(
@@ -492,19 +514,3 @@ class ParallelSynthesis:
         return encode_workers(
             self.engine, [WorkerPrompt(part, 0, (), given=self._sink) for part in parts], self.model.tokenizer, "exact"
         )
-
-    def _grouped(self, workers: Sequence[WorkerPrompt], made: Sequence[Branch], batched: bool) -> Branches:
-        questions: list[list[Branch]] = [[] for _ in range(workers[-1].question + 1)]
-        for worker, branch in zip(workers, made, strict=True):
-            questions[worker.question].append(branch)
-        return Branches(questions, self.model.fingerprint, batched=batched)
-
-    def _pasted(self, question: Any, texts: Sequence[Any]) -> tuple[int, ...]:
-        if isinstance(question, str) and all(isinstance(text, str) for text in texts):
-            for index, text in enumerate(texts):
-                if not checked_text(text, f"text {index + 1}").strip():
-                    raise InputError(f"text {index + 1} is empty")
-            return inputs.prompt_ids(self.model, question, "the question", lambda asked: baseline_messages(asked, texts))
-        ids = [inputs.plain_ids(self.model, text, f"text {index + 1}") for index, text in enumerate(texts)]
-        tail = inputs.prompt_ids(self.model, question, "the question", synthesis_messages)
-        return (*(token for text in ids for token in text), *tail)

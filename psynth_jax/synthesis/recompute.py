@@ -12,6 +12,7 @@ cache: CacheBlend, arXiv 2405.16444; the first of every chunk: EPIC, arXiv 2410.
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,8 @@ from psynth_jax.errors import InputError, shown
 
 def checked_recompute(recompute: Any, positions: PositionMode, branches: object) -> None:
     """Raise `InputError` for what is no number of tokens of each branch that could be encoded again."""
-    if isinstance(recompute, bool) or not isinstance(recompute, int) or recompute < 0:
+    is_number = isinstance(recompute, numbers.Integral) and not isinstance(recompute, bool)
+    if not is_number or recompute < 0:
         raise InputError(f"recompute is {shown(recompute)}; it must be a number of tokens, 0 or more")
     if recompute and positions != "exact":
         raise InputError(f"recompute needs exact positions, not {positions}")

@@ -168,7 +168,8 @@ def sample(logits: Array, rows: RowSampling, step: Array, *, greedy: bool) -> Sa
 def _measured(logits: Array, token: Array, best: Array, finite: Array) -> Sampled:
     """Say how likely the token is, and how far the best one is ahead of the second."""
     normaliser = jax.nn.logsumexp(logits, axis=-1)
-    logprob = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - normaliser
+    # Rounding must not make a probability of more than 1.
+    logprob = jnp.minimum(jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - normaliser, 0)
     is_best = jnp.arange(logits.shape[-1]) == best[:, None]
     second = jnp.where(is_best, -jnp.inf, logits).max(axis=-1)
     margin = jnp.exp(logits.max(axis=-1) - normaliser) - jnp.exp(second - normaliser)

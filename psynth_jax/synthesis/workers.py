@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from psynth_jax.axes import HostArray
-from psynth_jax.branches import Branch, FinishReason, PositionMode, Segment, branch_view
+from psynth_jax.branches import Branch, Branches, FinishReason, PositionMode, Segment, branch_view
 from psynth_jax.cache import KVCache
 from psynth_jax.sharding import ROW_AXES
 from psynth_jax.synthesis.engine import Engine, not_finite, slots_needed
@@ -159,6 +159,14 @@ def encode_workers(
         _branch(cache, row, worker, shared, worker.given, "given", tokenizer, positions)
         for row, worker, shared in zip(plan.of, workers, prefixes.of_worker, strict=True)
     ]
+
+
+def grouped(workers: Sequence[WorkerPrompt], made: Sequence[Branch], fingerprint: str, *, batched: bool) -> Branches:
+    """Return the workers' branches by question."""
+    questions: list[list[Branch]] = [[] for _ in range(workers[-1].question + 1)]
+    for worker, branch in zip(workers, made, strict=True):
+        questions[worker.question].append(branch)
+    return Branches(questions, fingerprint, batched=batched)
 
 
 def _worker_name(worker: WorkerPrompt, workers: Sequence[WorkerPrompt]) -> str:

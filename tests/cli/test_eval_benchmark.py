@@ -77,6 +77,10 @@ class TestAnswers:
         given = write_answers(tmp_path / "answers.jsonl", {"0": "18", "1": "2"})
         found = psynth("eval", "gsm8k", *options, "--answers", given, "--json").json
         assert set(found["methods"]) == {"identity", "answers"}
+        settings = json.loads((folder / "settings.json").read_text())
+        assert (settings["workers"], settings["batch"], settings["max_new_tokens"]) == (2, 8, 4)
+        other = ("--model", model_directory, "--methods", "text", *QUICK, "--batch", 1)
+        assert "batch is 1, it was 8" in psynth("eval", "gsm8k", *options, *other).err
 
     @pytest.mark.parametrize(
         ("lines", "said"),
@@ -101,7 +105,16 @@ class TestAnswers:
         second = write_answers(tmp_path / "b.jsonl", {"0": "19"})
         assert psynth("eval", "gsm8k", *options, "--answers", first).code == 0
         done = psynth("eval", "gsm8k", *options, "--answers", second)
-        assert done.code == 2 and "has rows of another evaluation: answers is" in done.err
+        assert done.code == 2 and "has rows of other answers, as to '0'" in done.err
+
+    def test_are_extended_and_shared(self, psynth: Command, rows: Path, tmp_path: Path) -> None:
+        options = ("--data", rows, "--into", tmp_path / "results")
+        given = write_answers(tmp_path / "a.jsonl", {"0": "18", "1": "2", "2": "3", "3": "7"})
+        assert psynth("eval", "gsm8k", *options, "--answers", given, "--limit", 2).code == 0
+        for part in ("1/2", "2/2"):
+            done = psynth("eval", "gsm8k", *options, "--answers", given, "--shard", part, "--json")
+            assert done.code == 0
+        assert done.json["methods"]["answers"]["n"] == 4
 
 
 @pytest.mark.parametrize(
@@ -111,15 +124,20 @@ class TestAnswers:
         ((), "name a benchmark, or give --data FILE"),
         (("gsm8k", "--data", "gone.jsonl"), "there is no data at gone.jsonl"),
         (("gsm8k", "--data", "ROWS", "--workers", 0), "workers is 0; it must be at least 1"),
-        (("gsm8k", "--data", "ROWS", "--shard", "5/4"), "shard 5/4"),
+        (("gsm8k", "--data", "ROWS", "--shard", "5/4", "--into", "x"), "shard 5/4"),
         (("gsm8k", "--data", "ROWS", "--final-answer"), "--final-answer is for files of records"),
         (("gsm8k", "--data", "ROWS", "--gate", "2"), "threshold is 2.0"),
         (("gsm8k", "--data", "ROWS", "--gate", "0.5"), "only gated takes it"),
-        (("gsm8k", "--data", "ROWS", "--methods", "text", "--calibrate"), "lacks one of them"),
+        (("gsm8k", "--data", "ROWS", "--methods", "text", "--calibrate", "--into", "x"), "lacks one of them"),
         (("gsm8k", "--data", "ROWS", "--methods", "gated"), "needs an adapter and a gate"),
-        (("gsm8k", "--data", "ROWS", "--answers", "a", "--methods", "text"), "leave --methods"),
+        (("gsm8k", "--data", "ROWS", "--answers", "a", "--methods", "text"), "leave --methods out"),
+        (("gsm8k", "--data", "ROWS", "--answers", "a", "--workers", 2), "leave --workers out"),
         (("gsm8k", "--data", "ROWS", "--revision", "abc"), "'abc' is of data on the hub"),
-        (("--data", "ROWS", "--into", "x", "--workers", 2), "leave the workers' workers out"),
+        (("gsm8k", "--data", "ROWS", "--shard", "1/2"), "--shard needs --into DIR"),
+        (("gsm8k", "--data", "ROWS", "--methods", "text,branches", "--calibrate"), "--calibrate needs --into DIR"),
+        (("gsm8k", "--data", "ROWS", "--shard", f"1/{10**30}", "--into", "x"), "it must be NUMBER/COUNT"),
+        (("gsm8k", "--data", "ROWS", "--methods", f"recompute:{10**30}"), "goes a number of tokens"),
+        (("--data", "ROWS", "--into", "x", "--workers", 2), "leave --workers out"),
         (("--data", "ROWS"), "needs --into DIR"),
     ],
 )
@@ -131,6 +149,36 @@ def test_refused_before_a_model_is_loaded(
     done = psynth("eval", *given, "--model", "no-such-model")
     assert done.code == 2 and said in done.err
     assert len(done.err.splitlines()) == 1
+
+
+def test_a_gate_is_calibrated_and_used(psynth: Command, model_directory: Path, tmp_path: Path) -> None:
+    from psynth_jax.data.record import write_records
+    from tests.evaluation.conftest import record
+
+    data, folder = tmp_path / "records.jsonl", tmp_path / "results"
+    write_records(data, [record(number, f"city {number}") for number in range(9)])
+    options = ("--data", data, "--model", model_directory, "--adapter", tiny_adapter(tmp_path, model_directory))
+    options += ("--max-new-tokens", 3, "--into", folder)
+    found = psynth("eval", *options, "--methods", "text,branches", "--calibrate", "--json").json
+    assert found["gate"]["calibrated_on"] + found["gate"]["held_out"] == 9
+    shown = psynth("eval", *options, "--methods", "text,branches", "--calibrate")
+    assert "chosen on" in shown.err
+    gate = json.loads((folder / "gate.json").read_text())
+    assert (gate["model"], gate["adapter"]) == (found["model"], found["adapter"])
+    used = psynth("eval", *options, "--methods", "gated", "--gate", folder / "gate.json", "--json").json
+    assert used["methods"]["gated"]["n"] == 9
+
+
+def tiny_adapter(folder: Path, model_directory: Path) -> Path:
+    """Write an adapter that changes a little."""
+    import psynth_jax as ps
+    from psynth_jax.convert.adapter_directory import Adapter
+    from tests.tiny import random_lora
+
+    model = ps.load_model(str(model_directory))
+    path = folder / "adapter"
+    ps.save_adapter(path, Adapter(random_lora(model.config, 1), None), model)
+    return path
 
 
 def test_parts_make_the_whole(psynth: Command, model_directory: Path, rows: Path, tmp_path: Path) -> None:

@@ -73,6 +73,23 @@ def test_a_gate_is_written_and_read(found: dict[str, Any], tmp_path: Path) -> No
     assert Gate.load(path) == Gate(found["threshold"], found["measure"])
 
 
+def test_of_equal_scores_the_gate_that_asks_the_texts_least() -> None:
+    """Margins would do as well, at a lower number, and with more doubted questions."""
+
+    def with_margins(method: str) -> list[dict[str, Any]]:
+        found = rows(method)
+        for number, each in enumerate(found):
+            wrong = method == "branches" and number < 40
+            each["accuracy"] = float(not wrong)
+            # Likelihoods tell the wrong answers from the others; margins doubt as many right ones.
+            each["confidence"] = {"likelihood": 0.2 if number < 40 else 0.9, "margin": 0.01 if number < 80 else 0.3}
+        return found
+
+    found = calibrated(with_margins("branches"), with_margins("text"), "accuracy")
+    assert (found["measure"], found["threshold"]) == ("likelihood", 0.2)
+    assert found["chosen"]["score"] == 1.0 and found["chosen"]["accepted"] > 0.7
+
+
 def test_too_few_questions() -> None:
     with pytest.raises(InputError, match="takes more questions"):
         calibrated(rows("branches")[:1], rows("text")[:1], "accuracy")

@@ -14,7 +14,7 @@ import psynth_jax as ps
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.errors import DataError, InputError
 from psynth_jax.evaluation.benchmarks.benchmark import Benchmark, BenchmarkQuestion
-from psynth_jax.evaluation.lines import Shard
+from psynth_jax.evaluation.lines import Lines, Shard
 from psynth_jax.evaluation.live import WorkerOptions
 from psynth_jax.evaluation.methods import Synthesizers, choose, encoded
 from psynth_jax.evaluation.run import Plan, evaluate
@@ -118,6 +118,19 @@ class TestWorkers:
         with pytest.raises(InputError, match=said):
             WorkerOptions(**changed)
 
+    def test_no_tokens_is_not_the_default(self) -> None:
+        with pytest.raises(InputError, match="max_new_tokens is 0"):
+            WorkerOptions(max_new_tokens=0)
+
+    def test_private_questions_are_not_kept(self, synthesizers: Synthesizers, tmp_path: Path) -> None:
+        hidden = type("Hidden", (Sums,), {"private": True})
+        asked = Plan.of(hidden(2), choose(["text", "vote"], set()), batch=2, workers=WORKERS)
+        first = evaluate(asked, synthesizers, tmp_path)
+        assert "What is" not in (tmp_path / "questions.jsonl").read_text()
+        (tmp_path / "rows.jsonl").unlink()
+        again = evaluate(asked, synthesizers, tmp_path)  # from the workers' lines
+        assert again["methods"]["vote"]["accuracy"] == first["methods"]["vote"]["accuracy"]
+
 
 class TestMethods:
     def test_read_the_caches_of_the_live_workers(self, synthesizers: Synthesizers, ran: tuple[Path, Any]) -> None:
@@ -163,6 +176,13 @@ class TestMethods:
         tokens = sum(worker["tokens"] for line in lines(folder / "questions.jsonl") for worker in line["workers"])
         assert summary["worker_output"]["tokens"] == tokens
         assert (summary["workers"], summary["worker_temperature"], summary["worker_max_new_tokens"]) == (2, 0.6, 7)
+        assert (summary["worker_output"]["texts"], summary["worker_output"]["does_not_fit"]) == (10, 0)
+
+    def test_the_summary_counts_workers_that_did_not_fit(self, synthesizers: Synthesizers, tmp_path: Path) -> None:
+        options = dataclasses.replace(WORKERS, max_new_tokens=100_000)
+        summary = evaluate(plan(["text"], options, limit=2, max_new_tokens=3), synthesizers, tmp_path)
+        assert (summary["worker_output"]["does_not_fit"], summary["worker_output"]["empty"]) == (4, 4)
+        assert summary["methods"]["text"]["n"] == 2
 
 
 class TestResuming:
@@ -186,9 +206,20 @@ class TestResuming:
         with pytest.raises(InputError, match="workers is 3, it was 2"):
             evaluate(plan(workers=dataclasses.replace(WORKERS, workers=3)), synthesizers, folder)
 
-    def test_a_damaged_line(self, synthesizers: Synthesizers, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "line",
+        [
+            {},
+            {"workers": []},
+            {"id": ["0"]},
+            {"workers": [{"prompt": "a", "text": "b", "finish_reason": "stop", "role": "", "token_ids": ["x"]}]},
+        ],
+        ids=str,
+    )
+    def test_a_damaged_line(self, synthesizers: Synthesizers, tmp_path: Path, line: dict[str, Any]) -> None:
         evaluate(plan(["vote"], limit=1), synthesizers, tmp_path)
-        (tmp_path / "questions.jsonl").write_text('{"task": "sums", "id": "0"}\n')
+        whole = {"task": "sums", "id": "0", "seconds": 1.0, "batch": 1} | line
+        (tmp_path / "questions.jsonl").write_text(json.dumps(whole) + "\n")
         with pytest.raises(DataError, match=r"questions\.jsonl:1: not a question with what its workers wrote"):
             evaluate(plan(["vote"], limit=1), synthesizers, tmp_path)
 
@@ -204,6 +235,17 @@ class TestShards:
             assert last["methods"][name]["accuracy"] == whole["methods"][name]["accuracy"]
         assert len(lines(tmp_path / "rows.1-of-2.jsonl")) == 3 * len(methods)
         assert len(lines(tmp_path / "rows.2-of-2.jsonl")) == 2 * len(methods)
+
+    def test_one_process_writes_a_part(self, synthesizers: Synthesizers, tmp_path: Path) -> None:
+        evaluate(plan(["vote"], limit=1), synthesizers, tmp_path)
+        with Lines(tmp_path, "rows", Shard()).open(), pytest.raises(InputError, match="written by another process"):
+            evaluate(plan(["vote"]), synthesizers, tmp_path)
+
+    def test_settings_that_another_process_writes_are_no_foreign_files(
+        self, synthesizers: Synthesizers, tmp_path: Path
+    ) -> None:
+        (tmp_path / ".settings.json-abcd").mkdir()
+        assert evaluate(plan(["vote"], limit=1), synthesizers, tmp_path)["questions"] == 1
 
     def test_are_merged_by_a_run_over_all(self, synthesizers: Synthesizers, tmp_path: Path) -> None:
         for number in (1, 2):

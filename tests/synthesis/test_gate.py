@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import psynth_jax as ps
-from psynth_jax.errors import InputError
+from psynth_jax.errors import ContextLengthError, InputError, ModelMismatchError
 from psynth_jax.synthesis.gate import Gate
 from psynth_jax.synthesis.generate import StreamedToken
 from psynth_jax.synthesis.result import Confidence
@@ -99,8 +99,9 @@ class TestRoutes:
             assert one.confidence is not None
             assert (one.confidence.likelihood > threshold) == (one.route == "branches")
             if one.route == "branches":
-                assert one.ttft_s == one.total_s  # it is shown when it has been judged
+                assert one.ttft_s == one.total_s  # it is shown when it has been judged, with all of the batch
             else:
+                assert one.ttft_s > max(taken.ttft_s for taken in found if taken.route == "branches")
                 assert one.prompt_tokens == cached.prompt_tokens + text.prompt_tokens
                 assert one.cached_tokens == cached.cached_tokens
 
@@ -122,7 +123,58 @@ def test_a_stream_shows_what_is_answered_and_nothing_else(
         assert "".join(piece for piece in pieces if piece.question == number) == result.text
 
 
+def test_a_worker_that_wrote_nothing_is_read_by_both_routes(talking: ps.ParallelSynthesis) -> None:
+    end = sorted(talking.model.stop_ids)[:1]
+    branches = talking.encode([[end, "Oslo has a harbour."]])
+    assert branches.texts[0][0].strip() == ""
+    right = talking.synthesize_text(QUESTIONS[:1], [["(no text)", "Oslo has a harbour."]], 4)
+    for threshold in (0.9999999, 1.0):
+        (found,) = gated(talking, threshold).synthesize(QUESTIONS[:1], branches, 4)
+        assert (found.route, found.token_ids) == ("text", right[0].token_ids)
+
+
+def test_where_texts_do_not_fit_the_caches_answer_stays(talking: ps.ParallelSynthesis) -> None:
+    """Texts need room for their sum, branches for the longest one."""
+    window = talking.model.config.max_positions
+    long = ["x" * (window // 2)] * 3
+    branches = ps.Branches.batch([talking.encode(long), talking.encode(TEXTS[1])])
+    right = talking.synthesize(QUESTIONS[:2], branches, 4)
+    first, second = gated(talking, 0.9999999).synthesize(QUESTIONS[:2], branches, 4)
+    assert (first.route, first.token_ids) == ("branches", right[0].token_ids)
+    assert second.route == "text"
+    with pytest.raises(ContextLengthError):
+        gated(talking, 1.0).synthesize(QUESTIONS[:2], branches, 4)
+
+
+def test_a_gate_costs_no_second_sink(talking: ps.ParallelSynthesis, monkeypatch: pytest.MonkeyPatch) -> None:
+    from psynth_jax.convert.adapter_directory import Adapter
+    from psynth_jax.synthesis import pipeline
+
+    counted: list[int] = []
+    encode = pipeline.encode_workers
+    monkeypatch.setattr(pipeline, "encode_workers", lambda *args: counted.append(1) or encode(*args))
+    synth = ps.ParallelSynthesis(talking.model, Adapter(None, None, sink=(1, 2)), gate=1e-9)
+    branches = synth.encode([["Oslo."]])
+    before = len(counted)
+    for _ in range(3):
+        synth.synthesize(QUESTIONS[:1], branches, 2)
+    assert len(counted) - before == 1
+
+
 class TestGate:
+    def test_belongs_to_a_model_and_an_adapter(self, talking: ps.ParallelSynthesis) -> None:
+        model, digest = talking.model, talking.adapter.digest
+        assert ps.ParallelSynthesis(model, gate=Gate(0.5, "margin", model.fingerprint, digest)).gate is not None
+        for gate, what in ((Gate(0.5, model="f" * 64), "model"), (Gate(0.5, adapter="a" * 64), "adapter")):
+            with pytest.raises(ModelMismatchError, match=f"the gate was chosen for another {what}"):
+                ps.ParallelSynthesis(model, gate=gate)
+
+    @pytest.mark.parametrize("gate", ["0.5", {"threshold": 0.5}, [0.5]])
+    def test_is_a_gate_or_a_number(self, talking: ps.ParallelSynthesis, gate: Any) -> None:
+        with pytest.raises(InputError, match="threshold is"):
+            ps.ParallelSynthesis(talking.model, gate=gate)
+        assert ps.ParallelSynthesis(talking.model, gate=np.float32(0.5)).gate == Gate(0.5)  # type: ignore[arg-type]
+
     @pytest.mark.parametrize("threshold", [-0.1, 1.1, math.nan, "0.5", True, None])
     def test_a_threshold_is_from_0_to_1(self, threshold: Any) -> None:
         with pytest.raises(InputError, match=r"threshold is .*; it must be a number from 0 to 1"):

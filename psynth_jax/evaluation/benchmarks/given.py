@@ -25,7 +25,11 @@ def read_answers(path: str, asked: Sequence[Question], everything: Sequence[Ques
       DataError: an id is unknown, is there twice, or is missing, or a field has a wrong type; with
         the line.
     """
-    known = {question.id: question.id for question in everything}
+    known: dict[str, str] = {}
+    for question in everything:
+        if question.id in known:
+            raise DataError(f"several tasks of the data have a question {shown(question.id)}: score them one by one")
+        known[question.id] = question.id
     for number, question in enumerate(everything):
         known.setdefault(str(number), question.id)  # a row's own id comes first
     texts: dict[str, str] = {}
