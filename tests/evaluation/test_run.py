@@ -302,6 +302,7 @@ class TestRefuses:
     def test_damaged_settings(self, data: Path, folder: Path, synthesizers: Synthesizers, text: str) -> None:
         folder.mkdir()
         (folder / "settings.json").write_text(text, encoding="latin-1")
+        (folder / "rows.jsonl").write_text("{}\n")  # there is something to lose
         with pytest.raises(UserError, match=r"settings\.json|another evaluation") as raised:
             evaluate(plan(data, Scripted()), synthesizers, folder)
         assert len(str(raised.value)) < 1000
