@@ -12,7 +12,6 @@ tuning*.py         how a kernel cuts its work: heuristics, and candidates to mea
 """
 
 from psynth_jax.ops.branch_attention.api import (
-    AttentionSpec,
     Context,
     ContextPart,
     Implementation,
@@ -24,7 +23,6 @@ from psynth_jax.ops.branch_attention.api import (
 )
 
 __all__ = [
-    "AttentionSpec",
     "Context",
     "ContextPart",
     "Implementation",

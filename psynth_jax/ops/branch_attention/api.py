@@ -32,14 +32,6 @@ from psynth_jax.ops.partial import Partial, normalised
 Implementation: TypeAlias = Literal["auto", "xla", "pallas_tpu", "pallas_gpu", "reference"]
 
 
-@dataclasses.dataclass(frozen=True)
-class AttentionSpec:
-    """What the softmax does.  scale multiplies logits; softcap c, if given, replaces a logit x by c * tanh(x / c)."""
-
-    scale: float
-    softcap: float | None = None
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class OwnCache:
@@ -93,7 +85,7 @@ def branch_attention(
     own: OwnCache | None,
     context: Context | None,
     layer: Array | int,
-    spec: AttentionSpec,
+    scale: float,
     implementation: Implementation = "auto",
     window: Array | None = None,
 ) -> Queries:
@@ -108,7 +100,7 @@ def branch_attention(
       own: what the rows have cached before; None when nothing is.
       context: what else is read; None when nothing is.
       layer: index on L of all the caches.
-      spec: scale and soft cap of the logits.
+      scale: what logits are multiplied with; a Python number, known when the call is traced.
       window: scalar int32, how many of its row's latest tokens, itself among them, a token sees of the new ones and the
         own cache; None: all.  Context is seen whole, by every token.  The kernels have no windows.
       implementation: "auto" takes the kernel on a TPU or GPU, and the XLA form elsewhere and where the kernel lacks
@@ -121,7 +113,7 @@ def branch_attention(
       InputError: no such implementation, or one that is named cannot take this call.
     """
     module = _module(implementation, q, own, context, window)
-    return module.attend(q, k, v, own, context, layer, spec, None, q.dtype, window)[0]
+    return module.attend(q, k, v, own, context, layer, scale, None, q.dtype, window)[0]
 
 
 def branch_attention_partial(
@@ -131,7 +123,7 @@ def branch_attention_partial(
     own: OwnCache | None,
     context: Context | None,
     layer: Array | int,
-    spec: AttentionSpec,
+    scale: float,
     implementation: Implementation = "auto",
     with_own: Array | None = None,
     window: Array | None = None,
@@ -139,7 +131,7 @@ def branch_attention_partial(
     """Attend as `branch_attention` does, and return what merges with attention over other keys, out `[B, T, N, H]`.
 
     Args:
-      q, k, v, own, context, layer, spec, implementation, window: see `branch_attention`.
+      q, k, v, own, context, layer, scale, implementation, window: see `branch_attention`.
       with_own: scalar bool, whether the new tokens and the own cache are attended to.  They are on one of several devices
         that hold the same rows; None: they are.
 
@@ -147,7 +139,7 @@ def branch_attention_partial(
       InputError: as `branch_attention` does.
     """
     module = _module(implementation, q, own, context, window)
-    return normalised(*module.attend(q, k, v, own, context, layer, spec, with_own, jnp.float32, window))
+    return normalised(*module.attend(q, k, v, own, context, layer, scale, with_own, jnp.float32, window))
 
 
 def _module(

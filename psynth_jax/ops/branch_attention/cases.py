@@ -14,7 +14,7 @@ import numpy as np
 
 from psynth_jax.axes import Array
 from psynth_jax.ops import rope
-from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, ContextPart, OwnCache, Segments
+from psynth_jax.ops.branch_attention.api import Context, ContextPart, OwnCache, Segments
 from psynth_jax.ops.cached_heads import CachedHeads
 
 # N, K and H of published models; several of one family share them.
@@ -75,7 +75,7 @@ def cases() -> Iterator[Case]:
 
 def arguments(
     case: Case, dtype: Any = jnp.float32, cache_dtype: Any = None, *, packed: bool = False, seed: int = 0
-) -> tuple[Array, Array, Array, OwnCache | None, Context, int, AttentionSpec]:
+) -> tuple[Array, Array, Array, OwnCache | None, Context, int, float]:
     """Draw the arguments of `branch_attention` for a case: branch w lies in row w, behind a prompt of a few tokens."""
     heads, kv_heads, width = MODELS[case.model]
     rng = np.random.default_rng(seed)
@@ -99,7 +99,7 @@ def arguments(
     context = Context((ContextPart(cached(rows.size, slots), segments),), cos, sin, scalars)
     own = OwnCache(cached(batch, _capacity(case.own)), np.full(batch, case.own, np.int32)) if case.own else None
     q, k, v = (normal(batch, tokens, n, width).astype(dtype) for n in (heads, kv_heads, kv_heads))
-    return q, k, v, own, context, case.layers - 1, AttentionSpec(width**-0.5)
+    return q, k, v, own, context, case.layers - 1, width**-0.5
 
 
 def _capacity(slots: int) -> int:
