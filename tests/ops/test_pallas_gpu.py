@@ -27,7 +27,8 @@ from psynth_jax.ops.branch_attention import (
     xla,
 )
 from psynth_jax.ops.branch_attention.gpu_blocks import shares
-from psynth_jax.ops.branch_attention.tuning_gpu import Device, forward_tiles, shared_bytes
+from psynth_jax.ops.branch_attention.gpu_device import Device
+from psynth_jax.ops.branch_attention.gpu_tiles import forward_tiles, shared_bytes
 from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, empty, merge, merge_stacked
 from tests.ops.forms import whole
@@ -118,7 +119,7 @@ def test_it_is_the_oracle(tokens: int, two_parts: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", [0, 1])
 def test_unsplit_it_is_the_oracle(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pallas_gpu.tuning_gpu, "local_device", lambda: FEW)
+    monkeypatch.setattr(pallas_gpu, "local_device", lambda: FEW)
     arguments = case(9)
     unsplit = compiled(pallas_gpu.attend, interpret=INTERPRET)
     np.testing.assert_allclose(unsplit(layer, *arguments), oracle(*arguments, layer=layer), atol=1e-5)

@@ -76,7 +76,7 @@ def call(
 
 @pytest.fixture(autouse=True)
 def blocks_of_64(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psynth_jax.ops.branch_attention.tuning.SLOTS", 64)
+    monkeypatch.setattr("psynth_jax.ops.branch_attention.tpu_tiles.SLOTS", 64)
 
 
 def assert_equals_the_oracle(drawn: tuple[Any, ...], atol: float = 1e-5) -> None:
@@ -95,7 +95,7 @@ class TestForward:
     @pytest.mark.parametrize("tokens", [2, 17, 40])
     def test_several_tokens(self, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """In blocks of 16 tokens, the last of them padded."""
-        monkeypatch.setattr("psynth_jax.ops.branch_attention.tuning.ROWS", 48)
+        monkeypatch.setattr("psynth_jax.ops.branch_attention.tpu_tiles.ROWS", 48)
         assert_equals_the_oracle(call(tokens, "ragged"))
 
     def test_several_parts(self) -> None:
@@ -129,7 +129,7 @@ class TestForward:
         assert_equals_the_oracle(call(3, "ragged", "inside of a block", packed=packed, dtype=jnp.int8), atol=2e-5)
 
     def test_one_head_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("psynth_jax.ops.branch_attention.tuning.FETCH_BYTES", 1)
+        monkeypatch.setattr("psynth_jax.ops.branch_attention.tpu_tiles.FETCH_BYTES", 1)
         assert_equals_the_oracle(call(1, "ragged"))
 
 
@@ -147,7 +147,7 @@ class TestRealShapes:
 
     @pytest.fixture(autouse=True)
     def whole_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("psynth_jax.ops.branch_attention.tuning.SLOTS", 512)
+        monkeypatch.setattr("psynth_jax.ops.branch_attention.tpu_tiles.SLOTS", 512)
 
     @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
     def test_output(self, case: Case) -> None:
@@ -189,7 +189,7 @@ class TestGradients:
         assert_gradients_equal_the_oracles(call(3, name))
 
     def test_several_blocks_of_tokens(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("psynth_jax.ops.branch_attention.tuning.ROWS", 48)
+        monkeypatch.setattr("psynth_jax.ops.branch_attention.tpu_tiles.ROWS", 48)
         assert_gradients_equal_the_oracles(call(40, "ragged", own=False))
 
     def test_new_tokens_that_end_inside_of_their_second_block(self) -> None:

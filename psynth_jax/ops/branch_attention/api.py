@@ -25,7 +25,6 @@ import jax.numpy as jnp
 
 from psynth_jax.axes import Array, KeysOrValues, PerRow, Queries
 from psynth_jax.errors import InputError
-from psynth_jax.ops.branch_attention import tuning_gpu
 from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, normalised
 
@@ -145,7 +144,7 @@ def branch_attention_partial(
 def _module(
     implementation: Implementation, q: Queries, own: OwnCache | None, context: Context | None, window: Array | None
 ) -> ModuleType:
-    from psynth_jax.ops.branch_attention import pallas_gpu, pallas_tpu, reference, xla
+    from psynth_jax.ops.branch_attention import gpu_device, pallas_gpu, pallas_tpu, reference, xla
 
     _check_name(implementation)
     if implementation != "auto":
@@ -155,7 +154,7 @@ def _module(
         return xla
     lacks = "a window" if window is not None else kernel.unsupported(q, own, context)
     if lacks is None and kernel is pallas_gpu:
-        lacks = tuning_gpu.too_old()
+        lacks = gpu_device.too_old()
     if lacks is None:
         return kernel
     _say_once(f"attention runs as XLA: the kernel does not take {lacks}")

@@ -16,10 +16,12 @@ import jax.numpy as jnp
 
 from psynth_jax.axes import Array
 from psynth_jax.errors import InputError
-from psynth_jax.ops.branch_attention import differentiable, gpu_blocks, tuned, tuning_gpu
+from psynth_jax.ops.branch_attention import differentiable, gpu_blocks
 from psynth_jax.ops.branch_attention.api import Context, OwnCache
 from psynth_jax.ops.branch_attention.differentiable import Inputs, Kernel
 from psynth_jax.ops.branch_attention.gpu_blocks import LOG2E, MASKED, Block, Call, Operands, Program, Segment, product
+from psynth_jax.ops.branch_attention.gpu_device import local_device
+from psynth_jax.ops.branch_attention.gpu_tiles import forward_tiles
 from psynth_jax.ops.partial import Partial, finalize, level, merge_stacked
 
 
@@ -78,14 +80,14 @@ def _cut(inputs: Inputs, sources: Any, scale: float) -> Call:
     caches, segments = sources
     columns = tuple(source.row.shape[1] for source in segments)
     capacity = tokens + sum(cache.slots * count for cache, count in zip(caches, columns[1:], strict=True))
-    tiles = tuned.gpu_tiles(
+    tiles = forward_tiles(
         tokens * (heads // kv_heads),
         width,
         q.dtype.itemsize,
         tuple(cache.k.dtype.itemsize for cache in caches),
         batch * kv_heads,
         capacity,
-        tuning_gpu.local_device(),
+        local_device(),
     )
     return Call(scale, heads // kv_heads, tokens, width, tiles, columns, inputs.own is not None)
 

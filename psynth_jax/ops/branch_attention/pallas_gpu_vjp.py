@@ -24,9 +24,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from psynth_jax.axes import Array
-from psynth_jax.ops.branch_attention import gpu_blocks, tuning_gpu
+from psynth_jax.ops.branch_attention import gpu_blocks
 from psynth_jax.ops.branch_attention.differentiable import Inputs
 from psynth_jax.ops.branch_attention.gpu_blocks import LOG2E, Block, Call, Operands, Program, Segment, halves, product
+from psynth_jax.ops.branch_attention.gpu_device import local_device
+from psynth_jax.ops.branch_attention.gpu_tiles import backward_tiles
 
 
 @jax.tree_util.register_dataclass
@@ -51,7 +53,7 @@ def backward(
     _, tokens, heads, width = q.shape
     group = heads // k.shape[2]
     cached = tuple(cache.k.dtype.itemsize for cache in sources[0])
-    tiles = tuning_gpu.backward_tiles(tokens * group, width, q.dtype.itemsize, cached, tuning_gpu.local_device())
+    tiles = backward_tiles(tokens * group, width, q.dtype.itemsize, cached, local_device())
     columns = tuple(source.row.shape[1] for source in sources[1])
     call = Call(scale, group, tokens, width, tiles, columns, inputs.own is not None)
     operands = gpu_blocks.lay_out(call, inputs, sources)

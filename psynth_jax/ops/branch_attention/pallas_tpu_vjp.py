@@ -33,7 +33,7 @@ def backward(
     inputs: Inputs, scale: float, level: Array, gradient: Array, delta: Array, *, interpret: bool
 ) -> tuple[Array, Array, Array, Array | None]:
     """Return the gradients of q, k, v and scalars; see `differentiable.Kernel`."""
-    layout = lay_out(inputs, scale, way_back=True)
+    layout = lay_out(inputs, scale)
     call = layout.call
     rows = (call.to_rows(x[..., None]) for x in (delta, level))
     upright, sideways, new_k, new_v, sums = _run(

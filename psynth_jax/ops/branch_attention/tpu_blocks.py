@@ -23,8 +23,7 @@ from jax.experimental.pallas import tpu as pltpu
 from psynth_jax.axes import Array
 from psynth_jax.ops.branch_attention.api import Context, Segments
 from psynth_jax.ops.branch_attention.differentiable import Inputs
-from psynth_jax.ops.branch_attention.tuned import tpu_tiles
-from psynth_jax.ops.branch_attention.tuning import Tiles, tiles
+from psynth_jax.ops.branch_attention.tpu_tiles import Tiles, tiles
 from psynth_jax.ops.branch_attention.worklist import WorkList, work_list
 from psynth_jax.ops.cached_heads import CachedHeads, packs
 
@@ -158,13 +157,13 @@ class Layout:
         return run(*scalars, *self.operands[:4], *(array for _, array in extra), *self.operands[4:])
 
 
-def lay_out(inputs: Inputs, scale: float, *, way_back: bool = False) -> Layout:
-    """Lay out a call.  way_back: its tiles are the heuristic's, since none were measured for it."""
+def lay_out(inputs: Inputs, scale: float) -> Layout:
+    """Lay out a call, of either way."""
     _, tokens, heads, width = inputs.q.shape
     kv_heads = inputs.k.shape[2]
     sources = _sources(inputs)
     most = max(sources, key=lambda source: source.heads.slots).heads
-    cut = (tiles if way_back else tpu_tiles)(
+    cut = tiles(
         tokens, heads // kv_heads, kv_heads, most.k.shape[-1], most.k.dtype.itemsize, max(len(sources) - 1, 1), most.slots
     )
     sizes = tuple(min(cut.slots, source.heads.slots) for source in sources)

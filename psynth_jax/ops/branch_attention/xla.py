@@ -25,8 +25,6 @@ from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention import differentiable
 from psynth_jax.ops.branch_attention.api import Context, ContextPart, OwnCache
 from psynth_jax.ops.branch_attention.differentiable import Inputs, Kernel
-from psynth_jax.ops.branch_attention.tuned import xla_tiles
-from psynth_jax.ops.branch_attention.tuning_xla import XlaTiles
 from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, empty, finalize, level, merge
 
@@ -65,22 +63,21 @@ def _forward(inputs: Inputs, scale: float, dtype: Any) -> tuple[Array, Array]:
     group = q.shape[2] // k.shape[2]
     grouped, new_k, new_v = by_head(q, group), by_head(k), by_head(v)
     own = own_or_none(inputs.own, with_own)
-    cut = _tiles(inputs)
 
     def cached(row: Array, queries: Array, token: Array) -> Partial:  # queries [1, K, M, H] of one row
         seen = empty(queries.shape[:-1], queries.shape[-1])
         if own is not None and tokens > 1:
             mine = OwnCache(own.heads, own.start[row][None])
-            seen = _own(queries, mine, layer, scale, row, cut.slots, oldest_slot(mine, token, window))
-        return seen if context is None else merge(seen, _context(queries, row, context, layer, scale, cut.slots))
+            seen = _own(queries, mine, layer, scale, row, oldest_slot(mine, token, window))
+        return seen if context is None else merge(seen, _context(queries, row, context, layer, scale))
 
     new = _new(grouped, new_k, new_v, group, scale, window, with_own)
     blocks = []
-    for first, end in query_blocks(tokens, cut.tokens):
+    for first, end in query_blocks(tokens, QUERY_BLOCK):
         seen, queries = jax.tree.map(lambda x, a=first * group, b=end * group: x[:, :, a:b], (new, grouped))
         token = jnp.repeat(jnp.arange(first, end), group)  # [M]
         if own is not None and tokens == 1:  # decode: all rows share one loop over their own slots
-            seen = merge(seen, _own(queries, own, layer, scale, 0, cut.slots, oldest_slot(own, token, window)))
+            seen = merge(seen, _own(queries, own, layer, scale, 0, oldest_slot(own, token, window)))
         if context is not None or (own is not None and tokens > 1):
             seen = merge(seen, _over_rows(functools.partial(cached, token=token), queries))
         blocks.append((finalize(seen).astype(dtype), level(seen.row_max, seen.row_sum)))
@@ -92,18 +89,6 @@ def _backward(*arguments: Any) -> tuple[Array, Array, Array, Array | None]:
     from psynth_jax.ops.branch_attention import xla_vjp
 
     return xla_vjp.backward(*arguments)
-
-
-def _tiles(inputs: Inputs) -> XlaTiles:
-    """Return the tiles of a call."""
-    _, tokens, heads, width = inputs.q.shape
-    kv_heads, itemsize = inputs.k.shape[2], inputs.q.dtype.itemsize
-    caches = [] if inputs.own is None else [inputs.own.heads]
-    caches += [] if inputs.context is None else [part.heads for part in inputs.context.parts]
-    most = max(caches, key=lambda heads: heads.slots, default=None)
-    cached, slots = (itemsize, tokens) if most is None else (most.k.dtype.itemsize, most.slots)
-    heuristic = XlaTiles(QUERY_BLOCK, SLOT_BLOCK)
-    return xla_tiles(tokens, heads // kv_heads, kv_heads, width, itemsize, cached, slots, heuristic)
 
 
 def by_head(x: Array, group: int = 1) -> Array:
@@ -172,7 +157,6 @@ def _own(
     layer: Array,
     scale: float,
     first_row: Array | int,
-    size: int,
     oldest: Array | None,
 ) -> Partial:
     """Attention of `q [B, K, M, H]` to the filled slots of the own rows `first_row ..`, from `oldest [B, M]` on."""
@@ -182,10 +166,10 @@ def _own(
         return merge(seen, _attend(scaled, k, v, filled))
 
     nothing, begin = empty(q.shape[:-1], q.shape[-1]), 0 if oldest is None else oldest.min()
-    return over_blocks(visit, nothing, own.heads, layer, first_row, begin, own.start, size, q.shape[2], oldest)
+    return over_blocks(visit, nothing, own.heads, layer, first_row, begin, own.start, q.shape[2], oldest)
 
 
-def _context(q: Array, row: Array, context: Context, layer: Array, scale: float, size: int) -> Partial:
+def _context(q: Array, row: Array, context: Context, layer: Array, scale: float) -> Partial:
     """Attention of `q [1, K, M, H]`, which belongs to batch row `row`, to all segments of that row."""
     seen = empty(q.shape[:-1], q.shape[-1])
     total = q.astype(jnp.float32).sum(axis=-1)
@@ -204,7 +188,7 @@ def _context(q: Array, row: Array, context: Context, layer: Array, scale: float,
                 return merge(seen, Partial(out, here.row_max, here.row_sum))
 
             end = (segments.first + segments.length)[None]
-            return over_blocks(visit, seen, part.heads, layer, segments.row, segments.first, end, size, q.shape[2])
+            return over_blocks(visit, seen, part.heads, layer, segments.row, segments.first, end, q.shape[2])
 
         seen = jax.lax.fori_loop(0, part.segments.row.shape[1], over_segment, seen)
     return seen
@@ -218,18 +202,18 @@ def over_blocks(
     first_row: Array | int,
     first: Array | int,
     end: Array,
-    size: int,
     query_rows: int = 0,
     oldest: Array | None = None,
 ) -> Carry:
     """Fold `visit(carry, k, v, inside)` over blocks of slots `first .. end - 1` of rows `first_row ..`; end `[rows]`.
 
-    A block has `size` slots.  k, v `[rows, K, Z, H]`, v with zeros where `inside [rows, 1, 1, Z]` is not set: a weight of 0
-    times NaN would be NaN.  With `oldest [rows, M]`, the first slot that each query sees, inside is `[rows, 1, M, Z]`.
+    A block has `SLOT_BLOCK` slots, or all that a row has.  k, v `[rows, K, Z, H]`, v with zeros where
+    `inside [rows, 1, 1, Z]` is not set: a weight of 0 times NaN would be NaN.  With `oldest [rows, M]`,
+    the first slot that each query sees, inside is `[rows, 1, M, Z]`.
     For many query rows, blocks that are whole for all rows come first, with inside None: masking costs as much as the rest
     of the softmax.
     """
-    size, rows = min(size, heads.slots), end.shape[0]
+    size, rows = min(SLOT_BLOCK, heads.slots), end.shape[0]
 
     def whole_block(index: Array, carry: Carry) -> Carry:
         return visit(carry, *heads.read(layer, first_row, rows, first + index * size, size), None)

@@ -100,8 +100,8 @@ def _own(block: _Queries, own: OwnCache, row: Array, layer: Array, scale: float,
         return dq + _times_keys(of_logit, k)
 
     nothing = jnp.zeros(block.q.shape, jnp.float32)
-    begin, size = 0 if oldest is None else oldest.min(), xla.SLOT_BLOCK
-    blocks = xla.over_blocks(visit, nothing, own.heads, layer, row, begin, own.start, size, oldest=oldest)
+    begin = 0 if oldest is None else oldest.min()
+    blocks = xla.over_blocks(visit, nothing, own.heads, layer, row, begin, own.start, oldest=oldest)
     return scale * blocks
 
 
@@ -130,7 +130,7 @@ def _context(
 
             nothing = _Sums(jnp.zeros(block.q.shape, jnp.float32), *[jnp.zeros(total.shape, jnp.float32)] * 3)
             end = (segments.first + segments.length)[None]
-            sums = xla.over_blocks(visit, nothing, part.heads, layer, segments.row, segments.first, end, xla.SLOT_BLOCK)
+            sums = xla.over_blocks(visit, nothing, part.heads, layer, segments.row, segments.first, end)
             dq, of_scalars = found
             dq += scale * (key_scale * rope.rotate(sums.of_keys, cos, -sin) + key_bias * sums.of_logits[..., None])
             four = (upright * sums.of_keys, scale * total * sums.of_logits, sums.of_values, of_output * sums.of_weights)
