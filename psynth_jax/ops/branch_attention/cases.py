@@ -1,12 +1,8 @@
-"""The shapes that matter: attention of real models, from one branch of a thousand tokens to 64 of 32 thousand.
-
-Tests run those that are small enough on any machine, `psynth bench kernel` the others where they fit.
-"""
+"""Attention calls in the shapes of real models, which tests and `psynth bench kernel` run."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -29,9 +25,6 @@ MODELS: dict[str, tuple[int, int, int]] = {
     "qwen3-14b": (40, 8, 128),
     "qwen3-32b": (64, 8, 128),
 }
-BRANCH_TOKENS = (1024, 4096, 8192, 32768)
-BRANCHES = (1, 4, 16, 64)
-TOKENS = (1, 64, 256, 1024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +55,6 @@ class Case:
         heads, _, width = MODELS[self.model]
         seen = self.branches * self.branch_tokens + self.own + (self.tokens + 1) / 2
         return int(4 * self.rows * self.tokens * seen * heads * width)
-
-
-def cases() -> Iterator[Case]:
-    """Go through all models x branches x branch tokens x new tokens."""
-    for model in MODELS:
-        for branches in BRANCHES:
-            for branch_tokens in BRANCH_TOKENS:
-                for tokens in TOKENS:
-                    yield Case(model, tokens, branches, branch_tokens)
 
 
 def arguments(
