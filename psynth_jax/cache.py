@@ -77,11 +77,6 @@ class KVCache:
         """S, the capacity of a row."""
         return self.heads.slots
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all keys and values."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.heads))
-
     def append(self, k: Array, v: Array, start: PerRow, count: PerRow) -> Self:
         """Put the new keys and values `[L, R, T, K, H]` of one call at slots `start .. start + T - 1` of every row.
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from psynth_jax.compiling.compiled_text import CompiledText
 from psynth_jax.compiling.report import report
 from psynth_jax.compiling.workload import workload
-from psynth_jax.ops.branch_attention import AttentionSpec, Context, ContextPart, OwnCache, Segments, pallas_tpu
+from psynth_jax.ops.branch_attention import Context, ContextPart, OwnCache, Segments, pallas_tpu
 from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.presets import PRESETS, Preset, preset
 from psynth_jax.topology import tpu_slice
@@ -91,7 +91,7 @@ class TestKernel:
 
         def forward(q: Any, k: Any, v: Any, scalars: Any, own: Any, context: Any, layer: Any) -> Any:
             mapped = dataclasses.replace(context, scalars=scalars)
-            return whole(pallas_tpu.attend)(q, k, v, own, mapped, layer, AttentionSpec(width**-0.5))
+            return whole(pallas_tpu.attend)(q, k, v, own, mapped, layer, width**-0.5)
 
         def gradients(*arguments: Any) -> Any:
             return jax.grad(lambda *a: forward(*a).astype(jnp.float32).sum(), argnums=(0, 1, 2, 3))(*arguments)

@@ -8,7 +8,6 @@ in float32 on the same (unrounded) keys and values; it is left out where the ora
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ from psynth_jax.bench import rates
 from psynth_jax.bench.timing import in_turn, per_call
 from psynth_jax.cache import packed_here
 from psynth_jax.errors import InputError
-from psynth_jax.ops.branch_attention import Implementation, branch_attention, check_runs_here, tuned
+from psynth_jax.ops.branch_attention import Implementation, branch_attention, check_runs_here
 from psynth_jax.ops.branch_attention.cases import MODELS, Case, arguments
 
 ORACLE_BYTES = 1 << 28  # of logits, or of gathered keys and values, that the oracle may need
@@ -31,9 +30,8 @@ def kernel(case: Case, dtype: str, cache_dtype: str, implementation: Implementat
 
     Raises `InputError` for a model or sizes out of range.
     """
-    function, operands = attention_call(case, dtype, cache_dtype, implementation, repeats)
+    function, operands = _attention_call(case, dtype, cache_dtype, implementation, repeats)
     call = jax.jit(function)
-    asked = tuned.asked(lambda: jax.eval_shape(call, *operands))
     seconds = in_turn(
         {
             "call": per_call(lambda: call(*operands)),
@@ -50,8 +48,6 @@ def kernel(case: Case, dtype: str, cache_dtype: str, implementation: Implementat
         "rows": case.rows,
         "cache_dtype": cache_dtype,
         "implementation": implementation,
-        **{f"{each.key.kernel}_tiles": dataclasses.asdict(each.chosen) for each in asked},
-        "tuned": any(each.chosen != each.heuristic for each in asked),
         "seconds": seconds["call"],
         "cache_bytes": read,
         "bytes_per_s": read / seconds["call"],
@@ -66,7 +62,7 @@ def kernel(case: Case, dtype: str, cache_dtype: str, implementation: Implementat
     return found | _error(case, call(*operands))
 
 
-def attention_call(
+def _attention_call(
     case: Case, dtype: str, cache_dtype: str, implementation: Implementation, repeats: int
 ) -> tuple[Callable[..., jax.Array], Any]:
     """Return the call of a case, and its operands on the device; raises as `kernel` does."""
@@ -76,10 +72,10 @@ def attention_call(
         raise InputError("tokens, branches, branch tokens, rows and repeats must be at least 1")
     check_runs_here(implementation)
     drawn = arguments(case, jnp.dtype(dtype), cache_dtype, packed=packed_here(MODELS[case.model][2]))
-    layer, spec = drawn[5:]
+    layer, scale = drawn[5:]
 
     def call(q: Any, k: Any, v: Any, own: Any, context: Any) -> jax.Array:
-        return branch_attention(q, k, v, own, context, layer, spec, implementation)
+        return branch_attention(q, k, v, own, context, layer, scale, implementation)
 
     return call, jax.device_put(drawn[:5])
 

@@ -115,9 +115,6 @@ def kernel(
     cache_dtype: Annotated[str | None, typer.Option(help=f"of the branches: {CACHE_DTYPES}")] = None,
     implementation: Attention = "auto",
     repeats: Repeats = 5,
-    tune: Annotated[
-        bool, typer.Option("--tune", help="find the fastest tiling, and keep it for this kind of device")
-    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """One attention call of a model's shape, against the device's measured bandwidth and matmul rate."""
@@ -125,16 +122,12 @@ def kernel(
     check_choice("--cache-dtype", cache_dtype, CACHE_DTYPES)
     check_choice("--implementation", implementation, IMPLEMENTATIONS)
     from psynth_jax.bench.kernel import kernel as measure_kernel
-    from psynth_jax.bench.tune import tune as tune_kernel
     from psynth_jax.ops.branch_attention.cases import Case
 
     case = Case(model, tokens, branches, branch_tokens, rows=rows)
-    measure = tune_kernel if tune else measure_kernel
-    with activity(f"{'tuning' if tune else 'measuring'} {case.name}"):
+    with activity(f"measuring {case.name}"):
         start_jax()
-        found = measure(case, dtype, cache_dtype or dtype, implementation, repeats)  # type: ignore[arg-type]
-    if tune and not as_json:
-        console.print(view.tilings(found.pop("candidates")))
+        found = measure_kernel(case, dtype, cache_dtype or dtype, implementation, repeats)  # type: ignore[arg-type]
     _report("kernel", model, dtype, True, None, found, as_json)
 
 

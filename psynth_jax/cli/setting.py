@@ -32,19 +32,18 @@ __all__ = [
 
 
 def start_jax(mesh: str | None = None) -> Mesh | None:
-    """Start the devices with what was tuned for them, and keep compiled programs on disk; return the mesh asked for.
+    """Start the devices, and keep compiled programs on disk; return the mesh asked for.
 
     On a CPU, JAX is told to make as many devices as the mesh has, unless the environment says how many.  Its 64-bit mode is
     turned off: nothing here has 64 bits.
 
     Raises `ConfigError` for a mesh that is not one, or that does not match the devices, and for an environment that JAX does
-    not start in; `UserError` for a damaged table of tilings.
+    not start in.
     """
     check_xla_flags()
     import_jax()
     import jax
 
-    from psynth_jax.bench.tuning_file import install_tilings
     from psynth_jax.sharding import make_mesh, mesh_sizes
     from psynth_jax.synthesis.programs import keep_compiled_programs
 
@@ -59,7 +58,6 @@ def start_jax(mesh: str | None = None) -> Mesh | None:
         keep_compiled_programs()
     with without_libtpu_noise():
         start_devices()
-    install_tilings()
     return None if mesh is None else make_mesh(mesh)
 
 

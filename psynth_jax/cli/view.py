@@ -227,18 +227,6 @@ def _numbers(named: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in named.items())
 
 
-def tilings(candidates: Sequence[Mapping[str, Any]]) -> Table:
-    """Show the tilings that were measured, the fastest first, and those that could not be."""
-    table = Table(box=box.ROUNDED, border_style="dim")
-    table.add_column("tiles")
-    table.add_column("seconds", justify="right")
-    for each in sorted(candidates, key=lambda each: each.get("seconds", math.inf)):
-        shown = _numbers(each["tiles"])
-        name = f"{shown} (heuristic)" if each.get("heuristic") else shown
-        table.add_row(Text(name), f"{each['seconds']:.4g}" if "seconds" in each else Text(each["error"], style="dim"))
-    return table
-
-
 def printable(text: str) -> str:
     """Drop control characters but tabs and new lines: a model may write anything, also what a terminal obeys."""
     return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")

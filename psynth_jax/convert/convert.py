@@ -41,34 +41,6 @@ from psynth_jax.storage.paths import AnyPath, as_path, is_bucket
 Format = Literal["psynth", "hf", "peft"]
 
 
-# What a source can be, and whether that is an adapter.
-SOURCES = {
-    "model: Hugging Face directory, hub id": False,
-    "model: GGUF file": False,
-    "model: ours (Orbax)": False,
-    "adapter: ours": True,
-    "adapter: LoRA of PEFT": True,
-    "adapter: published release": True,
-}
-RESULTS: dict[tuple[Format, bool], str] = {
-    ("psynth", False): "Orbax checkpoint",
-    ("psynth", True): "adapter directory",
-    ("hf", False): "safetensors, config, tokenizer",
-    ("hf", True): "merged model, with `--merge`",
-    ("peft", True): "`cache_mapper.pt`, `judger_lora/`, card",
-}
-
-
-def table() -> str:
-    """Return as a Markdown table what becomes what."""
-    rows = [["from", *(f"`--to {to}`" for to in get_args(Format))], ["---"] * (1 + len(get_args(Format)))]
-    for source, adapter in SOURCES.items():
-        possible = (_refusal(adapter, to, merge=adapter and to == "hf") is None for to in get_args(Format))
-        cells = (RESULTS[to, adapter] if can else "" for to, can in zip(get_args(Format), possible, strict=True))
-        rows.append([source, *cells])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
 def _refusal(adapter: bool, to: str, merge: bool) -> str | None:
     """Say why a model or adapter cannot become something; None: it can."""
     if to not in get_args(Format):

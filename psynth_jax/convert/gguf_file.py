@@ -285,10 +285,6 @@ class GGUFFile:
         if declared is not None and declared != len(self._part_of):
             raise CheckpointError(f"{self.path}: {len(self._part_of)} tensors, but {_SPLIT}tensors.count says {declared}")
 
-    def metadata(self, key: str, default: Any = None) -> Any:
-        """Return one metadata value as it is in the file, whatever its type; `values` has those that are checked."""
-        return self.values.get(key, default)
-
     def tokenizer_metadata(self) -> Metadata:
         """Return what the file says about its tokenizer, `tokenizer.Tokenizer.from_gguf`'s input; empty: nothing."""
         if not any(key.startswith("tokenizer.") for key in self.values):

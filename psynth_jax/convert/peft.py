@@ -34,7 +34,6 @@ from psynth_jax.errors import AdapterError, ModelMismatchError, listing, shown
 from psynth_jax.nn.adapter import ATTENTION_TARGETS, Lora, targets_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-FILES = (CONFIG, WEIGHTS)
 _PREFIX = "base_model.model."
 _FACTOR = _PREFIX + "{module}.lora_{half}.weight"
 _TABLES = {_PREFIX + "model.embed_tokens.weight": "embedding", _PREFIX + "lm_head.weight": "head"}

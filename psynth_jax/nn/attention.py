@@ -14,7 +14,7 @@ from psynth_jax.nn.adapter import Lora, lora_delta
 from psynth_jax.nn.layers import rms_norm
 from psynth_jax.nn.ragged import RaggedRows
 from psynth_jax.ops import rope
-from psynth_jax.ops.branch_attention import AttentionSpec, Context, Implementation, OwnCache, branch_attention
+from psynth_jax.ops.branch_attention import Context, Implementation, OwnCache, branch_attention
 from psynth_jax.ops.cached_heads import Placement
 
 
@@ -54,14 +54,14 @@ def attention(
     if config.qk_norm:
         q, k = rms_norm(q, weights["q_norm"], config), rms_norm(k, weights["k_norm"], config)
     q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
-    spec = AttentionSpec(scale=config.query_scale or config.head_width**-0.5)
+    scale = config.query_scale or config.head_width**-0.5
     if rows is not None:
         q, k, v = (rows.to_rows(heads, mesh, placement) for heads in (q, k, v))
     if mesh is None or placement is None:
-        read = branch_attention(q, k, v, own, context, layer, spec, implementation, window)
+        read = branch_attention(q, k, v, own, context, layer, scale, implementation, window)
     else:
         k, v = (jnp.repeat(heads, placement.copies, axis=2) for heads in (k, v))
-        read = over_mesh.attend(mesh, placement, q, k, v, own, context, layer, spec, implementation, window)
+        read = over_mesh.attend(mesh, placement, q, k, v, own, context, layer, scale, implementation, window)
     if rows is not None:
         read = rows.to_list(read, x.shape[1], mesh, placement)
     out = jnp.einsum("btnh,nhd->btd", read, weights["o"]) + lora_delta(lora, strength, "o", read)

@@ -22,7 +22,6 @@ from jax.sharding import PartitionSpec as P
 from psynth_jax.axes import Array, KeysOrValues, PerRow, Queries
 from psynth_jax.cache import KVCache, cache_spec, length_spec
 from psynth_jax.ops.branch_attention import (
-    AttentionSpec,
     Context,
     ContextPart,
     Implementation,
@@ -46,7 +45,7 @@ def attend(
     own: OwnCache | None,
     context: Context | None,
     layer: Array,
-    spec: AttentionSpec,
+    scale: float,
     implementation: Implementation,
     window: Array | None,
 ) -> Queries:
@@ -69,10 +68,10 @@ def attend(
     ) -> Array:
         if not merged:  # every device has all that its queries read
             held = None if context is None else _held(context, mesh, ())
-            return branch_attention(q, k, v, own, held, layer, spec, implementation, window)
+            return branch_attention(q, k, v, own, held, layer, scale, implementation, window)
         mine = block_index(mesh, merged) == 0
         held = None if context is None else _held(context, mesh, merged)
-        seen = branch_attention_partial(q, k, v, own, held, layer, spec, implementation, mine, window)
+        seen = branch_attention_partial(q, k, v, own, held, layer, scale, implementation, mine, window)
         return finalize(merge_over(seen, mesh, merged)).astype(q.dtype)
 
     own_specs = None if own is None else OwnCache(cache_spec(placement), P(rows))  # type: ignore[arg-type]

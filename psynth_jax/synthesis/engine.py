@@ -112,11 +112,6 @@ class Engine:
         self._compiling = threading.RLock()
         self._waited = threading.local()
 
-    @property
-    def compilations(self) -> int:
-        """How many programs have been compiled so far."""
-        return len(self._compiled)
-
     def now(self) -> float:
         """Return a clock's seconds without those in which this thread compiled, or waited for another that did.
 

@@ -6,6 +6,7 @@ Every row has its own options and its own random key, so its tokens do not depen
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -152,17 +153,28 @@ def sample(logits: Array, rows: RowSampling, step: Array, *, greedy: bool) -> Sa
     if greedy:
         return _measured(logits, best, best, finite)
 
-    def draw(logits: Array, temperature: Array, top_p: Array, top_k: Array, seed: Array) -> Array:
-        key = jax.random.key(seed[0])
-        for number in (seed[1], seed[2], step):
-            key = jax.random.fold_in(key, number)
-        # At most 0, so that a low temperature cannot make several logits infinite.
-        scaled = (logits - logits.max()) / jnp.where(temperature > 0, temperature, 1.0)
-        kept = _truncate(scaled, top_p, top_k)
-        return jnp.argmax(kept + jax.random.gumbel(key, logits.shape, jnp.float32)).astype(jnp.int32)
-
-    drawn = jax.vmap(draw)(logits, rows.temperature, rows.top_p, rows.top_k, rows.seed)
+    temperature = jnp.where(rows.temperature > 0, rows.temperature, 1.0)
+    # At most 0, so that a low temperature cannot make several logits infinite.
+    scaled = (logits - logits.max(axis=-1, keepdims=True)) / temperature[:, None]
+    cuts = (rows.temperature > 0) & ((rows.top_p < 1) | (rows.top_k > 0))
+    # A sort of the vocabulary takes longer than the rest of a draw: it is in a branch of its own, which
+    # runs where a row asks for it.  Rows that ask for nothing come out of it as they went in.
+    cut = functools.partial(jax.vmap(_truncate), scaled, rows.top_p, rows.top_k)
+    kept = jax.lax.cond(cuts.any(), cut, lambda: scaled)
+    noise = jax.vmap(functools.partial(_noise, step, logits.shape[-1]))(rows.seed)
+    drawn = jnp.argmax(kept + noise, axis=-1).astype(jnp.int32)
     return _measured(logits, jnp.where(rows.temperature > 0, drawn, best), best, finite)
+
+
+def _noise(step: Array, vocabulary: int, seed: Array) -> Array:
+    """Return Gumbel noise `[V]` of a row's seed `[3]` at a step.
+
+    The largest of logits plus noise is a draw from the softmax of the logits.
+    """
+    key = jax.random.key(seed[0])
+    for number in (seed[1], seed[2], step):
+        key = jax.random.fold_in(key, number)
+    return jax.random.gumbel(key, (vocabulary,), jnp.float32)
 
 
 def _measured(logits: Array, token: Array, best: Array, finite: Array) -> Sampled:

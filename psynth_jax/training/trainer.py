@@ -161,16 +161,6 @@ class Trainer:
         known = self.model.name, self.model.config.vocab_size
         return plan, BatchBuilder(sources, tasks, reads=reads, mesh=mesh, micro_batches=limits.accumulate, model=known)
 
-    def take(self, which: str) -> int:
-        """Take up a checkpoint, "latest", "best" or its step; return its step.
-
-        Raises `InputError` when there is none of that name.
-        """
-        reader = CheckpointReader(self.workdir)
-        step = reader.find(which)
-        self._take(reader, step)
-        return step
-
     def _take(self, reader: CheckpointReader, step: int) -> None:
         about = reader.about(step)
         if not self.model.identity.matches(about["fingerprint"]):

@@ -198,10 +198,10 @@ def test_sizes_pass_what_an_int32_counts() -> None:
 @pytest.mark.parametrize("each", SIZES.kernels, ids=lambda each: f"{each.case.name}-{each.dtype}-{each.cache_dtype}")
 def test_kernel_cases_lower(each: Any) -> None:
     drawn = jax.eval_shape(lambda: arguments(each.case, jnp.dtype(each.dtype), each.cache_dtype)[:5])
-    spec = arguments(miniature().kernels[0].case)[6]
+    scale = arguments(miniature().kernels[0].case)[6]
 
     def kernel(q: Any, k: Any, v: Any, own: Any, context: Any) -> Any:
-        return pallas_gpu.attend(q, k, v, own, context, 1, spec, None, q.dtype)[0]
+        return pallas_gpu.attend(q, k, v, own, context, 1, scale, None, q.dtype)[0]
 
     function = kernels.with_gradients if each.backward else kernels.forward
     text = lowered_for_cuda(lambda *new: function(kernel, *new), *drawn)
@@ -218,11 +218,11 @@ def test_large_caches_lower(large: Any) -> None:
     assert jax.eval_shape(KVCache.append, allocated, new, new, one, one).slots == large.slots
     q = jax.ShapeDtypeStruct((1, large.queries, large.heads, large.width), jnp.bfloat16)
     k = jax.ShapeDtypeStruct((1, large.queries, large.kv_heads, large.width), jnp.bfloat16)
-    spec = arguments(miniature().kernels[0].case)[6]
+    scale = arguments(miniature().kernels[0].case)[6]
 
     def attended(q: Any, k: Any, heads: Any) -> Any:
         context = large_cache._context(large, heads, large.slots - large.tokens)
-        return pallas_gpu.attend(q, k, k, None, context, large.layers - 1, spec, None, jnp.float32)[0]
+        return pallas_gpu.attend(q, k, k, None, context, large.layers - 1, scale, None, jnp.float32)[0]
 
     assert lowered_for_cuda(attended, q, k, allocated.heads).count("__gpu$xla.gpu.triton") == 1
 

@@ -24,7 +24,6 @@ from psynth_jax import cli
 from psynth_jax.cli import data_progress
 from psynth_jax.convert.hf import config_from_hf
 from psynth_jax.convert.rules import axis_sizes, hf_rules
-from psynth_jax.ops.branch_attention import tuned
 from tests.tiny import BYTES_VOCABULARY, byte_tokenizer
 
 CONFIG: dict[str, Any] = {
@@ -159,7 +158,6 @@ def cache_folder(compiled_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setenv("PSYNTH_CACHE", str(compiled_folder))
     compilation_cache.reset_cache()
     yield compiled_folder
-    tuned.install(None)
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()

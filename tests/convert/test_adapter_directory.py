@@ -12,12 +12,12 @@ import pytest
 import safetensors.numpy
 
 import psynth_jax as ps
-from psynth_jax.axes import tree_differences
 from psynth_jax.convert.adapter_directory import Adapter, save_adapter
 from psynth_jax.convert.adapters import load_adapter
 from psynth_jax.errors import AdapterError, InputError, ModelMismatchError
 from psynth_jax.mapper import Mapper
 from tests.tiny import random_lora, random_mapper, tiny_config, tiny_decoder, tiny_model, token_ids
+from tests.trees import tree_differences
 
 FILES = ("adapter.safetensors", "mapper.safetensors", "psynth_adapter.json")
 

@@ -16,7 +16,6 @@ import pytest
 import safetensors.numpy
 
 import psynth_jax as ps
-from psynth_jax.axes import tree_differences
 from psynth_jax.config import Llama3Rope, YarnRope
 from psynth_jax.convert import stream, write_hf
 from psynth_jax.convert.convert import convert
@@ -27,6 +26,7 @@ from psynth_jax.errors import CheckpointError, DataError, InputError, UserError
 from psynth_jax.presets import preset
 from tests.convert.test_hf import GEMMA3, LLAMA, QWEN2, QWEN3, QWEN3_MOE, random_tensors, shapes_of, write_model
 from tests.tiny import random_lora, tiny_config
+from tests.trees import tree_differences
 
 FAMILIES = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3, "tied": {**QWEN3, "tie_word_embeddings": True}}
 FAMILIES |= {"qwen3_moe": QWEN3_MOE, "gemma3": GEMMA3}

@@ -14,7 +14,6 @@ import typer
 from jax.experimental.compilation_cache import compilation_cache
 
 from psynth_jax import cli
-from psynth_jax.ops.branch_attention import tuned
 from tests.fuzz.harness import Command, Place, Said, unpack
 
 # The module that has the command line; the package itself, or one of its own.
@@ -62,7 +61,6 @@ def command(
         return Said(code if isinstance(code, int) else 1, captured.out, captured.err)
 
     yield run
-    tuned.install(None)
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()

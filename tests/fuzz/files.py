@@ -14,7 +14,6 @@ from safetensors.numpy import load_file, save_file
 
 from psynth_jax.convert.gguf import ARCHITECTURES
 from psynth_jax.data.synthetic import synthetic_records
-from psynth_jax.ops.branch_attention import tuned
 from psynth_jax.tokenizer import Tokenizer
 
 ROLES = """- name: solver
@@ -72,17 +71,6 @@ def write_configs(tree: Path) -> None:
     (tree / "roles.yaml").write_text(ROLES)
     (tree / "matrix.yaml").write_text(MATRIX)
     (tree / "train.yaml").write_text(TRAIN)
-
-
-def write_tilings(cache: Path) -> Path:
-    """Write a table of tilings for the devices here."""
-    kind = tuned.local_kind()
-    key = tuned.Key.of("xla", tokens=1, group=3, kv_heads=3, width=64, itemsize=4, cached=4, slots=1024)
-    table = {"format": tuned.FORMAT, "device_kind": kind, "entries": {str(key): {"tiles": {"tokens": 1, "slots": 512}}}}
-    file = cache / "tuned" / f"{tuned.slug(kind)}.json"
-    file.parent.mkdir(parents=True)
-    file.write_text(json.dumps(table))
-    return file
 
 
 def write_sharded(tree: Path) -> None:

@@ -1,4 +1,4 @@
-"""Damaged data: rows in every format, a data card, examples, tilings, and the folder of an evaluation."""
+"""Damaged data: rows in every format, a data card, examples, and the folder of an evaluation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from psynth_jax.data.sources.rows import read_rows
 from psynth_jax.evaluation.rows import RowFile
-from tests.fuzz.files import write_rows, write_tilings
+from tests.fuzz.files import write_rows
 from tests.fuzz.harness import Command, Kind, Place, Said, Use, called, fuzz
 from tests.fuzz.mutations import Mutated, damage_bytes, damage_json, damage_json_lines, damage_tokens, damage_yaml
 
@@ -85,12 +85,3 @@ def test_card_by_its_values(place: Place, command: Command) -> None:
         return b"---\n" + damaged + b"\n---\n", said
 
     fuzz(Kind("data card, values", ("set/README.md",), damage, _rows("set")), place, command)
-
-
-def test_tilings(place: Place, command: Command) -> None:
-    """The table lies in the cache folder; every command that starts JAX reads it."""
-    file = write_tilings(place.tree.parent / "cache")
-    name = f"../cache/tuned/{file.name}"
-    kind = Kind("tilings", (name,), damage_json, lambda place, command: command("info", "--json"))
-    fuzz(kind, place, command)
-    file.unlink()

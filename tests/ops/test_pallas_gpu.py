@@ -17,7 +17,6 @@ import pytest
 from psynth_jax.errors import InputError
 from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention import (
-    AttentionSpec,
     Context,
     ContextPart,
     OwnCache,
@@ -28,7 +27,8 @@ from psynth_jax.ops.branch_attention import (
     xla,
 )
 from psynth_jax.ops.branch_attention.gpu_blocks import shares
-from psynth_jax.ops.branch_attention.tuning_gpu import Device, forward_tiles, shared_bytes
+from psynth_jax.ops.branch_attention.gpu_device import Device
+from psynth_jax.ops.branch_attention.gpu_tiles import forward_tiles, shared_bytes
 from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, empty, merge, merge_stacked
 from tests.ops.forms import whole
@@ -42,7 +42,7 @@ def _exact_oracle() -> Iterator[None]:
 
 
 L, B, W, K, G, S, H = 2, 2, 3, 2, 3, 75, 32
-SPEC = AttentionSpec(0.3)
+SCALE = 0.3
 INTERPRET = jax.default_backend() != "gpu"
 FEW = Device(cores=1)  # so few that nothing is split
 
@@ -95,33 +95,33 @@ def in_heads(dtype, arguments):
     return (*new, dataclasses.replace(own, heads=stored(own.heads)), dataclasses.replace(context, parts=parts))
 
 
-def compiled(attend, spec, **options):
-    return jax.jit(lambda layer, *arguments: whole(attend, **options)(*arguments, layer, spec))
+def compiled(attend, **options):
+    return jax.jit(lambda layer, *arguments: whole(attend, **options)(*arguments, layer, SCALE))
 
 
 shared = functools.cache(compiled)  # one compilation for all calls of a shape
 
 
-def kernel(*arguments, layer=1, spec=SPEC):
-    return shared(pallas_gpu.attend, spec, interpret=INTERPRET)(layer, *arguments)
+def kernel(*arguments, layer=1):
+    return shared(pallas_gpu.attend, interpret=INTERPRET)(layer, *arguments)
 
 
-def oracle(*arguments, layer=1, spec=SPEC):
-    return shared(reference.attend, spec)(layer, *arguments)
+def oracle(*arguments, layer=1):
+    return shared(reference.attend)(layer, *arguments)
 
 
-@pytest.mark.parametrize(("tokens", "softcap", "two_parts"), [(1, None, True), (2, 3.0, False), (70, None, False)])
-def test_it_is_the_oracle(tokens: int, softcap: float | None, two_parts: bool) -> None:
-    arguments, spec = case(tokens, two_parts=two_parts), AttentionSpec(0.3, softcap)
-    np.testing.assert_allclose(kernel(*arguments, spec=spec), oracle(*arguments, spec=spec), atol=1e-5)
+@pytest.mark.parametrize(("tokens", "two_parts"), [(1, True), (2, False), (70, False)])
+def test_it_is_the_oracle(tokens: int, two_parts: bool) -> None:
+    arguments = case(tokens, two_parts=two_parts)
+    np.testing.assert_allclose(kernel(*arguments), oracle(*arguments), atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", [0, 1])
 def test_unsplit_it_is_the_oracle(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pallas_gpu.tuning_gpu, "local_device", lambda: FEW)
+    monkeypatch.setattr(pallas_gpu, "local_device", lambda: FEW)
     arguments = case(9)
-    unsplit = compiled(pallas_gpu.attend, SPEC, interpret=INTERPRET)
+    unsplit = compiled(pallas_gpu.attend, interpret=INTERPRET)
     np.testing.assert_allclose(unsplit(layer, *arguments), oracle(*arguments, layer=layer), atol=1e-5)
 
 
@@ -155,17 +155,16 @@ def test_alone_it_is_causal_attention() -> None:
     np.testing.assert_allclose(kernel(q, k, v, None, None), oracle(q, k, v, None, None), atol=1e-5)
 
 
-@pytest.mark.parametrize(("tokens", "softcap"), [(1, 3.0), (11, None)])
+@pytest.mark.parametrize("tokens", [1, 11])
 @pytest.mark.slow
-def test_the_way_back(tokens: int, softcap: float | None) -> None:
+def test_the_way_back(tokens: int) -> None:
     q, k, v, own, context = in_heads(jnp.int8, case(tokens))
     weight = jnp.asarray(normal(np.random.default_rng(8), *q.shape))
-    spec = AttentionSpec(0.3, softcap)
 
     def gradients(attend, **options):
         def loss(q, k, v, scalars):
             mapped = dataclasses.replace(context, scalars=scalars)
-            return (weight * whole(attend, **options)(q, k, v, own, mapped, 1, spec)).sum()
+            return (weight * whole(attend, **options)(q, k, v, own, mapped, 1, SCALE)).sum()
 
         return jax.jit(jax.grad(loss, (0, 1, 2, 3)))(q, k, v, context.scalars)
 
@@ -256,7 +255,7 @@ def real_shapes(tokens: int, width: int, cache_dtype=jnp.bfloat16):
 def test_it_lowers_for_cuda(tokens: int, width: int, cache_dtype) -> None:
     arguments = real_shapes(tokens, width, cache_dtype)
     with abstract_gpu():
-        lowered = jax.jit(lambda *a: whole(pallas_gpu.attend)(*a, SPEC)).trace(*arguments).lower(
+        lowered = jax.jit(lambda *a: whole(pallas_gpu.attend)(*a, SCALE)).trace(*arguments).lower(
             lowering_platforms=("cuda",)
         )  # fmt: skip
     text = lowered.as_text()
@@ -271,7 +270,7 @@ def test_the_way_back_lowers_for_cuda(width: int) -> None:
 
     def loss(q, k, v, scalars, own, context, layer):
         mapped = dataclasses.replace(context, scalars=scalars)
-        return whole(pallas_gpu.attend)(q, k, v, own, mapped, layer, SPEC).astype(jnp.float32).sum()
+        return whole(pallas_gpu.attend)(q, k, v, own, mapped, layer, SCALE).astype(jnp.float32).sum()
 
     with abstract_gpu():
         traced = jax.jit(jax.grad(loss, (0, 1, 2, 3))).trace(q, k, v, context.scalars, own, context, layer)
@@ -312,4 +311,4 @@ def test_an_int8_cache_that_offsets_cannot_reach_is_refused() -> None:
     scales = jax.ShapeDtypeStruct((L, B, K, 1, 2**24), jnp.float32)
     own = OwnCache(CachedHeads(heads, heads, scales, scales), jax.ShapeDtypeStruct((B,), jnp.int32))
     with pytest.raises(InputError, match=r"int8 cache of 4.0 GiB"):
-        jax.eval_shape(lambda *a: whole(pallas_gpu.attend)(*a, None, 0, SPEC), q, k, v, own)
+        jax.eval_shape(lambda *a: whole(pallas_gpu.attend)(*a, None, 0, SCALE), q, k, v, own)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from psynth_jax.ops.branch_attention import AttentionSpec, Context, pallas_gpu, pallas_tpu, reference, xla
+from psynth_jax.ops.branch_attention import Context, pallas_gpu, pallas_tpu, reference, xla
 from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, finalize, merge
 from tests.ops.forms import part, whole
@@ -24,7 +24,7 @@ PARTS = {
     "xla": part(xla.attend),
     "reference": part(reference.attend),
 }
-SPEC = AttentionSpec(0.3)
+SCALE = 0.3
 
 
 def on_devices(which: str, q: Any, k: Any, v: Any, own: Any, context: Context) -> list[Partial]:
@@ -34,7 +34,7 @@ def on_devices(which: str, q: Any, k: Any, v: Any, own: Any, context: Context) -
     absent = dataclasses.replace(absent, segments=dataclasses.replace(absent.segments, length=absent.segments.length * 0))
     held.append(dataclasses.replace(context, parts=(absent,)))
     mine = jnp.arange(3) == 0
-    return [PARTS[which](q, k, v, own, one, 1, SPEC, flag) for one, flag in zip(held, mine, strict=True)]
+    return [PARTS[which](q, k, v, own, one, 1, SCALE, flag) for one, flag in zip(held, mine, strict=True)]
 
 
 def merged(partials: list[Partial]) -> Any:
@@ -46,7 +46,7 @@ def merged(partials: list[Partial]) -> Any:
 def test_merged_partials_are_the_whole(which: str) -> None:
     drawn = case(3, two_parts=True)
     *some, nothing = jax.jit(on_devices, static_argnums=0)(which, *drawn)
-    expected = whole(reference.attend)(*drawn, 1, SPEC)
+    expected = whole(reference.attend)(*drawn, 1, SCALE)
     np.testing.assert_allclose(merged([*some, nothing]), expected, atol=2e-5)
     assert np.isneginf(nothing.row_max).all(), "a device that holds nothing adds nothing"
     assert not np.asarray(nothing.row_sum).any() and not np.asarray(nothing.out).any()
@@ -64,7 +64,7 @@ def test_gradients_through_a_merge(which: str) -> None:
         return jax.jit(jax.grad(of, argnums=(0, 1, 2, 3)))(q, k, v, context.scalars)
 
     found = loss(lambda *drawn: merged(on_devices(which, *drawn)))
-    expected = loss(lambda *drawn: whole(reference.attend)(*drawn, 1, SPEC))
+    expected = loss(lambda *drawn: whole(reference.attend)(*drawn, 1, SCALE))
     for name, one, other in zip(("q", "k", "v", "scalars"), found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5 * max(1, float(jnp.abs(other).max())), err_msg=name)
 

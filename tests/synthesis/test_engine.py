@@ -62,11 +62,11 @@ class TestCompilations:
         self, synth: ps.ParallelSynthesis, branches: Branches, count_compilations: Any
     ) -> None:
         self.calls(synth, branches, 7, 10)
-        seconds, programs = synth.engine.compile_seconds, synth.engine.compilations
+        seconds, programs = synth.engine.compile_seconds, len(synth.engine._compiled)
         with count_compilations() as seen:
             self.calls(synth, branches, 4, 20)
         assert seen.names == []
-        assert (synth.engine.compile_seconds, synth.engine.compilations) == (seconds, programs)
+        assert (synth.engine.compile_seconds, len(synth.engine._compiled)) == (seconds, programs)
 
     def test_decode_compiles_once(self, count_compilations: Any) -> None:
         """One program for the prompt, one for all tokens after it, one for the empty cache."""
@@ -74,7 +74,7 @@ class TestCompilations:
         with count_compilations() as seen:
             fresh_synth.synthesize(token_ids(1, 5), max_new_tokens=20)
         assert sum("advance" in name for name in seen.names) == 2
-        assert fresh_synth.engine.compilations == 3
+        assert len(fresh_synth.engine._compiled) == 3
         assert fresh_synth.engine.compile_seconds > 0
 
     def test_sampling_options_are_no_shapes(self, synth: ps.ParallelSynthesis, count_compilations: Any) -> None:
@@ -196,7 +196,7 @@ def test_rows_of_very_different_lengths_are_one_list(lengths: tuple[int, ...], m
         cache = machine.allocate(len(rows), slots_needed(0, max(lengths), 0))
         cache, hidden, _ = machine.prefill(Reader(), rows, cache, nothing, nothing, None)
         slots = [cache.slots_of(row, 0, length) for row, length in enumerate(lengths)]
-        found.append((machine.compilations, np.asarray(hidden), slots))
+        found.append((len(machine._compiled), np.asarray(hidden), slots))
     (listed, hidden, slots), (chunked, expected, as_chunks) = found
     assert listed == 2 and chunked >= 2  # the cache, and one program for all prompts
     np.testing.assert_allclose(hidden, expected, atol=1e-4)

@@ -23,6 +23,7 @@ from psynth_jax.synthesis import engine as engine_module
 from psynth_jax.synthesis import workers
 from psynth_jax.synthesis.step import Reader, Rows, advance
 from tests.tiny import random_lora, random_mapper, token_ids
+from tests.trees import tree_bytes
 
 NOISE = 2e-5  # of float32 log-probabilities
 DIFFERENT = 1e-2  # what a mistake changes is far above this
@@ -250,7 +251,8 @@ def test_int8_branches_are_close_and_small(synth: ps.ParallelSynthesis, three: B
     cache = branches.questions[0][0].segments[0].cache
     assert cache.heads.k.dtype == jnp.int8
     width = synth.model.config.head_width
-    assert cache.nbytes / three.questions[0][0].segments[0].cache.nbytes == (width + 4) / (4 * width)
+    wide = three.questions[0][0].segments[0].cache
+    assert tree_bytes(cache.heads) / tree_bytes(wide.heads) == (width + 4) / (4 * width)
     scores = low.score(PROMPT, TARGET, branches=branches)
     assert 1e-5 < np.abs(scores - expected).max() < 0.15
     materialised = ps.ParallelSynthesis(synth.model, synth.adapter, implementation="reference")

@@ -94,7 +94,7 @@ class TestLogging:
         said = caplog.messages
         assert any(line.startswith("loaded tiny-random as float32 in ") and "bytes of weights" in line for line in said)
         compiled = [line for line in said if line.startswith("compiled ")]
-        assert len(compiled) == synth.engine.compilations
+        assert len(compiled) == len(synth.engine._compiled)
         assert any(line.startswith("compiled advance for ") and "int32[1, 8]" in line for line in compiled)
         assert f"saved {branches!r} to {tmp_path / 'b'}" in said
         assert any(line.startswith("loaded Branches(1 branches") for line in said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,13 +15,16 @@ import pytest
 import psynth_jax as ps
 from psynth_jax.errors import InputError
 from psynth_jax.synthesis.generate import RowOutput
-from psynth_jax.synthesis.sampling import RowSampling, SamplingOptions, row_sampling, sample
+from psynth_jax.synthesis.sampling import RowSampling, SamplingOptions, _truncate, row_sampling, sample
 from tests.tiny import token_ids
 
 V, DRAWS = 13, 4000
 LOGITS = (2.0 * np.random.default_rng(0).standard_normal(V)).astype(np.float32)
 
-draw = functools.partial(jax.jit, static_argnames="greedy")(sample)
+
+@functools.partial(jax.jit, static_argnames="greedy")
+def draw(logits: Any, rows: RowSampling, step: Any, *, greedy: bool) -> Any:
+    return sample(logits, rows, step, greedy=greedy).token
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -114,6 +118,80 @@ def test_a_rows_token_depends_on_its_own_seed_only() -> None:
     for row in range(6):
         alone = row_sampling(SamplingOptions(temperature=1.0), [(7, row)])
         assert int(draw(logits[row : row + 1], alone, np.int32(2), greedy=False)[0]) == together[row]
+
+
+SEEDS = 200
+EVERY = np.arange(SEEDS)
+
+
+@jax.jit
+def always_sorted(logits: Any, rows: RowSampling, step: Any) -> Any:
+    """Draw row by row, each with its vocabulary sorted, whatever it asks for."""
+
+    def of_row(logits: Any, temperature: Any, top_p: Any, top_k: Any, seed: Any) -> Any:
+        key = jax.random.key(seed[0])
+        for number in (seed[1], seed[2], step):
+            key = jax.random.fold_in(key, number)
+        scaled = (logits - logits.max()) / temperature
+        kept = _truncate(scaled, top_p, top_k)
+        return jnp.argmax(kept + jax.random.gumbel(key, kept.shape, jnp.float32))
+
+    return jax.vmap(of_row)(logits, rows.temperature, rows.top_p, rows.top_k, rows.seed)
+
+
+def rows_with(temperature: Any, top_p: Any, top_k: Any) -> RowSampling:
+    """Return a row for every seed; options are one number, or one of every row."""
+    seeds = row_sampling(SamplingOptions(), [(int(seed), int(seed) % 3) for seed in EVERY]).seed
+    options = [
+        np.broadcast_to(np.asarray(value, dtype), SEEDS)
+        for value, dtype in ((temperature, np.float32), (top_p, np.float32), (top_k, np.int32))
+    ]
+    return RowSampling(*options, seed=seeds)
+
+
+class TestSorting:
+    """The vocabulary is sorted where a row of the batch asks for it; no row's token depends on that."""
+
+    LOGITS = (3 * np.random.default_rng(4).standard_normal((SEEDS, 97))).astype(np.float32)
+    MODES: Mapping[str, tuple[Any, Any, Any]] = {
+        "temperature alone": (0.8, 1.0, 0),
+        "top_k": (1.3, 1.0, 5),
+        "top_p": (0.7, 0.9, 0),
+        "both": (1.0, 0.8, 7),
+        "one row of them": (1.0, np.where(EVERY == 17, 0.5, 1.0), 0),
+        "mixed rows": (1.1, np.where(EVERY % 3 == 0, 0.85, 1.0), np.where(EVERY % 4 == 0, 6, 0)),
+    }
+
+    @pytest.mark.parametrize("mode", MODES)
+    def test_tokens_are_those_of_a_sorted_vocabulary(self, mode: str) -> None:
+        rows = rows_with(*self.MODES[mode])
+        for step in (np.int32(0), np.int32(5)):
+            found = draw(self.LOGITS, rows, step, greedy=False)
+            np.testing.assert_array_equal(found, always_sorted(self.LOGITS, rows, step))
+            assert (np.asarray(found) != self.LOGITS.argmax(axis=1)).sum() > 20
+
+    def test_a_greedy_row_asks_for_nothing(self) -> None:
+        rows = rows_with(np.where(EVERY % 2 == 0, 0.0, 1.0), np.where(EVERY % 2 == 0, 0.5, 1.0), 0)
+        found = np.asarray(draw(self.LOGITS, rows, np.int32(0), greedy=False))
+        alone = np.asarray(draw(self.LOGITS, rows_with(1.0, 1.0, 0), np.int32(0), greedy=False))
+        np.testing.assert_array_equal(found[::2], self.LOGITS[::2].argmax(axis=1))
+        np.testing.assert_array_equal(found[1::2], alone[1::2])
+
+    def test_the_sort_is_in_a_branch(self) -> None:
+        traced = jax.make_jaxpr(functools.partial(sample, greedy=False))(self.LOGITS, rows_with(1.0, 1.0, 0), 0)
+        outside = [equation.primitive.name for equation in traced.eqns]
+        assert outside.count("cond") == 1
+        assert "sort" not in outside
+        (branches,) = [equation.params["branches"] for equation in traced.eqns if equation.primitive.name == "cond"]
+        assert [str(branch).count("= sort[") for branch in branches] == [0, 1]
+
+    def test_one_program_for_all_options(self, count_compilations: Callable[..., Any]) -> None:
+        logits = self.LOGITS[:, :50]
+        draw(logits, rows_with(1.0, 1.0, 0), np.int32(0), greedy=False)
+        with count_compilations() as seen:
+            for mode in self.MODES.values():
+                draw(logits, rows_with(*mode), np.int32(0), greedy=False)
+        assert seen.names == []
 
 
 def test_any_integer_is_a_seed() -> None:

@@ -18,7 +18,6 @@ import pytest
 import safetensors.numpy
 
 import psynth_jax as ps
-from psynth_jax.axes import tree_differences
 from psynth_jax.convert.adapter_directory import Adapter, save_adapter
 from psynth_jax.data.example import BranchTokens, Example, ExampleList
 from psynth_jax.data.shards import digest
@@ -35,6 +34,7 @@ from tests.tiny import random_lora, tiny_model
 from tests.training.codes import codes as make_codes
 from tests.training.codes import distance, losses, next_gradient, start
 from tests.training.examples import config, ids, random_examples
+from tests.trees import tree_differences
 
 
 @pytest.fixture(scope="module")
@@ -179,11 +179,11 @@ class TestResuming:
             start(changed, model, codes)
 
     def test_other_batches_are_refused(self, model: ps.Model, tmp_path: Path) -> None:
-        """Its position in them would mean other examples.  What was trained can still be taken up, to be exported."""
+        """Its position in them would mean other examples.  What was trained is still taken up, to be exported."""
         cut = config(tmp_path, train={"steps": 6, "stop_at": 1})
         start(cut, model, make_codes(model, 24)).run()
         again = start(config(tmp_path), model, make_codes(model, 20))
-        assert again.take("latest") == 1
+        assert again.step == 1
         with pytest.raises(ConfigError, match="was begun with other batches, of other data or by another version"):
             again.run()
 

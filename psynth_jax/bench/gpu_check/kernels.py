@@ -43,15 +43,15 @@ def compare(each: KernelCheck) -> dict[str, Any]:
     """Run a case through the kernel, and the oracle in float32 on the same rounded numbers."""
     function = with_gradients if each.backward else forward
     drawn = arguments(each.case, jnp.dtype(each.dtype), each.cache_dtype)
-    operands, layer, spec = drawn[:5], drawn[5], drawn[6]
+    operands, layer, scale = drawn[:5], drawn[5], drawn[6]
     interpret = jax.default_backend() != "gpu"
 
     def kernel(q: Array, k: Array, v: Array, own: Any, context: Any) -> Array:
-        rest = layer, spec, None, q.dtype
+        rest = layer, scale, None, q.dtype
         return pallas_gpu.attend(q, k, v, own, context, *rest, interpret=interpret)[0]
 
     def oracle(q: Array, k: Array, v: Array, own: Any, context: Any) -> Array:
-        return reference.attend(q, k, v, own, context, layer, spec, None, jnp.float32)[0]
+        return reference.attend(q, k, v, own, context, layer, scale, None, jnp.float32)[0]
 
     # Without it GPUs multiply float32 matrices in tf32.
     with jax.default_matmul_precision("highest"):

@@ -18,7 +18,6 @@ from psynth_jax.bench.gpu_check.sizes import LargeCache, Sizes
 from psynth_jax.cache import KVCache
 from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention import (
-    AttentionSpec,
     Context,
     ContextPart,
     Segments,
@@ -75,11 +74,11 @@ def _attention_errors(
     q = jax.random.normal(keys[0], (1, large.queries, large.heads, large.width), jnp.bfloat16)
     k, v = (jax.random.normal(key, new, jnp.bfloat16) for key in keys[1:])
     interpret = jax.default_backend() != "gpu"
-    spec, layer = AttentionSpec(large.width**-0.5), large.layers - 1
+    scale, layer = large.width**-0.5, large.layers - 1
 
     def attended(attend: Any, heads: CachedHeads, first: int) -> Any:
         context = _context(large, heads, first)
-        rest = layer, spec, None, jnp.float32
+        rest = layer, scale, None, jnp.float32
         run = jax.jit(lambda q, k, v, context: attend(q, k, v, None, context, *rest)[0])
         return np.asarray(run(q, k, v, context))
 

@@ -8,11 +8,10 @@ worklist.py        which block of which row a kernel reads at which step
 pallas_tpu.py      the folded form as one kernel; tpu_blocks.py is its layout, pallas_tpu_vjp.py the way back
 pallas_gpu.py      the same for GPUs; gpu_blocks.py walks the segments, pallas_gpu_vjp.py is the way back
 cases.py           shapes of real models
-tuning*.py         how a kernel cuts its work: heuristics, and candidates to measure; tuned/: tables of what was measured
+*_tiles.py         how a kernel cuts its work; gpu_device.py says what a GPU has
 """
 
 from psynth_jax.ops.branch_attention.api import (
-    AttentionSpec,
     Context,
     ContextPart,
     Implementation,
@@ -24,7 +23,6 @@ from psynth_jax.ops.branch_attention.api import (
 )
 
 __all__ = [
-    "AttentionSpec",
     "Context",
     "ContextPart",
     "Implementation",

@@ -25,19 +25,10 @@ import jax.numpy as jnp
 
 from psynth_jax.axes import Array, KeysOrValues, PerRow, Queries
 from psynth_jax.errors import InputError
-from psynth_jax.ops.branch_attention import tuning_gpu
 from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, normalised
 
 Implementation: TypeAlias = Literal["auto", "xla", "pallas_tpu", "pallas_gpu", "reference"]
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionSpec:
-    """What the softmax does.  scale multiplies logits; softcap c, if given, replaces a logit x by c * tanh(x / c)."""
-
-    scale: float
-    softcap: float | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -93,7 +84,7 @@ def branch_attention(
     own: OwnCache | None,
     context: Context | None,
     layer: Array | int,
-    spec: AttentionSpec,
+    scale: float,
     implementation: Implementation = "auto",
     window: Array | None = None,
 ) -> Queries:
@@ -108,7 +99,7 @@ def branch_attention(
       own: what the rows have cached before; None when nothing is.
       context: what else is read; None when nothing is.
       layer: index on L of all the caches.
-      spec: scale and soft cap of the logits.
+      scale: what logits are multiplied with; a Python number, known when the call is traced.
       window: scalar int32, how many of its row's latest tokens, itself among them, a token sees of the new ones and the
         own cache; None: all.  Context is seen whole, by every token.  The kernels have no windows.
       implementation: "auto" takes the kernel on a TPU or GPU, and the XLA form elsewhere and where the kernel lacks
@@ -121,7 +112,7 @@ def branch_attention(
       InputError: no such implementation, or one that is named cannot take this call.
     """
     module = _module(implementation, q, own, context, window)
-    return module.attend(q, k, v, own, context, layer, spec, None, q.dtype, window)[0]
+    return module.attend(q, k, v, own, context, layer, scale, None, q.dtype, window)[0]
 
 
 def branch_attention_partial(
@@ -131,7 +122,7 @@ def branch_attention_partial(
     own: OwnCache | None,
     context: Context | None,
     layer: Array | int,
-    spec: AttentionSpec,
+    scale: float,
     implementation: Implementation = "auto",
     with_own: Array | None = None,
     window: Array | None = None,
@@ -139,7 +130,7 @@ def branch_attention_partial(
     """Attend as `branch_attention` does, and return what merges with attention over other keys, out `[B, T, N, H]`.
 
     Args:
-      q, k, v, own, context, layer, spec, implementation, window: see `branch_attention`.
+      q, k, v, own, context, layer, scale, implementation, window: see `branch_attention`.
       with_own: scalar bool, whether the new tokens and the own cache are attended to.  They are on one of several devices
         that hold the same rows; None: they are.
 
@@ -147,13 +138,13 @@ def branch_attention_partial(
       InputError: as `branch_attention` does.
     """
     module = _module(implementation, q, own, context, window)
-    return normalised(*module.attend(q, k, v, own, context, layer, spec, with_own, jnp.float32, window))
+    return normalised(*module.attend(q, k, v, own, context, layer, scale, with_own, jnp.float32, window))
 
 
 def _module(
     implementation: Implementation, q: Queries, own: OwnCache | None, context: Context | None, window: Array | None
 ) -> ModuleType:
-    from psynth_jax.ops.branch_attention import pallas_gpu, pallas_tpu, reference, xla
+    from psynth_jax.ops.branch_attention import gpu_device, pallas_gpu, pallas_tpu, reference, xla
 
     _check_name(implementation)
     if implementation != "auto":
@@ -163,7 +154,7 @@ def _module(
         return xla
     lacks = "a window" if window is not None else kernel.unsupported(q, own, context)
     if lacks is None and kernel is pallas_gpu:
-        lacks = tuning_gpu.too_old()
+        lacks = gpu_device.too_old()
     if lacks is None:
         return kernel
     _say_once(f"attention runs as XLA: the kernel does not take {lacks}")

@@ -1,12 +1,8 @@
-"""The shapes that matter: attention of real models, from one branch of a thousand tokens to 64 of 32 thousand.
-
-Tests run those that are small enough on any machine, `psynth bench kernel` the others where they fit.
-"""
+"""Attention calls in the shapes of real models, which tests and `psynth bench kernel` run."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +10,7 @@ import numpy as np
 
 from psynth_jax.axes import Array
 from psynth_jax.ops import rope
-from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, ContextPart, OwnCache, Segments
+from psynth_jax.ops.branch_attention.api import Context, ContextPart, OwnCache, Segments
 from psynth_jax.ops.cached_heads import CachedHeads
 
 # N, K and H of published models; several of one family share them.
@@ -29,9 +25,6 @@ MODELS: dict[str, tuple[int, int, int]] = {
     "qwen3-14b": (40, 8, 128),
     "qwen3-32b": (64, 8, 128),
 }
-BRANCH_TOKENS = (1024, 4096, 8192, 32768)
-BRANCHES = (1, 4, 16, 64)
-TOKENS = (1, 64, 256, 1024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +57,9 @@ class Case:
         return int(4 * self.rows * self.tokens * seen * heads * width)
 
 
-def cases() -> Iterator[Case]:
-    """Go through all models x branches x branch tokens x new tokens."""
-    for model in MODELS:
-        for branches in BRANCHES:
-            for branch_tokens in BRANCH_TOKENS:
-                for tokens in TOKENS:
-                    yield Case(model, tokens, branches, branch_tokens)
-
-
 def arguments(
     case: Case, dtype: Any = jnp.float32, cache_dtype: Any = None, *, packed: bool = False, seed: int = 0
-) -> tuple[Array, Array, Array, OwnCache | None, Context, int, AttentionSpec]:
+) -> tuple[Array, Array, Array, OwnCache | None, Context, int, float]:
     """Draw the arguments of `branch_attention` for a case: branch w lies in row w, behind a prompt of a few tokens."""
     heads, kv_heads, width = MODELS[case.model]
     rng = np.random.default_rng(seed)
@@ -99,7 +83,7 @@ def arguments(
     context = Context((ContextPart(cached(rows.size, slots), segments),), cos, sin, scalars)
     own = OwnCache(cached(batch, _capacity(case.own)), np.full(batch, case.own, np.int32)) if case.own else None
     q, k, v = (normal(batch, tokens, n, width).astype(dtype) for n in (heads, kv_heads, kv_heads))
-    return q, k, v, own, context, case.layers - 1, AttentionSpec(width**-0.5)
+    return q, k, v, own, context, case.layers - 1, width**-0.5
 
 
 def _capacity(slots: int) -> int:

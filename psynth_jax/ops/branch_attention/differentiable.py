@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from psynth_jax.axes import Array
-from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, OwnCache
+from psynth_jax.ops.branch_attention.api import Context, OwnCache
 
 
 @jax.tree_util.register_dataclass
@@ -42,8 +42,8 @@ class Inputs:
 class Kernel:
     """The two ways through an implementation.
 
-    forward(inputs, spec, dtype, **options) returns out `[B, T, N, H]` in dtype and level `[B, T, N]` float32, -inf where
-    nothing was seen.  backward(inputs, spec, level, gradient, delta, **options) returns the gradients of q, k, v and the
+    forward(inputs, scale, dtype, **options) returns out `[B, T, N, H]` in dtype and level `[B, T, N]` float32, -inf where
+    nothing was seen.  backward(inputs, scale, level, gradient, delta, **options) returns the gradients of q, k, v and the
     mapper's scalars (None without a context).  options: static, those of the call.
     """
 
@@ -52,20 +52,20 @@ class Kernel:
 
 
 def attend(
-    kernel: Kernel, inputs: Inputs, spec: AttentionSpec, dtype: jax.typing.DTypeLike, **options: Hashable
+    kernel: Kernel, inputs: Inputs, scale: float, dtype: jax.typing.DTypeLike, **options: Hashable
 ) -> tuple[Array, Array]:
     """Run an implementation; out and level are differentiable in q, k, v and the mapper's scalars."""
     scalars = None if inputs.context is None else inputs.context.scalars
     without = None if inputs.context is None else dataclasses.replace(inputs.context, scalars=None)
     constant = inputs.own, without, jnp.asarray(inputs.layer, jnp.int32), inputs.window, inputs.with_own
-    static = _Static(kernel, spec, jnp.dtype(dtype), tuple(sorted(options.items())))
+    static = _Static(kernel, scale, jnp.dtype(dtype), tuple(sorted(options.items())))
     return _attend(static, inputs.q, inputs.k, inputs.v, scalars, constant)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Static:
     kernel: Kernel
-    spec: AttentionSpec
+    scale: float
     dtype: Any
     options: tuple[tuple[str, Hashable], ...]
 
@@ -79,7 +79,7 @@ def _inputs(q: Array, k: Array, v: Array, scalars: Array | None, constant: Any) 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(static: _Static, q: Array, k: Array, v: Array, scalars: Array | None, constant: Any) -> tuple[Array, Array]:
     inputs = _inputs(q, k, v, scalars, constant)
-    return static.kernel.forward(inputs, static.spec, static.dtype, **dict(static.options))
+    return static.kernel.forward(inputs, static.scale, static.dtype, **dict(static.options))
 
 
 def _forward(static: _Static, *arguments: Any) -> tuple[Any, Any]:
@@ -91,7 +91,7 @@ def _backward(static: _Static, saved: Any, gradients: Any) -> tuple[Any, ...]:
     arguments, out, level = saved
     of_out, of_level = gradients
     delta = (of_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1) - of_level
-    found = static.kernel.backward(_inputs(*arguments), static.spec, level, of_out, delta, **dict(static.options))
+    found = static.kernel.backward(_inputs(*arguments), static.scale, level, of_out, delta, **dict(static.options))
     return *found, None
 
 

@@ -26,9 +26,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from psynth_jax.axes import Array
-from psynth_jax.ops.branch_attention.api import AttentionSpec, Segments
+from psynth_jax.ops.branch_attention.api import Segments
 from psynth_jax.ops.branch_attention.differentiable import Inputs
-from psynth_jax.ops.branch_attention.tuning_gpu import GpuTiles
+from psynth_jax.ops.branch_attention.gpu_tiles import GpuTiles
 from psynth_jax.ops.cached_heads import CachedHeads
 
 LOG2E = math.log2(math.e)  # weights are powers of two: one instruction on a GPU
@@ -39,12 +39,14 @@ _QUERY_DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What is known of a call when it is traced.  group, tokens, width: G, T and H; columns: segments of each source.
+    """What is known of a call when it is traced.
+
+    scale: of the logits.  group, tokens, width: G, T and H.  columns: segments of each source.
 
     Source 0 is the new tokens, then the own cache if there is one, then the parts of the context.
     """
 
-    spec: AttentionSpec
+    scale: float
     group: int
     tokens: int
     width: int
@@ -56,11 +58,6 @@ class Call:
     def rows(self) -> int:
         """All the query rows of a key/value head."""
         return self.tokens * self.group
-
-    @property
-    def unit(self) -> float:
-        """What a logit is multiplied with on its way out of the product; with a soft cap, that comes after the cap."""
-        return LOG2E if self.spec.softcap is None else 1.0
 
     def mapped(self, source: int) -> bool:
         """Whether a source is part of the context, and so has a rotation and mapper scalars."""

@@ -16,10 +16,12 @@ import jax.numpy as jnp
 
 from psynth_jax.axes import Array
 from psynth_jax.errors import InputError
-from psynth_jax.ops.branch_attention import differentiable, gpu_blocks, tuned, tuning_gpu
-from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, OwnCache
+from psynth_jax.ops.branch_attention import differentiable, gpu_blocks
+from psynth_jax.ops.branch_attention.api import Context, OwnCache
 from psynth_jax.ops.branch_attention.differentiable import Inputs, Kernel
 from psynth_jax.ops.branch_attention.gpu_blocks import LOG2E, MASKED, Block, Call, Operands, Program, Segment, product
+from psynth_jax.ops.branch_attention.gpu_device import local_device
+from psynth_jax.ops.branch_attention.gpu_tiles import forward_tiles
 from psynth_jax.ops.partial import Partial, finalize, level, merge_stacked
 
 
@@ -30,7 +32,7 @@ def attend(
     own: OwnCache | None,
     context: Context | None,
     layer: Array | int,
-    spec: AttentionSpec,
+    scale: float,
     with_own: Array | None,
     dtype: jax.typing.DTypeLike,
     window: Array | None = None,
@@ -48,7 +50,7 @@ def attend(
     if lacks is not None:
         raise InputError(f"the GPU kernel does not take {lacks}; or use implementation 'xla'")
     inputs = Inputs(q, k, v, own, context, jnp.asarray(layer, jnp.int32), None, with_own)
-    return differentiable.attend(Kernel(_forward, _backward), inputs, spec, dtype, interpret=interpret)
+    return differentiable.attend(Kernel(_forward, _backward), inputs, scale, dtype, interpret=interpret)
 
 
 def unsupported(q: Array, own: OwnCache | None, context: Context | None) -> str | None:
@@ -58,9 +60,9 @@ def unsupported(q: Array, own: OwnCache | None, context: Context | None) -> str 
     return gpu_blocks.unsupported(q, caches)
 
 
-def _forward(inputs: Inputs, spec: AttentionSpec, dtype: Any, *, interpret: bool) -> tuple[Array, Array]:
+def _forward(inputs: Inputs, scale: float, dtype: Any, *, interpret: bool) -> tuple[Array, Array]:
     sources = gpu_blocks.sources_of(inputs)
-    call = _cut(inputs, sources, spec)
+    call = _cut(inputs, sources, scale)
     out, levels = _run(call, gpu_blocks.lay_out(call, inputs, sources), dtype, interpret=interpret)
     return call.from_rows(out), call.from_rows(levels)
 
@@ -71,23 +73,23 @@ def _backward(*arguments: Any, interpret: bool) -> tuple[Array, Array, Array, Ar
     return pallas_gpu_vjp.backward(*arguments, interpret=interpret)
 
 
-def _cut(inputs: Inputs, sources: Any, spec: AttentionSpec) -> Call:
+def _cut(inputs: Inputs, sources: Any, scale: float) -> Call:
     """Return the static part of a forward call."""
     q, kv_heads = inputs.q, inputs.k.shape[2]
     batch, tokens, heads, width = q.shape
     caches, segments = sources
     columns = tuple(source.row.shape[1] for source in segments)
     capacity = tokens + sum(cache.slots * count for cache, count in zip(caches, columns[1:], strict=True))
-    tiles = tuned.gpu_tiles(
+    tiles = forward_tiles(
         tokens * (heads // kv_heads),
         width,
         q.dtype.itemsize,
         tuple(cache.k.dtype.itemsize for cache in caches),
         batch * kv_heads,
         capacity,
-        tuning_gpu.local_device(),
+        local_device(),
     )
-    return Call(spec, heads // kv_heads, tokens, width, tiles, columns, inputs.own is not None)
+    return Call(scale, heads // kv_heads, tokens, width, tiles, columns, inputs.own is not None)
 
 
 def _run(call: Call, operands: Operands, dtype: Any, *, interpret: bool) -> tuple[Array, Array]:
@@ -136,7 +138,7 @@ def _visit(call: Call, swapped: Any, segment: Segment, seen: _Seen) -> _Seen:
     """Attend to a program's part of a segment."""
     program = segment.program
     query = program.load_rows(program.refs.rows, slice(None))
-    dtype, scale = query.dtype, call.spec.scale * call.unit
+    dtype, scale = query.dtype, call.scale * LOG2E
     wide = query.astype(jnp.float32)
     shift = value_scale = value_bias = None
     if segment.mapped:
@@ -156,8 +158,6 @@ def _visit(call: Call, swapped: Any, segment: Segment, seen: _Seen) -> _Seen:
             logits = logits * k_scale
         if shift is not None:
             logits = logits + shift[:, None]
-        if call.spec.softcap is not None:
-            logits = (call.spec.softcap * LOG2E) * jnp.tanh(logits * (1 / call.spec.softcap))
         if not block.whole:
             visible = block.seen()
             logits = jnp.where(visible, logits, MASKED)

@@ -24,10 +24,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from psynth_jax.axes import Array
-from psynth_jax.ops.branch_attention import gpu_blocks, tuning_gpu
-from psynth_jax.ops.branch_attention.api import AttentionSpec
+from psynth_jax.ops.branch_attention import gpu_blocks
 from psynth_jax.ops.branch_attention.differentiable import Inputs
 from psynth_jax.ops.branch_attention.gpu_blocks import LOG2E, Block, Call, Operands, Program, Segment, halves, product
+from psynth_jax.ops.branch_attention.gpu_device import local_device
+from psynth_jax.ops.branch_attention.gpu_tiles import backward_tiles
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +45,7 @@ class _Given:
 
 
 def backward(
-    inputs: Inputs, spec: AttentionSpec, level: Array, gradient: Array, delta: Array, *, interpret: bool
+    inputs: Inputs, scale: float, level: Array, gradient: Array, delta: Array, *, interpret: bool
 ) -> tuple[Array, Array, Array, Array | None]:
     """Return the gradients of q, k, v and scalars; see `differentiable.Kernel`."""
     q, k, context = inputs.q, inputs.k, inputs.context
@@ -52,9 +53,9 @@ def backward(
     _, tokens, heads, width = q.shape
     group = heads // k.shape[2]
     cached = tuple(cache.k.dtype.itemsize for cache in sources[0])
-    tiles = tuning_gpu.backward_tiles(tokens * group, width, q.dtype.itemsize, cached, tuning_gpu.local_device())
+    tiles = backward_tiles(tokens * group, width, q.dtype.itemsize, cached, local_device())
     columns = tuple(source.row.shape[1] for source in sources[1])
-    call = Call(spec, group, tokens, width, tiles, columns, inputs.own is not None)
+    call = Call(scale, group, tokens, width, tiles, columns, inputs.own is not None)
     operands = gpu_blocks.lay_out(call, inputs, sources)
     given = _Given(call.to_rows(gradient.astype(q.dtype)), call.to_rows(delta), call.to_rows(level) * LOG2E)
     dq, sums = _of_queries(call, operands, given, interpret=interpret)
@@ -74,14 +75,6 @@ def _of_scalars(call: Call, operands: Operands, sums: Array, layer: Array) -> Ar
     mine = jax.nn.one_hot(branch, operands.scalars.shape[2], dtype=jnp.float32)
     of_branch = jnp.einsum("bxn,bxw->bwn", of_segment, mine, precision="highest")
     return jnp.zeros_like(operands.scalars).at[layer].set(of_branch.astype(operands.scalars.dtype))
-
-
-def _weights(call: Call, raw: Array, level: Array) -> tuple[Array, Array | None]:
-    """Return weights from logits (in powers of two unless there is a cap), and what the cap multiplies gradients with."""
-    if call.spec.softcap is None:
-        return jnp.exp2(raw - level[:, None]), None
-    bent = jnp.tanh(raw * (1 / call.spec.softcap))
-    return jnp.exp2((call.spec.softcap * LOG2E) * bent - level[:, None]), 1 - bent * bent
 
 
 # --------------------------------------------------------------------------------------- queries and sums of segments
@@ -112,7 +105,7 @@ def _queries_kernel(call: Call, operands: Operands, given: _Given, dq: Any, sums
 
 def _visit(call: Call, given: _Given, sums: Any, segment: Segment, of_query: tuple[Array, Array]) -> tuple[Array, Array]:
     """Add a segment's share to dq, and store its four sums."""
-    program, scale = segment.program, call.spec.scale
+    program, scale = segment.program, call.scale
     dtype = program.refs.rows.dtype
     gradient = program.load_rows(given.gradient, slice(None))
     gradient_sums = gradient.astype(jnp.float32).sum(axis=1)
@@ -120,7 +113,7 @@ def _visit(call: Call, given: _Given, sums: Any, segment: Segment, of_query: tup
     mapped = segment.mapped
     key_scale, key_bias, value_scale, value_bias = (segment.scalar(n) if mapped else float(n % 2 == 0) for n in range(4))
     first, second, query_sums = _turned(segment)
-    turned = tuple((half * (scale * call.unit * key_scale)).astype(dtype) for half in (first, second))
+    turned = tuple((half * (scale * LOG2E * key_scale)).astype(dtype) for half in (first, second))
     lanes = halves(call.width)
 
     def step(block: Block, sums_so_far: Any) -> Any:
@@ -129,8 +122,8 @@ def _visit(call: Call, given: _Given, sums: Any, segment: Segment, of_query: tup
         keys = tuple(block.keys(dtype, half) for half in lanes)
         raw = product(turned[0], keys[0], trans_b=True) + product(turned[1], keys[1], trans_b=True)
         raw = raw if k_scale is None else raw * k_scale
-        raw = raw if not mapped else raw + ((scale * call.unit) * key_bias * query_sums)[:, None]
-        weights, bent = _weights(call, raw, level)
+        raw = raw if not mapped else raw + ((scale * LOG2E) * key_bias * query_sums)[:, None]
+        weights = jnp.exp2(raw - level[:, None])
         if not block.whole:
             weights = jnp.where(block.seen(), weights, 0.0)
         through_values = product(gradient, block.values(dtype, slice(None)), trans_b=True)
@@ -139,7 +132,6 @@ def _visit(call: Call, given: _Given, sums: Any, segment: Segment, of_query: tup
         if mapped:
             of_weight = value_scale * through_values + (value_bias * gradient_sums)[:, None]
         of_logit = weights * (of_weight - delta[:, None])
-        of_logit = of_logit if bent is None else of_logit * bent
         through_keys = (of_logit if k_scale is None else of_logit * k_scale).astype(dtype)
         return (
             of_first + product(through_keys, keys[0]),
@@ -206,7 +198,7 @@ def _new_kernel(call: Call, rows: Any, k: Any, v: Any, given: _Given, dk: Any, d
     slot = first + jnp.arange(slots, dtype=jnp.int32)
     at, there = (batch, pl.ds(first, slots), head, slice(None)), (slot < call.tokens)[:, None]
     keys, values = (plgpu.load(ref.at[at], mask=there, other=0).astype(rows.dtype) for ref in (k, v))
-    scale = call.spec.scale
+    scale = call.scale
 
     def step(index: Any, so_far: tuple[Array, Array]) -> tuple[Array, Array]:
         of_keys, of_values = so_far
@@ -217,12 +209,11 @@ def _new_kernel(call: Call, rows: Any, k: Any, v: Any, given: _Given, dk: Any, d
             plgpu.load(ref.at[(*block, slice(None))], mask=real[:, None], other=0) for ref in (rows, given.gradient)
         )
         delta, level = (plgpu.load(ref.at[block], mask=real, other=0) for ref in (given.delta, given.level))
-        turned = (query.astype(jnp.float32) * (scale * call.unit)).astype(query.dtype)
-        weights, bent = _weights(call, product(turned, keys, trans_b=True), level)
+        turned = (query.astype(jnp.float32) * (scale * LOG2E)).astype(query.dtype)
+        weights = jnp.exp2(product(turned, keys, trans_b=True) - level[:, None])
         seen = ((slot * call.group)[None] <= row[:, None]) & real[:, None]
         weights = jnp.where(seen, weights, 0.0)
         of_logit = weights * (product(gradient, values, trans_b=True) - delta[:, None])
-        of_logit = of_logit if bent is None else of_logit * bent
         return (
             of_keys + product(of_logit.astype(query.dtype), query, trans_a=True),
             of_values + product(weights.astype(query.dtype), gradient, trans_a=True),

@@ -17,13 +17,12 @@ from jax.experimental import pallas as pl
 from psynth_jax.axes import Array
 from psynth_jax.errors import InputError
 from psynth_jax.ops.branch_attention import differentiable
-from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, OwnCache
+from psynth_jax.ops.branch_attention.api import Context, OwnCache
 from psynth_jax.ops.branch_attention.differentiable import Inputs, Kernel
 from psynth_jax.ops.branch_attention.tpu_blocks import (
     MASKED,
     Call,
     Step,
-    capped,
     lay_out,
     product,
     source_refs,
@@ -39,7 +38,7 @@ def attend(
     own: OwnCache | None,
     context: Context | None,
     layer: Array | int,
-    spec: AttentionSpec,
+    scale: float,
     with_own: Array | None,
     dtype: jax.typing.DTypeLike,
     window: Array | None = None,
@@ -55,7 +54,7 @@ def attend(
     if lacking:
         raise InputError(f"the TPU kernel does not take {lacking}")
     inputs = Inputs(q, k, v, own, context, jnp.asarray(layer, jnp.int32), None, with_own)
-    return differentiable.attend(Kernel(_forward, _backward), inputs, spec, dtype, interpret=interpret)
+    return differentiable.attend(Kernel(_forward, _backward), inputs, scale, dtype, interpret=interpret)
 
 
 def unsupported(q: Array, own: OwnCache | None, context: Context | None) -> str | None:
@@ -71,8 +70,8 @@ def unsupported(q: Array, own: OwnCache | None, context: Context | None) -> str 
     return None
 
 
-def _forward(inputs: Inputs, spec: AttentionSpec, dtype: Any, *, interpret: bool) -> tuple[Array, Array]:
-    layout = lay_out(inputs, spec)
+def _forward(inputs: Inputs, scale: float, dtype: Any, *, interpret: bool) -> tuple[Array, Array]:
+    layout = lay_out(inputs, scale)
     call, rows = layout.call, layout.rows
     outputs = [
         (call.query_spec(call.lanes), jax.ShapeDtypeStruct(rows.shape, dtype)),
@@ -105,11 +104,11 @@ def _kernel(call: Call, layers: Any, *refs: Any) -> None:
 
     @pl.when(step.first_of_segment())
     def turn() -> None:
-        turned[...] = (step.turned_query() * (call.spec.scale * step.scalar(0))).astype(turned.dtype)
+        turned[...] = (step.turned_query() * (call.scale * step.scalar(0))).astype(turned.dtype)
 
     def read(source: int, k: Any, v: Any, k_scale: Any, v_scale: Any) -> None:
         seen, kept = step.visible(source)
-        logits = capped(step.logits(turned[...], k, k_scale, query_sums[...]), call.spec.softcap)
+        logits = step.logits(turned[...], k, k_scale, query_sums[...])
         logits = jnp.where(seen, logits, MASKED)
         old_max = row_max[...]
         new_max = jnp.maximum(old_max, logits.max(axis=-1, keepdims=True))

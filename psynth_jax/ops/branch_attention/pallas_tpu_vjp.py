@@ -22,19 +22,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from psynth_jax.axes import Array
-from psynth_jax.ops.branch_attention.api import AttentionSpec
 from psynth_jax.ops.branch_attention.differentiable import Inputs
-from psynth_jax.ops.branch_attention.tpu_blocks import Call, Layout, Step, capped, lay_out, product, source_refs, swap_halves
+from psynth_jax.ops.branch_attention.tpu_blocks import Call, Layout, Step, lay_out, product, source_refs, swap_halves
 from psynth_jax.ops.branch_attention.worklist import WorkList
 
 _NUMBERS = 128  # lanes of the row that takes a segment's four sums
 
 
 def backward(
-    inputs: Inputs, spec: AttentionSpec, level: Array, gradient: Array, delta: Array, *, interpret: bool
+    inputs: Inputs, scale: float, level: Array, gradient: Array, delta: Array, *, interpret: bool
 ) -> tuple[Array, Array, Array, Array | None]:
     """Return the gradients of q, k, v and scalars; see `differentiable.Kernel`."""
-    layout = lay_out(inputs, spec, way_back=True)
+    layout = lay_out(inputs, scale)
     call = layout.call
     rows = (call.to_rows(x[..., None]) for x in (delta, level))
     upright, sideways, new_k, new_v, sums = _run(
@@ -92,7 +91,7 @@ def _kernel(call: Call, layers: Any, *refs: Any) -> None:
     sources, outs_and_scratch = source_refs(call, rest)
     upright_out, sideways_out, new_k_out, new_v_out, sums_out = outs_and_scratch[:5]
     turned, query_sums, of_turned, of_logits, of_weights, of_values, upright, sideways, new_k, new_v = outs_and_scratch[5:]
-    scale, tokens = call.spec.scale, pl.num_programs(2)
+    scale, tokens = call.scale, pl.num_programs(2)
 
     @pl.when(step.index == 0)
     def begin() -> None:
@@ -111,8 +110,7 @@ def _kernel(call: Call, layers: Any, *refs: Any) -> None:
 
     def read(source: int, k: Any, v: Any, k_scale: Any, v_scale: Any) -> None:
         seen, kept = step.visible(source)
-        plain = step.logits(turned[...], k, k_scale, query_sums[...])
-        logits = capped(plain, call.spec.softcap)
+        logits = step.logits(turned[...], k, k_scale, query_sums[...])
         weights = jnp.where(seen, jnp.exp(logits - level[0]), 0.0)
         keys, values = (jnp.where(kept, x[0, 0].astype(turned.dtype), 0) for x in (k, v))
         through_values = product(gradient[0], values, (2, 2))
@@ -120,8 +118,6 @@ def _kernel(call: Call, layers: Any, *refs: Any) -> None:
             through_values = jnp.where(seen, through_values * v_scale[0, 0], 0.0)
         gradient_sums = gradient[0].astype(jnp.float32).sum(axis=-1, keepdims=True)
         of_logit = weights * (step.scalar(2) * through_values + step.scalar(3) * gradient_sums - delta[0])
-        if call.spec.softcap is not None:
-            of_logit = jnp.where(seen, of_logit * (1 - (logits / call.spec.softcap) ** 2), 0.0)
         of_logits[...] += of_logit.sum(axis=-1, keepdims=True)
         of_weights[...] += weights.sum(axis=-1, keepdims=True)
         of_values[...] += (weights * through_values).sum(axis=-1, keepdims=True)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from psynth_jax.axes import Array
 from psynth_jax.ops import rope
-from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, ContextPart, OwnCache
+from psynth_jax.ops.branch_attention.api import Context, ContextPart, OwnCache
 
 
 def materialise(part: ContextPart, context: Context, layer: Array | int) -> tuple[Array, Array, Array]:
@@ -47,7 +47,7 @@ def attend(
     own: OwnCache | None,
     context: Context | None,
     layer: Array | int,
-    spec: AttentionSpec,
+    scale: float,
     with_own: Array | None,
     dtype: jax.typing.DTypeLike,
     window: Array | None = None,
@@ -76,9 +76,7 @@ def attend(
 
     all_keys, all_values = jnp.concatenate(keys, axis=1), jnp.concatenate(values, axis=1)
     grouped = q.astype(jnp.promote_types(q.dtype, jnp.float32)).reshape(batch, tokens, kv_heads, heads // kv_heads, width)
-    logits = spec.scale * jnp.einsum("btkgh,bskh->bkgts", grouped, all_keys, precision="highest")
-    if spec.softcap is not None:
-        logits = spec.softcap * jnp.tanh(logits / spec.softcap)
+    logits = scale * jnp.einsum("btkgh,bskh->bkgts", grouped, all_keys, precision="highest")
     logits = jnp.where(jnp.concatenate(masks, axis=2)[:, None, None], logits, -jnp.inf)
     level = jax.nn.logsumexp(logits, axis=-1)  # [B, K, G, T]
     weights = jnp.exp(logits - jnp.where(jnp.isneginf(level), 0.0, level)[..., None])

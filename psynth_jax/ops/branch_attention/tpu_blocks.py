@@ -21,10 +21,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from psynth_jax.axes import Array
-from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, Segments
+from psynth_jax.ops.branch_attention.api import Context, Segments
 from psynth_jax.ops.branch_attention.differentiable import Inputs
-from psynth_jax.ops.branch_attention.tuned import tpu_tiles
-from psynth_jax.ops.branch_attention.tuning import Tiles, tiles
+from psynth_jax.ops.branch_attention.tpu_tiles import Tiles, tiles
 from psynth_jax.ops.branch_attention.worklist import WorkList, work_list
 from psynth_jax.ops.cached_heads import CachedHeads, packs
 
@@ -47,10 +46,11 @@ class Source:
 class Call:
     """What is known of a call when it is traced.
 
-    group, tokens, width: G, T and H.  cut: the tiles.  sizes: slots of a block of each source; source 0 is the new tokens.
+    scale: of the logits.  group, tokens, width: G, T and H.  cut: the tiles.
+    sizes: slots of a block of each source; source 0 is the new tokens.
     """
 
-    spec: AttentionSpec
+    scale: float
     group: int
     tokens: int
     width: int
@@ -157,18 +157,18 @@ class Layout:
         return run(*scalars, *self.operands[:4], *(array for _, array in extra), *self.operands[4:])
 
 
-def lay_out(inputs: Inputs, spec: AttentionSpec, *, way_back: bool = False) -> Layout:
-    """Lay out a call.  way_back: its tiles are the heuristic's, since none were measured for it."""
+def lay_out(inputs: Inputs, scale: float) -> Layout:
+    """Lay out a call, of either way."""
     _, tokens, heads, width = inputs.q.shape
     kv_heads = inputs.k.shape[2]
     sources = _sources(inputs)
     most = max(sources, key=lambda source: source.heads.slots).heads
-    cut = (tiles if way_back else tpu_tiles)(
+    cut = tiles(
         tokens, heads // kv_heads, kv_heads, most.k.shape[-1], most.k.dtype.itemsize, max(len(sources) - 1, 1), most.slots
     )
     sizes = tuple(min(cut.slots, source.heads.slots) for source in sources)
     packed, quantised = sources[0].heads.packed, tuple(source.heads.quantised for source in sources)
-    call = Call(spec, heads // kv_heads, tokens, width, cut, sizes, packed, quantised)
+    call = Call(scale, heads // kv_heads, tokens, width, cut, sizes, packed, quantised)
     work = work_list([source.segments for source in sources], [source.heads.slots for source in sources], sizes)
     rows = call.query_rows(inputs.q)
     rotation, scalars = _of_branches(inputs.context, inputs.layer, call, rows.shape[0])
@@ -337,11 +337,11 @@ class Step:
         return seen, inside(base + jax.lax.broadcasted_iota(jnp.int32, (1, size, 1), 1))
 
     def logits(self, turned: Array, k: Any, k_scale: Any, query_sums: Array) -> Array:
-        """Return logits `[heads, rows, slots]` before the soft cap: `turned` holds the scaled query in the compute dtype."""
+        """Return logits `[heads, rows, slots]`: `turned` holds the scaled query in the compute dtype."""
         raw = product(turned, k[0, 0].astype(turned.dtype), (2, 2))
         if k_scale is not None:
             raw = raw * k_scale[0, 0]
-        return raw + (self.call.spec.scale * self.scalar(1)) * query_sums
+        return raw + (self.call.scale * self.scalar(1)) * query_sums
 
 
 def source_refs(call: Call, refs: Sequence[Any]) -> tuple[list[tuple[Any, ...]], Sequence[Any]]:
@@ -362,8 +362,3 @@ def product(a: Array, b: Array, contract: tuple[int, int]) -> Array:
     exact = jax.lax.Precision.HIGHEST if b.dtype == jnp.float32 else None
     dimensions = (((contract[0],), (contract[1],)), ((0,), (0,)))
     return jax.lax.dot_general(a, b, dimensions, precision=exact, preferred_element_type=jnp.float32)
-
-
-def capped(logits: Array, softcap: float | None) -> Array:
-    """Apply the soft cap."""
-    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)

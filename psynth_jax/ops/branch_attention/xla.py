@@ -23,10 +23,8 @@ import jax.numpy as jnp
 from psynth_jax.axes import Array
 from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention import differentiable
-from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, ContextPart, OwnCache
+from psynth_jax.ops.branch_attention.api import Context, ContextPart, OwnCache
 from psynth_jax.ops.branch_attention.differentiable import Inputs, Kernel
-from psynth_jax.ops.branch_attention.tuned import xla_tiles
-from psynth_jax.ops.branch_attention.tuning_xla import XlaTiles
 from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, empty, finalize, level, merge
 
@@ -45,7 +43,7 @@ def attend(
     own: OwnCache | None,
     context: Context | None,
     layer: Array | int,
-    spec: AttentionSpec,
+    scale: float,
     with_own: Array | None,
     dtype: jax.typing.DTypeLike,
     window: Array | None = None,
@@ -55,32 +53,31 @@ def attend(
     Differentiable in q, k, v and the mapper's scalars; caches are constants.
     """
     inputs = jax.tree.map(jnp.asarray, Inputs(q, k, v, own, context, layer, window, with_own))
-    return differentiable.attend(Kernel(_forward, _backward), inputs, spec, dtype)
+    return differentiable.attend(Kernel(_forward, _backward), inputs, scale, dtype)
 
 
-def _forward(inputs: Inputs, spec: AttentionSpec, dtype: Any) -> tuple[Array, Array]:
+def _forward(inputs: Inputs, scale: float, dtype: Any) -> tuple[Array, Array]:
     q, k, v, context, layer = inputs.q, inputs.k, inputs.v, inputs.context, inputs.layer
     window, with_own = inputs.window, inputs.with_own
     batch, tokens = q.shape[:2]
     group = q.shape[2] // k.shape[2]
     grouped, new_k, new_v = by_head(q, group), by_head(k), by_head(v)
     own = own_or_none(inputs.own, with_own)
-    cut = _tiles(inputs)
 
     def cached(row: Array, queries: Array, token: Array) -> Partial:  # queries [1, K, M, H] of one row
         seen = empty(queries.shape[:-1], queries.shape[-1])
         if own is not None and tokens > 1:
             mine = OwnCache(own.heads, own.start[row][None])
-            seen = _own(queries, mine, layer, spec, row, cut.slots, oldest_slot(mine, token, window))
-        return seen if context is None else merge(seen, _context(queries, row, context, layer, spec, cut.slots))
+            seen = _own(queries, mine, layer, scale, row, oldest_slot(mine, token, window))
+        return seen if context is None else merge(seen, _context(queries, row, context, layer, scale))
 
-    new = _new(grouped, new_k, new_v, group, spec, window, with_own)
+    new = _new(grouped, new_k, new_v, group, scale, window, with_own)
     blocks = []
-    for first, end in query_blocks(tokens, cut.tokens):
+    for first, end in query_blocks(tokens, QUERY_BLOCK):
         seen, queries = jax.tree.map(lambda x, a=first * group, b=end * group: x[:, :, a:b], (new, grouped))
         token = jnp.repeat(jnp.arange(first, end), group)  # [M]
         if own is not None and tokens == 1:  # decode: all rows share one loop over their own slots
-            seen = merge(seen, _own(queries, own, layer, spec, 0, cut.slots, oldest_slot(own, token, window)))
+            seen = merge(seen, _own(queries, own, layer, scale, 0, oldest_slot(own, token, window)))
         if context is not None or (own is not None and tokens > 1):
             seen = merge(seen, _over_rows(functools.partial(cached, token=token), queries))
         blocks.append((finalize(seen).astype(dtype), level(seen.row_max, seen.row_sum)))
@@ -92,18 +89,6 @@ def _backward(*arguments: Any) -> tuple[Array, Array, Array, Array | None]:
     from psynth_jax.ops.branch_attention import xla_vjp
 
     return xla_vjp.backward(*arguments)
-
-
-def _tiles(inputs: Inputs) -> XlaTiles:
-    """Return the tiles of a call."""
-    _, tokens, heads, width = inputs.q.shape
-    kv_heads, itemsize = inputs.k.shape[2], inputs.q.dtype.itemsize
-    caches = [] if inputs.own is None else [inputs.own.heads]
-    caches += [] if inputs.context is None else [part.heads for part in inputs.context.parts]
-    most = max(caches, key=lambda heads: heads.slots, default=None)
-    cached, slots = (itemsize, tokens) if most is None else (most.k.dtype.itemsize, most.slots)
-    heuristic = XlaTiles(QUERY_BLOCK, SLOT_BLOCK)
-    return xla_tiles(tokens, heads // kv_heads, kv_heads, width, itemsize, cached, slots, heuristic)
 
 
 def by_head(x: Array, group: int = 1) -> Array:
@@ -152,18 +137,16 @@ def _over_rows(function: Callable[[Array, Array], Partial], grouped: Array) -> P
     return jax.tree.map(lambda x: x[:, 0], stacked)
 
 
-def _new(
-    q: Array, k: Array, v: Array, group: int, spec: AttentionSpec, window: Array | None, with_own: Array | None
-) -> Partial:
+def _new(q: Array, k: Array, v: Array, group: int, scale: float, window: Array | None, with_own: Array | None) -> Partial:
     """Causal attention of `q [B, K, M, H]` to the new keys `[B, K, T, H]`, in blocks of tokens."""
     blocks = []
     for first, end in query_blocks(k.shape[2], CAUSAL_BLOCK):
-        scaled = spec.scale * q[:, :, first * group : end * group]
+        scaled = scale * q[:, :, first * group : end * group]
         mask = causal(first, end, group, window, with_own, range(first, end))
-        seen = _attend(scaled, k[:, :, first:end], v[:, :, first:end], mask, spec)
+        seen = _attend(scaled, k[:, :, first:end], v[:, :, first:end], mask)
         if first:
             before = with_own if window is None else causal(first, end, group, window, with_own, range(first))
-            seen = merge(seen, _attend(scaled, k[:, :, :first], v[:, :, :first], before, spec))
+            seen = merge(seen, _attend(scaled, k[:, :, :first], v[:, :, :first], before))
         blocks.append(seen)
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *blocks)
 
@@ -172,22 +155,21 @@ def _own(
     q: Array,
     own: OwnCache,
     layer: Array,
-    spec: AttentionSpec,
+    scale: float,
     first_row: Array | int,
-    size: int,
     oldest: Array | None,
 ) -> Partial:
     """Attention of `q [B, K, M, H]` to the filled slots of the own rows `first_row ..`, from `oldest [B, M]` on."""
-    scaled = spec.scale * q
+    scaled = scale * q
 
     def visit(seen: Partial, k: Array, v: Array, filled: Array | None) -> Partial:
-        return merge(seen, _attend(scaled, k, v, filled, spec))
+        return merge(seen, _attend(scaled, k, v, filled))
 
     nothing, begin = empty(q.shape[:-1], q.shape[-1]), 0 if oldest is None else oldest.min()
-    return over_blocks(visit, nothing, own.heads, layer, first_row, begin, own.start, size, q.shape[2], oldest)
+    return over_blocks(visit, nothing, own.heads, layer, first_row, begin, own.start, q.shape[2], oldest)
 
 
-def _context(q: Array, row: Array, context: Context, layer: Array, spec: AttentionSpec, size: int) -> Partial:
+def _context(q: Array, row: Array, context: Context, layer: Array, scale: float) -> Partial:
     """Attention of `q [1, K, M, H]`, which belongs to batch row `row`, to all segments of that row."""
     seen = empty(q.shape[:-1], q.shape[-1])
     total = q.astype(jnp.float32).sum(axis=-1)
@@ -197,16 +179,16 @@ def _context(q: Array, row: Array, context: Context, layer: Array, spec: Attenti
             segments = jax.tree.map(lambda x: x[row, index], part.segments)
             cos, sin = context.cos[row, segments.branch], context.sin[row, segments.branch]
             key_scale, key_bias, value_scale, value_bias = context.scalars[layer, row, segments.branch]
-            turned = (rope.rotate(q, cos, sin) * (spec.scale * key_scale)).astype(q.dtype)
-            logit_shift = spec.scale * key_bias * total
+            turned = (rope.rotate(q, cos, sin) * (scale * key_scale)).astype(q.dtype)
+            logit_shift = scale * key_bias * total
 
             def visit(seen: Partial, k: Array, v: Array, inside: Array | None) -> Partial:
-                here = _attend(turned, k, v, inside, spec, logit_shift)
+                here = _attend(turned, k, v, inside, logit_shift)
                 out = value_scale * here.out + value_bias * here.row_sum[..., None]
                 return merge(seen, Partial(out, here.row_max, here.row_sum))
 
             end = (segments.first + segments.length)[None]
-            return over_blocks(visit, seen, part.heads, layer, segments.row, segments.first, end, size, q.shape[2])
+            return over_blocks(visit, seen, part.heads, layer, segments.row, segments.first, end, q.shape[2])
 
         seen = jax.lax.fori_loop(0, part.segments.row.shape[1], over_segment, seen)
     return seen
@@ -220,18 +202,18 @@ def over_blocks(
     first_row: Array | int,
     first: Array | int,
     end: Array,
-    size: int,
     query_rows: int = 0,
     oldest: Array | None = None,
 ) -> Carry:
     """Fold `visit(carry, k, v, inside)` over blocks of slots `first .. end - 1` of rows `first_row ..`; end `[rows]`.
 
-    A block has `size` slots.  k, v `[rows, K, Z, H]`, v with zeros where `inside [rows, 1, 1, Z]` is not set: a weight of 0
-    times NaN would be NaN.  With `oldest [rows, M]`, the first slot that each query sees, inside is `[rows, 1, M, Z]`.
+    A block has `SLOT_BLOCK` slots, or all that a row has.  k, v `[rows, K, Z, H]`, v with zeros where
+    `inside [rows, 1, 1, Z]` is not set: a weight of 0 times NaN would be NaN.  With `oldest [rows, M]`,
+    the first slot that each query sees, inside is `[rows, 1, M, Z]`.
     For many query rows, blocks that are whole for all rows come first, with inside None: masking costs as much as the rest
     of the softmax.
     """
-    size, rows = min(size, heads.slots), end.shape[0]
+    size, rows = min(SLOT_BLOCK, heads.slots), end.shape[0]
 
     def whole_block(index: Array, carry: Carry) -> Carry:
         return visit(carry, *heads.read(layer, first_row, rows, first + index * size, size), None)
@@ -255,22 +237,18 @@ def over_blocks(
     return jax.lax.fori_loop(whole, (end.max() - first + size - 1) // size, ragged_block, carry)
 
 
-def logits_of(q: Array, k: Array, spec: AttentionSpec, logit_shift: Array | None = None) -> Array:
+def logits_of(q: Array, k: Array, logit_shift: Array | None = None) -> Array:
     """Return logits `[B, K, M, Z]` float32 of scaled queries `[B, K, M, H]` and keys `[B, K, Z, H]`.
 
-    logit_shift `[B, K, M]` is added before the soft cap.
+    logit_shift `[B, K, M]` is added, if there is one.
     """
     logits = jnp.einsum("bkmh,bkzh->bkmz", q, k, preferred_element_type=jnp.float32)
-    if logit_shift is not None:
-        logits = logits + logit_shift[..., None]
-    return logits if spec.softcap is None else spec.softcap * jnp.tanh(logits / spec.softcap)
+    return logits if logit_shift is None else logits + logit_shift[..., None]
 
 
-def _attend(
-    q: Array, k: Array, v: Array, mask: Array | None, spec: AttentionSpec, logit_shift: Array | None = None
-) -> Partial:
+def _attend(q: Array, k: Array, v: Array, mask: Array | None, logit_shift: Array | None = None) -> Partial:
     """Softmax of scaled queries `[B, K, M, H]` over keys and values `[B, K, Z, H]`; mask broadcasts against the logits."""
-    logits = logits_of(q, k, spec, logit_shift)
+    logits = logits_of(q, k, logit_shift)
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
     row_max = logits.max(axis=-1)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from psynth_jax.axes import Array
 from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention import xla
-from psynth_jax.ops.branch_attention.api import AttentionSpec, Context, ContextPart, OwnCache
+from psynth_jax.ops.branch_attention.api import Context, ContextPart, OwnCache
 from psynth_jax.ops.branch_attention.differentiable import Inputs
 
 
@@ -44,7 +44,7 @@ class _Sums(NamedTuple):
 
 
 def backward(
-    inputs: Inputs, spec: AttentionSpec, level: Array, gradient: Array, delta: Array
+    inputs: Inputs, scale: float, level: Array, gradient: Array, delta: Array
 ) -> tuple[Array, Array, Array, Array | None]:
     """Return the gradients of q, k, v and scalars; see `differentiable.Kernel`."""
     q, k, v, context, layer = inputs.q, inputs.k, inputs.v, inputs.context, inputs.layer
@@ -62,14 +62,14 @@ def backward(
         for first, end in xla.query_blocks(tokens, xla.QUERY_BLOCK):
             block = _Queries(*(x[:, :, first * group : end * group] for x in mine))
             mask = xla.causal(first, end, group, window, with_own, range(end))
-            of_queries, block_k, block_v = _new(block, new_k[:, :, :end], new_v[:, :, :end], mask, spec)
+            of_queries, block_k, block_v = _new(block, new_k[:, :, :end], new_v[:, :, :end], mask, scale)
             dk, dv = dk.at[:, :, :end].add(block_k), dv.at[:, :, :end].add(block_v)
             if own is not None:
                 row_cache = OwnCache(own.heads, own.start[row][None])
                 oldest = xla.oldest_slot(row_cache, jnp.repeat(jnp.arange(first, end), group), window)
-                of_queries += _own(block, row_cache, row, layer, spec, oldest)
+                of_queries += _own(block, row_cache, row, layer, scale, oldest)
             if context is not None:
-                of_queries, of_scalars = _context(block, row, context, layer, spec, (of_queries, of_scalars))
+                of_queries, of_scalars = _context(block, row, context, layer, scale, (of_queries, of_scalars))
             dq.append(of_queries)
         return jnp.concatenate(dq, axis=2)[0], dk[0], dv[0], of_scalars
 
@@ -81,32 +81,32 @@ def backward(
     return dq, dk, dv, of_scalars
 
 
-def _new(block: _Queries, k: Array, v: Array, mask: Array, spec: AttentionSpec) -> tuple[Array, Array, Array]:
+def _new(block: _Queries, k: Array, v: Array, mask: Array, scale: float) -> tuple[Array, Array, Array]:
     """Return the gradients of the queries, of the new keys and of the new values `[1, K, Z, H]` that they may see."""
-    scaled = spec.scale * block.q
-    weights, of_logit, _ = _through_softmax(block, scaled, k, v, mask, spec)
+    scaled = scale * block.q
+    weights, of_logit, _ = _through_softmax(block, scaled, k, v, mask)
     dk = jnp.einsum("bkmz,bkmh->bkzh", of_logit.astype(k.dtype), scaled, preferred_element_type=jnp.float32)
     dv = jnp.einsum("bkmz,bkmh->bkzh", weights.astype(v.dtype), block.gradient, preferred_element_type=jnp.float32)
-    return spec.scale * _times_keys(of_logit, k), dk, dv
+    return scale * _times_keys(of_logit, k), dk, dv
 
 
-def _own(block: _Queries, own: OwnCache, row: Array, layer: Array, spec: AttentionSpec, oldest: Array | None) -> Array:
+def _own(block: _Queries, own: OwnCache, row: Array, layer: Array, scale: float, oldest: Array | None) -> Array:
     """Return the gradient of the queries through the filled slots of their own row, from `oldest [1, M]` on."""
-    scaled = spec.scale * block.q
+    scaled = scale * block.q
 
     def visit(dq: Array, k: Array, v: Array, filled: Array) -> Array:
         k = _readable(k, filled.any(axis=2, keepdims=True))  # [1, 1, 1, Z]
-        _, of_logit, _ = _through_softmax(block, scaled, k, v, filled, spec)
+        _, of_logit, _ = _through_softmax(block, scaled, k, v, filled)
         return dq + _times_keys(of_logit, k)
 
     nothing = jnp.zeros(block.q.shape, jnp.float32)
-    begin, size = 0 if oldest is None else oldest.min(), xla.SLOT_BLOCK
-    blocks = xla.over_blocks(visit, nothing, own.heads, layer, row, begin, own.start, size, oldest=oldest)
-    return spec.scale * blocks
+    begin = 0 if oldest is None else oldest.min()
+    blocks = xla.over_blocks(visit, nothing, own.heads, layer, row, begin, own.start, oldest=oldest)
+    return scale * blocks
 
 
 def _context(
-    block: _Queries, row: Array, context: Context, layer: Array, spec: AttentionSpec, found: tuple[Array, Array]
+    block: _Queries, row: Array, context: Context, layer: Array, scale: float, found: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     """Add what goes through all segments of batch row `row` to `found`: of the queries, and of its scalars `[W, 4]`."""
     total = block.q.astype(jnp.float32).sum(axis=-1)
@@ -117,25 +117,23 @@ def _context(
             segments = jax.tree.map(lambda x: x[row, index], part.segments)
             cos, sin = context.cos[row, segments.branch], context.sin[row, segments.branch]
             key_scale, key_bias, value_scale, value_bias = context.scalars[layer, row, segments.branch]
-            upright = spec.scale * rope.rotate(block.q.astype(jnp.float32), cos, sin)
+            upright = scale * rope.rotate(block.q.astype(jnp.float32), cos, sin)
             turned = (upright * key_scale).astype(block.q.dtype)
-            logit_shift = spec.scale * key_bias * total
+            logit_shift = scale * key_bias * total
             shifted = block._replace(delta=block.delta - value_bias * of_output)
 
             def visit(sums: _Sums, k: Array, v: Array, inside: Array) -> _Sums:
                 k = _readable(k, inside)
-                weights, of_logit, through_values = _through_softmax(
-                    shifted, turned, k, v, inside, spec, logit_shift, value_scale
-                )
+                weights, of_logit, through_values = _through_softmax(shifted, turned, k, v, inside, logit_shift, value_scale)
                 here = _times_keys(of_logit, k), *(x.sum(axis=-1) for x in (of_logit, weights, weights * through_values))
                 return _Sums(*(x + more for x, more in zip(sums, here, strict=True)))
 
             nothing = _Sums(jnp.zeros(block.q.shape, jnp.float32), *[jnp.zeros(total.shape, jnp.float32)] * 3)
             end = (segments.first + segments.length)[None]
-            sums = xla.over_blocks(visit, nothing, part.heads, layer, segments.row, segments.first, end, xla.SLOT_BLOCK)
+            sums = xla.over_blocks(visit, nothing, part.heads, layer, segments.row, segments.first, end)
             dq, of_scalars = found
-            dq += spec.scale * (key_scale * rope.rotate(sums.of_keys, cos, -sin) + key_bias * sums.of_logits[..., None])
-            four = (upright * sums.of_keys, spec.scale * total * sums.of_logits, sums.of_values, of_output * sums.of_weights)
+            dq += scale * (key_scale * rope.rotate(sums.of_keys, cos, -sin) + key_bias * sums.of_logits[..., None])
+            four = (upright * sums.of_keys, scale * total * sums.of_logits, sums.of_values, of_output * sums.of_weights)
             return dq, of_scalars.at[segments.branch].add(jnp.stack([x.sum() for x in four]))
 
         found = jax.lax.fori_loop(0, part.segments.row.shape[1], over_segment, found)
@@ -148,18 +146,15 @@ def _through_softmax(
     k: Array,
     v: Array,
     mask: Array,
-    spec: AttentionSpec,
     logit_shift: Array | None = None,
     value_scale: Array | float = 1.0,
 ) -> tuple[Array, Array, Array]:
-    """Return p, dx (before the soft cap) and g.v, each `[1, K, M, Z]`, of scaled and turned queries q."""
-    logits = xla.logits_of(q, k, spec, logit_shift)
+    """Return p, dx and g.v, each `[1, K, M, Z]`, of scaled and turned queries q."""
+    logits = xla.logits_of(q, k, logit_shift)
     level = jnp.where(jnp.isneginf(block.level), 0.0, block.level)
     weights = jnp.where(mask, jnp.exp(logits - level[..., None]), 0.0)
     through_values = jnp.einsum("bkmh,bkzh->bkmz", block.gradient, v, preferred_element_type=jnp.float32)
     of_logit = weights * (value_scale * through_values - block.delta[..., None])
-    if spec.softcap is not None:
-        of_logit = of_logit * (1 - (logits / spec.softcap) ** 2)
     return weights, of_logit, through_values
 
 
