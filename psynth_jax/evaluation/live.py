@@ -109,14 +109,19 @@ class Workers:
 
     def summary(self) -> dict[str, Any]:
         """Return how many texts were written, how they ended, their tokens, and tokens a second without compilation."""
-        texts = [worker for group in self.written.values() for worker in group]
-        reasons = Counter(worker.finish_reason for worker in texts)
-        tokens, seconds = sum(len(worker.token_ids) for worker in texts), sum(self._seconds.values())
+        reasons: Counter[str] = Counter()
+        tokens = empty = 0
+        for group in self.written.values():
+            for worker in group:
+                reasons[worker.finish_reason] += 1
+                tokens += len(worker.token_ids)
+                empty += not worker.text.strip()
+        seconds = sum(self._seconds.values())
         return {
-            "texts": len(texts),
+            "texts": reasons.total(),
             "cut_off": reasons["length"],
             "does_not_fit": reasons[DOES_NOT_FIT],
-            "empty": sum(not worker.text.strip() for worker in texts),
+            "empty": empty,
             "tokens": tokens,
             "seconds": seconds,
             "tokens_per_s": tokens / seconds if seconds > 0 else None,
@@ -159,9 +164,12 @@ class Workers:
         if not batch:
             return
         roles = [_role(options.roles, worker) for worker in range(options.workers)]
-        prompts = [[_prompt(question, role) for role in roles] for question in batch]
-        chats = [[question_messages(prompt) for prompt in group] for group in prompts]
-        seeds = [self._seeds(options, question) for question in batch]
+        prompts, chats, seeds = [], [], []
+        for question in batch:
+            asked = [_prompt(question, role) for role in roles]
+            prompts.append(asked)
+            chats.append([question_messages(prompt) for prompt in asked])
+            seeds.append(self._seeds(options, question))
         longest = options.longest(max_new_tokens)
         begin = synth.engine.now()
         try:

@@ -152,10 +152,10 @@ def _workers(facts: JsonObject) -> JsonObject:
 
 
 def _methods(summary: JsonObject | None, answers: Answers) -> tuple[MethodNumbers, ...]:
-    """Return the numbers of the summary; count rows for methods that it does not have."""
+    """Return the numbers of the summary; count rows for methods that it does not have, or not all of."""
     found = {} if summary is None else read_methods(summary)
     for name, own in answers.items():
-        if name not in found:
+        if name not in found or len(own) > found[name].answers:
             found[name] = count_answers(name, list(own.values()))
     return tuple(found[name] for name in ordered(found))
 

@@ -36,6 +36,9 @@ from psynth_jax.synthesis.step import Reader, Rows
 # Rows are fed as a list that is at most so long as their first chunk is with its padding, if it saves this many tokens:
 # there are more sizes of lists than of chunks, and each is compiled.
 RAGGED, LEAST_SAVED = 0.8, 1024
+# Programs that are held; the one that was compiled first goes.  On a CPU each takes about a hundred memory maps, and Linux
+# gives a process 65,530 (vm.max_map_count): hundreds of shapes, as in a long evaluation, would end it with a signal.
+MOST_PROGRAMS = 300
 _log = logging.getLogger(__name__)
 # Programs over several devices meet in collectives: all devices must be given them in one order, whoever calls.
 _ONE_ORDER = threading.Lock()
@@ -182,6 +185,8 @@ class Engine:
                     started = time.perf_counter()
                     lowered = self.jitted(function, row_axes).lower(self.model, *args, **static)
                     self._compiled[key] = lowered.compile()
+                    if len(self._compiled) > MOST_PROGRAMS:
+                        del self._compiled[next(iter(self._compiled))]
                     seconds = time.perf_counter() - started
                     self.compile_seconds += seconds
                     name = function.__name__.strip("_")

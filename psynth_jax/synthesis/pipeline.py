@@ -292,7 +292,8 @@ class ParallelSynthesis:
             return self._from_branches(questions, branches, options, seed, report, recompute)  # type: ignore[return-value]
 
         def from_texts(rows: Sequence[int], report: OnToken | None) -> list[SynthesisResult]:
-            asked, read = [questions[row] for row in rows], [texts[row] for row in rows]
+            asked = [questions[row] for row in rows]
+            read = [texts[row] for row in rows]
             return self.synthesize_text(asked, read, on_token=report, **given)
 
         results = gated_answers(gate, len(questions), from_branches, from_texts, on_token)

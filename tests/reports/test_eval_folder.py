@@ -136,6 +136,14 @@ class TestRunning:
         assert not found.running
         assert [(method.name, method.answers, method.finished) for method in found.methods][2] == ("gated", 1, False)
 
+    def test_a_method_that_has_more_answers_than_the_summary(self, folder: Path) -> None:
+        """A run that grows: the numbers of the summary are not those of its rows any more."""
+        lines(folder / "rows.2-of-2.jsonl", [row("text", 20)])
+        found = read_evaluation(folder)
+        by_name = {method.name: method for method in found.methods}
+        assert (by_name["text"].answers, by_name["text"].finished) == (21, False)
+        assert by_name["branches"].finished
+
     def test_of_several_processes_the_first_has_written_a_summary(self, folder: Path) -> None:
         edit(folder / "summary.json", methods={})
         found = read_evaluation(folder)

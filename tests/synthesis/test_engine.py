@@ -208,3 +208,17 @@ def test_a_list_has_few_sizes() -> None:
     sizes = {list_size(tokens) for tokens in range(1, 4097)}
     assert all(list_size(tokens) >= tokens for tokens in range(1, 4097)) and len(sizes) <= 4 * 9 + 8
     assert max(list_size(tokens) / tokens for tokens in range(64, 4097)) < 1.26
+
+
+def test_programs_are_held_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was compiled first goes; it is compiled again when it is needed."""
+    monkeypatch.setattr(engine_module, "MOST_PROGRAMS", 2)
+    engine = Engine(tiny_decoder(tiny_config()))
+    for slots in (64, 128, 256):
+        engine.allocate(1, slots)
+    assert len(engine._compiled) == 2
+    seconds = engine.compile_seconds
+    engine.allocate(1, 256)
+    assert engine.compile_seconds == seconds
+    engine.allocate(1, 64)
+    assert engine.compile_seconds > seconds and len(engine._compiled) == 2
