@@ -42,7 +42,7 @@ def _options(where: str, row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return letters and texts, in the order of the letters, which begin with A without a gap."""
     value = row.get("options")
     if isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value):
-        value = {entry.get("key"): entry.get("value") for entry in value}
+        value = {str(entry.get("key")): entry.get("value") for entry in value}
     if not isinstance(value, Mapping):
         told = "the row lacks the field 'options', an object of letters and texts"
         raise DataError(f"{where}: {told}")

@@ -52,6 +52,7 @@ def test_both_rules(tmp_path: Path) -> None:
         ({"answer": 1}, "the row lacks the field 'problem' or 'question'"),
         ({"problem": "?", "answer": 1000}, "'answer' must be a whole number from 0 to 999, not '1000'"),
         ({"problem": "?", "answer": "x"}, "'answer' must be a whole number from 0 to 999, not 'x'"),
+        ({"problem": "?", "answer": -1}, "'answer' must be a whole number from 0 to 999, not '-1'"),
         ({"problem": "?", "answer": 7.5}, "'answer' must be a text that is not empty, not 7.5"),
         ({"problem": "?", "answer": True}, "'answer' must be a text that is not empty, not True"),
     ],
@@ -63,7 +64,18 @@ def test_errors(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     assert str(caught.value) == f"{path}:1: {message}"
 
 
-@pytest.mark.parametrize(("benchmark", "file"), [(AIME24, "aime/aime2024.jsonl"), (AIME25, "aime/aime2025.jsonl")])
+def test_an_answer_of_thousands_of_digits(tmp_path: Path) -> None:
+    path = written(tmp_path, "rows.jsonl", [{"problem": "?", "answer": "9" * 5000}])
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: 'answer' must be a whole number from 0 to 999, not '999"):
+        AIME24(path).questions()
+    path = written(tmp_path, "rows.jsonl", [{"problem": "?", "answer": "0" * 5000 + "73"}])
+    assert AIME24(path).questions()[0].answers == ("73",)
+
+
+SHARED = [(AIME24, "aime/aime2024.jsonl"), (AIME25, "aime/aime2025.jsonl")]
+
+
+@pytest.mark.parametrize(("benchmark", "file"), SHARED)
 def test_shared_rows(benchmark: type[AIME], file: str) -> None:
     task = benchmark(shared(file))
     questions = task.questions()

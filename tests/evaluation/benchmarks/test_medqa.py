@@ -55,6 +55,7 @@ def test_both_rules(tmp_path: Path) -> None:
         ({"answer_idx": "E"}, "'answer_idx' must be one of A, B, C, D, not 'E'"),
         ({"options": None}, "the row lacks the field 'options', an object of letters and texts"),
         ({"options": {"A": "x", "C": "y"}}, "'options' must have the letters A, B, ..., not ['A', 'C']"),
+        ({"options": [{"key": ["B"], "value": "x"}]}, "'options' must have the letters A, B, ..., not [\"['B']\"]"),
         ({"options": {"A": "x"}}, "'options' must have the letters A, B, ..., not ['A']"),
     ],
 )
