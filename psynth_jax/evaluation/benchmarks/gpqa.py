@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from psynth_jax.errors import DataError, InputError, shown
+from psynth_jax.errors import DataError, shown
 from psynth_jax.evaluation.benchmarks import row_fields
 from psynth_jax.evaluation.benchmarks.benchmark import BenchmarkQuestion, HubData
 from psynth_jax.evaluation.benchmarks.choices import ChoiceBenchmark, letters_for
@@ -23,6 +23,7 @@ from psynth_jax.evaluation.benchmarks.letters import LETTERS
 from psynth_jax.evaluation.benchmarks.wording import lettered
 
 _WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+_ORDER = 0  # another number would be another order, and other questions
 _OPTION = re.compile(r"^\s*[(\[]?([A-J])[)\].:]\s*\S", re.MULTILINE)
 
 
@@ -31,17 +32,6 @@ class GPQA(ChoiceBenchmark):
 
     name: ClassVar[str] = "gpqa"  # type: ignore[misc]
     hub = HubData("Idavidrein/gpqa", "train", config="gpqa_diamond")
-
-    def __init__(self, data: str | None = None, revision: str | None = None, seed: int = 0):
-        """Name the data as for every benchmark; `seed` orders the authors' options."""
-        super().__init__(data, revision)
-        if seed < 0:
-            raise InputError(f"seed is {seed}; it must be at least 0")
-        self.seed = seed
-
-    def settings(self) -> Mapping[str, object]:
-        """Return the settings of every benchmark, and the seed of the options' order."""
-        return {**super().settings(), "options_seed": self.seed}
 
     def question(self, where: str, row: Mapping[str, Any], number: int) -> BenchmarkQuestion:
         """Return the question of a row; see `Benchmark`."""
@@ -63,7 +53,7 @@ class GPQA(ChoiceBenchmark):
         text = row_fields.text(where, row, "Question")
         right = row_fields.text(where, row, "Correct Answer")
         options = [right, *(row_fields.text(where, row, name) for name in _WRONG)]
-        order = self._order(text, len(options))
+        order = _order(text, len(options))
         shuffled = letters_for([options[index] for index in order])
         gold = LETTERS[order.index(0)]
         return self.asked(identifier, lettered(text, shuffled), len(options), gold)
@@ -80,13 +70,14 @@ class GPQA(ChoiceBenchmark):
         gold = LETTERS[options.index(answer)] if is_option else _letter(where, answer, len(options))
         return self.asked(identifier, lettered(text, letters_for(options)), len(options), gold)
 
-    def _order(self, text: str, count: int) -> Sequence[int]:
-        """Return an order of options that depends on the seed and the question, on nothing else."""
 
-        def drawn(index: int) -> bytes:
-            return hashlib.sha256(f"{self.seed}\0{index}\0{text}".encode()).digest()
+def _order(text: str, count: int) -> Sequence[int]:
+    """Return an order of options that depends on the question, on nothing else."""
 
-        return sorted(range(count), key=drawn)
+    def drawn(index: int) -> bytes:
+        return hashlib.sha256(f"{_ORDER}\0{index}\0{text}".encode()).digest()
+
+    return sorted(range(count), key=drawn)
 
 
 def _letter(where: str, answer: str, count: int) -> str:
