@@ -14,10 +14,6 @@ from psynth_jax.evaluation.tasks import Question
 class ChoiceBenchmark(Benchmark):
     """Questions with lettered options, one of which is right."""
 
-    def extract(self, written: str) -> str:
-        """Return the letter of four that a text answers with; "" for none."""
-        return final_letter(written)
-
     def vote_key(self, written: str, question: Question) -> str:
         """Return the letter."""
         return final_letter(written, details_of(question)["options"])
