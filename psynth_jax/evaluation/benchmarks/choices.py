@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from psynth_jax.evaluation.benchmarks import published
 from psynth_jax.evaluation.benchmarks.benchmark import Benchmark, BenchmarkQuestion, details_of
@@ -38,8 +38,3 @@ class ChoiceBenchmark(Benchmark):
             worker_prompt=worker,
             details={"options": count},
         )
-
-
-def letters_for(options: Sequence[str]) -> list[tuple[str, str]]:
-    """Give options their letters, from A."""
-    return list(zip(LETTERS, options, strict=False))

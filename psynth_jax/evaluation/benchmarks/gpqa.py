@@ -4,7 +4,7 @@ The authors ask that questions are not shown in plain text on the internet.  So 
 none of them, and writes neither them nor their canary string to a file of its own making.
 
     authors' CSV     Question, Correct Answer, Incorrect Answer 1 to 3     options are shuffled
-    JSON lines       question, options, answer (a letter or an option)     they stand as they are
+    JSON lines       question, options, answer (a letter or an option)     they keep their letters
     JSON lines       question with its options inside, answer (a letter)   nothing is to be done
 """
 
@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 from psynth_jax.errors import DataError, shown
 from psynth_jax.evaluation.benchmarks import row_fields
 from psynth_jax.evaluation.benchmarks.benchmark import BenchmarkQuestion, HubData
-from psynth_jax.evaluation.benchmarks.choices import ChoiceBenchmark, letters_for
+from psynth_jax.evaluation.benchmarks.choices import ChoiceBenchmark
 from psynth_jax.evaluation.benchmarks.letters import LETTERS
+from psynth_jax.evaluation.benchmarks.options import lettered_options
 from psynth_jax.evaluation.benchmarks.wording import lettered
 
 _WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
@@ -54,21 +55,19 @@ class GPQA(ChoiceBenchmark):
         right = row_fields.text(where, row, "Correct Answer")
         options = [right, *(row_fields.text(where, row, name) for name in _WRONG)]
         order = _order(text, len(options))
-        shuffled = letters_for([options[index] for index in order])
+        shuffled = [(LETTERS[place], options[index]) for place, index in enumerate(order)]
         gold = LETTERS[order.index(0)]
         return self.asked(identifier, lettered(text, shuffled), len(options), gold)
 
     def _of_options(self, where: str, row: Mapping[str, Any], identifier: str) -> BenchmarkQuestion:
         text = row_fields.text(where, row, "question", "Question")
         answer = row_fields.text(where, row, "answer", "Answer")
-        value = row["options"]
-        given = list(value.values()) if isinstance(value, Mapping) else value
-        if not isinstance(given, list) or not 2 <= len(given) <= len(LETTERS):
-            raise DataError(f"{where}: 'options' must be a list of 2 to {len(LETTERS)} texts")
-        options = [str(option).strip() for option in given]
-        is_option = options.count(answer) == 1 and len(answer) > 1
-        gold = LETTERS[options.index(answer)] if is_option else _letter(where, answer, len(options))
-        return self.asked(identifier, lettered(text, letters_for(options)), len(options), gold)
+        options = lettered_options(where, row)
+        equal = [letter for letter, option in options if option == answer]
+        # One character is a letter, never an option: 2 may be the number of an option, or its text.
+        is_option = len(equal) == 1 and len(answer) > 1
+        gold = equal[0] if is_option else _letter(where, answer, len(options))
+        return self.asked(identifier, lettered(text, options), len(options), gold)
 
 
 def _order(text: str, count: int) -> Sequence[int]:

@@ -70,6 +70,17 @@ def test_rows_with_a_list_of_options(tmp_path: Path) -> None:
     assert questions[0].query.startswith("Which?\n\n(A) one\n(B) two\n\n")
 
 
+def test_options_keep_their_letters(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"question": "Which?", "options": {"B": "x", "A": "y"}, "answer": "B"},
+        {"question": "Which?", "options": {"B": "xx", "A": "yy"}, "answer": "xx"},
+        {"question": "Which?", "options": {"label": ["B", "A"], "text": ["x", "y"]}, "answer": "B"},
+    ]
+    for question in GPQA(written(tmp_path, "rows.jsonl", rows)).questions():
+        assert question.answers == ("B",) and question.details["options"] == 2
+        assert "(A) y" in question.query and "(B) x" in question.query
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -78,7 +89,18 @@ def test_rows_with_a_list_of_options(tmp_path: Path) -> None:
             "'question' has no options A, B, ... in it, and the row lacks the field 'options'",
         ),
         ({"question": "?\nA) 1\nB) 2", "answer": "C"}, "'answer' must be one of the letters A to B, not 'C'"),
-        ({"question": "?", "options": ["1"], "answer": "A"}, "'options' must be a list of 2 to 10 texts"),
+        (
+            {"question": "?", "options": ["1"], "answer": "A"},
+            "'options' must be an object, or a list of 2 to 10",
+        ),
+        (
+            {"question": "?", "options": ["1", None], "answer": "A"},
+            "option 'B' must be a number or a text that is not empty, not None",
+        ),
+        (
+            {"question": "?", "options": ["1", "2"], "answer": 2},
+            "'answer' must be one of the letters A to B, not '2'",
+        ),
         ({"question": "?", "options": ["1", "2"]}, "the row lacks the field 'answer' or 'Answer'"),
         ({"Question": "?", "Correct Answer": "1"}, "the row lacks the field 'Incorrect Answer 1'"),
         ({"answer": "A"}, "the row lacks the field 'question' or 'Question'"),

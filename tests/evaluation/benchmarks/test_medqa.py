@@ -53,9 +53,13 @@ def test_both_rules(tmp_path: Path) -> None:
         ({"question": None}, "the row lacks the field 'question'"),
         ({"answer_idx": None}, "the row lacks the field 'answer_idx'"),
         ({"answer_idx": "E"}, "'answer_idx' must be one of A, B, C, D, not 'E'"),
-        ({"options": None}, "the row lacks the field 'options', an object of letters and texts"),
+        ({"options": None}, "the row lacks the field 'options', an object of letters and texts, or a list"),
+        ({"options": ["x", ""]}, "option 'B' must be a number or a text that is not empty, not ''"),
         ({"options": {"A": "x", "C": "y"}}, "'options' must have the letters A, B, ..., not ['A', 'C']"),
-        ({"options": [{"key": ["B"], "value": "x"}]}, "'options' must have the letters A, B, ..., not [\"['B']\"]"),
+        (
+            {"options": [{"key": ["B"], "value": "x"}, {"key": "A", "value": "y"}]},
+            "'options' must have the letters A, B, ..., not ['A', \"['B']\"]",
+        ),
         ({"options": {"A": "x"}}, "'options' must have the letters A, B, ..., not ['A']"),
     ],
 )
