@@ -1,7 +1,8 @@
 """GPQA Diamond: 198 questions of biology, chemistry and physics, with four options.
 
 The authors ask that questions are not shown in plain text on the internet.  So this library has
-none of them, and writes neither them nor their canary string to a file of its own making.
+none of them, and never reads their canary string.  The benchmark is private: a run's files have
+digests in place of prompts.  They hold what models wrote, which may repeat a question.
 
     authors' CSV     Question, Correct Answer, Incorrect Answer 1 to 3     options are shuffled
     JSON lines       question, options, answer (a letter or an option)     they keep their letters
@@ -32,6 +33,7 @@ class GPQA(ChoiceBenchmark):
     """Rows in one of three forms; see the file.  On the hub a user's token opens it."""
 
     name: ClassVar[str] = "gpqa"  # type: ignore[misc]
+    private: ClassVar[bool] = True
     hub = HubData("Idavidrein/gpqa", "train", config="gpqa_diamond")
 
     def question(self, where: str, row: Mapping[str, Any], number: int) -> BenchmarkQuestion:

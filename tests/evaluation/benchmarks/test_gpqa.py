@@ -11,6 +11,7 @@ import pytest
 
 from psynth_jax.errors import DataError
 from psynth_jax.evaluation.benchmarks.gpqa import GPQA
+from psynth_jax.evaluation.benchmarks.registry import benchmark, names
 from tests.evaluation.benchmarks.rows_files import FORMS, written
 
 CANARY = "a canary of a made-up data set"
@@ -48,6 +49,11 @@ def test_the_order_follows_from_the_question(tmp_path: Path) -> None:
     golds = "".join(question.answers[0] for question in forwards)
     assert golds == "CDABCCADDCBADCADBCAC"
     assert GPQA("a.csv").settings() == {"benchmark": "gpqa", "revision": None}
+
+
+def test_only_gpqa_is_private() -> None:
+    private = [name for name in names() if benchmark(name, data="rows.jsonl").private]
+    assert private == ["gpqa"]
 
 
 @pytest.mark.parametrize("form", FORMS)
