@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from psynth_jax.errors import DataError
+from psynth_jax.evaluation.benchmarks.letters import final_letter
 from psynth_jax.evaluation.benchmarks.medqa import MedQA
 from tests.evaluation.benchmarks.rows_files import FORMS, written
 from tests.evaluation.benchmarks.shared_rows import shared
@@ -75,3 +76,16 @@ def test_shared_rows() -> None:
     assert len(questions) == 1273
     counts = [sum(question.answers == (letter,) for question in questions) for letter in "ABCD"]
     assert sum(counts) == 1273 and min(counts) > 200
+
+
+@pytest.mark.parametrize("form", ["{}", "The answer is {}.", "{} is correct.", r"\boxed{{{}}}"])
+def test_no_option_of_the_shared_rows_is_taken_for_a_letter(form: str) -> None:
+    options = set()
+    for question in MedQA(shared("medqa/usmle_4opt_test.jsonl.gz")).questions():
+        shown, _, _ = question.query.rpartition("\n\n")
+        lines = shown.splitlines()[-question.details["options"] :]
+        options.update(line[len("(A) ") :] for line in lines)
+    assert len(options) > 4000
+    read = {option for option in options if final_letter(form.format(option))}
+    # Questions about a table or a picture have these options.
+    assert read == set("ABCD")
