@@ -20,7 +20,8 @@ _SPACED = re.compile(
     rf"(?<![A-Za-z\d.,_])[1-9]\d{{0,2}}(?:{_SEPARATOR}\d{{3}})+(?![\d/]|-[A-Za-z])",
 )
 _BETWEEN = re.compile(_SEPARATOR)
-_COMMAND = r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|math(?:rm|bf|it|sf|tt)|boldsymbol|bm|emph|[mh]box)"
+_FONT = r"(?:bf|it|rm|sf|tt|up|normal)"
+_COMMAND = rf"\\(?:text{_FONT}?|math{_FONT}|boldsymbol|bm|emph|[mh]box)"
 _TEXT = rf"{_COMMAND}\s*\{{([^{{}}]*)\}}"
 _WRAPPED = re.compile(rf"{_TEXT}|\\(?:underline|textcolor\s*\{{\w+\}})\s*\{{([^{{}}]*)\}}")
 # Text behind a number is a unit, of one letter as well: 18\text{ m}, 18\text{ m}^2

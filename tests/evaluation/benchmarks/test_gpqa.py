@@ -31,7 +31,8 @@ def of_authors(number: int) -> dict[str, str]:
 
 @pytest.mark.parametrize("form", ["rows.csv", *FORMS])
 def test_rows_of_the_authors(tmp_path: Path, form: str) -> None:
-    questions = GPQA(written(tmp_path, form, [of_authors(number) for number in range(40)])).questions()
+    rows = [of_authors(number) for number in range(40)]
+    questions = GPQA(written(tmp_path, form, rows)).questions()
     assert [question.id for question in questions[:2]] == ["rec0", "rec1"]
     for number, question in enumerate(questions):
         (gold,) = question.answers
@@ -45,7 +46,8 @@ def test_the_order_follows_from_the_question(tmp_path: Path) -> None:
     rows = [of_authors(number) for number in range(20)]
     forwards = GPQA(written(tmp_path, "a.csv", rows)).questions()
     backwards = GPQA(written(tmp_path, "b.csv", rows[::-1])).questions()
-    assert [question.query for question in forwards] == [question.query for question in backwards[::-1]]
+    queries = [question.query for question in forwards]
+    assert queries == [question.query for question in backwards[::-1]]
     golds = "".join(question.answers[0] for question in forwards)
     assert golds == "CDABCCADDCBADCADBCAC"
     assert GPQA("a.csv").settings() == {"benchmark": "gpqa", "revision": None}
@@ -59,9 +61,15 @@ def test_only_gpqa_is_private() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_with_options_inside(tmp_path: Path, form: str) -> None:
     text = "Which is it?\nA. one\nB. two\nC. three\nD. four"
-    rows = [{"question": text, "answer": "B", "canary": CANARY}, {"question": f"{text}!", "answer": "d"}]
+    rows = [
+        {"question": text, "answer": "B", "canary": CANARY},
+        {"question": f"{text}!", "answer": "d"},
+    ]
     questions = GPQA(written(tmp_path, form, rows)).questions()
-    assert [(question.id, question.answers) for question in questions] == [("0", ("B",)), ("1", ("D",))]
+    assert [(question.id, question.answers) for question in questions] == [
+        ("0", ("B",)),
+        ("1", ("D",)),
+    ]
     assert questions[0].query.startswith(f"{text}\n\nEnd with the letter")
     assert CANARY not in json.dumps([dataclasses.asdict(question) for question in questions])
 
@@ -69,10 +77,18 @@ def test_rows_with_options_inside(tmp_path: Path, form: str) -> None:
 def test_rows_with_a_list_of_options(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"question": "Which?", "options": ["one", "two"], "answer": "two"},
-        {"question": "Which?", "options": {"A": "x", "B": "y", "C": "z"}, "answer": "(C)", "id": "own"},
+        {
+            "question": "Which?",
+            "options": {"A": "x", "B": "y", "C": "z"},
+            "answer": "(C)",
+            "id": "own",
+        },
     ]
     questions = GPQA(written(tmp_path, "rows.jsonl", rows)).questions()
-    assert [(question.id, question.answers) for question in questions] == [("0", ("B",)), ("own", ("C",))]
+    assert [(question.id, question.answers) for question in questions] == [
+        ("0", ("B",)),
+        ("own", ("C",)),
+    ]
     assert questions[0].query.startswith("Which?\n\n(A) one\n(B) two\n\n")
 
 
@@ -94,7 +110,10 @@ def test_options_keep_their_letters(tmp_path: Path) -> None:
             {"question": "Which?", "answer": "A"},
             "'question' has no options A, B, ... in it, and the row lacks the field 'options'",
         ),
-        ({"question": "?\nA) 1\nB) 2", "answer": "C"}, "'answer' must be one of the letters A to B, not 'C'"),
+        (
+            {"question": "?\nA) 1\nB) 2", "answer": "C"},
+            "'answer' must be one of the letters A to B, not 'C'",
+        ),
         (
             {"question": "?", "options": ["1"], "answer": "A"},
             "'options' must be an object, or a list of 2 to 10",

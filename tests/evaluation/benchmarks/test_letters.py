@@ -1,4 +1,4 @@
-"""The letter of an answer: 140 answers, for every benchmark with options."""
+"""The letter of an answer: 150 answers, for every benchmark with options."""
 
 from __future__ import annotations
 
@@ -174,9 +174,10 @@ ANSWERS = [
     ("The answer is 4", ""),
     ("", ""),
 ]
+BENCHMARKS = [GPQA("rows.jsonl"), MedQA("rows.jsonl")]
 
 
-@pytest.mark.parametrize("benchmark", [GPQA("rows.jsonl"), MedQA("rows.jsonl")], ids=["gpqa", "medqa"])
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=["gpqa", "medqa"])
 @pytest.mark.parametrize(("written", "letter"), ANSWERS)
 def test_answers(benchmark: ChoiceBenchmark, written: str, letter: str) -> None:
     right = BenchmarkQuestion("0", "t", "?", (), (letter or "A",), details={"options": 4})
@@ -196,7 +197,10 @@ def test_more_options() -> None:
     assert final_letter(r"\boxed{E. coli}", 5) == "" == final_letter("The answer is E. coli", 5)
 
 
-@pytest.mark.parametrize("filling", [" ", "\n", "*", "\\a", "answer is ", "not A but ", "the option ", "A, "])
+FILLINGS = [" ", "\n", "*", "\\a", "answer is ", "not A but ", "the option ", "A, "]
+
+
+@pytest.mark.parametrize("filling", FILLINGS)
 def test_long_texts_take_no_time(filling: str) -> None:
     start = time.perf_counter()
     assert final_letter("The answer is " + filling * 20_000 + "?") == ""

@@ -17,19 +17,29 @@ OPTIONS = {"A": "one", "B": "two", "C": "three", "D": "four"}
 ROWS: list[dict[str, Any]] = [
     {"id": 7, "question": "Which?", "options": OPTIONS, "answer_idx": "C", "answer": "three"},
     {"question": "Which two?", "options": {"B": "b", "A": "a", "E": None}, "answer_idx": "a"},
-    {"question": "Q", "options": [{"key": "A", "value": "x"}, {"key": "B", "value": "y"}], "answer_idx": "B"},
+    {
+        "question": "Q",
+        "options": [{"key": "A", "value": "x"}, {"key": "B", "value": "y"}],
+        "answer_idx": "B",
+    },
 ]
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_rows(tmp_path: Path, form: str) -> None:
     questions = MedQA(written(tmp_path, form, ROWS)).questions()
-    assert [(question.id, question.answers) for question in questions] == [("7", ("C",)), ("1", ("A",)), ("2", ("B",))]
+    assert [(question.id, question.answers) for question in questions] == [
+        ("7", ("C",)),
+        ("1", ("A",)),
+        ("2", ("B",)),
+    ]
     assert [question.details["options"] for question in questions] == [4, 2, 2]
     shown = "Which?\n\n(A) one\n(B) two\n(C) three\n(D) four"
-    ending = r"End with the letter of the right option (A, B, C or D), and nothing else, in \boxed{}."
+    ending = "End with the letter of the right option (A, B, C or D), and nothing else, in"
+    ending += r" \boxed{}."
     assert questions[0].query == f"{shown}\n\n{ending}"
-    assert questions[0].worker_prompt == f"Work through the problem step by step. {ending}\n\nQuestion:\n{shown}"
+    worker = f"Work through the problem step by step. {ending}\n\nQuestion:\n{shown}"
+    assert questions[0].worker_prompt == worker
     assert "(A or B)" in questions[1].query
 
 
@@ -44,7 +54,10 @@ def test_both_rules(tmp_path: Path) -> None:
         r"\boxed{B}": (0, 0),
     }
     for text, (right, published) in told.items():
-        assert benchmark.judged(text, question)[1] == {"accuracy": right, "accuracy_published": published}
+        assert benchmark.judged(text, question)[1] == {
+            "accuracy": right,
+            "accuracy_published": published,
+        }
     assert benchmark.judged(r"\boxed{C}", benchmark.questions()[1])[0] == ""
 
 
@@ -54,9 +67,15 @@ def test_both_rules(tmp_path: Path) -> None:
         ({"question": None}, "the row lacks the field 'question'"),
         ({"answer_idx": None}, "the row lacks the field 'answer_idx'"),
         ({"answer_idx": "E"}, "'answer_idx' must be one of A, B, C, D, not 'E'"),
-        ({"options": None}, "the row lacks the field 'options', an object of letters and texts, or a list"),
+        (
+            {"options": None},
+            "the row lacks the field 'options', an object of letters and texts, or a list",
+        ),
         ({"options": ["x", ""]}, "option 'B' must be a number or a text that is not empty, not ''"),
-        ({"options": {"A": "x", "C": "y"}}, "'options' must have the letters A, B, ..., not ['A', 'C']"),
+        (
+            {"options": {"A": "x", "C": "y"}},
+            "'options' must have the letters A, B, ..., not ['A', 'C']",
+        ),
         (
             {"options": [{"key": ["B"], "value": "x"}, {"key": "A", "value": "y"}]},
             "'options' must have the letters A, B, ..., not ['A', \"['B']\"]",

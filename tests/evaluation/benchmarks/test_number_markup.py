@@ -40,7 +40,15 @@ def test_cleaned(answer: str, left: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "ascii_text"),
-    [("１８", "18"), ("٣", "3"), ("−7", "-7"), ("1½", "1 1/2"), ("3⁄4", "3/4"), ("10²", "10²"), ("é", "é")],
+    [
+        ("１８", "18"),
+        ("٣", "3"),
+        ("−7", "-7"),
+        ("1½", "1 1/2"),
+        ("3⁄4", "3/4"),
+        ("10²", "10²"),
+        ("é", "é"),
+    ],
 )
 def test_western(text: str, ascii_text: str) -> None:
     assert western(text) == ascii_text

@@ -1,4 +1,4 @@
-"""The final number of an answer, and whether it has the right value: 140 answers, for every benchmark of numbers."""
+"""The final number of an answer, and its value: 150 answers, for every benchmark of numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from psynth_jax.evaluation.benchmarks.gsm8k import GSM8K
 from psynth_jax.evaluation.benchmarks.mathematics import MathBenchmark
 from psynth_jax.evaluation.benchmarks.numbers import final_number, plain_number
 
-# What was written, the answer in it, a gold number that it equals; None: it equals none of 18, 1 and 5.
+# What was written, the answer in it, a gold number that it equals.
+# None: it equals none of 18, 1 and 5.
 ANSWERS = [
     (r"So it is \boxed{18}.", "18", "18"),
     ("It is 18 dollars.", "18", "18"),
@@ -85,7 +86,11 @@ ANSWERS = [
     (r"\boxed{\textcolor{blue}{18}}", r"\textcolor{blue}{18}", "18"),
     (r"\boxed{\approx 18}", r"\approx 18", "18"),
     (r"\boxed{\text{Janet makes } \$18}", r"\text{Janet makes } \$18", "18"),
-    (r"\boxed{5\text{ hours and }30\text{ minutes}}", r"5\text{ hours and }30\text{ minutes}", None),
+    (
+        r"\boxed{5\text{ hours and }30\text{ minutes}}",
+        r"5\text{ hours and }30\text{ minutes}",
+        None,
+    ),
     (r"\boxed{18°}", "18°", "18"),
     (r"\boxed{18°C}", "18°C", "18"),
     (r"\boxed{18^{\circ}\text{C}}", r"18^{\circ}\text{C}", "18"),
@@ -173,7 +178,10 @@ def asked(gold: str) -> BenchmarkQuestion:
     return BenchmarkQuestion("0", "gsm8k", "?", (), (gold,), details={"published": gold})
 
 
-@pytest.mark.parametrize("benchmark", [GSM8K("rows.jsonl"), AIME24("rows.jsonl")], ids=["gsm8k", "aime24"])
+BENCHMARKS = [GSM8K("rows.jsonl"), AIME24("rows.jsonl")]
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=["gsm8k", "aime24"])
 @pytest.mark.parametrize(("written", "answer", "gold"), ANSWERS)
 def test_answers(benchmark: MathBenchmark, written: str, answer: str, gold: str | None) -> None:
     found, scores = benchmark.judged(written, asked(gold or "18"))
@@ -181,7 +189,10 @@ def test_answers(benchmark: MathBenchmark, written: str, answer: str, gold: str 
     assert scores["accuracy"] == (0.0 if gold is None else 1.0)
     assert benchmark.judged(written, asked("77"))[1]["accuracy"] == 0.0
     if gold is None:
-        assert [benchmark.judged(written, asked(other))[1]["accuracy"] for other in ("1", "5")] == [0.0, 0.0]
+        assert [benchmark.judged(written, asked(other))[1]["accuracy"] for other in ("1", "5")] == [
+            0.0,
+            0.0,
+        ]
 
 
 def test_a_mixed_number_is_not_its_whole_part() -> None:

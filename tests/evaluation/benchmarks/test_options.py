@@ -48,8 +48,14 @@ REFUSED = [
     ({"A": "one", "a": "two"}, "'options' must have the letters A, B, ..., not ['A', 'A']"),
     ({"A": "one"}, "'options' must have the letters A, B, ..., not ['A']"),
     ({}, "'options' must have the letters A, B, ..., not []"),
-    ([{"value": 1}, {"value": 2}], "'options' must have the letters A, B, ..., not ['NONE', 'NONE']"),
-    ({"label": ["A"], "text": ["x", "y"]}, "'label' and 'text' of 'options' must be lists of one length"),
+    (
+        [{"value": 1}, {"value": 2}],
+        "'options' must have the letters A, B, ..., not ['NONE', 'NONE']",
+    ),
+    (
+        {"label": ["A"], "text": ["x", "y"]},
+        "'label' and 'text' of 'options' must be lists of one length",
+    ),
     ({"label": "A", "text": "x"}, "'label' and 'text' of 'options' must be lists of one length"),
 ]
 

@@ -84,5 +84,6 @@ def test_works_in_any_thread() -> None:
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"^answers in mathematics .* pip install 'psynth-jax\[evaluation\]'$"):
+    message = r"^answers in mathematics .* pip install 'psynth-jax\[evaluation\]'$"
+    with pytest.raises(InputError, match=message):
         GSM8K("rows.jsonl").questions()
