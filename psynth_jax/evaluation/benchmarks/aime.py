@@ -24,7 +24,9 @@ class AIME(MathBenchmark):
         """Return the question of a row; see `Benchmark`."""
         problem = row_fields.text(where, row, "problem", "question")
         gold = row_fields.text(where, row, "answer")
-        if not gold.isdecimal() or int(gold) > _LARGEST:
+        # Its digits are counted first: Python refuses to read an integer of thousands of them.
+        digits = gold.lstrip("0") or "0"
+        if not gold.isdecimal() or len(digits) > len(str(_LARGEST)) or int(digits) > _LARGEST:
             wanted = f"a whole number from 0 to {_LARGEST}"
             raise DataError(f"{where}: 'answer' must be {wanted}, not {shown(gold)}")
         worker, query = number_prompts(problem)
@@ -33,7 +35,7 @@ class AIME(MathBenchmark):
             task=self.name,
             query=query,
             branches=(),
-            answers=(str(int(gold)),),
+            answers=(str(int(digits)),),
             worker_prompt=worker,
         )
 

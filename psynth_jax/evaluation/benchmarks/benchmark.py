@@ -50,12 +50,14 @@ class Benchmark(Task):
     """Questions of a published benchmark, read from a file or from the hub.
 
     name: as on the command line.  hub: where its data are without a file.  max_new_tokens: of an
-    answer and of a worker, as published.
+    answer and of a worker, as published.  private: its authors ask that nobody shows its questions;
+    a run's files hold a digest in place of every text that has a question in it.
     """
 
     name: ClassVar[str]  # type: ignore[misc]
     hub: ClassVar[HubData | None] = None
     max_new_tokens: ClassVar[int] = 4096  # type: ignore[misc]
+    private: ClassVar[bool] = False
 
     def __init__(self, data: str | None = None, revision: str | None = None):
         """Name a local file; None: the data set on the hub, at `revision`, or the one of `hub`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from psynth_jax.evaluation.benchmarks import published
 from psynth_jax.evaluation.benchmarks.benchmark import Benchmark, BenchmarkQuestion, details_of
@@ -13,10 +13,6 @@ from psynth_jax.evaluation.tasks import Question
 
 class ChoiceBenchmark(Benchmark):
     """Questions with lettered options, one of which is right."""
-
-    def extract(self, written: str) -> str:
-        """Return the letter of four that a text answers with; "" for none."""
-        return final_letter(written)
 
     def vote_key(self, written: str, question: Question) -> str:
         """Return the letter."""
@@ -42,8 +38,3 @@ class ChoiceBenchmark(Benchmark):
             worker_prompt=worker,
             details={"options": count},
         )
-
-
-def letters_for(options: Sequence[str]) -> list[tuple[str, str]]:
-    """Give options their letters, from A."""
-    return list(zip(LETTERS, options, strict=False))

@@ -1,10 +1,11 @@
 """GPQA Diamond: 198 questions of biology, chemistry and physics, with four options.
 
 The authors ask that questions are not shown in plain text on the internet.  So this library has
-none of them, and writes neither them nor their canary string to a file of its own making.
+none of them, and never reads their canary string.  The benchmark is private: a run's files have
+digests in place of prompts.  They hold what models wrote, which may repeat a question.
 
     authors' CSV     Question, Correct Answer, Incorrect Answer 1 to 3     options are shuffled
-    JSON lines       question, options, answer (a letter or an option)     they stand as they are
+    JSON lines       question, options, answer (a letter or an option)     they keep their letters
     JSON lines       question with its options inside, answer (a letter)   nothing is to be done
 """
 
@@ -15,14 +16,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from psynth_jax.errors import DataError, InputError, shown
+from psynth_jax.errors import DataError, shown
 from psynth_jax.evaluation.benchmarks import row_fields
 from psynth_jax.evaluation.benchmarks.benchmark import BenchmarkQuestion, HubData
-from psynth_jax.evaluation.benchmarks.choices import ChoiceBenchmark, letters_for
+from psynth_jax.evaluation.benchmarks.choices import ChoiceBenchmark
 from psynth_jax.evaluation.benchmarks.letters import LETTERS
+from psynth_jax.evaluation.benchmarks.options import lettered_options
 from psynth_jax.evaluation.benchmarks.wording import lettered
 
 _WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+_ORDER = 0  # another number would be another order, and other questions
 _OPTION = re.compile(r"^\s*[(\[]?([A-J])[)\].:]\s*\S", re.MULTILINE)
 
 
@@ -30,18 +33,8 @@ class GPQA(ChoiceBenchmark):
     """Rows in one of three forms; see the file.  On the hub a user's token opens it."""
 
     name: ClassVar[str] = "gpqa"  # type: ignore[misc]
+    private: ClassVar[bool] = True
     hub = HubData("Idavidrein/gpqa", "train", config="gpqa_diamond")
-
-    def __init__(self, data: str | None = None, revision: str | None = None, seed: int = 0):
-        """Name the data as for every benchmark; `seed` orders the authors' options."""
-        super().__init__(data, revision)
-        if seed < 0:
-            raise InputError(f"seed is {seed}; it must be at least 0")
-        self.seed = seed
-
-    def settings(self) -> Mapping[str, object]:
-        """Return the settings of every benchmark, and the seed of the options' order."""
-        return {**super().settings(), "options_seed": self.seed}
 
     def question(self, where: str, row: Mapping[str, Any], number: int) -> BenchmarkQuestion:
         """Return the question of a row; see `Benchmark`."""
@@ -63,30 +56,29 @@ class GPQA(ChoiceBenchmark):
         text = row_fields.text(where, row, "Question")
         right = row_fields.text(where, row, "Correct Answer")
         options = [right, *(row_fields.text(where, row, name) for name in _WRONG)]
-        order = self._order(text, len(options))
-        shuffled = letters_for([options[index] for index in order])
+        order = _order(text, len(options))
+        shuffled = [(LETTERS[place], options[index]) for place, index in enumerate(order)]
         gold = LETTERS[order.index(0)]
         return self.asked(identifier, lettered(text, shuffled), len(options), gold)
 
     def _of_options(self, where: str, row: Mapping[str, Any], identifier: str) -> BenchmarkQuestion:
         text = row_fields.text(where, row, "question", "Question")
         answer = row_fields.text(where, row, "answer", "Answer")
-        value = row["options"]
-        given = list(value.values()) if isinstance(value, Mapping) else value
-        if not isinstance(given, list) or not 2 <= len(given) <= len(LETTERS):
-            raise DataError(f"{where}: 'options' must be a list of 2 to {len(LETTERS)} texts")
-        options = [str(option).strip() for option in given]
-        is_option = options.count(answer) == 1 and len(answer) > 1
-        gold = LETTERS[options.index(answer)] if is_option else _letter(where, answer, len(options))
-        return self.asked(identifier, lettered(text, letters_for(options)), len(options), gold)
+        options = lettered_options(where, row)
+        equal = [letter for letter, option in options if option == answer]
+        # One character is a letter, never an option: 2 may be the number of an option, or its text.
+        is_option = len(equal) == 1 and len(answer) > 1
+        gold = equal[0] if is_option else _letter(where, answer, len(options))
+        return self.asked(identifier, lettered(text, options), len(options), gold)
 
-    def _order(self, text: str, count: int) -> Sequence[int]:
-        """Return an order of options that depends on the seed and the question, on nothing else."""
 
-        def drawn(index: int) -> bytes:
-            return hashlib.sha256(f"{self.seed}\0{index}\0{text}".encode()).digest()
+def _order(text: str, count: int) -> Sequence[int]:
+    """Return an order of options that depends on the question, on nothing else."""
 
-        return sorted(range(count), key=drawn)
+    def drawn(index: int) -> bytes:
+        return hashlib.sha256(f"{_ORDER}\0{index}\0{text}".encode()).digest()
+
+    return sorted(range(count), key=drawn)
 
 
 def _letter(where: str, answer: str, count: int) -> str:

@@ -2,14 +2,22 @@ r"""The letter of an answer to a multiple-choice question.
 
 1. the last box that holds one     \boxed{B}  \boxed{\text{(B)}}  \boxed{B. aspirin}
 2. "the answer is B", the last     Answer: **B**   correct option is (B)   答案是 B
-3. a letter alone in the last line
+3. a letter alone in the last line           B     (B)     Option B     Therefore, B.
+4. a letter that begins a line               B) aspirin    B. aspirin
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from psynth_jax.evaluation.benchmarks.boxes import boxes
+from psynth_jax.evaluation.benchmarks.letter_phrases import (
+    has_another,
+    is_letter,
+    letters_called_right,
+)
+from psynth_jax.evaluation.benchmarks.lettered_names import is_name
 from psynth_jax.evaluation.benchmarks.thinking import after_thinking
 
 LETTERS = "ABCDEFGHIJ"
@@ -18,27 +26,16 @@ _MARKUP = re.compile(r"\\[A-Za-z]+\b|\\[,;:! ]|[{}$*_`\"']")
 # One letter with what ends it.  Behind white space only B to J: "A patient" begins with an article.
 _LEADING = re.compile(r"[(\[]?\s*(?:([A-Ja-j])\s*(?:[)\].:,]|$)|([B-J])\s)")
 _NAMED = re.compile(r"^\s*(?:the\s+)?(?:option|choice|answer)\s*:?\s*", re.IGNORECASE)
-_ANOTHER = re.compile(r"\s*(?:,|/|&|and|or)?\s*[(\[]?[A-J]\s*[)\]]?\s*(?:[,/&]|and\b|or\b|$)")
-# What may stand around a letter: brackets, emphasis, quotes, LaTeX commands with their brace.
-_AROUND = r"(?:\\[A-Za-z]+\s*\{?|[(\[{*_$\"' ])*"
-# A letter alone.  In lower case only with a bracket behind it, and A not before most words in lower
-# case: both are an article as well.
-_NO_WORD = r"(?![A-Za-z]|['’][A-Za-z])"
-_ARTICLE = r"(?!\s+(?!(?:because|since|as|for|which|and|is)\b)[a-z])"
-_LETTER = rf"(?:([B-J]){_NO_WORD}|(A){_NO_WORD}{_ARTICLE}|([a-j])(?=[)\]}}]))"
-_PHRASE = re.compile(
-    r"(?i:\banswer|\boption|\bchoice|\brespuesta|\br[ée]ponse|\bantwort|\brisposta|\bresposta"
-    r"|ответ|答案|选项|選項|正解)"
-    r"(?i:\s+(?:correcta|correcte|correct|here|to this question|letter|choice|option))*"
-    r"\**\s*(?i:\bis\b|\bwould be\b|\bshould be\b|\bes\b|\best\b|\bist\b|\bè\b|\bé\b"
-    r"|是|为|為|は|:|：|=)+"
-    r"\s*(?i:therefore\b|thus\b|clearly\b|option\b|choice\b|letter\b|:)?\s*" + _AROUND + _LETTER,
+_ALONE = re.compile(
+    r"(?:(?:therefore|thus|so|hence)\b[,:]?\s*+)?"
+    r"(?:(?:it['’]?s|it is|it must be)\s++)?"
+    r"(?:(?:the\s++)?(?:option|choice|answer|letter)\b\s*+[:-]?\s*+)?"
+    r"[(\[]?\s*+(?-i:([A-J]))\s*+[)\].:]*",
+    re.IGNORECASE,
 )
-_IS_RIGHT = re.compile(
-    r"\b(?i:option|choice|answer)\s*[(*_]*([A-J])[)*_]*\s+(?i:is)\s+"
-    r"(?i:the\s+)?(?i:most\s+)?(?i:correct|right|best|answer|likely)",
-)
-_ALONE = re.compile(r"[(\[]?\s*([A-J])\s*[)\].:]?")
+_CONCLUSION = re.compile(r"(?<=[.!?;])\s+(?=(?:therefore|thus|so|hence)\b)", re.IGNORECASE)
+# A bracket or a stop must follow, and no letter behind a stop: "B.C.", "e.g."
+_LINE = re.compile(r"[(\[]?([A-J])\s?(?:[)\]:]|\.(?![A-Za-z]))")
 
 
 def final_letter(written: str, count: int = 4) -> str:
@@ -46,29 +43,20 @@ def final_letter(written: str, count: int = 4) -> str:
 
     count: how many options there are; letters beyond them are no answer.
     """
-    text = after_thinking(written)
+    # Full-width letters, colons and brackets become those of ASCII.
+    text = unicodedata.normalize("NFKC", after_thinking(written))
     allowed = LETTERS[:count]
     for content in reversed(boxes(text)):
         letter = _leading_letter(content)
         if letter:
             return letter if letter in allowed else ""
-    said = _said(text)
-    in_range = [letter for letter in said if letter in allowed]
-    if in_range:
-        return in_range[-1]
-    lines = [line for line in text.splitlines() if line.strip()]
-    alone = _ALONE.fullmatch(_bare(lines[-1])) if lines else None
-    return alone[1] if alone is not None and alone[1] in allowed else ""
-
-
-def _said(text: str) -> list[str]:
-    """Return the letters that are called the answer, in the order of the text."""
-    found = [*_PHRASE.finditer(text), *_IS_RIGHT.finditer(text)]
-    found.sort(key=re.Match.start)
-    letters = []
-    for match in found:
-        letters += [letter.upper() for letter in match.groups() if letter]
-    return letters
+    # Two letters at once are "", which is in every text.
+    said = [letter for letter in letters_called_right(text) if letter in allowed]
+    if said and said[-1]:
+        return said[-1]
+    lines = [_bare(line) for line in text.splitlines() if line.strip()]
+    letter = _letter_alone(lines) or _letter_of_line(lines)
+    return letter if letter in allowed else ""
 
 
 def _leading_letter(content: str) -> str:
@@ -76,10 +64,42 @@ def _leading_letter(content: str) -> str:
     match = _LEADING.match(text)
     if match is None:
         return ""
-    # "A, C" and "A or B" choose nothing.
-    if _ANOTHER.fullmatch(text[match.end() - 1 :].lstrip(").]:")) and text[match.end() :].strip():
+    place = match.start(match.lastindex or 1)
+    # "A, C" and "A or B" choose nothing; neither does "C. difficile".
+    if has_another(text, place) or is_name(text, place):
         return ""
-    return (match[1] or match[2]).upper()
+    return text[place].upper()
+
+
+def _letter_alone(lines: list[str]) -> str:
+    """Return the letter that is the last line, or the conclusion at its end."""
+    if not lines:
+        return ""
+    match = _ALONE.fullmatch(_CONCLUSION.split(lines[-1])[-1])
+    return match[1] if match is not None else ""
+
+
+def _letter_of_line(lines: list[str]) -> str:
+    """Return the letter with which the last line begins, or the first one.
+
+    A list of options chooses none of them: the last line counts unless the letter before its own
+    begins another line above it, the first line only if no other line begins with a letter.
+    """
+    leading = [_beginning(line) for line in lines]
+    above = [letter for letter in leading[:-1] if letter]
+    if leading and leading[-1]:
+        follows = bool(above) and ord(leading[-1]) == ord(above[-1]) + 1
+        return "" if follows else leading[-1]
+    return leading[0] if len(above) == 1 else ""
+
+
+def _beginning(line: str) -> str:
+    match = _LINE.match(line)
+    if match is None:
+        return ""
+    place = match.start(1)
+    is_option = is_letter(line, place, named=False) and not has_another(line, place)
+    return line[place] if is_option else ""
 
 
 def _bare(text: str) -> str:

@@ -1,7 +1,7 @@
 r"""Whether two mathematical answers are one value, by math-verify; a text that equal ones share.
 
     answer ── plain number? ── exact fractions are compared
-                  └ no ── within bounds? ── math-verify (SymPy): \frac{1}{2} = 0.5, 2^{10} = 1024
+                  └ no ── one value, within bounds? ── math-verify (SymPy): \frac{1}{2} = 0.5
                                 └ no ── wrong
 
 math-verify stops what takes too long by a signal, which works in the main thread only and not
@@ -19,7 +19,9 @@ from types import ModuleType
 from typing import Any
 
 from psynth_jax.errors import InputError
-from psynth_jax.evaluation.benchmarks.numbers import cleaned, plain_number
+from psynth_jax.evaluation.benchmarks.number_markup import cleaned
+from psynth_jax.evaluation.benchmarks.numbers import plain_number
+from psynth_jax.evaluation.benchmarks.one_value import has_values_side_by_side, is_inequality
 
 INSTALL = "pip install 'psynth-jax[evaluation]'"
 LONGEST = 200  # characters of an answer that is no plain number
@@ -30,9 +32,10 @@ _ALLOWED = frozenset(
         *("frac", "dfrac", "tfrac", "cfrac", "sqrt", "cdot", "times", "div", "pm", "mp"),
         *("text", "textbf", "mathrm", "mathbf", "boxed", "left", "right", "displaystyle"),
         *("pi", "infty", "circ", "degree", "approx", "equiv", "quad", "qquad", "ldots", "dots"),
-        *("le", "leq", "ge", "geq", "ne", "neq", "in"),
+        "in",
     }
 )
+_LOOSE_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _DIGITS = re.compile(r"\d{60,}")
 _POWER = re.compile(r"\^|\*\*")
 # A power that is a number of at most three digits, or a fraction of such; degrees are none.
@@ -62,7 +65,7 @@ def equal(answer: str, gold: str) -> bool:
     if number is not None and right is not None:
         return number == right
     text = cleaned(answer)
-    if not is_bounded(text):
+    if not _is_readable(text):
         return False
     parsed, target = _parsed(text), _parsed(cleaned(gold))
     if not parsed or not target:
@@ -73,15 +76,21 @@ def equal(answer: str, gold: str) -> bool:
 def value_key(answer: str) -> str:
     """Return a text that answers of one value share: 1,000 and 1000.0 give 1000; "" for none.
 
-    An answer that is no number is its own key, without white space.
+    An answer that is no number is its own key, without white space but between digits.
     """
     number = plain_number(answer)
     if number is not None:
         return str(number)
     text = cleaned(answer)
-    parsed = _parsed(text) if is_bounded(text) else []
+    parsed = _parsed(text) if _is_readable(text) else []
     value = _value(parsed[0]) if parsed else None
-    return "".join(text.split()) if value is None else value
+    # "18 20" must not share a key with 1820.
+    return _LOOSE_SPACE.sub("", text) if value is None else value
+
+
+def _is_readable(text: str) -> bool:
+    """Return whether math-verify reads the value that a cleaned answer has, and in short time."""
+    return is_bounded(text) and not is_inequality(text) and not has_values_side_by_side(text)
 
 
 def is_bounded(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""The final number of an answer, and whether it has the right value: 70 answers, for every benchmark of numbers."""
+"""The final number of an answer, and its value: 150 answers, for every benchmark of numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from psynth_jax.evaluation.benchmarks.gsm8k import GSM8K
 from psynth_jax.evaluation.benchmarks.mathematics import MathBenchmark
 from psynth_jax.evaluation.benchmarks.numbers import final_number, plain_number
 
-# What was written, the answer in it, a gold number that it equals; None: it equals none of 18, 1 and 5.
+# What was written, the answer in it, a gold number that it equals.
+# None: it equals none of 18, 1 and 5.
 ANSWERS = [
     (r"So it is \boxed{18}.", "18", "18"),
     ("It is 18 dollars.", "18", "18"),
@@ -74,7 +75,7 @@ ANSWERS = [
     ("<think>a</think> 4 <think>b</think> 5", "5", "5"),
     (r"cut off: \boxed{18", "18", "18"),
     ("3.14.", "3.14", "3.14"),
-    ("about 1/2", "2", "2"),
+    ("about 1/2", "1/2", "0.5"),
     ("1000000", "1000000", "1000000"),
     (r"\boxed{20\,\text{€}}", r"20\,\text{€}", "20"),
     (r"\boxed{18\text{ m}}", r"18\text{ m}", "18"),
@@ -85,7 +86,80 @@ ANSWERS = [
     (r"\boxed{\textcolor{blue}{18}}", r"\textcolor{blue}{18}", "18"),
     (r"\boxed{\approx 18}", r"\approx 18", "18"),
     (r"\boxed{\text{Janet makes } \$18}", r"\text{Janet makes } \$18", "18"),
-    (r"\boxed{5\text{ hours and }30\text{ minutes}}", r"5\text{ hours and }30\text{ minutes}", None),
+    (
+        r"\boxed{5\text{ hours and }30\text{ minutes}}",
+        r"5\text{ hours and }30\text{ minutes}",
+        None,
+    ),
+    (r"\boxed{18°}", "18°", "18"),
+    (r"\boxed{18°C}", "18°C", "18"),
+    (r"\boxed{18^{\circ}\text{C}}", r"18^{\circ}\text{C}", "18"),
+    (r"\boxed{½}", "½", "0.5"),
+    (r"\boxed{1½}", "1½", "1.5"),
+    (r"\boxed{½ cup}", "½ cup", "0.5"),
+    (r"\boxed{a = b = 18}", "a = b = 18", "18"),
+    (r"\boxed{3 \cdot 6 = 2 \cdot 9 = 18}", r"3 \cdot 6 = 2 \cdot 9 = 18", "18"),
+    (r"\boxed{x = 18 = y}", "x = 18 = y", "18"),
+    (r"\boxed{₹18}", "₹18", "18"),
+    (r"\boxed{US\$18}", r"US\$18", "18"),
+    (r"\boxed{\text{Rs. }18}", r"\text{Rs. }18", "18"),
+    (r"\boxed{Rs.18}", "Rs.18", "18"),
+    (r"\boxed{18^{\text{th}}}", r"18^{\text{th}}", "18"),
+    (r"\boxed{18^{th}}", "18^{th}", "18"),
+    (r"\boxed{18th}", "18th", "18"),
+    (r"\boxed{\mathsf{18}}", r"\mathsf{18}", "18"),
+    (r"\boxed{\rm{18}}", r"\rm{18}", "18"),
+    (r"\boxed{\bf 18}", r"\bf 18", "18"),
+    (r"\boxed{-\$18}", r"-\$18", "-18"),
+    (r"\boxed{1 1/2}", "1 1/2", "1.5"),
+    (r"\boxed{-1 1/2}", "-1 1/2", "-1.5"),
+    (r"\boxed{1\,\frac12 \text{ cups}}", r"1\,\frac12 \text{ cups}", "1.5"),
+    (r"\boxed{1 1/2 \times 2}", r"1 1/2 \times 2", "3"),
+    (r"\boxed{\sqrt{2 1/4}}", r"\sqrt{2 1/4}", "1.5"),
+    (r"\boxed{2\sqrt{81}}", r"2\sqrt{81}", "18"),
+    (r"\boxed{\frac {36}{2}}", r"\frac {36}{2}", "18"),
+    (r"\boxed{\sqrt[3]{8}}", r"\sqrt[3]{8}", "2"),
+    ("The profit is -$7.", "-7", "-7"),
+    ("The profit is −$5.", "-5", "-5"),
+    (r"The profit is -\$18.", "-18", "-18"),
+    ("It lost −€5", "-5", "-5"),
+    ("$10-$7", "7", "7"),
+    ("$18$-$20$", "20", "20"),
+    ("It is .5", ".5", "0.5"),
+    ("It is $.50.", ".50", "0.5"),
+    ("It is -.5.", "-.5", "-0.5"),
+    ("It is 1e6.", "1e6", "1000000"),
+    ("It is 2.5e-1", "2.5e-1", "0.25"),
+    ("It is 3/4.", "3/4", "0.75"),
+    ("It is -3/4.", "-3/4", "-0.75"),
+    ("It is 1 1/2.", "1 1/2", "1.5"),
+    ("It is 1½ cups", "1 1/2", "1.5"),
+    (r"It is $1\frac{1}{2}$ cups", r"1\frac{1}{2}", "1.5"),
+    ("By 2024 3/4 were gone", "3/4", "0.75"),
+    ("There are 3/4 left, so 12", "12", "12"),
+    ("She has 12 left on 5/6/2024.", "12", "12"),
+    ("She has 12 left on 2024-06-05.", "12", "12"),
+    ("It is 1 234", "1234", "1234"),
+    ("It is 1\u2009234\u2009567 m", "1234567", "1234567"),
+    ("It is 1\u202f234,", "1234", "1234"),
+    (r"It is $1{,}234$", "1234", "1234"),
+    ("First 1\n234", "234", "234"),
+    ("She has 3 100-dollar bills", "100", "100"),
+    (r"\boxed{> 18}", "> 18", None),
+    (r"\boxed{\le 18}", r"\le 18", None),
+    (r"\boxed{x \geq 18}", r"x \geq 18", None),
+    (r"\boxed{<= 18}", "<= 18", None),
+    (r"\boxed{x != 18}", "x != 18", None),
+    (r"\boxed{≥ 18}", "≥ 18", None),
+    (r"\boxed{\text{at least } 18}", r"\text{at least } 18", None),
+    (r"\boxed{x = 5, y = 18}", "x = 5, y = 18", None),
+    (r"\boxed{x = 5 \text{ or } x = 18}", r"x = 5 \text{ or } x = 18", None),
+    (r"\boxed{2(3)}", "2(3)", None),
+    (r"\boxed{(18)(1)}", "(18)(1)", None),
+    (r"\boxed{1 5/4}", "1 5/4", None),
+    (r"\boxed{1 4}", "1 4", None),
+    (r"\boxed{18 20}", "18 20", None),
+    ("It is 18/0", "18/0", None),
     (r"\boxed{}", "", None),
     ("<think>5</think>", "", None),
     ("no number at all", "", None),
@@ -104,7 +178,10 @@ def asked(gold: str) -> BenchmarkQuestion:
     return BenchmarkQuestion("0", "gsm8k", "?", (), (gold,), details={"published": gold})
 
 
-@pytest.mark.parametrize("benchmark", [GSM8K("rows.jsonl"), AIME24("rows.jsonl")], ids=["gsm8k", "aime24"])
+BENCHMARKS = [GSM8K("rows.jsonl"), AIME24("rows.jsonl")]
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=["gsm8k", "aime24"])
 @pytest.mark.parametrize(("written", "answer", "gold"), ANSWERS)
 def test_answers(benchmark: MathBenchmark, written: str, answer: str, gold: str | None) -> None:
     found, scores = benchmark.judged(written, asked(gold or "18"))
@@ -112,7 +189,17 @@ def test_answers(benchmark: MathBenchmark, written: str, answer: str, gold: str 
     assert scores["accuracy"] == (0.0 if gold is None else 1.0)
     assert benchmark.judged(written, asked("77"))[1]["accuracy"] == 0.0
     if gold is None:
-        assert [benchmark.judged(written, asked(other))[1]["accuracy"] for other in ("1", "5")] == [0.0, 0.0]
+        assert [benchmark.judged(written, asked(other))[1]["accuracy"] for other in ("1", "5")] == [
+            0.0,
+            0.0,
+        ]
+
+
+def test_a_mixed_number_is_not_its_whole_part() -> None:
+    task = GSM8K("rows.jsonl")
+    told = {"1": 0.0, "2": 0.0, "1.5": 1.0}
+    for gold, accuracy in told.items():
+        assert task.judged(r"\boxed{1 1/2}", asked(gold))[1]["accuracy"] == accuracy
 
 
 @pytest.mark.parametrize(

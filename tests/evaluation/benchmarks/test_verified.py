@@ -11,6 +11,7 @@ import pytest
 from psynth_jax.errors import InputError
 from psynth_jax.evaluation.benchmarks import verified
 from psynth_jax.evaluation.benchmarks.gsm8k import GSM8K
+from psynth_jax.evaluation.benchmarks.numbers import final_number
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,12 @@ from psynth_jax.evaluation.benchmarks.gsm8k import GSM8K
         (["0.5", r"\frac{1}{2}", r"\dfrac{2}{4}", ".50"], "1/2"),
         (["-7", "−7", "-7.0"], "-7"),
         ([r"\sqrt{2}", "2^{1/2}"], "141421356237/100000000000"),
+        (["7 1/2", r"7\frac{1}{2}", "7½", "7.5"], "15/2"),
+        (["18 20"], "18 20"),
+        (["2(3)", "2 (3)"], "2(3)"),
+        (["(18)(1)"], "(18)(1)"),
+        (["{2}{3}"], "{2}{3}"),
+        (["> 18"], ">18"),
         (["x + 1", "x+1"], "x+1"),
         ([r"\boxed{}"[7:-1], "", " "], ""),
     ],
@@ -57,6 +64,16 @@ def test_what_could_take_long_is_refused(answer: str) -> None:
     assert time.perf_counter() - start < 1
 
 
+@pytest.mark.parametrize("filling", ["9", "a ", " ", "1 ", "1/", "100 ", "=1", "{", "$-", ".5"])
+def test_long_answers_take_no_time(filling: str) -> None:
+    answer = filling * 20_000
+    start = time.perf_counter()
+    assert not verified.equal(answer, "18")
+    assert verified.value_key(answer) != "18"
+    assert not verified.equal(final_number(f"It is {answer}"), "18")
+    assert time.perf_counter() - start < 2
+
+
 def test_works_in_any_thread() -> None:
     found: list[bool] = []
     thread = threading.Thread(target=lambda: found.append(verified.equal(r"\frac{36}{2}", "18")))
@@ -67,5 +84,6 @@ def test_works_in_any_thread() -> None:
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"^answers in mathematics .* pip install 'psynth-jax\[evaluation\]'$"):
+    message = r"^answers in mathematics .* pip install 'psynth-jax\[evaluation\]'$"
+    with pytest.raises(InputError, match=message):
         GSM8K("rows.jsonl").questions()
