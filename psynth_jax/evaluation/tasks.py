@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 from psynth_jax.data.final_answer import final_answer
 from psynth_jax.data.record import BranchText, Record, read_records
@@ -77,7 +77,7 @@ class Task(abc.ABC):
     name: str
     max_new_tokens: int
     main_score: str = "accuracy"
-    private: bool = False
+    private: ClassVar[bool] = False
 
     @abc.abstractmethod
     def questions(self) -> Sequence[Question]:

@@ -57,7 +57,6 @@ class Benchmark(Task):
     name: ClassVar[str]  # type: ignore[misc]
     hub: ClassVar[HubData | None] = None
     max_new_tokens: ClassVar[int] = 4096  # type: ignore[misc]
-    private: ClassVar[bool] = False
 
     def __init__(self, data: str | None = None, revision: str | None = None):
         """Name a local file; None: the data set on the hub, at `revision`, or the one of `hub`.
