@@ -1,6 +1,7 @@
 """Attention over the row's own tokens, causally, plus any number of cached branches, in one softmax.
 
-api.py             the operation, its argument types, choice of implementation
+types.py           what is read: the own cache, segments of any cache
+api.py             the operation, and the choice of its implementation
 reference.py       the oracle: rotates, maps and concatenates the caches, then one plain softmax
 xla.py             the folded form in blocks: reads cached keys and values where they lie; xla_vjp.py is the way back
 differentiable.py  a way forth and a way back, of a kernel or the XLA form, as one differentiable operation
@@ -11,16 +12,8 @@ cases.py           shapes of real models
 *_tiles.py         how a kernel cuts its work; gpu_device.py says what a GPU has
 """
 
-from psynth_jax.ops.branch_attention.api import (
-    Context,
-    ContextPart,
-    Implementation,
-    OwnCache,
-    Segments,
-    branch_attention,
-    branch_attention_partial,
-    check_runs_here,
-)
+from psynth_jax.ops.branch_attention.api import branch_attention, branch_attention_partial, check_runs_here
+from psynth_jax.ops.branch_attention.types import Context, ContextPart, Implementation, OwnCache, Segments
 
 __all__ = [
     "Context",

@@ -14,67 +14,18 @@ stacked over layers, with a layer index; they are only read here, so a scan over
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from types import ModuleType
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 
-from psynth_jax.axes import Array, KeysOrValues, PerRow, Queries
+from psynth_jax.axes import Array, KeysOrValues, Queries
 from psynth_jax.errors import InputError
-from psynth_jax.ops.cached_heads import CachedHeads
+from psynth_jax.ops.branch_attention.types import Context, Implementation, OwnCache
 from psynth_jax.ops.partial import Partial, normalised
-
-Implementation: TypeAlias = Literal["auto", "xla", "pallas_tpu", "pallas_gpu", "reference"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class OwnCache:
-    """What the query rows have cached before this call: cache row b belongs to query row b.
-
-    heads: R = B rows.  start `[B]`: slots that are filled; every query of row b sees slots `0 .. start[b] - 1`.
-    """
-
-    heads: CachedHeads
-    start: PerRow
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Segments:
-    """Pieces of cache rows, int32 `[B, C]` each.  length 0 is an absent segment.  branch indexes W of the context."""
-
-    row: Array
-    first: Array
-    length: Array
-    branch: Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ContextPart:
-    """A cache that is read and never written, and what is read of it."""
-
-    heads: CachedHeads
-    segments: Segments
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """All that a query reads besides its own row.
-
-    cos, sin `[B, W, H/2]` float32: the rotation by each branch's shift.  scalars `[L, B, W, 4]` float32: (aK, bK, aV, bV).
-    """
-
-    parts: tuple[ContextPart, ...]
-    cos: Array
-    sin: Array
-    scalars: Array
 
 
 def branch_attention(
@@ -144,6 +95,7 @@ def branch_attention_partial(
 def _module(
     implementation: Implementation, q: Queries, own: OwnCache | None, context: Context | None, window: Array | None
 ) -> ModuleType:
+    # Only what attends needs them, and Pallas takes 0.2 s to import.
     from psynth_jax.ops.branch_attention import gpu_device, pallas_gpu, pallas_tpu, reference, xla
 
     _check_name(implementation)

@@ -10,7 +10,7 @@ import numpy as np
 
 from psynth_jax.axes import Array
 from psynth_jax.ops import rope
-from psynth_jax.ops.branch_attention.api import Context, ContextPart, OwnCache, Segments
+from psynth_jax.ops.branch_attention.types import Context, ContextPart, OwnCache, Segments
 from psynth_jax.ops.cached_heads import CachedHeads
 
 # N, K and H of published models; several of one family share them.

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from psynth_jax.axes import Array
-from psynth_jax.ops.branch_attention.api import Context, OwnCache
+from psynth_jax.ops.branch_attention.types import Context, OwnCache
 
 
 @jax.tree_util.register_dataclass

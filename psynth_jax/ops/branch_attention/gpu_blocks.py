@@ -26,9 +26,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from psynth_jax.axes import Array
-from psynth_jax.ops.branch_attention.api import Segments
 from psynth_jax.ops.branch_attention.differentiable import Inputs
 from psynth_jax.ops.branch_attention.gpu_tiles import GpuTiles
+from psynth_jax.ops.branch_attention.types import Segments
 from psynth_jax.ops.cached_heads import CachedHeads
 
 LOG2E = math.log2(math.e)  # weights are powers of two: one instruction on a GPU

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from psynth_jax.axes import Array
 from psynth_jax.errors import InputError
 from psynth_jax.ops.branch_attention import differentiable, gpu_blocks
-from psynth_jax.ops.branch_attention.api import Context, OwnCache
 from psynth_jax.ops.branch_attention.differentiable import Inputs, Kernel
 from psynth_jax.ops.branch_attention.gpu_blocks import LOG2E, MASKED, Block, Call, Operands, Program, Segment, product
 from psynth_jax.ops.branch_attention.gpu_device import local_device
 from psynth_jax.ops.branch_attention.gpu_tiles import forward_tiles
+from psynth_jax.ops.branch_attention.types import Context, OwnCache
 from psynth_jax.ops.partial import Partial, finalize, level, merge_stacked
 
 

@@ -17,7 +17,6 @@ from jax.experimental import pallas as pl
 from psynth_jax.axes import Array
 from psynth_jax.errors import InputError
 from psynth_jax.ops.branch_attention import differentiable
-from psynth_jax.ops.branch_attention.api import Context, OwnCache
 from psynth_jax.ops.branch_attention.differentiable import Inputs, Kernel
 from psynth_jax.ops.branch_attention.tpu_blocks import (
     MASKED,
@@ -27,6 +26,7 @@ from psynth_jax.ops.branch_attention.tpu_blocks import (
     product,
     source_refs,
 )
+from psynth_jax.ops.branch_attention.types import Context, OwnCache
 from psynth_jax.ops.cached_heads import LANES, packs
 from psynth_jax.ops.partial import level
 

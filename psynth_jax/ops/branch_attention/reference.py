@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from psynth_jax.axes import Array
 from psynth_jax.ops import rope
-from psynth_jax.ops.branch_attention.api import Context, ContextPart, OwnCache
+from psynth_jax.ops.branch_attention.types import Context, ContextPart, OwnCache
 
 
 def materialise(part: ContextPart, context: Context, layer: Array | int) -> tuple[Array, Array, Array]:

@@ -21,9 +21,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from psynth_jax.axes import Array
-from psynth_jax.ops.branch_attention.api import Context, Segments
 from psynth_jax.ops.branch_attention.differentiable import Inputs
 from psynth_jax.ops.branch_attention.tpu_tiles import Tiles, tiles
+from psynth_jax.ops.branch_attention.types import Context, Segments
 from psynth_jax.ops.branch_attention.worklist import WorkList, work_list
 from psynth_jax.ops.cached_heads import CachedHeads, packs
 

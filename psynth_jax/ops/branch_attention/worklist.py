@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from psynth_jax.axes import Array
-from psynth_jax.ops.branch_attention.api import Segments
+from psynth_jax.ops.branch_attention.types import Segments
 
 
 @jax.tree_util.register_dataclass

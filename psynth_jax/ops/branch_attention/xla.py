@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from psynth_jax.axes import Array
 from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention import differentiable
-from psynth_jax.ops.branch_attention.api import Context, ContextPart, OwnCache
 from psynth_jax.ops.branch_attention.differentiable import Inputs, Kernel
+from psynth_jax.ops.branch_attention.types import Context, ContextPart, OwnCache
 from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, empty, finalize, level, merge
 

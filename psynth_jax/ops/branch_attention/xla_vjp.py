@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from psynth_jax.axes import Array
 from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention import xla
-from psynth_jax.ops.branch_attention.api import Context, ContextPart, OwnCache
 from psynth_jax.ops.branch_attention.differentiable import Inputs
+from psynth_jax.ops.branch_attention.types import Context, ContextPart, OwnCache
 
 
 class _Queries(NamedTuple):
