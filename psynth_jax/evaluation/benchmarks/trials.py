@@ -17,6 +17,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
+from psynth_jax.errors import DataError
 from psynth_jax.evaluation.benchmarks.sandboxed import values
 
 _OUTPUT = 64 << 20  # bytes that a program may print
@@ -72,9 +73,19 @@ def in_sandbox(program: str, files: Mapping[str, bytes], seconds: float) -> Outc
     return sandbox.run(program, limits=limits, files=files)
 
 
-def encoded_cases(inputs: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """Return inputs, each a list of arguments, as JSON values."""
-    return [[values.Encoder().encode(part) for part in arguments] for arguments in inputs]
+def encoded_cases(where: str, inputs: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Return inputs, each a list of arguments, as JSON values.
+
+    Raises `DataError` naming the line where one is too large or too deep.
+    """
+    cases = []
+    for number, arguments in enumerate(inputs):
+        try:
+            cases.append([values.Encoder().encode(part) for part in arguments])
+        except values.TooLargeError:
+            told = f"input {number} is too deep or has too many values"
+            raise DataError(f"{where}: {told}") from None
+    return cases
 
 
 def try_program(
