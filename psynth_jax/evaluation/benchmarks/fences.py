@@ -11,8 +11,9 @@ import re
 
 from psynth_jax.evaluation.benchmarks.thinking import after_thinking
 
+# What a line begins with is taken for good (`+`): to try each shorter fence would take all day.
 _BLOCK = re.compile(
-    r"^[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<tag>[\w+-]*)[^\n]*\n"
+    r"^[ \t]*+(?P<fence>`{3,}+|~{3,}+)[ \t]*+(?P<tag>[\w+-]*+)[^\n]*+\n"
     r"(?P<code>.*?)"
     r"(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)",
     re.DOTALL | re.MULTILINE,

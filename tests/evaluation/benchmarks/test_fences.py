@@ -64,6 +64,13 @@ def test_long_blanks_take_no_time(filling: str) -> None:
     assert time.process_time() - started < 5
 
 
+@pytest.mark.parametrize("text", ["`" * 100_000, "```" + " " * 100_000, "```" + "a" * 100_000])
+def test_long_lines_without_an_end_take_no_time(text: str) -> None:
+    started = time.process_time()
+    assert final_program(text, "f") == ""
+    assert time.process_time() - started < 2
+
+
 def test_there_are_many() -> None:
     assert len(ANSWERS) >= 60
 
