@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from psynth_jax.evaluation.benchmarks.sandboxed.values import Other
+from psynth_jax.evaluation.benchmarks.sandboxed.values import Other, refuse_alike
 
 # Any order and any number of repetitions is right.
 AS_SETS = frozenset(
@@ -48,10 +48,10 @@ def is_right(entry_point: str, got: Any, right: Any, arguments: Sequence[Any], a
         if entry_point in AS_TRUTH:
             return _truth(got) == _truth(right)
         if entry_point in AS_SETS and isinstance(got, list | tuple | set | frozenset):
-            return set(got) == set(right)
+            return _same(_as_set(got), _as_set(right), atol)
         return _same(got, right, atol)
     # What a candidate returns may not be hashable, or as large as no float.
-    except (TypeError, OverflowError, RecursionError):
+    except (TypeError, ValueError, OverflowError, RecursionError):
         return False
 
 
@@ -81,6 +81,12 @@ def _same(got: Any, right: Any, atol: float) -> bool:
     if isinstance(right, set | frozenset) and isinstance(got, set | frozenset):
         return got == right or _same(sorted(got), sorted(right), atol)
     return bool(got == right)
+
+
+def _as_set(value: Collection[Any]) -> set[Any]:
+    parts = list(value)
+    refuse_alike(parts)
+    return set(parts)
 
 
 def _same_pairs(got: dict[Any, Any], right: dict[Any, Any], atol: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -67,6 +68,18 @@ def test_any_order() -> None:
     assert not is_right("similar_elements", [[2], [1]], (1, 2), [], 0)
     assert not is_right("similar_elements", None, (1, 2), [], 0)
     assert not is_right("shared_elements", [2, 1], [1, 2], [], 0)
+
+
+def test_floats_in_any_order() -> None:
+    assert is_right("Diff", [5, 0.1 + 0.2], [0.3, 5], [], 0)
+    assert not is_right("Diff", [5, 0.31], [0.3, 5], [], 0)
+
+
+def test_keys_that_share_a_hash_take_no_time() -> None:
+    alike = [number * (2**61 - 1) for number in range(60_000)]
+    started = time.process_time()
+    assert not is_right("Diff", alike, [1], [], 0)
+    assert time.process_time() - started < 5
 
 
 def test_truth() -> None:

@@ -163,7 +163,7 @@ class Decoder:
         parts = [self.decode(part, depth + 1) for part in content]
         if tag == "t":
             return tuple(parts)
-        _refuse_alike(parts)
+        refuse_alike(parts)
         return set(parts) if tag == "s" else frozenset(parts)
 
     def _dict(self, content: Any, depth: int) -> Any:
@@ -171,11 +171,11 @@ class Decoder:
         for key, part in content:
             keys.append(self.decode(key, depth + 1))
             parts.append(self.decode(part, depth + 1))
-        _refuse_alike(keys)
+        refuse_alike(keys)
         return dict(zip(keys, parts, strict=True))
 
 
-def _refuse_alike(keys: list[Any]) -> None:
+def refuse_alike(keys: list[Any]) -> None:
     """Raise `ValueError` where many keys have one hash.  Whole numbers can be chosen to have it."""
     if len(keys) <= MOST_ALIKE:
         return
