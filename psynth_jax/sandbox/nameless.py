@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from psynth_jax.sandbox.folder import bytes_of, is_deleted_file
@@ -31,17 +31,22 @@ class Nameless:
         opened: bytes of those that are open.
         mapped: how many are closed, but still mapped.  Nobody can ask for their size.  A process
             with too many maps to look at counts as one.
-        shared: bytes of memory that processes share without a file.
+        shared: bytes of memory that processes share without a file, by inode.
         hidden: threads that let nobody look; one may just be about to execute something.
     """
 
     opened: int
     mapped: int
-    shared: int
+    shared: Mapping[int, int]
     hidden: frozenset[Path]
 
 
-def look(processes: Sequence[int], uid: int, installed: Sequence[str] = ()) -> Nameless:
+def look(
+    processes: Sequence[int],
+    uid: int,
+    installed: Sequence[str] = (),
+    before: Mapping[int, int] | None = None,
+) -> Nameless:
     """Look for what a user's processes hold.
 
     Args:
@@ -49,8 +54,9 @@ def look(processes: Sequence[int], uid: int, installed: Sequence[str] = ()) -> N
         uid: of the user.
         installed: paths that only others write to.  A library that is upgraded while a process
             maps it is a deleted file, too, but none of the program's.
+        before: what was `shared` at the last look.  Who unmaps a part gives no page of it back.
     """
-    finder = _Finder(tuple(os.fsencode(path) for path in installed))
+    finder = _Finder(tuple(os.fsencode(path) for path in installed), before or {})
     hidden: set[Path] = set()
     for process in processes:
         for thread in threads(process):
@@ -64,15 +70,16 @@ def look(processes: Sequence[int], uid: int, installed: Sequence[str] = ()) -> N
                 continue
     # By inode alone: over some file systems stat and maps do not name the same device.
     closed = finder.mapped - set(finder.opened)
-    opened, shared = sum(finder.opened.values()), sum(finder.shared.values())
-    return Nameless(opened, len(closed), shared, frozenset(hidden))
+    opened = sum(finder.opened.values())
+    return Nameless(opened, len(closed), finder.shared, frozenset(hidden))
 
 
 class _Finder:
     """What has been found so far, by inode."""
 
-    def __init__(self, installed: tuple[bytes, ...]) -> None:
+    def __init__(self, installed: tuple[bytes, ...], before: Mapping[int, int]) -> None:
         self.installed = installed
+        self.before = before
         self.opened: dict[int, int] = {}
         self.mapped: set[int] = set()
         self.shared: dict[int, int] = {}
@@ -111,7 +118,7 @@ class _Finder:
         try:
             found = link.stat().st_blocks * _BLOCK
         except OSError:
-            found = offset + end - start
+            found = max(offset + end - start, self.before.get(inode, 0))
         self.shared[inode] = max(found, self.shared.get(inode, 0))
 
 

@@ -12,7 +12,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -46,7 +46,7 @@ class Watch:
         self.parent = os.getppid()
         self.looks = 0
         self.hidden: frozenset[Path] = frozenset()
-        self.shared = 0
+        self.shared: Mapping[int, int] = {}
         self.installed = run.installed()
 
     def until_end(self, deadline: float) -> Reason | None:
@@ -85,7 +85,7 @@ class Watch:
         used = memory.usage(found)
         if used.tasks - self.started.own_tasks > self.limits.processes:
             return "processes"
-        most = used.memory + self.shared
+        most = used.memory + sum(self.shared.values())
         if most > self.limits.memory and self._memory_over(found, most):
             return "memory"
         if self.looks % _LOOKS_AT_FILES == 0 and self._files_over(found):
@@ -101,13 +101,13 @@ class Watch:
     def _memory_over(self, found: list[int], most: int) -> bool:
         """Whether the memory is over the limit, with each shared page counted once."""
         with _eyes_of(self.user):
-            shared_out = memory.shared_out_memory(found, self.shared)
+            shared_out = memory.shared_out_memory(found, sum(self.shared.values()))
         used = most if shared_out is None else shared_out
         return used > self.limits.memory
 
     def _files_over(self, found: list[int]) -> bool:
         with _eyes_of(self.user):
-            held = nameless.look(found, self.user.uid, self.installed)
+            held = nameless.look(found, self.user.uid, self.installed, self.shared)
         self.shared = held.shared
         # Python itself can be looked at.  Who cannot at two looks has executed something else, and
         # who maps a file that is deleted and closed hides its size: neither is an accident.
