@@ -66,10 +66,10 @@ _NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER,
 _IOCTLS = (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 _AF_UNIX, _SOCK_STREAM, _TYPE_MASK = 1, 1, 0xF
 # PR_GET_PDEATHSIG, PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_CAPBSET_READ, PR_SET_TIMERSLACK,
-# PR_GET_TIMERSLACK, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS, PR_SVE_GET_VL, PR_SME_GET_VL,
-# PR_SET_VMA (names of maps): what threads, the C library and NumPy ask for.  Others would let a
-# program outlive its supervisor, or keep it from looking.
-_PRCTLS = (2, 3, 15, 16, 23, 29, 30, 38, 39, 51, 64, 0x53564D41)
+# PR_GET_TIMERSLACK, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS, PR_SVE_GET_VL, PR_SME_GET_VL: what
+# threads, the C library and NumPy ask for.  Others would let a program outlive its supervisor, or
+# keep it from looking: PR_SET_VMA gives shared maps another name.
+_PRCTLS = (2, 3, 15, 16, 23, 29, 30, 38, 39, 51, 64)
 _RLIMIT_CORE = 4
 # F_SETOWN, F_SETOWN_EX, F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ
 _FCNTLS = (8, 15, 1024, 1026, 1031)
