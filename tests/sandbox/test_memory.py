@@ -41,7 +41,8 @@ def test_tasks_and_memory(family: Family) -> None:
 
 def test_page_tables_count(family: Family) -> None:
     proportional = 0
-    for kind, file in ((b"Pss", "smaps_rollup"), (b"SwapPss", "smaps_rollup"), (b"VmPTE", "status")):
+    parts = {b"Pss": "smaps_rollup", b"SwapPss": "smaps_rollup", b"VmPTE": "status"}
+    for kind, file in parts.items():
         proportional += fields(Path(f"/proc/{family.pid}/{file}"), (kind,))[kind] * 1024
     assert fields(Path(f"/proc/{family.pid}/status"), (b"VmPTE",))[b"VmPTE"] > 0
     found = memory.shared_out_memory([family.pid])

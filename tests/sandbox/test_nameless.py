@@ -71,7 +71,9 @@ def test_what_is_unmapped_in_part_is_remembered(monkeypatch: pytest.MonkeyPatch)
     # As for a user that may not ask how many pages a map has.
     monkeypatch.setattr(Path, "stat", refused)
     known = set(nameless.look(*ME).shared)
-    address = ctypes.c_void_p(LIBC.mmap(None, ctypes.c_size_t(2 * MIB), 3, 0x21, -1, ctypes.c_long(0)))
+    shared_and_anonymous = 0x21
+    words = (None, ctypes.c_size_t(2 * MIB), 3, shared_and_anonymous, -1, ctypes.c_long(0))
+    address = ctypes.c_void_p(LIBC.mmap(*words))
     try:
         before = nameless.look(*ME).shared
         (inode,) = set(before) - known

@@ -32,5 +32,12 @@ print(processes.children(os.getpid()), flush=True)
 
 def test_an_orphan_in_the_group_of_the_server_dies_alone() -> None:
     command = [sys.executable, "-I", "-S", "-c", DIES_EARLY, str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True, timeout=30)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,
+        timeout=30,
+    )
     assert (done.stdout, done.stderr, done.returncode) == ("[]\n", "", 0)
