@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from psynth_jax.sandbox.outcome import Outcome
 
 sandbox = typer.Typer(help="Run Python programs that a model wrote, where they can do no harm.")
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and new lines
 
 
 @sandbox.command()
@@ -57,8 +60,13 @@ def run(
 
 
 def _pass_on(outcome: Outcome) -> None:
-    """Write what the program wrote, and a line that says how it ended."""
+    r"""Write what the program wrote, and a line that says how it ended.
+
+    A terminal obeys control characters: it gets them as a text such as \x1b.
+    """
     for stream, text in ((sys.stdout, outcome.stdout), (sys.stderr, outcome.stderr)):
+        if stream.isatty():
+            text = _CONTROLS.sub(_escaped, text)
         if not is_unicode(stream):
             text = text.encode("ascii", "backslashreplace").decode()
         stream.write(text)
@@ -66,6 +74,10 @@ def _pass_on(outcome: Outcome) -> None:
     if outcome.stderr and not outcome.stderr.endswith("\n"):
         sys.stderr.write("\n")
     console.print(f"{_ending(outcome)} after {outcome.seconds:.2f} s")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\x{ord(found[0]):02x}"
 
 
 def _ending(outcome: Outcome) -> str:

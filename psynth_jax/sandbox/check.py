@@ -83,7 +83,7 @@ def _protection(name: str) -> dict[str, str]:
         return {
             "files outside": "absent",
             "their names": "absent",
-            "their modes and times": "read-only mounts",
+            "their modes and times": "read-only mounts, seccomp",
             "network": "own namespace, seccomp",
             "signals": "own process ids",
             "tracing": "own process ids, seccomp",
@@ -94,7 +94,7 @@ def _protection(name: str) -> dict[str, str]:
     return {
         "files outside": "Landlock",
         "their names": "can be seen",
-        "their modes and times": "not the owner" if dropped else "seccomp",
+        "their modes and times": "not the owner, seccomp" if dropped else "seccomp",
         "network": "seccomp",
         "signals": _signals(dropped),
         "tracing": "Landlock, seccomp",

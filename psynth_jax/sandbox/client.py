@@ -20,10 +20,11 @@ from psynth_jax.sandbox.messages import Job
 from psynth_jax.sandbox.outcome import KilledFor, Outcome
 from psynth_jax.sandbox.runtime import Runtime, this_python
 
-# With -I and -S nothing of an environment is on the path, and no file of it is run.
+# With -I and -S nothing of an environment is on the path, and no file of it is run.  Ours comes
+# last: beside an installed package lie others, which are not to stand for Python's own modules.
 _START = """
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path.append(sys.argv[1])
 from psynth_jax.sandbox.server import main
 main()
 """
@@ -39,16 +40,20 @@ class _Server:
         command = [sys.executable, "-I", "-S", "-B", "-c", _START, _ROOT]
         # Our environment holds secrets, perhaps; the server's is next to the program's process.
         variables = {name: os.environ[name] for name in ("TMPDIR",) if name in os.environ}
-        with theirs:
-            self.process = subprocess.Popen(
-                [*command, str(theirs.fileno()), str(self.owner)],
-                pass_fds=[theirs.fileno()],
-                env=variables,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the client, who then leaves
-            )
+        try:
+            with theirs:
+                self.process = subprocess.Popen(
+                    [*command, str(theirs.fileno()), str(self.owner)],
+                    pass_fds=[theirs.fileno()],
+                    env=variables,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C is for the client, who then leaves
+                )
+        except OSError:
+            self.control.close()
+            raise
         atexit.register(self.close)
 
     def close(self) -> None:
@@ -71,8 +76,12 @@ class _Server:
         Raises `OSError` where the server is gone.
         """
         ours, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(self.control, [b"r"], [theirs.fileno()])
+        try:
+            with theirs:
+                socket.send_fds(self.control, [b"r"], [theirs.fileno()])
+        except OSError:
+            ours.close()
+            raise
         return ours
 
 
@@ -109,11 +118,18 @@ def _connection() -> socket.socket:
 def ask(job: Job) -> Outcome:
     """Run a job and wait for its outcome.
 
-    Raises `SandboxError` where the back end does not work here.
+    Raises `SandboxError` where the back end does not work here, or is killed.
     """
-    with _connection() as connection:
-        messages.send(connection, job.to_json())
-        answer = messages.receive(connection)
+    try:
+        connection = _connection()
+    except OSError as failed:
+        raise SandboxError(f"the server of the sandbox cannot be reached: {failed}") from None
+    try:
+        with connection:
+            messages.send(connection, job.to_json())
+            answer = messages.receive(connection)
+    except OSError:  # it has closed its end before it had read or said all
+        answer = None
     if answer is None:
         raise SandboxError("the supervisor of the sandbox has died; was it killed?")
     if "error" in answer:

@@ -1,7 +1,7 @@
-"""The folder of a run: what is in it, how much it takes, and its removal.
+"""The folder of a run: what is in it, and how much it takes.
 
-    psynth-sandbox-.../      ours; others may pass through, not look
-        program.py           ours; read only
+    psynth-sandbox-.../      ours; the user of the run may pass through, not look
+        program.py           ours; the user of the run may read it
         folder/              the program's: working directory, HOME and TMPDIR
 
 What lies in the program's folder is the program's doing: names are long, trees are deep, modes say
@@ -13,10 +13,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from psynth_jax.sandbox import removal
 from psynth_jax.sandbox.user import User
 
 _ENTRY = 4096  # bytes: what a name costs at least
@@ -60,29 +60,25 @@ class RunFolder:
 
     def remove(self) -> None:
         """Remove all of it.  No process of the run is left by now."""
-        _remove_tree(self.work)
-        for file in self.top.iterdir():
-            file.unlink()
-        self.top.rmdir()
+        removal.remove(self.top, self.work.name)
 
 
 def make(
     program: bytes,
     files: Mapping[str, bytes],
     user: User,
-    parent: Path,
-    prefix: str,
+    top: Path,
 ) -> RunFolder:
     """Make the folder of a run: the program, and a folder with `files` that belongs to `user`.
 
-    Its name is `prefix` and something that nobody can guess.
+    Nobody but the user of the run can pass through it.  Raises `FileExistsError` where there is
+    something of the name of `top`.
     """
-    made = RunFolder(Path(tempfile.mkdtemp(prefix=prefix, dir=parent)))
-    made.top.chmod(0o711)
+    made = RunFolder(top)
+    made.top.mkdir(mode=0o700)
     made.program.write_bytes(program)
-    made.program.chmod(0o444)
-    made.work.mkdir()
-    made.work.chmod(0o700)
+    made.program.chmod(0o400)
+    made.work.mkdir(mode=0o700)
     for name, content in files.items():
         file = made.work / name
         file.write_bytes(content)
@@ -91,7 +87,14 @@ def make(
             os.chown(file, user.uid, user.uid)
     if user.dropped:
         os.chown(made.work, user.uid, user.uid)
+        _open_to_group(made.program, user.uid, 0o440)
+        _open_to_group(made.top, user.uid, 0o710)
     return made
+
+
+def _open_to_group(path: Path, group: int, mode: int) -> None:
+    os.chown(path, -1, group)
+    path.chmod(mode)
 
 
 def _looked_at(place: str, enough: int) -> tuple[int, list[str]]:
@@ -117,37 +120,6 @@ def _size(entry: os.DirEntry[str]) -> int:
     except FileNotFoundError:
         return 0
     return max(_ENTRY, bytes_of(status))
-
-
-def _remove_tree(top: Path) -> None:
-    """Remove a tree of any depth.
-
-    Paths have an end, and recursion too.  A folder's folders are therefore moved up beside it, each
-    under a number, before it is removed:
-
-        folder/a/b/c    ->    folder, 0 (was a)    ->    1 (was b)    ->    2 (was c)
-    """
-    count = 0
-    left = [top]
-    while left:
-        place = left.pop()
-        _let_in(place)
-        for entry in list(os.scandir(place)):
-            if not entry.is_dir(follow_symlinks=False):
-                Path(entry.path).unlink()
-                continue
-            _let_in(Path(entry.path))  # to move a folder is to write its ".."
-            moved = top.parent / f"{count}"
-            count += 1
-            Path(entry.path).rename(moved)
-            left.append(moved)
-        place.rmdir()
-
-
-def _let_in(folder: Path) -> None:
-    """Let the owner of a folder into it, whatever its mode says.  Root needs no mode."""
-    if os.geteuid() != 0:
-        folder.chmod(0o700)
 
 
 def is_deleted_file(status: os.stat_result) -> bool:

@@ -66,7 +66,7 @@ def policy(run: Run) -> seccomp.Policy:
     alone = scoped or run.user.dropped  # a dropped user's signals reach nobody else's processes
     return seccomp.Policy(
         one_group=True,
-        attributes=not run.user.dropped,
+        modes=not run.user.dropped,
         signals_only_to=None if alone else os.getpid(),
     )
 

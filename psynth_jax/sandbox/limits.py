@@ -70,6 +70,8 @@ def resource_limits(limits: Limits, tasks_of_user: int) -> dict[int, int]:
         resource.RLIMIT_NOFILE: _OPEN_FILES,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_RTPRIO: 0,
+        resource.RLIMIT_NICE: 0,
         resource.RLIMIT_SIGPENDING: _PENDING_SIGNALS + tasks_of_user,
         # Not 0: with 0 the kernel still pipes a core into a program that core_pattern names.
         resource.RLIMIT_CORE: 1,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from psynth_jax.errors import SandboxError
+from psynth_jax.sandbox import runtime
 from psynth_jax.sandbox.folder import RunFolder
 from psynth_jax.sandbox.messages import Job
 from psynth_jax.sandbox.user import User
@@ -20,6 +22,17 @@ class Run:
     job: Job
     folder: RunFolder
     user: User
+
+    def installed(self) -> list[str]:
+        """Return the paths of the system and of Python, which the program cannot write to."""
+        work = self.folder.work.resolve()
+        found = []
+        for path in (*runtime.SYSTEM_PATHS, self.job.runtime.python, *self.job.runtime.paths):
+            # As the kernel names them, without links.
+            real = Path(path).resolve()
+            if not work.is_relative_to(real):
+                found.append(str(real))
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

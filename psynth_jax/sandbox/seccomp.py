@@ -35,22 +35,28 @@ _KERNEL = """
     delete_module create_module get_kernel_syms query_module reboot sethostname setdomainname
     iopl ioperm modify_ldt vhangup settimeofday clock_settime clock_adjtime adjtimex acct syslog
     mbind set_mempolicy_home_node lookup_dcookie uselib ustat sysfs _sysctl io_setup
+    sync syncfs seccomp
 """
-# Memory that belongs to no process, so that nobody would count it.
+# Memory that belongs to no process, so that nobody would count it.  A pipe that got a page by
+# `splice` or its kin holds all of a huge page; a rule of Landlock is the kernel's memory.
 _HIDDEN_MEMORY = """
     memfd_create memfd_secret shmget shmat shmctl shmdt semget semop semctl semtimedop msgget
-    msgsnd msgrcv msgctl mq_open mq_unlink
+    msgsnd msgrcv msgctl mq_open mq_unlink splice vmsplice tee sendfile
+    landlock_create_ruleset landlock_add_rule landlock_restrict_self
 """
 # Watching files needs no right that Landlock knows; a handle names a file without its path.
 _FILES = """
     inotify_init inotify_init1 inotify_add_watch fanotify_init fanotify_mark name_to_handle_at
     open_by_handle_at
 """
-# Landlock does not know these: they would change files of the same user anywhere.
+# Landlock does not know these, and whoever may write to a file may change them: /dev/null, too.
+# An attribute takes room that nobody would count.
 _ATTRIBUTES = """
-    chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat setxattr lsetxattr fsetxattr
-    removexattr lremovexattr fremovexattr utime utimes futimesat utimensat
+    setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr
+    utime utimes futimesat utimensat
 """
+# Landlock does not know these either: they would change files of the same user anywhere.
+_MODES = "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat"
 # All processes stay in one group, which one signal kills without a race.
 _GROUPS = "setsid setpgid"
 
@@ -59,7 +65,11 @@ _NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER,
 # but the caller's own descriptors.
 _IOCTLS = (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 _AF_UNIX, _SOCK_STREAM, _TYPE_MASK = 1, 1, 0xF
-_PR_SET_DUMPABLE = 4
+# PR_GET_PDEATHSIG, PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_CAPBSET_READ, PR_SET_TIMERSLACK,
+# PR_GET_TIMERSLACK, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS, PR_SVE_GET_VL, PR_SME_GET_VL: what
+# threads, the C library and NumPy ask for.  Others would let a program outlive its supervisor, or
+# keep it from looking: PR_SET_VMA gives shared maps another name.
+_PRCTLS = (2, 3, 15, 16, 23, 29, 30, 38, 39, 51, 64)
 _RLIMIT_CORE = 4
 # F_SETOWN, F_SETOWN_EX, F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ
 _FCNTLS = (8, 15, 1024, 1026, 1031)
@@ -74,12 +84,12 @@ class Policy:
 
     Attributes:
         one_group: deny `setsid` and `setpgid`.
-        attributes: deny changes of modes, owners and times, everywhere.
+        modes: deny changes of modes and owners, everywhere.
         signals_only_to: the one process that may be signalled (it itself), or None for no rule.
     """
 
     one_group: bool = False
-    attributes: bool = False
+    modes: bool = False
     signals_only_to: int | None = None
 
 
@@ -125,11 +135,11 @@ def _add(
 
 
 def _denied(policy: Policy) -> str:
-    names = [_SOCKETS, _OTHER_PROCESSES, _MOUNTS, _KERNEL, _HIDDEN_MEMORY, _FILES]
+    names = [_SOCKETS, _OTHER_PROCESSES, _MOUNTS, _KERNEL, _HIDDEN_MEMORY, _FILES, _ATTRIBUTES]
     if policy.one_group:
         names.append(_GROUPS)
-    if policy.attributes:
-        names.append(_ATTRIBUTES)
+    if policy.modes:
+        names.append(_MODES)
     if policy.signals_only_to is not None:
         names.append("pidfd_send_signal")
     return " ".join(names)
@@ -146,8 +156,7 @@ def _conditions(policy: Policy) -> dict[str, tuple[Test, ...]]:
         "clone": (Test(0, "not in", (0,), _NEW_NAMESPACES),),
         "socketpair": only_streams,
         "sendto": (Test(4, "pointer"),),
-        # The supervisor reads the memory and the open files of processes that can be dumped.
-        "prctl": (Test(0, "in", (_PR_SET_DUMPABLE,)),),
+        "prctl": (Test(0, "not in", _PRCTLS),),
         "prlimit64": (*of_another, Test(1, "in", (_RLIMIT_CORE,))),
         "setrlimit": (Test(0, "in", (_RLIMIT_CORE,)),),
         "setpriority": (Test(0, "not in", (0,)), Test(1, "not in", (0,))),

@@ -7,9 +7,9 @@ spins   an endless loop ends at its time, and is told
 
 from __future__ import annotations
 
-import functools
 import json
 import os
+import time
 from pathlib import Path
 
 from psynth_jax.errors import SandboxError
@@ -21,6 +21,10 @@ from psynth_jax.sandbox.runtime import DEVICES, SYSTEM_PATHS
 BACKENDS = (bubblewrap.NAME, landlocked.NAME)
 
 _MOST_NAMES = 32
+_REMEMBERED = 60.0  # seconds that a fault is taken for granted; it may have been a busy machine's
+
+_passed: set[str] = set()
+_failed: dict[str, tuple[str, float]] = {}  # the fault, and when it was found
 
 _LOOKS = """
 import json, os, socket
@@ -52,9 +56,34 @@ time.sleep(20)
 _SPINS = "while True: pass"
 
 
-@functools.cache
 def fault(backend: str) -> str | None:
-    """Return why a back end cannot be used here, or None.  It is tried once in a process."""
+    """Return why a back end cannot be used here, or None.
+
+    What has passed is not tried again in this process.  What has failed is tried twice, and again
+    when it is asked for after a minute.
+    """
+    if backend in _passed:
+        return None
+    if backend in _failed:
+        found, at = _failed[backend]
+        if time.monotonic() - at < _REMEMBERED:
+            return found
+    again = _fault_now(backend) and _fault_now(backend)
+    if again is None:
+        _passed.add(backend)
+        _failed.pop(backend, None)
+    else:
+        _failed[backend] = (again, time.monotonic())
+    return again
+
+
+def forget() -> None:
+    """Forget what has passed and failed."""
+    _passed.clear()
+    _failed.clear()
+
+
+def _fault_now(backend: str) -> str | None:
     try:
         if (lacks := _missing(backend)) is not None:
             return lacks

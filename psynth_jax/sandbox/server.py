@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import select
 import signal
 import socket
 import sys
+import time
 
 from psynth_jax.sandbox import kernel, namespace, processes, supervisor
 
 _LOOK = 0.5  # seconds between two looks at what has ended
 
-_supervisors: set[int] = set()
+_PAUSE = 0.005  # seconds between two attempts to reap what was killed
+_PATIENCE = 5.0  # seconds; what the kernel holds longer is reaped at a later look
+
+_folders: dict[int, str] = {}  # of each supervisor, the name of the folder of its run
 
 
 def main() -> None:
@@ -45,9 +50,11 @@ def main() -> None:
 
 
 def _supervise(descriptor: int, control: socket.socket) -> None:
+    # Drawn here, so that this process knows it when the supervisor is dead; nobody can guess it.
+    folder = f"psynth-sandbox-{secrets.token_hex(16)}"
     child = os.fork()
     if child != 0:
-        _supervisors.add(child)
+        _folders[child] = folder
         os.close(descriptor)
         return
     code = 1
@@ -55,7 +62,7 @@ def _supervise(descriptor: int, control: socket.socket) -> None:
         os.set_inheritable(descriptor, False)
         control.close()
         with socket.socket(fileno=descriptor) as connection:
-            supervisor.serve(connection)
+            supervisor.serve(connection, folder)
         code = 0
     except OSError:  # the client has closed its end
         pass
@@ -70,11 +77,10 @@ def _reap() -> None:
             ended, status = os.waitpid(-1, os.WNOHANG)
             if ended == 0:
                 return
-            supervised = ended in _supervisors
-            _supervisors.discard(ended)
-            if supervised and status != 0:
+            folder = _folders.pop(ended, None)
+            if folder is not None and status != 0:
                 _kill_orphans()
-                supervisor.remove_folder_of(ended)
+                supervisor.remove_left(folder)
     except ChildProcessError:
         pass
 
@@ -84,8 +90,22 @@ def _kill_orphans() -> None:
 
     A program's group dies at once, forks and all; bubblewrap's processes die with their parent.
     """
-    while orphans := set(processes.children(os.getpid())) - _supervisors:
+    until = time.monotonic() + _PATIENCE
+    while time.monotonic() < until:
+        orphans = set(processes.children(os.getpid())) - set(_folders)
+        if not orphans:
+            return
         for orphan in orphans:
             with contextlib.suppress(OSError):  # it is dead already
-                os.killpg(os.getpgid(orphan), signal.SIGKILL)
-            os.waitpid(orphan, 0)
+                _kill(orphan)
+            os.waitpid(orphan, os.WNOHANG)
+        time.sleep(_PAUSE)
+
+
+def _kill(orphan: int) -> None:
+    group = os.getpgid(orphan)
+    if group == os.getpgrp():
+        # Its supervisor died before it could lead a group of its own: the group is ours.
+        os.kill(orphan, signal.SIGKILL)
+    else:
+        os.killpg(group, signal.SIGKILL)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import socket
 import tempfile
@@ -41,16 +40,18 @@ _BACKENDS = {bubblewrap.NAME: bubblewrap.start, landlocked.NAME: landlocked.star
 
 _PAUSE = 0.001  # seconds between two attempts to reap
 _LAST_WAIT = 10.0  # seconds until killed processes must be gone
-_SERVER = secrets.token_hex(4)  # drawn by the server, which the supervisors are forks of
 
 
-def serve(connection: socket.socket) -> None:
-    """Do the one job that comes over a connection, and answer with its outcome or an error."""
+def serve(connection: socket.socket, name: str) -> None:
+    """Do the one job that comes over a connection, and answer with its outcome or an error.
+
+    `name` is that of the run's folder.
+    """
     value = messages.receive(connection)
     if value is None:
         return
     try:
-        answer = _run(Job.from_json(value), connection)
+        answer = _run(Job.from_json(value), connection, name)
     except UserError as failed:
         answer = {"error": str(failed)}
     except Exception as failed:  # noqa: BLE001  nobody else would hear of it
@@ -59,13 +60,12 @@ def serve(connection: socket.socket) -> None:
         messages.send(connection, answer)
 
 
-def _run(job: Job, connection: socket.socket) -> dict[str, Any] | None:
+def _run(job: Job, connection: socket.socket, name: str) -> dict[str, Any] | None:
     """Run a job; None when the client has left."""
     kernel.adopt_orphans()
     hidden = job.runtime.hidden_from_others() if job.backend == landlocked.NAME else None
     chosen = user.choose(hidden)
-    prefix = _folder_prefix(os.getpid())
-    made = folder.make(job.program, job.files, chosen, _parent_folder(), prefix)
+    made = folder.make(job.program, job.files, chosen, _parent_folder() / name)
     try:
         stdout, out = os.pipe()
         stderr, err = os.pipe()
@@ -103,16 +103,11 @@ def _temporary_folders() -> list[Path]:
     return [Path(place) for place in (tempfile.gettempdir(), "/tmp", "/var/tmp")]
 
 
-def _folder_prefix(supervisor: int) -> str:
-    return f"psynth-sandbox-{_SERVER}-{supervisor}-"
-
-
-def remove_folder_of(supervisor: int) -> None:
-    """Remove what a supervisor of this server has left that could not do it itself."""
+def remove_left(name: str) -> None:
+    """Remove the folder of a supervisor that could not do it itself; there may be none."""
     for place in _temporary_folders():
-        for left in place.glob(f"{_folder_prefix(supervisor)}*"):
-            with contextlib.suppress(OSError):
-                RunFolder(left).remove()
+        with contextlib.suppress(OSError):
+            RunFolder(place / name).remove()
 
 
 def _kill_all(leader: int) -> int:
@@ -147,8 +142,8 @@ def _told_status(pipe: int, streams: Streams) -> int:
     """
     with os.fdopen(pipe, "rb") as reader:
         told = reader.read()
-    started, _, word = told.partition(launcher.STARTED)
-    if started or not told:
+    before, _, word = told.partition(launcher.STARTED)
+    if before or not told:
         said = " ".join(streams.stderr.decode(errors="replace").split())
         raise SandboxError(f"bubblewrap does not work here: {said or 'it says nothing'}")
     return int(word) if word else int(signal.SIGKILL)

@@ -2,7 +2,7 @@
 
 at once        output, the end of the program, the end of the client
 every 10 ms    descendants, tasks, memory
-every 50 ms    files, too
+every 50 ms    files and shared memory, too
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from psynth_jax.sandbox import kernel, processes
+from psynth_jax.sandbox import kernel, memory, nameless, processes
 from psynth_jax.sandbox.run_parts import Run, Started
 from psynth_jax.sandbox.streams import Streams
 from psynth_jax.sandbox.user import User
@@ -46,6 +46,8 @@ class Watch:
         self.parent = os.getppid()
         self.looks = 0
         self.hidden: frozenset[Path] = frozenset()
+        self.shared: Mapping[int, int] = {}
+        self.installed = run.installed()
 
     def until_end(self, deadline: float) -> Reason | None:
         """Return why the run must be killed, or None when its leader has ended by itself."""
@@ -80,10 +82,11 @@ class Watch:
         self.looks += 1
         self._reap_orphans()
         found = processes.descendants(os.getpid())
-        used = processes.usage(found)
+        used = memory.usage(found)
         if used.tasks - self.started.own_tasks > self.limits.processes:
             return "processes"
-        if used.memory > self.limits.memory and self._memory(found, used.memory):
+        most = used.memory + sum(self.shared.values())
+        if most > self.limits.memory and self._memory_over(found, most):
             return "memory"
         if self.looks % _LOOKS_AT_FILES == 0 and self._files_over(found):
             return "files"
@@ -95,22 +98,23 @@ class Watch:
             if child != self.started.leader:
                 os.waitpid(child, os.WNOHANG)
 
-    def _memory(self, found: list[int], most: int) -> bool:
+    def _memory_over(self, found: list[int], most: int) -> bool:
         """Whether the memory is over the limit, with each shared page counted once."""
         with _eyes_of(self.user):
-            shared_out = processes.shared_out_memory(found)
+            shared_out = memory.shared_out_memory(found, sum(self.shared.values()))
         used = most if shared_out is None else shared_out
         return used > self.limits.memory
 
     def _files_over(self, found: list[int]) -> bool:
         with _eyes_of(self.user):
-            deleted = processes.deleted_files(found, self.user.uid)
+            held = nameless.look(found, self.user.uid, self.installed, self.shared)
+        self.shared = held.shared
         # Python itself can be looked at.  Who cannot at two looks has executed something else, and
         # who maps a file that is deleted and closed hides its size: neither is an accident.
-        hiding = deleted.hidden & self.hidden
-        self.hidden = deleted.hidden
-        used = deleted.opened + self.folder.used(self.limits.files)
-        return used > self.limits.files or deleted.mapped > 0 or bool(hiding)
+        hiding = held.hidden & self.hidden
+        self.hidden = held.hidden
+        used = held.opened + self.folder.used(self.limits.files)
+        return used > self.limits.files or held.mapped > 0 or bool(hiding)
 
     def last_reason(self, reason: Reason | None) -> Reason | None:
         """Return the reason, or what is found to be over a limit when all has ended."""

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from psynth_jax.cli import sandbox as cli
 from psynth_jax.sandbox import selftest
+from psynth_jax.sandbox.outcome import Outcome
 from tests.cli.conftest import Command
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sandboxes need Linux")
@@ -60,6 +62,21 @@ def test_run(psynth: Command, program: Path) -> None:
     first, last = done.err.splitlines()
     assert first == "e"
     assert last.startswith("the program ended with exit code 3 after 0.")
+
+
+def test_a_terminal_obeys_no_program(
+    program: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    outcome = Outcome(0, False, None, "a\tä\x1b[2J\r\x9b1m\n", "\x07", 0.5)
+    cli._pass_on(outcome)
+    assert capsys.readouterr().out == outcome.stdout
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda stream: True)
+    cli._pass_on(outcome)
+    told = capsys.readouterr()
+    assert told.out == "a\tä\\x1b[2J\\x0d\\x9b1m\n"
+    assert told.err.splitlines()[0] == "\\x07"
 
 
 @pytest.mark.parametrize(

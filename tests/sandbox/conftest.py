@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -67,3 +70,30 @@ def fresh_actor(way: tuple[str, str], tmp_path: Path) -> Iterator[Sandboxed]:
         if (fault := made.fault()) is not None:
             pytest.skip(f"{backend} as {who}: {fault}")
         yield made
+
+
+# A child, its child, and a thread; each waits for stdin to end.
+_FAMILY = """
+import os, sys, threading
+inner = os.fork()
+if inner:
+    threading.Thread(target=sys.stdin.read).start()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+Family: TypeAlias = "subprocess.Popen[str]"
+
+
+@pytest.fixture
+def family() -> Iterator[Family]:
+    """A process with a child and a second thread."""
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _FAMILY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+        yield process
+        process.kill()

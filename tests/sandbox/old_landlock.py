@@ -6,6 +6,7 @@ A script: it runs as another user, with a Python that has none of the test's pac
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 
@@ -21,7 +22,7 @@ def main() -> None:
     job = client.job_for("landlock", sys.argv[3].encode(), {}, Limits())
     ours, theirs = socket.socketpair()
     messages.send(ours, job.to_json())
-    supervisor.serve(theirs)
+    supervisor.serve(theirs, f"psynth-sandbox-old-{os.getpid()}")
     answer = messages.receive(ours)
     assert answer is not None
     for name in ("stdout", "stderr"):

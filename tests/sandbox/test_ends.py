@@ -95,12 +95,35 @@ def test_nothing_survives_the_supervisor(fresh_actor: Sandboxed) -> None:
     fresh_actor.actor.start(program, fresh_actor.backend, seconds=60)
     processes = wait_for_named(token, 2)
     assert len(processes) == 2
-    _kill_supervisor(processes[0])
+    supervisor, _ = _supervisor_and_server(processes[0])
+    os.kill(supervisor, signal.SIGKILL)
     assert "has died" in fresh_actor.actor.answer()["error"]
     assert wait_for_named(token, 0) == []
     _wait_for_no_folders(fresh_actor)
     fresh_actor.actor.start("print(3)", fresh_actor.backend)
     assert fresh_actor.actor.answer()["stdout"] == "3\n"
+
+
+@pytest.mark.slow
+def test_the_program_dies_with_the_supervisor_and_the_server(fresh_actor: Sandboxed) -> None:
+    token = f"b-{os.getpid()}"
+    # It asks to live on when its parent dies.
+    program = NAME_ME.replace("TOKEN", token) + (
+        """
+import time
+ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)
+time.sleep(60)
+"""
+    )
+    fresh_actor.actor.start(program, fresh_actor.backend, seconds=60)
+    (process,) = wait_for_named(token, 1)
+    time.sleep(0.1)
+    supervisor, server = _supervisor_and_server(process)
+    os.kill(server, signal.SIGSTOP)  # so that it cannot clean up
+    os.kill(supervisor, signal.SIGKILL)
+    os.kill(server, signal.SIGKILL)
+    assert "has died" in fresh_actor.actor.answer()["error"]
+    assert wait_for_named(token, 0) == []
 
 
 @pytest.mark.slow
@@ -131,13 +154,14 @@ def _wait_for_no_folders(sandboxed: Sandboxed) -> None:
     assert sandboxed.actor.folders() == []
 
 
-def _kill_supervisor(process: int) -> None:
-    """Kill the supervisor above a process of a run: the child of the server."""
+def _supervisor_and_server(process: int) -> tuple[int, int]:
+    """Return the processes above a process of a run."""
     chain = [process]
     while chain[-1] > 1:
         chain.append(_parent(chain[-1]))
     # ... program, perhaps bubblewrap, supervisor, server, worker, this process
-    os.kill(chain[chain.index(os.getpid()) - 3], signal.SIGKILL)
+    own = chain.index(os.getpid())
+    return chain[own - 3], chain[own - 2]
 
 
 def _parent(process: int) -> int:

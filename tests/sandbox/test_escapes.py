@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -50,6 +51,16 @@ print(subprocess.run([sys.executable, "-I", "-c", "print('child')"], capture_out
 """
     outcome = sandboxed.run(program)
     assert (outcome.exit_code, outcome.stdout) == (0, "thread\nasync\nb'child\\n'\n"), outcome
+
+
+def test_files_are_copied_without_their_times(sandboxed: Sandboxed) -> None:
+    program = """
+import shutil
+open("a", "w").write("x" * 100)
+shutil.copyfile("a", "b")
+print(open("b").read() == "x" * 100)
+"""
+    assert sandboxed.run(program).stdout == "True\n"
 
 
 def test_files_outside_cannot_be_read(sandboxed: Sandboxed) -> None:
@@ -154,6 +165,7 @@ print(json.dumps([
     attempt(os.chown, path, os.getuid(), os.getgid()),
     attempt(os.fchmod, library, 0o777),
     attempt(call, "fchmodat2", -100, path.encode(), 0o777, 0),
+    attempt(os.utime, "/dev/null"),
 ]))
 """
         )
@@ -162,6 +174,33 @@ print(json.dumps([
         assert (after.st_mode, after.st_mtime) == (before.st_mode, before.st_mtime)
     finally:
         home.unlink()
+
+
+def test_files_that_all_may_write_to_keep_times_and_attributes(sandboxed: Sandboxed) -> None:
+    victim = Path(f"/tmp/psynth-test-open-{os.getpid()}")
+    victim.mkdir()
+    try:
+        victim.chmod(0o777)
+        (victim / "file").touch()
+        (victim / "file").chmod(0o666)
+        before = [path.stat().st_mtime_ns for path in (victim, victim / "file")]
+        told = sandboxed.told(
+            ATTEMPTS
+            + f"""
+folder = {str(victim)!r}
+answers = []
+for path in (folder, folder + "/file"):
+    answers.append(attempt(os.utime, path))
+    answers.append(attempt(os.setxattr, path, "user.x", b"y"))
+    answers.append(attempt(os.removexattr, path, "user.x"))
+print(json.dumps(answers))
+"""
+        )
+        assert told == ["EPERM"] * 6
+        assert [path.stat().st_mtime_ns for path in (victim, victim / "file")] == before
+        assert [os.listxattr(path) for path in (victim, victim / "file")] == [[], []]
+    finally:
+        shutil.rmtree(victim)
 
 
 def test_environment_and_descriptors_are_not_ours(sandboxed: Sandboxed) -> None:
@@ -258,12 +297,18 @@ print(json.dumps({
     "inotify": attempt(call, "inotify_init1", 0),
     "shmget": attempt(call, "shmget", 0, 4096, 0o1600),
     "dumpable": attempt(call, "prctl", 4, 0, 0, 0, 0),
+    "no death with the parent": attempt(call, "prctl", 1, 0, 0, 0, 0),
+    "attribute": attempt(os.setxattr, ".", "user.x", b"y"),
+    "rules": attempt(call, "landlock_create_ruleset", (ctypes.c_uint64 * 2)(0, 3), 16, 0),
+    "pages in pipes": attempt(call, "vmsplice", 1, 0, 0, 0),
+    "sync": attempt(call, "sync"),
+    "real time": attempt(os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(1)),
     "core": attempt(call, "prlimit64", 0, 4, (ctypes.c_uint64 * 2)(0, 0), 0),
 }))
 """
     )
     assert told == dict.fromkeys(told, "EPERM")
-    assert len(told) == 19
+    assert len(told) == 25
 
 
 def test_newer_and_foreign_calls_do_not_exist(sandboxed: Sandboxed) -> None:

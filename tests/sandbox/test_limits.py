@@ -191,6 +191,38 @@ while True:
     assert sandboxed.run(program, seconds=20, memory=80 * MIB).killed_for == "memory"
 
 
+def test_memory_in_shared_maps_whose_pages_no_process_has(sandboxed: Sandboxed) -> None:
+    program = """
+import mmap, time
+kept = []
+for _ in range(30):
+    shared = mmap.mmap(-1, 4 << 20)
+    shared.write(b"x" * (4 << 20))
+    shared.madvise(mmap.MADV_DONTNEED)
+    kept.append(shared)
+time.sleep(30)
+"""
+    assert sandboxed.run(program, seconds=20, memory=80 * MIB).killed_for == "memory"
+
+
+def test_memory_of_many_processes_whose_first_threads_have_ended(sandboxed: Sandboxed) -> None:
+    program = """
+import ctypes, os, platform, threading, time
+exit_of_one_thread = {"x86_64": 60, "aarch64": 93}[platform.machine()]
+libc = ctypes.CDLL(None)
+def fill():
+    kept = b"x" * (20 << 20)
+    time.sleep(30)
+for _ in range(6):
+    if os.fork() == 0:
+        threading.Thread(target=fill).start()
+        libc.syscall(exit_of_one_thread, 0)
+time.sleep(30)
+"""
+    outcome = sandboxed.run(program, seconds=20, memory=80 * MIB)
+    assert outcome.killed_for == "memory"
+
+
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_output(sandboxed: Sandboxed, stream: str) -> None:
     program = f"import sys\nfor _ in range(10_000): sys.{stream}.write('x' * 1_000_000)"

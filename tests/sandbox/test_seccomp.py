@@ -85,8 +85,10 @@ def test_calls_with_conditions(machine: str) -> None:
     assert asked("ioctl", 0, 1 << 32 | 0x5412) == fails_with(errno.ENOTTY)
     assert asked("fcntl", 0, 3) == ALLOW
     assert asked("fcntl", 0, 8) == DENIED
-    assert asked("prctl", 15) == ALLOW
-    assert asked("prctl", 4) == DENIED
+    for harmless in (15, 16, 39):  # PR_SET_NAME, PR_GET_NAME, PR_GET_NO_NEW_PRIVS
+        assert asked("prctl", harmless) == ALLOW
+    for denied in (1, 4, 22, 36, 0x53564D41):  # PR_SET_PDEATHSIG, PR_SET_DUMPABLE, ...
+        assert asked("prctl", denied) == DENIED
     assert asked("fallocate", 3, 0) == ALLOW
     assert asked("fallocate", 3, 1) == fails_with(errno.EOPNOTSUPP)
 
@@ -94,8 +96,8 @@ def test_calls_with_conditions(machine: str) -> None:
 @pytest.mark.parametrize("machine", MACHINES)
 def test_policies_differ(machine: str) -> None:
     plain = Filter(machine, Policy())
-    strict = Filter(machine, Policy(one_group=True, attributes=True, signals_only_to=77))
-    for name in ("setsid", "setpgid", "fchmod", "fchmodat2", "utimensat", "pidfd_send_signal"):
+    strict = Filter(machine, Policy(one_group=True, modes=True, signals_only_to=77))
+    for name in ("setsid", "setpgid", "fchmod", "fchmodat2", "fchownat", "pidfd_send_signal"):
         assert (plain(name), strict(name)) == (ALLOW, DENIED), name
     assert (plain("kill", 5, 9), strict("kill", 5, 9)) == (ALLOW, DENIED)
     assert strict("kill", -1, 9) == DENIED
@@ -110,10 +112,11 @@ def test_what_is_denied_whatever_its_arguments(machine: str) -> None:
     asked = Filter(machine, Policy())
     denied = {name for name in syscalls.NAMES if syscalls.number(name, machine) is not None}
     denied -= {*seccomp._conditions(Policy()), "ioctl", "clone3", "fallocate"}
-    denied -= {*seccomp._ATTRIBUTES.split(), *seccomp._GROUPS.split(), "pidfd_send_signal"}
+    denied -= {*seccomp._MODES.split(), *seccomp._GROUPS.split(), "pidfd_send_signal"}
     denied -= {"kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"}
     assert {name for name in denied if asked(name) != DENIED} == set()
     assert {"ptrace", "mount", "bpf", "socket", "io_uring_setup", "memfd_create"} < denied
+    assert {"fsetxattr", "utimensat", "vmsplice", "landlock_add_rule", "sync"} < denied
 
 
 @pytest.mark.parametrize("machine", MACHINES)

@@ -11,8 +11,9 @@ import re
 
 from psynth_jax.evaluation.benchmarks.thinking import after_thinking
 
+# What a line begins with is taken for good (`+`): to try each shorter fence would take all day.
 _BLOCK = re.compile(
-    r"^[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<tag>[\w+-]*)[^\n]*\n"
+    r"^[ \t]*+(?P<fence>`{3,}+|~{3,}+)[ \t]*+(?P<tag>[\w+-]*+)[^\n]*+\n"
     r"(?P<code>.*?)"
     r"(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)",
     re.DOTALL | re.MULTILINE,
@@ -27,7 +28,9 @@ def final_program(written: str, entry_point: str) -> str:
     tagged = [block["code"] for block in blocks if block["tag"].lower() in _PYTHON]
     untagged = [block["code"] for block in blocks if not block["tag"]]
     programs = tagged or untagged
-    definition = re.compile(rf"^\s*(?:async\s+)?def\s+{re.escape(entry_point)}\b", re.MULTILINE)
+    # No \s, which takes new lines, too: of a run of empty lines each would begin a search.
+    name = re.escape(entry_point)
+    definition = re.compile(rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{name}\b", re.MULTILINE)
     defining = [code for code in programs if definition.search(code)]
     for found in (defining, programs):
         if found:

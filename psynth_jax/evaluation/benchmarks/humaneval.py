@@ -33,13 +33,13 @@ class HumanEvalPlus(CodeBenchmark):
         solution = row_fields.code(where, row, "canonical_solution")
         details: dict[str, Any] = {"entry_point": entry_point, "solution": prompt + solution}
         if "base_input" in row:
-            details["base"] = encoded_cases(inputs_of(where, row, "base_input"))
-            details["plus"] = encoded_cases(inputs_of(where, row, "plus_input"))
+            details["base"] = encoded_cases(where, inputs_of(where, row, "base_input"))
+            details["plus"] = encoded_cases(where, inputs_of(where, row, "plus_input"))
             details["atol"] = atol_of(where, row)
         else:
             test = row_fields.code(where, row, "test", "base_input")
             details["base"] = []
-            details["plus"] = encoded_cases(stated_inputs(where, test))
+            details["plus"] = encoded_cases(where, stated_inputs(where, test))
             details["atol"] = _ROOT_ATOL if entry_point == "find_zero" else 0.0
             # The published code replaces the word wherever it stands, and calls the check itself.
             replaced = re.sub(r"candidate", lambda match: entry_point, test)

@@ -52,8 +52,8 @@ def _of_release(where: str, row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "entry_point": entry_point,
         "solution": row_fields.code(where, row, "canonical_solution"),
-        "base": encoded_cases(with_types(base, shapes)),
-        "plus": encoded_cases(with_types(plus, shapes)),
+        "base": encoded_cases(where, with_types(where, base, shapes)),
+        "plus": encoded_cases(where, with_types(where, plus, shapes)),
         "atol": atol_of(where, row),
     }
 
@@ -64,7 +64,7 @@ def _of_hub(where: str, row: Mapping[str, Any]) -> dict[str, Any]:
         "entry_point": _tested_function(where, _listed(where, row)),
         "solution": row_fields.code(where, row, "code"),
         "base": [],
-        "plus": encoded_cases(stated_inputs(where, test)),
+        "plus": encoded_cases(where, stated_inputs(where, test)),
         "atol": 0.0,
         "test": test,
     }
@@ -94,5 +94,5 @@ def _statements(where: str, assertions: str) -> list[str]:
 def _parsed(where: str, assertions: str) -> ast.Module:
     try:
         return ast.parse(assertions)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise DataError(f"{where}: the assertions are no Python: {error}") from None

@@ -1,7 +1,8 @@
 """Whether what a candidate returns is right, given what the canonical solution returns.
 
 equal as Python has it       1 == 1.0 == True, but (1,) != [1]; nan counts as equal to nan
-floats, at any depth         within the row's `atol`, or 1e-6, plus 1e-7 of the right value
+floats, at any depth         within the row's `atol`, or 1e-6, plus 1e-7 of the right value;
+                             parts of sets and keys are compared in sorted order
 some functions               as EvalPlus documents them; the three tables below
 """
 
@@ -9,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from psynth_jax.evaluation.benchmarks.sandboxed.values import Other
+from psynth_jax.evaluation.benchmarks.sandboxed.values import Other, refuse_alike
 
 # Any order and any number of repetitions is right.
 AS_SETS = frozenset(
@@ -28,7 +29,7 @@ AS_ROOTS = frozenset({"find_zero"})
 
 _ATOL = 1e-6
 _RTOL = 1e-7
-_DIGITS = 6  # of a float in a vote: those who differ behind them say the same
+_DIGITS = 12  # of a float in a vote: those who differ behind them say the same
 
 
 def is_right(entry_point: str, got: Any, right: Any, arguments: Sequence[Any], atol: float) -> bool:
@@ -47,10 +48,10 @@ def is_right(entry_point: str, got: Any, right: Any, arguments: Sequence[Any], a
         if entry_point in AS_TRUTH:
             return _truth(got) == _truth(right)
         if entry_point in AS_SETS and isinstance(got, list | tuple | set | frozenset):
-            return set(got) == set(right)
+            return _same(_as_set(got), _as_set(right), atol)
         return _same(got, right, atol)
     # What a candidate returns may not be hashable, or as large as no float.
-    except (TypeError, OverflowError, RecursionError):
+    except (TypeError, ValueError, OverflowError, RecursionError):
         return False
 
 
@@ -76,10 +77,26 @@ def _same(got: Any, right: Any, atol: float) -> bool:
             return False
         return all(_same(one, other, atol) for one, other in zip(got, right, strict=True))
     if isinstance(right, dict):
-        if not isinstance(got, dict) or got.keys() != right.keys():
-            return False
-        return all(_same(got[key], value, atol) for key, value in right.items())
+        return isinstance(got, dict) and _same_pairs(got, right, atol)
+    if isinstance(right, set | frozenset) and isinstance(got, set | frozenset):
+        return got == right or _same(sorted(got), sorted(right), atol)
     return bool(got == right)
+
+
+def _as_set(value: Collection[Any]) -> set[Any]:
+    parts = list(value)
+    refuse_alike(parts)
+    return set(parts)
+
+
+def _same_pairs(got: dict[Any, Any], right: dict[Any, Any], atol: float) -> bool:
+    if got.keys() == right.keys():
+        return all(_same(got[key], value, atol) for key, value in right.items())
+    return _same(sorted(got.items(), key=_key), sorted(right.items(), key=_key), atol)
+
+
+def _key(pair: tuple[Any, Any]) -> Any:
+    return pair[0]
 
 
 def _is_close(got: complex, right: complex, atol: float) -> bool:
@@ -136,9 +153,13 @@ def _spelled(value: Any) -> str:
         return f"dict({','.join(sorted(pairs))})"
     if isinstance(value, Other):
         return f"<{value.name}>"
-    if isinstance(value, float):
-        return f"{value:.{_DIGITS}g}"
-    # Booleans and whole numbers equal floats: 1 == 1.0 == True.
-    if isinstance(value, int) and abs(value) < 10**_DIGITS:
-        return f"{int(value):.{_DIGITS}g}"
+    if isinstance(value, complex) and value.imag != 0:
+        return f"complex({_spelled(value.real)},{_spelled(value.imag)})"
+    if isinstance(value, complex):
+        value = value.real
+    if isinstance(value, float) and not value.is_integer():
+        value = float(f"{value:.{_DIGITS}g}")
+    # Booleans and whole numbers equal floats: 1 == 1.0 == True, 0 == -0.0.
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return hex(value) if isinstance(value, int) else repr(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def atol_of(where: str, row: Row) -> float:
     Raises `DataError` for what is no number from 0.
     """
     value = row.get("atol") or 0
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < math.inf:
         raise DataError(f"{where}: 'atol' must be a number from 0, not {shown(value)}")
     return float(value)

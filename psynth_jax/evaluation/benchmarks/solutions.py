@@ -24,13 +24,12 @@ _TOO_MUCH = ("TooLarge", "MemoryError")
 class Case:
     """An input that counts.
 
-    arguments: as JSON values.  right: what the solution returned.  seconds: that it took.
-    is_base: whether the original benchmark has this input.
+    arguments: as JSON values.  output: what the solution returned.  is_base: whether the original
+    benchmark has this input.
     """
 
     arguments: Sequence[Any]
-    right: Any
-    seconds: float
+    output: trials.Output
     is_base: bool
 
 

@@ -39,7 +39,7 @@ def stated_inputs(where: str, test: str) -> list[list[Any]]:
     """
     try:
         tree = ast.parse(test)
-    except (SyntaxError, ValueError, RecursionError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise DataError(f"{where}: 'test' is no Python program: {error}") from None
     for node in ast.walk(tree):
         if not isinstance(node, ast.Assign) or len(node.targets) != 1:
@@ -53,7 +53,7 @@ def stated_inputs(where: str, test: str) -> list[list[Any]]:
 def _literal(where: str, node: ast.expr) -> list[list[Any]]:
     try:
         found = ast.literal_eval(_Floats().visit(node))
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
         raise DataError(f"{where}: 'inputs' in 'test' is no list of literals: {error}") from None
     rows = found if isinstance(found, list) else [None]
     if not all(isinstance(arguments, list | tuple) for arguments in rows):

@@ -16,6 +16,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from psynth_jax.errors import DataError, shown
+
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
@@ -33,13 +35,20 @@ _PLAIN = Shape()
 _SERIES: dict[type, str] = {tuple: "tuple", set: "set", list: "list", frozenset: "set"}
 
 
-def with_types(inputs: Sequence[list[Any]], shapes: Sequence[Shape]) -> list[list[Any]]:
-    """Return inputs, each a list of arguments, whose values are what the shapes say."""
+def with_types(where: str, inputs: Sequence[list[Any]], shapes: Sequence[Shape]) -> list[list[Any]]:
+    """Return inputs, each a list of arguments, whose values are what the shapes say.
+
+    Raises `DataError` naming the line where one cannot be that: a set of lists.
+    """
     typed = []
     for arguments in inputs:
         padded = [*shapes, *[_PLAIN] * (len(arguments) - len(shapes))]
         pairs = zip(arguments, padded, strict=False)
-        typed.append([apply(value, shape) for value, shape in pairs])
+        try:
+            typed.append([apply(value, shape) for value, shape in pairs])
+        except (TypeError, ValueError) as error:
+            told = f"the input {shown(arguments)} is of another kind than the assertions"
+            raise DataError(f"{where}: {told}: {error}") from None
     return typed
 
 
@@ -59,9 +68,13 @@ def shapes_of(assertions: str, entry_point: str, base: Sequence[list[Any]]) -> l
     # Where all base inputs are numbers, a text among the others is one that JSON cannot write.
     for index in range(len(shapes)):
         column = [arguments[index] for arguments in base if index < len(arguments)]
-        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in column):
+        if all(_is_real(value) for value in column):
             shapes[index] = Shape("complex")
     return shapes
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def apply(value: Any, shape: Shape) -> Any:
@@ -76,8 +89,11 @@ def apply(value: Any, shape: Shape) -> Any:
             return set(parts)
         return tuple(parts) if shape.kind == "tuple" else parts
     if isinstance(value, dict):
-        pairs = [(key, apply(part, inner)) for key, part in value.items()]
-        return {int(key): part for key, part in pairs} if shape.kind == "int keys" else dict(pairs)
+        found: dict[Any, Any] = {}
+        for key, part in value.items():
+            typed_key = int(key) if shape.kind == "int keys" else key
+            found[typed_key] = apply(part, inner)
+        return found
     if shape.kind == "complex" and isinstance(value, str):
         try:
             return complex(value)
@@ -93,7 +109,7 @@ def _calls(assertions: str, entry_point: str) -> Iterable[list[Any]]:
         if node.func.id == entry_point:
             try:
                 yield [ast.literal_eval(argument) for argument in node.args]
-            except ValueError:
+            except (ValueError, TypeError, RecursionError):  # no literals, or a set of lists
                 continue
 
 
@@ -101,7 +117,10 @@ def _as_json(value: Any) -> str:
     def plain(part: Any) -> Any:
         return sorted(part, key=repr) if isinstance(part, set | frozenset) else str(part)
 
-    return json.dumps(value, default=plain)
+    try:
+        return json.dumps(value, default=plain)
+    except TypeError:  # keys that JSON has not: no base input is equal
+        return ""
 
 
 def _are_texts_of(called: Sequence[Any], arguments: Sequence[Any]) -> bool:

@@ -121,6 +121,35 @@ def test_a_broken_solution(tmp_path: Path) -> None:
         benchmark.judged(fenced("def double(values): return 1\n"), question)
 
 
+@pytest.mark.parametrize("value", ["range(3)", "(x for x in values)", "__import__('fractions').Fraction(1, 3)"])
+def test_a_solution_whose_outputs_equal_nothing(tmp_path: Path, value: str) -> None:
+    benchmark, question, _ = made(tmp_path, canonical_solution=f"    return {value}\n")
+    told = "humaneval_plus HumanEval/0: nothing that the canonical solution returns equals itself"
+    with pytest.raises(DataError) as caught:
+        benchmark.judged(fenced(f"def double(values): return {value}\n"), question)
+    assert str(caught.value) == told
+
+
+def test_an_output_that_equals_nothing_counts_for_nobody(tmp_path: Path) -> None:
+    body = "    return values or iter(values)\n"
+    benchmark, question, _ = made(tmp_path, canonical_solution=body)
+    program = "def double(values): return values or None\n"
+    assert benchmark.judged(fenced(program), question)[1] == RIGHT
+
+
+def test_nothing_is_tried_behind_a_wrong_output(tmp_path: Path) -> None:
+    long = "    return 'x' * 900_000\n"
+    inputs = {"base_input": [[[0]]], "plus_input": [[[number]] for number in range(40)]}
+    benchmark, question, run = made(tmp_path, canonical_solution=long, **inputs)
+    right = "def double(values): return 'x' * 900_000\n"
+    assert benchmark.judged(fenced(right), question)[1] == RIGHT
+    assert run.runs == 4
+    wrong_at_last = "def double(values): return 'x' * (900_000 - (values == [5]))\n"
+    told = {"accuracy": 0.0, "accuracy_base": 1.0}
+    assert benchmark.judged(fenced(wrong_at_last), question)[1] == told
+    assert run.runs == 5
+
+
 def test_a_slow_solution_gives_candidates_time(tmp_path: Path) -> None:
     slow = "    import time\n    time.sleep(0.2)\n    return [2 * v for v in values]\n"
     benchmark, question, _ = made(tmp_path, canonical_solution=slow)
@@ -158,4 +187,7 @@ def test_damaged_reports(stdout: str, monkeypatch: pytest.MonkeyPatch) -> None:
         exit_code = 0
         stdout = text
 
-    assert trials.try_program(lambda *_: Told(), "", "f", [[]], QUICK) == [None]
+    (output,) = trials.try_program(lambda *_: Told(), "", "f", [[]], QUICK)
+    if output is not None:
+        with pytest.raises(ValueError, match="no encoded value"):
+            output.value()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from psynth_jax.evaluation.benchmarks.fences import final_program, published_program
@@ -53,6 +55,20 @@ ANSWERS = [
 @pytest.mark.parametrize(("written", "program"), ANSWERS)
 def test_answers(written: str, program: str) -> None:
     assert final_program(written, "f") == program
+
+
+@pytest.mark.parametrize("filling", ["\n" * 200_000, "    " * 100_000 + "\n"])
+def test_long_blanks_take_no_time(filling: str) -> None:
+    started = time.process_time()
+    assert final_program(f"```python\nx = 1\n{filling}y = 1\n```", "f").startswith("x = 1\n")
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("text", ["`" * 100_000, "```" + " " * 100_000, "```" + "a" * 100_000])
+def test_long_lines_without_an_end_take_no_time(text: str) -> None:
+    started = time.process_time()
+    assert final_program(text, "f") == ""
+    assert time.process_time() - started < 2
 
 
 def test_there_are_many() -> None:

@@ -80,6 +80,11 @@ def test_rows_of_the_hub(tmp_path: Path, form: str) -> None:
     assert len({benchmark.vote_key(text, question) for text in texts}) == 1
 
 
+DEEP: list[Any] = []
+for _ in range(70):
+    DEEP = [DEEP]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -91,6 +96,8 @@ def test_rows_of_the_hub(tmp_path: Path, form: str) -> None:
         ({"plus_input": [1]}, "'plus_input' must hold lists of arguments, not 1"),
         ({"atol": -1}, "'atol' must be a number from 0, not -1"),
         ({"atol": "x"}, "'atol' must be a number from 0, not 'x'"),
+        ({"atol": float("nan")}, "'atol' must be a number from 0, not nan"),
+        ({"base_input": [[1], [DEEP]]}, "input 1 is too deep or has too many values"),
     ],
 )
 def test_errors(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -43,6 +44,16 @@ NAN, INF = float("nan"), float("inf")
         ({"a": 1}, {"b": 1}, 0, False),
         ([1], {"b": 1}, 0, False),
         ({1, 2}, {2, 1}, 0, True),
+        ({0.1 + 0.2, 5}, {0.3, 5.0}, 0, True),
+        ({0.301, 5}, {0.3, 5}, 0, False),
+        ({(1, 0.1 + 0.2)}, frozenset({(1, 0.3)}), 0, True),
+        ({1, 2}, {1, 3}, 0, False),
+        ({1}, {1, 2}, 0, False),
+        ({1, "a"}, {2, "a"}, 0, False),
+        ({NAN}, {NAN}, 0, True),
+        ({0.1 + 0.2: 1}, {0.3: 1}, 0, True),
+        ({0.1 + 0.2: 1}, {0.3: 2}, 0, False),
+        ({0.1: 1, 0.2: 2}, {0.1: 1}, 0, False),
         (Other("Match"), Other("Match"), 0, False),
         ([Other("x")], [None], 0, False),
     ],
@@ -57,6 +68,18 @@ def test_any_order() -> None:
     assert not is_right("similar_elements", [[2], [1]], (1, 2), [], 0)
     assert not is_right("similar_elements", None, (1, 2), [], 0)
     assert not is_right("shared_elements", [2, 1], [1, 2], [], 0)
+
+
+def test_floats_in_any_order() -> None:
+    assert is_right("Diff", [5, 0.1 + 0.2], [0.3, 5], [], 0)
+    assert not is_right("Diff", [5, 0.31], [0.3, 5], [], 0)
+
+
+def test_keys_that_share_a_hash_take_no_time() -> None:
+    alike = [number * (2**61 - 1) for number in range(60_000)]
+    started = time.process_time()
+    assert not is_right("Diff", alike, [1], [], 0)
+    assert time.process_time() - started < 5
 
 
 def test_truth() -> None:
@@ -82,6 +105,13 @@ def test_votes() -> None:
     assert key == output_key("f", [1.0, [0.3], "a", {3: 4, 1: 2}])
     assert key != output_key("f", [1, (0.3,), "a", {1: 2, 3: 4}])
     assert key != output_key("f", [1, [0.3001], "a", {1: 2, 3: 4}])
+    for values in ([1, 1.0, True, 1 + 0j], [0, -0.0, False], [10**15, 1e15], [2**80, 2.0**80]):
+        assert len({output_key("f", [[value]]) for value in values}) == 1
+    assert output_key("f", [0.99999999999999]) == output_key("f", [1])
+    assert output_key("f", [1e-7]) != output_key("f", [1.001e-7])
+    assert output_key("f", [1234567.5]) != output_key("f", [1234568])
+    assert output_key("f", [1 + 2j]) == output_key("f", [1 + (0.1 + 1.9) * 1j]) != output_key("f", [2 + 1j])
+    assert len({output_key("f", [value]) for value in (NAN, INF, -INF, "nan")}) == 4
     assert output_key("f", [10**30]) != output_key("f", [10**30 + 1])
     assert output_key("f", [Other("ValueError")]) == output_key("f", [Other("ValueError")])
     assert output_key("Diff", [[2, 1, 1]]) == output_key("Diff", [(1, 2)])
