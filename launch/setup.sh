@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Make or complete the virtual environment of this checkout.
 #
-#     launch/setup.sh [demo|cuda|gcs|tpu|notebooks|test|test-light]
+#     launch/setup.sh [demo|cuda|evaluation|gcs|tpu|notebooks|test|test-light]
 #     launch/setup.sh --extern NAME
 #
 # demo (the default) is what launch/quickstart.sh needs.  cuda and tpu add what JAX needs for these, gcs and tpu what gs://
-# addresses need.
+# addresses need, evaluation what compares answers in mathematics.
 # notebooks adds what executes notebooks; test adds torch, the oracle of the tests; test-light has pytest and no torch.
 # Each is enough for the demo, and holds the SmolLM2-135M weights.  Versions are those of launch/constraints.txt.
 # Everything is printed on stderr.
@@ -39,8 +39,9 @@ install=(--editable ".[$extra]" --constraint launch/constraints.txt)
 requirements=(pyproject.toml launch/setup.sh launch/constraints.txt)
 weights_too=true
 case "$extra" in
-  demo) versions=(3.12 3.13 3.11) stamps=(demo cuda tpu notebooks test-light test) ;;
+  demo) versions=(3.12 3.13 3.11) stamps=(demo cuda evaluation tpu notebooks test-light test) ;;
   cuda) versions=(3.12 3.13 3.11) stamps=(cuda) ;;
+  evaluation) versions=(3.12 3.13 3.11) stamps=(evaluation test) ;;
   gcs) versions=(3.12 3.13 3.11) stamps=(gcs tpu notebooks test) ;;
   tpu) versions=(3.12 3.13 3.11) stamps=(tpu test) ;;
   notebooks) versions=(3.12 3.13 3.11) stamps=(notebooks test) ;;
@@ -61,7 +62,7 @@ case "$extra" in
     grep -qE '^(-e|--editable) ' "$tier/requirements.txt" || weights_too=false
     ;;
   *)
-    echo "usage: launch/setup.sh [demo|cuda|gcs|tpu|notebooks|test|test-light], not '$extra'"
+    echo "usage: launch/setup.sh [demo|cuda|evaluation|gcs|tpu|notebooks|test|test-light], not '$extra'"
     exit 2
     ;;
 esac

@@ -103,7 +103,7 @@ class Lines:
         """Write a line to the end, and out of this process.  Raises `InputError` when the disk does not take it."""
         assert self._file is not None, "lines are added inside of open()"
         try:
-            self._file.write(_json(value) + "\n")
+            self._file.write(json_text(value) + "\n")
             self._file.flush()
         except OSError as error:
             raise InputError(f"cannot write {self.path}: {error.strerror}; the lines before are kept") from None
@@ -131,13 +131,13 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _json(value: Any) -> str:
-    """Return a value on one line; what UTF-8 cannot encode is escaped."""
-    text = json.dumps(value, ensure_ascii=False)
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON, on one line without an indent; what UTF-8 cannot encode is escaped."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
     try:
         text.encode()
     except UnicodeEncodeError:
-        return json.dumps(value)
+        return json.dumps(value, indent=indent)
     return text
 
 

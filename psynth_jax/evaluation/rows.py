@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from psynth_jax.directories import followed
 from psynth_jax.errors import DataError, InputError
-from psynth_jax.evaluation.lines import Lines, Shard
+from psynth_jax.evaluation.lines import Lines, Shard, json_text
 from psynth_jax.files import read_text, refuse_special, write_text
 from psynth_jax.storage.paths import is_bucket
 
@@ -171,7 +171,10 @@ class RowFile:
 
 def _has_lines(folder: Path) -> bool:
     """Whether anything was written under the settings that are there; a run that failed at once wrote nothing."""
-    return any(path.stat().st_size > 0 for path in folder.glob("*.jsonl"))
+    try:
+        return any(path.stat().st_size > 0 for path in folder.glob("*.jsonl"))
+    except OSError as error:  # a link to itself
+        raise InputError(f"cannot read {folder}: {error.strerror or error}") from None
 
 
 def _has_files(folder: Path) -> bool:
@@ -195,7 +198,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _write_whole(path: Path, value: Mapping[str, Any]) -> None:
     try:
         refuse_special(path)
-        write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        write_text(path, json_text(value, indent=1) + "\n")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 

@@ -10,8 +10,8 @@ import pytest
 
 import psynth_jax as ps
 from psynth_jax.convert import load
-from psynth_jax.convert.convert import table
 from tests.cli.conftest import Command, Refused
+from tests.cli.conversion_table import table
 from tests.tiny import random_lora
 
 ROOT = Path(__file__).parents[2]

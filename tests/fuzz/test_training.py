@@ -9,6 +9,7 @@ import pytest
 from psynth_jax.compiling.workload import read_matrix
 from psynth_jax.convert.load import load_model
 from psynth_jax.prompts import load_roles
+from psynth_jax.training.checkpoint import CheckpointReader
 from psynth_jax.training.config import read_config
 from psynth_jax.training.curves import read_curves
 from psynth_jax.training.report import summarise
@@ -92,6 +93,14 @@ def test_damaged(kind: Kind, place: Place, command: Command) -> None:
     fuzz(kind, place, command)
 
 
+def take(trainer: Trainer, which: str) -> int:
+    """Take up a checkpoint, as a run that is resumed does; return its step."""
+    reader = CheckpointReader(trainer.workdir)
+    step = reader.find(which)
+    trainer._take(reader, step)
+    return step
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("which", CHECKPOINTS)
 def test_checkpoints(which: str, place: Place, command: Command) -> None:
@@ -101,7 +110,7 @@ def test_checkpoints(which: str, place: Place, command: Command) -> None:
     trainer = Trainer(settings, load_model("hf"), data, evaluation)
 
     def use(place: Place, command: Command) -> Said:
-        return called(lambda: [trainer.take("latest"), trainer.take("best")])
+        return called(lambda: [take(trainer, "latest"), take(trainer, "best")])
 
     files, damage = CHECKPOINTS[which]
     kind = Kind(f"checkpoint, {which}", files, damage, use, "run")

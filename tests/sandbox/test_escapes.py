@@ -83,8 +83,10 @@ for path in {outside!r}:
 print(json.dumps(seen))
 """
     seen = sandboxed.told(program)
-    # Under bubblewrap the folders on the way to Python can be listed, and have nothing else.
-    above_python = {str(folder) for folder in Path(sys.base_prefix).parents} | {"/root/.pyenv"}
+    # Under bubblewrap the folders on the way to Python and its packages can be listed, and have nothing else.
+    above_python = {"/root/.pyenv"}
+    for python in (sys.base_prefix, sys.prefix):
+        above_python |= {str(folder) for folder in Path(python).parents}
     assert set(seen) <= above_python, seen
 
 
