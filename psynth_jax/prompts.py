@@ -113,6 +113,13 @@ def baseline_messages(question: str, texts: Sequence[str]) -> list[Message]:
     return [{"role": "user", "content": TEXT_BASELINE_TEXT.format(notes=notes, question=question)}]
 
 
+def read_as(text: str) -> str:
+    """Return a worker's text as it is read; that of a worker which wrote nothing says so."""
+    if text.strip():
+        return text
+    return NOTHING_WRITTEN
+
+
 def question_messages(question: str) -> list[Message]:
     """Return the question alone."""
     return [{"role": "user", "content": checked_text(question, "the question")}]

@@ -35,7 +35,7 @@ from psynth_jax.evaluation.second_look import own_branches
 from psynth_jax.evaluation.tasks import Question, Task
 from psynth_jax.evaluation.voting import best_worker, elected
 from psynth_jax.model import Model
-from psynth_jax.prompts import NOTHING_WRITTEN, baseline_messages, question_messages, synthesis_messages
+from psynth_jax.prompts import baseline_messages, question_messages, read_as, synthesis_messages
 from psynth_jax.synthesis.arguments import checked_gate
 from psynth_jax.synthesis.gate import Gate
 from psynth_jax.synthesis.inputs import tokenizer_of
@@ -82,7 +82,7 @@ def _texts(question: Question) -> list[str]:
     """Return the texts to be read; a file's are not blank, a live worker's may be."""
     if not question.workers:
         return question.texts
-    return [text if text.strip() else NOTHING_WRITTEN for text in question.texts]
+    return [read_as(text) for text in question.texts]
 
 
 def _from_branches(

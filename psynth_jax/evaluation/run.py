@@ -241,7 +241,9 @@ def _settings(plan: Plan, synthesizers: Synthesizers) -> dict[str, Any]:
     """Return what rows must share to be compared with each other."""
     model, device = synthesizers.base.model, jax.devices()[0]
     used = {method.weights: synthesizers.of(method) for method in plan.methods}
-    draws = plan.temperature > 0 or (plan.workers is None and any(method.draws for method in plan.methods))
+    draws = plan.temperature > 0
+    if plan.workers is None:  # live workers have a seed of their own
+        draws = draws or any(method.draws for method in plan.methods)
     digests = {name: synth.adapter.digest for name, synth in used.items() if name != "base"}
     gate = used["gated"].gate if "gated" in used else None
     settings = {

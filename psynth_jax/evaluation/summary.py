@@ -77,8 +77,9 @@ def _against_text(own: Sequence[Row], text: Sequence[Row], scores: Sequence[str]
     """Compare a method with `text`, question by question."""
     differences = {}
     for name in scores:
-        pair = [row[name] for row in own], [row[name] for row in text]
-        differences[name] = dataclasses.asdict(difference_interval(*pair, seed))
+        first = [row[name] for row in own]
+        second = [row[name] for row in text]
+        differences[name] = _described(difference_interval(first, second, seed))
     same = []
     for one, other in zip(own, text, strict=True):
         same.append(float(_key(one) == _key(other) != ""))  # two that give no answer do not agree

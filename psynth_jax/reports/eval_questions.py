@@ -72,12 +72,14 @@ def _question(evaluation: Evaluation, asked: Asked, longest: int | None) -> dict
         if answer is not None:
             answers[method.name] = answer
     task, number = asked.key
+    right = [cut(each, longest) for each in asked.right_answers]
+    workers = [_worker(worker, longest) for worker in asked.workers]
     found: dict[str, Any] = {
         "task": task,
         "id": number,
         "question": cut(asked.question, longest),
-        "right": [cut(each, longest) for each in asked.right_answers],
-        "workers": [_worker(worker, longest) for worker in asked.workers],
+        "right": right,
+        "workers": workers,
         "seconds": asked.seconds,
         "flags": flags(answers, evaluation.right_score),
     }

@@ -62,11 +62,9 @@ def report_eval(
         contents = {picture.file: (drawn / picture.file).read_bytes() for picture in pictures}
         text = page(sections, comparison, contents, limit_text)
         _write(target, contents, text)
-    return {
-        "page": str(target / PAGE),
-        "pictures": [str(target / picture.file) for picture in pictures],
-        "evaluations": [_described(evaluation) for evaluation in evaluations],
-    }
+    paths = [str(target / picture.file) for picture in pictures]
+    described = [_described(evaluation) for evaluation in evaluations]
+    return {"page": str(target / PAGE), "pictures": paths, "evaluations": described}
 
 
 def _target(folders: Sequence[str | Path], into: str | Path | None) -> Path:

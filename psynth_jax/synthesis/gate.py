@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, TypeAlias, get_args
 
-from psynth_jax.branches import Branch, Branches
+from psynth_jax.branches import Branches
 from psynth_jax.errors import ContextLengthError, InputError, ModelMismatchError, shown
 from psynth_jax.files import read_text
 from psynth_jax.identity import Identity, short
-from psynth_jax.prompts import NOTHING_WRITTEN
+from psynth_jax.prompts import read_as
 from psynth_jax.synthesis.generate import OnToken, StreamedToken
 from psynth_jax.synthesis.result import Confidence, Route, SynthesisResult
 
@@ -108,14 +108,8 @@ def texts_of(branches: Branches | Sequence[Branches]) -> list[list[str]]:
     joined = branches if isinstance(branches, Branches) else Branches.batch(branches)
     texts = []
     for group in joined.questions:
-        texts.append([_text_of(branch) for branch in group])
+        texts.append([read_as(branch.text) for branch in group])
     return texts
-
-
-def _text_of(branch: Branch) -> str:
-    if branch.text.strip():
-        return branch.text
-    return NOTHING_WRITTEN
 
 
 def gated_answers(

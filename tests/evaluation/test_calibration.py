@@ -82,7 +82,11 @@ def test_of_equal_scores_the_gate_that_asks_the_texts_least() -> None:
             wrong = method == "branches" and number < 40
             each["accuracy"] = float(not wrong)
             # Likelihoods tell the wrong answers from the others; margins doubt as many right ones.
-            each["confidence"] = {"likelihood": 0.2 if number < 40 else 0.9, "margin": 0.01 if number < 80 else 0.3}
+            each["confidence"] = {"likelihood": 0.9, "margin": 0.3}
+            if number < 80:
+                each["confidence"]["margin"] = 0.01
+            if number < 40:
+                each["confidence"]["likelihood"] = 0.2
         return found
 
     found = calibrated(with_margins("branches"), with_margins("text"), "accuracy")

@@ -84,7 +84,7 @@ print(json.dumps(seen))
 """
     seen = sandboxed.told(program)
     # Under bubblewrap the folders on the way to Python and its packages can be listed, and have nothing else.
-    above_python = {"/root/.pyenv"}
+    above_python: set[str] = set()
     for python in (sys.base_prefix, sys.prefix):
         above_python |= {str(folder) for folder in Path(python).parents}
     assert set(seen) <= above_python, seen

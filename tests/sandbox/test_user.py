@@ -35,7 +35,7 @@ def test_root_becomes_somebody_else_each_time(as_root: set[int]) -> None:
 
 
 def test_root_keeps_what_reads_a_closed_python(as_root: set[int]) -> None:
-    assert user.choose("/root/python").capabilities == 1 << kernel.CAP_DAC_READ_SEARCH
+    assert user.choose("/closed/python").capabilities == 1 << kernel.CAP_DAC_READ_SEARCH
 
 
 def test_root_that_cannot_drop_is_refused(as_root: set[int]) -> None:
@@ -48,8 +48,8 @@ def test_root_that_cannot_drop_is_refused(as_root: set[int]) -> None:
 
 def test_root_that_cannot_share_python_is_refused(as_root: set[int]) -> None:
     as_root.discard(kernel.CAP_DAC_READ_SEARCH)
-    with pytest.raises(SandboxError, match="cannot read /root/python; install Python where"):
-        user.choose("/root/python")
+    with pytest.raises(SandboxError, match="cannot read /closed/python; install Python where"):
+        user.choose("/closed/python")
 
 
 @pytest.mark.parametrize(
