@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -157,9 +157,9 @@ def sample(logits: Array, rows: RowSampling, step: Array, *, greedy: bool) -> Sa
     # At most 0, so that a low temperature cannot make several logits infinite.
     scaled = (logits - logits.max(axis=-1, keepdims=True)) / temperature[:, None]
     cuts = (rows.temperature > 0) & ((rows.top_p < 1) | (rows.top_k > 0))
-    # A sort of the vocabulary takes longer than the rest of a draw: it is in a branch of its own, which
-    # runs where a row asks for it.  Rows that ask for nothing come out of it as they went in.
-    cut = functools.partial(jax.vmap(_truncate), scaled, rows.top_p, rows.top_k)
+    # The cut takes as long as the rest of a draw: it is in a branch of its own, which runs where a row
+    # asks for it.  Rows that ask for nothing come out of it as they went in.
+    cut = functools.partial(_truncate, scaled, rows.top_p, rows.top_k)
     kept = jax.lax.cond(cuts.any(), cut, lambda: scaled)
     noise = jax.vmap(functools.partial(_noise, step, logits.shape[-1]))(rows.seed)
     drawn = jnp.argmax(kept + noise, axis=-1).astype(jnp.int32)
@@ -189,13 +189,38 @@ def _measured(logits: Array, token: Array, best: Array, finite: Array) -> Sample
 
 
 def _truncate(logits: Array, top_p: Array, top_k: Array) -> Array:
-    """Set logits `[V]` outside the top k, and outside the smallest set of probability top_p among those, to -inf."""
-    vocabulary = logits.shape[-1]
-    descending = jnp.sort(logits, descending=True)
-    keep = jnp.arange(vocabulary) < jnp.where(top_k > 0, top_k, vocabulary)
-    probabilities = jax.nn.softmax(jnp.where(keep, descending, -jnp.inf))
-    before = jnp.cumsum(probabilities) - probabilities
-    keep &= (before < top_p) | (top_p >= 1)
-    keep |= jnp.arange(vocabulary) == 0  # a denormal top_p is 0 where denormals are flushed
-    smallest = jnp.where(keep, descending, jnp.inf).min()
-    return jnp.where(logits >= smallest, logits, -jnp.inf)
+    """Set logits `[B, V]` outside the top k, and outside the smallest set of probability top_p among those, to -inf.
+
+    logits: at most 0, the largest of a row is 0.  Of logits that are equal, all are kept or none.
+    """
+    # Below 0, floats and their bits without the sign have opposite orders.  So the logit at which to cut is found bit by
+    # bit, in 31 passes over the vocabulary: a sort of it takes five times as long on a CPU.
+    depth = jax.lax.bitcast_convert_type(jnp.abs(logits), jnp.int32)
+    deepest = depth.max(axis=-1)
+
+    def enough_tokens(limit: Array) -> Array:
+        return (depth <= limit[:, None]).sum(axis=-1) >= top_k
+
+    limited = top_k > 0
+    of_top_k = jax.lax.cond(limited.any(), lambda: _smallest(enough_tokens, deepest), lambda: deepest)
+    of_top_k = jnp.where(limited, of_top_k, deepest)
+    weights = jnp.where(depth <= of_top_k[:, None], jnp.exp(logits), 0)
+    wanted = top_p * weights.sum(axis=-1)
+
+    def enough_probability(limit: Array) -> Array:
+        return jnp.where(depth <= limit[:, None], weights, 0).sum(axis=-1) >= wanted
+
+    of_top_p = jnp.where(top_p < 1, _smallest(enough_probability, of_top_k), of_top_k)
+    return jnp.where(depth <= of_top_p[:, None], logits, -jnp.inf)
+
+
+def _smallest(holds: Callable[[Array], Array], largest: Array) -> Array:
+    """Return, per row, the smallest int32 of 0 .. `largest [B]` from which on `holds` is true; `largest` if it never is."""
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        found = holds(middle)
+        return jnp.where(found, low, middle + 1), jnp.where(found, middle, high)
+
+    return jax.lax.fori_loop(0, 31, halve, (jnp.zeros_like(largest), largest))[1]
