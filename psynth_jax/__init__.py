@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from psynth_jax.convert.adapter_directory import Adapter, save_adapter
     from psynth_jax.convert.adapters import load_adapter
     from psynth_jax.convert.load import load_model
+    from psynth_jax.engine.compilation_cache import keep_compiled_programs
     from psynth_jax.errors import UserError
     from psynth_jax.model import Model
     from psynth_jax.prompts import load_roles, worker_prompts
     from psynth_jax.sharding import make_mesh
     from psynth_jax.synthesis.gate import Gate
     from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
-    from psynth_jax.synthesis.programs import keep_compiled_programs
     from psynth_jax.synthesis.session import Session
 
 __version__ = "0.1.0"
@@ -54,7 +54,7 @@ _HOMES = {
     "Session": "synthesis.session",
     "SynthesisResult": "synthesis.pipeline",
     "UserError": "errors",
-    "keep_compiled_programs": "synthesis.programs",
+    "keep_compiled_programs": "engine.compilation_cache",
     "load_adapter": "convert.adapters",
     "load_model": "convert.load",
     "load_roles": "prompts",

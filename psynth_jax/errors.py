@@ -66,6 +66,13 @@ class SandboxError(UserError):
     """No sandbox is to be had here; the message says what to install, or what the kernel lacks."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host ran out of memory; JAX has no class of its own for that."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
 def listing(items: Sequence[object], separator: str = "; ", most: int = 8) -> str:
     """Spell the first items of a list for a message, and say how many more there are."""
     told = separator.join(str(item) for item in items[:most])

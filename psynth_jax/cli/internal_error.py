@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Sequence
 
 import psynth_jax
+from psynth_jax.errors import is_out_of_memory
 from psynth_jax.foreign import reason
 
 DEBUG = "PSYNTH_DEBUG"  # set to 1, the traceback goes to stderr
@@ -29,17 +30,13 @@ def told(error: BaseException, arguments: Sequence[str]) -> tuple[str, str, int]
 
     A file with the details is written, and named in the text.  Too little memory is no fault of ours.
     """
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return "error", "there is not enough memory for this: use a smaller model or input, or dtype bfloat16", 2
     said = f"{type(error).__name__}: {reason(error)}"
     if os.environ.get(DEBUG) == "1":
         traceback.print_exception(error, file=sys.stderr)
         return "internal error", said, 1
     return "internal error", f"{said}; {_kept(error, arguments)}", 1
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
 
 
 def _kept(error: BaseException, arguments: Sequence[str]) -> str:

@@ -44,8 +44,8 @@ def start_jax(mesh: str | None = None) -> Mesh | None:
     import_jax()
     import jax
 
+    from psynth_jax.engine.compilation_cache import keep_compiled_programs
     from psynth_jax.sharding import make_mesh, mesh_sizes
-    from psynth_jax.synthesis.programs import keep_compiled_programs
 
     jax.config.update("jax_enable_x64", False)
     if mesh is not None:

@@ -1,7 +1,8 @@
-"""A workload as a compiled program: the engine's own step, lowered with shapes instead of arrays.
+"""A workload as a call of a program: the engine's own step, with shapes instead of arrays.
 
-Nothing is allocated.  Placement, layouts and static arguments are those that `Engine` uses when it runs; only the layout of
-a cache and the attention kernel are named, because the default device here is not the one that is compiled for.
+Nothing is allocated.  The program and its owner are those of `Engine`, and so are placement and
+layouts; only the layout of a cache and the attention kernel are named, because the default device
+here is not the one that is compiled for.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from psynth_jax.branches import BranchView, bucket
 from psynth_jax.cache import KVCache, cache_shardings, placement_on
 from psynth_jax.compiling.workload import Workload
 from psynth_jax.config import DecoderConfig
+from psynth_jax.engine.programs import ProgramCall, Programs
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.decoder import Decoder, parameter_shapes, shardings_of
@@ -25,25 +27,33 @@ from psynth_jax.ops.branch_attention import ContextPart, Segments
 from psynth_jax.ops.cached_heads import CachedHeads, packs
 from psynth_jax.sharding import ROW_AXES, replicated
 from psynth_jax.synthesis import step
-from psynth_jax.synthesis.engine import Engine, chunk_sizes, slots_needed
+from psynth_jax.synthesis.engine import chunk_sizes, slots_needed
 from psynth_jax.synthesis.placement import plan_rows
 from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
 from psynth_jax.synthesis.step import Reader, Rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Lowered:
-    """A program for `lowered.compile()`.
+class AbstractCall:
+    """A call to be compiled by `programs.get(call)`, and two caches, all of them shapes.
 
-    model, own, arguments: weights, the cache that is written, and all arrays, as shapes.  read: the cache that it reads most
-    of.
+    own: the cache that is written.  read: the cache that most is read of.
     """
 
-    lowered: Any
-    model: Decoder
+    programs: Programs
+    call: ProgramCall
     own: CachedHeads
     read: CachedHeads
-    arguments: Any
+
+    @property
+    def model(self) -> Decoder:
+        """The weights."""
+        return self.programs.model
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """The weights and all other arrays."""
+        return self.model, *self.call.args
 
 
 class Shapes:
@@ -99,18 +109,17 @@ class Shapes:
         return BranchView((part,), shift, span, valid)
 
 
-def lower(work: Workload, mesh: Mesh) -> Lowered:
-    """Lower a workload for a mesh of its slice."""
+def inference_call(work: Workload, mesh: Mesh) -> AbstractCall:
+    """Return the call of a workload on a mesh of its slice."""
     config, shapes = work.config, Shapes(mesh, work.dtype)
     model = shapes.decoder(config)
     plan = plan_rows([0] * work.branches, mesh)
     grown = slots_needed(0, 1, work.branch_tokens)
-    row_axes: tuple[str, ...] = ()
     if work.program == "workers":
-        rows, tokens, row_axes, fresh = plan.count, 1, ROW_AXES, False
+        rows, tokens, fresh = plan.count, 1, False
         prompt = shapes.cache(config, 1, slots_needed(0, work.prompt_tokens, 0), (), work.cache_dtype)
         reader = Reader(view=shapes.view(prompt.heads, rows, 1))
-        own = shapes.cache(config, rows, grown, row_axes, work.cache_dtype)
+        own = shapes.cache(config, rows, grown, ROW_AXES, work.cache_dtype)
         read = own.heads
     else:
         chunks = chunk_sizes(work.prompt_tokens)
@@ -122,12 +131,11 @@ def lower(work: Workload, mesh: Mesh) -> Lowered:
         own = shapes.cache(config, 1, slots_needed(0, work.prompt_tokens, work.new_tokens), ())
     fed = Rows(shapes.ints(rows, tokens), *[shapes.ints(rows)] * 3)
     sampling = shapes.like(row_sampling(SamplingOptions(), [(0, 0)] * rows))
-    arguments = model, reader, fed, own, shapes.array(rows, config.width), sampling, shapes.ints()
-    with jax.set_mesh(mesh):  # without it a kernel asks the default device, a CPU, what it can do
-        lowered = Engine(model, "pallas_tpu").jitted(step.advance, row_axes).lower(
-            *arguments, fresh=fresh, greedy=True, implementation="pallas_tpu"
-        )  # fmt: skip
-    return Lowered(lowered, model, own.heads, read, arguments)
+    arguments = reader, fed, own, shapes.array(rows, config.width), sampling, shapes.ints()
+    static = {"fresh": fresh, "greedy": True, "implementation": "pallas_tpu"}
+    words = f"{work.program} of {work.model} for {work.topology}"
+    call = ProgramCall(step.ADVANCE, arguments, static, words)
+    return AbstractCall(Programs(model), call, own.heads, read)
 
 
 def bytes_on_a_device(tree: Any) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from jax.sharding import Mesh
 
 from psynth_jax.compiling.compiled_text import CompiledText
 from psynth_jax.compiling.estimate import estimate
-from psynth_jax.compiling.program import Lowered, bytes_on_a_device, lower
-from psynth_jax.compiling.train_program import lower_train
+from psynth_jax.compiling.program import AbstractCall, bytes_on_a_device, inference_call
+from psynth_jax.compiling.train_program import training_call
 from psynth_jax.compiling.workload import Workload
+from psynth_jax.errors import MemoryLimitError
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -51,7 +51,7 @@ def report(work: Workload) -> Report:
     """
     work.check_window()
     mesh = work.make_mesh()
-    program = lower_train(work, mesh) if work.program == "train" else lower(work, mesh)
+    program = training_call(work, mesh) if work.program == "train" else inference_call(work, mesh)
     facts: dict[str, Any] = {
         "ok": False,
         **work.model_dump(exclude={"mesh"}),
@@ -66,15 +66,13 @@ def report(work: Workload) -> Report:
     }
     counted = dataclasses.asdict(estimate(work, mesh))
     facts |= {"estimated_seconds": counted.pop("seconds"), **counted}
-    begin = time.perf_counter()
     try:
+        # Without the mesh a kernel asks the default device, a CPU, what it can do.
         with jax.set_mesh(mesh):
-            executable = program.lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+            executable = program.programs.get(program.call)
+    except MemoryLimitError:
         executable = None
-    facts["compile_seconds"] = time.perf_counter() - begin
+    facts["compile_seconds"] = program.programs.waited
     text = None if executable is None else _text(program, mesh, executable)
     facts |= _memory(program, executable) | _of_text(program, text)
     needed = facts["needed_bytes"]
@@ -83,7 +81,7 @@ def report(work: Workload) -> Report:
     return Report(facts, text)
 
 
-def _memory(program: Lowered, executable: Any) -> dict[str, int | None]:
+def _memory(program: AbstractCall, executable: Any) -> dict[str, int | None]:
     """Return bytes by kind; where XLA found no way to fit the program, only those of the arguments are known."""
     if executable is None:
         known = {"argument_bytes": bytes_on_a_device(program.arguments)}
@@ -99,7 +97,7 @@ def _memory(program: Lowered, executable: Any) -> dict[str, int | None]:
     return {"needed_bytes": sum(sizes.values()) - 2 * sizes["alias_bytes"], **sizes}
 
 
-def _text(program: Lowered, mesh: Mesh, executable: Any) -> str | None:
+def _text(program: AbstractCall, mesh: Mesh, executable: Any) -> str | None:
     """Return the compiled text.  A compiler newer than this jaxlib may use what it cannot read: then it writes its own."""
     try:
         return str(executable.as_text())
@@ -107,12 +105,13 @@ def _text(program: Lowered, mesh: Mesh, executable: Any) -> str | None:
         if "async-update" not in str(error):
             raise
     with tempfile.TemporaryDirectory() as directory, jax.set_mesh(mesh):
-        program.lowered.compile(compiler_options={"xla_dump_to": directory, "xla_dump_hlo_as_text": True})
+        dumping = {"xla_dump_to": directory, "xla_dump_hlo_as_text": True}
+        program.programs.lower(program.call).compile(compiler_options=dumping)
         written = sorted(Path(directory).glob("*.after_optimizations.txt"))
         return written[-1].read_text(encoding="utf-8") if written else None
 
 
-def _of_text(program: Lowered, text: str | None) -> dict[str, Any]:
+def _of_text(program: AbstractCall, text: str | None) -> dict[str, Any]:
     if text is None:
         return dict.fromkeys(("pallas_calls", "collectives", "cache_sized_copies", "weight_relayouts"))
     read, limit = CompiledText(text), bytes_on_a_device(program.read) // program.read.layers

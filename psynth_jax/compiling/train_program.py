@@ -1,4 +1,4 @@
-"""A training step of a workload, lowered with shapes: branches encoded, read, and mapper and adapter changed by AdamW."""
+"""A training step of a workload, with shapes: AdamW changes a mapper and an adapter."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from psynth_jax.branches import bucket
-from psynth_jax.compiling.program import Lowered, Shapes
+from psynth_jax.compiling.program import AbstractCall, Shapes
 from psynth_jax.compiling.workload import Workload
+from psynth_jax.engine.programs import ProgramCall, Programs
 from psynth_jax.mapper import Mapper
 from psynth_jax.ops.cached_heads import packs
-from psynth_jax.sharding import BRANCH, replicated, shards
+from psynth_jax.sharding import BRANCH, shards
 from psynth_jax.training.batch import BRANCH_ROW_AXES, QUESTION_AXES, batch_shardings, empty_batch
 from psynth_jax.training.config import Optimizer
 from psynth_jax.training.optimizer import make_optimizer
 from psynth_jax.training.plan import Shape, padded, row_slots
 from psynth_jax.training.step import (
+    TRAIN,
     Parameters,
     StepOptions,
     TrainState,
     parameter_shardings_of,
     state_shardings,
-    train_step,
 )
 
 STEPS = 1000  # of the schedule, which changes no shape
@@ -49,8 +50,8 @@ def batch_shape(work: Workload, mesh: Mesh) -> Shape:
     )
 
 
-def lower_train(work: Workload, mesh: Mesh) -> Lowered:
-    """Lower a training step for a mesh of the workload's slice."""
+def training_call(work: Workload, mesh: Mesh) -> AbstractCall:
+    """Return the call of a training step on a mesh of the workload's slice."""
     config, shapes, shape = work.config, Shapes(mesh, work.dtype), batch_shape(work, mesh)
     model = shapes.decoder(config)
     lora = shapes.lora(config, work.rank)
@@ -73,14 +74,9 @@ def lower_train(work: Workload, mesh: Mesh) -> Lowered:
         flat = jax.tree.broadcast(cut, tree, is_leaf=lambda x: x is None)
         return abstract(tree, flat)
 
-    arguments = like_state(state), model, abstract(empty, batch_shardings(empty, mesh))
+    arguments = like_state(state), abstract(empty, batch_shardings(empty, mesh)), None
     options = StepOptions(1.0, 1, implementation="pallas_tpu", packed=packs(config.head_width))
-
-    def step(state: TrainState, model: Any, batch: Any) -> Any:
-        return train_step(state, model, batch, optimizer, options)
-
-    with jax.set_mesh(mesh):  # without it a kernel asks the default device, a CPU, what it can do
-        run = jax.jit(step, donate_argnums=0, out_shardings=(cut, replicated(mesh)))
-        lowered = run.lower(*arguments)
+    static = {"optimizer": optimizer, "options": options}
+    call = ProgramCall(TRAIN, arguments, static, f"train of {work.model} for {work.topology}")
     cache = shapes.cache(config, shape.rows, shape.slots, BRANCH_ROW_AXES).heads
-    return Lowered(lowered, model, cache, cache, arguments)
+    return AbstractCall(Programs(model), call, cache, cache)

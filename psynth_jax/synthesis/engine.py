@@ -1,7 +1,8 @@
-"""Compiled steps by shape, and the two ways of running them: a whole prompt in chunks, or one token per row.
+"""The two ways of running steps: a whole prompt in chunks, or one token per row.
 
-Every shape is compiled once, ahead of its first call, and the time that takes is counted apart (`compile_seconds`), so that
-a time to first token never contains a compilation.  Prompts of any length use the same few chunk sizes:
+Every shape is compiled once, ahead of its first call, and the time that takes is counted apart
+(`Engine.now`), so that a time to first token never contains a compilation.  Prompts of any length
+use the same few chunk sizes:
 
     prompt of 1,400 tokens   [ 512 | 512 | 384 ]      the last chunk is padded, the cache has room for the padding
 
@@ -11,11 +12,7 @@ the first chunk.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,8 +20,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from psynth_jax.axes import Array, HostArray, pad_rows
-from psynth_jax.cache import KVCache, cache_shardings, placement_on, slot_bucket
-from psynth_jax.errors import MemoryLimitError, NotFiniteError
+from psynth_jax.cache import KVCache, slot_bucket
+from psynth_jax.engine.programs import Program, ProgramCall, Programs
+from psynth_jax.errors import NotFiniteError
 from psynth_jax.nn.decoder import Decoder
 from psynth_jax.nn.ragged import list_rows
 from psynth_jax.ops.branch_attention import Implementation
@@ -36,12 +34,6 @@ from psynth_jax.synthesis.step import Reader, Rows
 # Rows are fed as a list that is at most so long as their first chunk is with its padding, if it saves this many tokens:
 # there are more sizes of lists than of chunks, and each is compiled.
 RAGGED, LEAST_SAVED = 0.8, 1024
-# Programs that are held; the one that was compiled first goes.  On a CPU each takes about a hundred memory maps, and Linux
-# gives a process 65,530 (vm.max_map_count): hundreds of shapes, as in a long evaluation, would end it with a signal.
-MOST_PROGRAMS = 300
-_log = logging.getLogger(__name__)
-# Programs over several devices meet in collectives: all devices must be given them in one order, whoever calls.
-_ONE_ORDER = threading.Lock()
 
 CHUNKS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
@@ -63,14 +55,6 @@ def slots_needed(filled: int, prompt: int, new_tokens: int) -> int:
     return slot_bucket(filled + max(sum(chunk_sizes(prompt)), prompt + new_tokens + 1))
 
 
-def _allocate(model: Decoder, *, rows: int, slots: int, dtype: str | None, row_axes: tuple[str, ...]) -> KVCache:
-    return model.allocate_cache(rows, slots, dtype, row_axes)
-
-
-def _grow(model: Decoder, cache: KVCache, *, slots: int) -> KVCache:
-    return cache.grow(slots)
-
-
 def _chunks(prompts: Sequence[Sequence[int]], filled: HostArray, offset: HostArray) -> list[Rows]:
     """Cut prompts into chunks of padded rows, one behind the other."""
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
@@ -87,40 +71,23 @@ def _row_axes(cache: KVCache) -> tuple[str, ...]:
     return () if cache.placement is None else cache.placement.row_axes
 
 
-# Step -> its static arguments, and how many results follow the cache.
-_SIGNATURES: dict[Callable[..., Any], tuple[tuple[str, ...], int]] = {
-    step.advance: (("fresh", "greedy", "implementation"), 2),
-    step.score: (("fresh", "implementation"), 1),
-    _grow: (("slots",), 0),
-    _allocate: (("rows", "slots", "dtype", "row_axes"), 0),
-}
-
-
 class Engine:
-    """Runs one decoder, over the mesh that its weights lie on.  Holds compiled steps, no other state.
+    """Runs one decoder, over the mesh of its weights.  Holds compiled programs, no other state.
 
     cache_dtype: of the caches that become branches; None is the model's own.
 
-    Threads may share one: every call has its own caches, a step is compiled by one thread while those that want to compile
-    wait, and each thread counts the time that it waited for compilations (`now`).
+    Threads may share one: every call has its own caches, and `Programs` may be shared.
     """
 
     def __init__(self, model: Decoder, implementation: Implementation = "auto", cache_dtype: str | None = None):
         self.model = model
         self.cache_dtype = cache_dtype
         self.implementation = implementation
-        self.compile_seconds = 0.0
-        self._compiled: dict[Any, Callable[..., Any]] = {}
-        self._functions: dict[Any, Any] = {}
-        self._compiling = threading.RLock()
-        self._waited = threading.local()
+        self.programs = Programs(model)
 
     def now(self) -> float:
-        """Return a clock's seconds without those in which this thread compiled, or waited for another that did.
-
-        Only differences of two readings by the same thread mean something; they are never negative.
-        """
-        return time.perf_counter() - float(getattr(self._waited, "seconds", 0.0))
+        """Return `Programs.now`: a clock without the time that this thread waits for compilations."""
+        return self.programs.now()
 
     @property
     def mesh(self) -> Mesh | None:
@@ -137,64 +104,11 @@ class Engine:
     def _is_here(self, x: Any) -> bool:
         return isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding) and x.sharding.mesh == self.mesh
 
-    def jitted(self, function: Callable[..., Any], row_axes: tuple[str, ...]) -> Any:
-        """Return a step under `jax.jit`, its own cache donated and kept in its place on the mesh, all else whole on it.
-
-        row_axes: what the rows of the own cache are cut over.
-        """
-        key = (function, row_axes)
-        if key not in self._functions:
-            static, results = _SIGNATURES[function]
-            options: dict[str, Any] = {"static_argnames": static}
-            if results:
-                options["donate_argnames"] = "cache"
-            if self.mesh is not None:
-                placement = placement_on(self.mesh, self.model.config.kv_heads, row_axes)
-                whole = replicated(self.mesh)
-                cache = cache_shardings(self.mesh, placement)
-                options["out_shardings"] = (cache, *[whole] * results) if results else cache
-            self._functions[key] = jax.jit(function, **options)
-        return self._functions[key]
-
-    def _call(self, function: Callable[..., Any], row_axes: tuple[str, ...], /, *args: Any, **static: Any) -> Any:
-        """Run a step, compiling it first for shapes that are new."""
+    def _run(self, program: Program, /, *args: Any, **static: Any) -> Any:
+        """Run a program of `step`, compiling it first for shapes that are new."""
         if self.mesh is not None:
             args = self.place(args)
-        leaves, structure = jax.tree.flatten(args)
-        shapes = tuple((np.shape(x), x.dtype) for x in leaves)
-        key = (function, row_axes, structure, shapes, tuple(static.items()))
-        try:
-            program = self._compiled.get(key) or self._compile(key, args, static)
-            with contextlib.nullcontext() if self.mesh is None else _ONE_ORDER:
-                return program(self.model, *args)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise MemoryLimitError(
-                "the device has not enough memory for this call: use fewer or shorter branches, fewer rows at once, "
-                "a lower max_new_tokens, or dtype bfloat16"
-            ) from None
-
-    def _compile(self, key: Any, args: Any, static: dict[str, Any]) -> Callable[..., Any]:
-        """Compile a step, or take it from the thread that has just done so."""
-        function, row_axes = key[:2]
-        begin = time.perf_counter()
-        try:
-            with self._compiling:
-                if key not in self._compiled:
-                    started = time.perf_counter()
-                    lowered = self.jitted(function, row_axes).lower(self.model, *args, **static)
-                    self._compiled[key] = lowered.compile()
-                    if len(self._compiled) > MOST_PROGRAMS:
-                        del self._compiled[next(iter(self._compiled))]
-                    seconds = time.perf_counter() - started
-                    self.compile_seconds += seconds
-                    name = function.__name__.strip("_")
-                    _log.info("compiled %s for %s in %.2f s", name, _described(args, static), seconds)
-                return self._compiled[key]
-        finally:
-            waited = time.perf_counter() - begin
-            self._waited.seconds = getattr(self._waited, "seconds", 0.0) + waited
+        return self.programs.run(ProgramCall(program, args, static))
 
     def allocate(self, rows: int, slots: int, row_axes: tuple[str, ...] = (), *, for_branches: bool = False) -> KVCache:
         """Return an empty own cache, in `cache_dtype` if its rows will become branches.
@@ -203,11 +117,11 @@ class Engine:
         """
         row_axes = row_axes if self.mesh is not None else ()
         dtype = self.cache_dtype if for_branches else None
-        return self._call(_allocate, row_axes, rows=rows, slots=slots, dtype=dtype, row_axes=row_axes)
+        return self._run(step.ALLOCATE, rows=rows, slots=slots, dtype=dtype, row_axes=row_axes)
 
     def grow(self, cache: KVCache, slots: int) -> KVCache:
         """Return a cache with room for `slots`: a copy, unless it has it already."""
-        return cache if cache.slots >= slots else self._call(_grow, _row_axes(cache), cache, slots=slots)
+        return cache if cache.slots >= slots else self._run(step.GROW, cache, slots=slots)
 
     def prefill(
         self,
@@ -235,9 +149,8 @@ class Engine:
         feeds = self._listed(prompts, cache, offset) if empty and reader.strength is None else []
         feeds = feeds or _chunks(prompts, filled, offset)
         for number, rows in enumerate(feeds, 1):
-            cache, hidden, sampled = self._call(
-                step.advance,
-                _row_axes(cache),
+            cache, hidden, sampled = self._run(
+                step.ADVANCE,
                 reader,
                 rows,
                 cache,
@@ -275,9 +188,8 @@ class Engine:
     ) -> tuple[KVCache, Array, Sampled]:
         """Feed one token `[B]` per row and sample the next.  Rows where `feeding [B]` is 0 run idle."""
         rows = Rows(token[:, None], start, feeding, offset)
-        return self._call(
-            step.advance,
-            _row_axes(cache),
+        return self._run(
+            step.ADVANCE,
             reader,
             rows,
             cache,
@@ -300,9 +212,8 @@ class Engine:
         for size in sizes:
             count = np.clip(lengths - first, 0, size).astype(np.int32)
             rows = Rows(tokens[:, first : first + size], np.full_like(lengths, first), count, offset)
-            cache, logp = self._call(
-                step.score,
-                _row_axes(cache),
+            cache, logp = self._run(
+                step.SCORE,
                 reader,
                 rows,
                 cache,
@@ -326,10 +237,3 @@ def not_finite(engine: Engine, what: str) -> NotFiniteError:
     else:
         why = "the weights, the adapter or the branches hold NaN or infinities, or numbers that overflow"
     return NotFiniteError(f"{what} are not finite numbers ({dtype}): {why}")
-
-
-def _described(args: Any, static: dict[str, Any]) -> str:
-    """Return the shapes of a step's arguments, and its static ones, for the log."""
-    shapes = [f"{x.dtype}{list(np.shape(x))}" for x in jax.tree.leaves(args)]
-    options = [f"{name}={value}" for name, value in static.items()]
-    return " ".join([*shapes, *options])

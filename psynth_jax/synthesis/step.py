@@ -2,20 +2,24 @@
 
     tokens [B, T] -> fold shifts and mapper -> decoder over own cache and branches -> last hidden -> logits -> sample
 
-Prefill chunks and decode steps are the same function at different T; `jax.jit` sees it through `engine.py`.
+Prefill chunks and decode steps are the same function at different T.  `ADVANCE`, `SCORE`,
+`ALLOCATE` and `GROW` say how the functions here are compiled.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from psynth_jax.axes import Array, PerRow, Tokens
 from psynth_jax.branches import BranchView
-from psynth_jax.cache import KVCache
+from psynth_jax.cache import KVCache, cache_shardings, placement_on
 from psynth_jax.config import DecoderConfig
+from psynth_jax.engine.programs import Program
 from psynth_jax.mapper import IDENTITY, Mapper, mapper_scalars
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.decoder import Decoder
@@ -23,6 +27,7 @@ from psynth_jax.nn.layers import branch_angles
 from psynth_jax.nn.local import by_kind
 from psynth_jax.nn.ragged import RaggedRows
 from psynth_jax.ops.branch_attention import Context, Implementation
+from psynth_jax.sharding import replicated
 from psynth_jax.synthesis.sampling import RowSampling, Sampled, sample
 
 LOGIT_ROWS = 64  # positions whose logits exist at once when scoring
@@ -150,3 +155,74 @@ def score(
 
     logp = jax.lax.map(block, (flat.reshape(blocks, size, -1), wanted.reshape(blocks, size)))
     return cache, logp.reshape(-1)[: targets.size].reshape(targets.shape)
+
+
+def allocate(
+    model: Decoder,
+    *,
+    rows: int,
+    slots: int,
+    dtype: str | None,
+    row_axes: tuple[str, ...],
+) -> KVCache:
+    """Return an empty own cache; on a mesh its rows are sharded over `row_axes`."""
+    return model.allocate_cache(rows, slots, dtype, row_axes)
+
+
+def grow(model: Decoder, cache: KVCache, *, slots: int) -> KVCache:
+    """Return a copy of a cache with room for `slots`."""
+    return cache.grow(slots)
+
+
+def _cache_and_whole(results: int) -> Callable[..., Any]:
+    """Return `out_shardings`: the cache where the old one lies, `results` whole on each device."""
+
+    def out_shardings(
+        model: Decoder,
+        reader: Reader,
+        rows: Rows,
+        cache: KVCache,
+        *rest: Any,
+        **static: Any,
+    ) -> Any:
+        assert model.mesh is not None
+        whole = [replicated(model.mesh)] * results
+        return cache_shardings(model.mesh, cache.placement), *whole
+
+    return out_shardings
+
+
+def _allocated(model: Decoder, *, row_axes: tuple[str, ...], **static: Any) -> Any:
+    assert model.mesh is not None
+    placement = placement_on(model.mesh, model.config.kv_heads, row_axes)
+    return cache_shardings(model.mesh, placement)
+
+
+def _grown(model: Decoder, cache: KVCache, **static: Any) -> Any:
+    assert model.mesh is not None
+    return cache_shardings(model.mesh, cache.placement)
+
+
+_LESS = "fewer or shorter branches, fewer rows at once, a lower max_new_tokens, or dtype bfloat16"
+ADVANCE = Program(
+    advance,
+    static=("fresh", "greedy", "implementation"),
+    donated=("cache",),
+    out_shardings=_cache_and_whole(2),
+    less_memory=_LESS,
+)
+SCORE = Program(
+    score,
+    static=("fresh", "implementation"),
+    donated=("cache",),
+    out_shardings=_cache_and_whole(1),
+    less_memory=_LESS,
+)
+ALLOCATE = Program(
+    allocate,
+    static=("rows", "slots", "dtype", "row_axes"),
+    out_shardings=_allocated,
+    less_memory=_LESS,
+)
+# The cache is not donated: its memory is too small for the larger one.
+GROW = Program(grow, static=("slots",), out_shardings=_grown, less_memory=_LESS)

@@ -1,4 +1,4 @@
-"""The compiled steps of a run, by name and by the shape of a batch; several are compiled at the same time.
+"""The steps of a run by name and by the shape of a batch, as calls of its compiled programs.
 
     WORKDIR/shapes.json    what the batches of the last start looked like: the next one compiles
                            for them while its examples are read
@@ -9,39 +9,36 @@ Knows no example: a program depends on the model, on the config, and on shapes.
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
+from psynth_jax.engine.programs import ProgramCall, Programs
 from psynth_jax.errors import ConfigError
 from psynth_jax.files import write_text
 from psynth_jax.model import Model
-from psynth_jax.sharding import BRANCH, put, replicated, shards
+from psynth_jax.sharding import BRANCH, put, shards
 from psynth_jax.storage.paths import AnyPath
-from psynth_jax.training.batch import QUESTION_AXES, batch_shardings, empty_batch
+from psynth_jax.training.batch import QUESTION_AXES, Batch, batch_shardings, empty_batch, place
 from psynth_jax.training.config import TrainConfig
 from psynth_jax.training.optimizer import make_optimizer
 from psynth_jax.training.parameters import initial_parameters, teacher_of
 from psynth_jax.training.plain_values import read_json
 from psynth_jax.training.plan import Shape
 from psynth_jax.training.step import (
+    EVALUATE,
+    TRAIN,
     Parameters,
     StepOptions,
     TrainState,
-    evaluate_step,
     parameter_shardings_of,
     state_shardings,
-    train_step,
 )
 
 SHAPES = "shapes.json"
 Name: TypeAlias = Literal["train", "evaluate"]
-Program: TypeAlias = Callable[..., Any]
 Say: TypeAlias = Callable[[str], None]
 
 
@@ -52,8 +49,8 @@ class Key(NamedTuple):
     shape: Shape
 
 
-class Programs:
-    """The steps of a run, compiled when they are asked for or ahead of that.
+class TrainingPrograms:
+    """The steps of a run, compiled when they run or ahead of that.
 
     options: static options of the steps.  teacher, taught_by: its LoRA and the digest of that.
     sharded: how the state lies on the mesh; None without one.
@@ -71,7 +68,7 @@ class Programs:
         """
         schedule_steps = config.optimizer.schedule_steps
         assert schedule_steps is not None
-        self._config, self._model, self._say = config, model, say
+        self._config, self._model = config, model
         self.options = StepOptions(
             lora_scale=config.trainable.alpha / max(config.trainable.rank, 1),
             tasks=tasks,
@@ -83,10 +80,10 @@ class Programs:
         self.teacher, self.taught_by = teacher_of(config, model)
         self.sharded: TrainState | None = None
         self._optimizer = make_optimizer(config.optimizer, schedule_steps)
-        self._compiled: dict[Key, Future[Program]] = {}
-        self._threads = ThreadPoolExecutor(os.cpu_count())
+        self._programs = Programs(model.decoder, say)
         self._first: TrainState | None = self._fresh_state()
-        self._described = jax.tree.map(_described, self._first)
+        self._abstract_state = jax.tree.map(_abstract, self._first)
+        self._abstract_batches: dict[Shape, Any] = {}
 
     def first_state(self) -> TrainState:
         """Return the state of step 0; it is made once, since the first step takes its memory."""
@@ -108,68 +105,62 @@ class Programs:
         self.sharded = state_shardings(jax.eval_shape(begin, parameters), sharded, mesh)
         return jax.jit(begin, out_shardings=self.sharded)(jax.tree.map(put, parameters, sharded))
 
-    def is_there(self, name: Name, shape: Shape) -> bool:
-        """Whether a program has been compiled, so that it can run at once."""
-        future = self._compiled.get(Key(name, shape))
-        return future is not None and future.done() and not future.cancelled()
+    @property
+    def waited(self) -> float:
+        """Seconds for which this thread compiled, or waited for another that did."""
+        return self._programs.waited
 
-    def get(self, name: Name, shape: Shape) -> tuple[Program, float]:
-        """Return a program, and for how many seconds it had to be waited for."""
-        begin, key = time.perf_counter(), Key(name, shape)
-        future = self._compiled.get(key)
-        if future is None or future.cancelled():
-            future = Future()
-            future.set_result(self._compile(key))
-            self._compiled[key] = future
-        elif not future.done():
-            self._say(f"waiting for the {name} step of {_in_words(shape)} to be compiled ...")
-        else:
-            return future.result(), 0.0
-        return future.result(), time.perf_counter() - begin
+    def is_there(self, name: Name, shape: Shape) -> bool:
+        """Whether a step has been compiled, so that it can run at once."""
+        return self._programs.is_there(self._abstract_call(Key(name, shape)))
 
     def compile_ahead(self, wanted: Collection[Key]) -> None:
         """Begin to compile all that is not there, at the same time, in threads."""
-        for key in wanted:
-            if key not in self._compiled:
-                self._compiled[key] = self._threads.submit(self._compile, key)
+        self._programs.compile_ahead([self._abstract_call(key) for key in wanted])
+
+    def train(self, state: TrainState, shape: Shape, batch: Batch) -> tuple[TrainState, Any]:
+        """Do a step on a batch of host arrays; return the new state, which replaces the old, and sums.
+
+        Raises `MemoryLimitError` where a device has not enough memory.
+        """
+        placed = place(batch, self._model.mesh)
+        return self._programs.run(self._call(Key("train", shape), state, placed))
+
+    def evaluate(self, parameters: Parameters, shape: Shape, batch: Batch) -> Any:
+        """Return the sums of a batch of host arrays.  Raises as `train` does."""
+        placed = place(batch, self._model.mesh)
+        return self._programs.run(self._call(Key("evaluate", shape), parameters, placed))
 
     def close(self) -> None:
         """Begin nothing more: what has not begun is compiled when it is asked for."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._programs.close()
 
-    def _compile(self, key: Key) -> Program:
-        begin, words = time.perf_counter(), _in_words(key.shape)
-        self._say(f"compiling the {key.name} step for {words} ...")
-        options: dict[str, Any] = {}
-        if key.name == "train":
-            options["donate_argnums"] = 0
-        mesh = self._model.mesh
-        if mesh is not None:
-            whole = replicated(mesh)
-            options["out_shardings"] = (self.sharded, whole) if key.name == "train" else whole
-        step = jax.jit(self._train if key.name == "train" else self._evaluate, **options)
-        first = self._described if key.name == "train" else self._described.parameters
-        program = step.lower(first, self._model.decoder, self.teacher, self._batch(key.shape)).compile()
-        self._say(f"compiled the {key.name} step for {words} in {time.perf_counter() - begin:.1f} s")
-        return program
+    def _call(self, key: Key, first: Any, batch: Any) -> ProgramCall:
+        """Return the call of a step.  first: what it changes, or reads of that."""
+        words = f"the {key.name} step for {_in_words(key.shape)}"
+        args = first, batch, self.teacher
+        if key.name == "evaluate":
+            return ProgramCall(EVALUATE, args, {"options": self.options}, words)
+        static = {"optimizer": self._optimizer, "options": self.options}
+        return ProgramCall(TRAIN, args, static, words)
 
-    def _batch(self, shape: Shape) -> Any:
-        """Return the arrays of a batch of a shape, described."""
+    def _abstract_call(self, key: Key) -> ProgramCall:
+        """Return the call of a step with shapes of what it changes and of its batch."""
+        if key.shape not in self._abstract_batches:
+            self._abstract_batches[key.shape] = self._abstract_batch(key.shape)
+        state, batch = self._abstract_state, self._abstract_batches[key.shape]
+        return self._call(key, state if key.name == "train" else state.parameters, batch)
+
+    def _abstract_batch(self, shape: Shape) -> Any:
         mesh = self._model.mesh
         pieces, blocks = shards(mesh, QUESTION_AXES), shards(mesh, (BRANCH,))
         batch = empty_batch(shape, self._config.batch.accumulate, pieces, blocks)
         if mesh is None:
-            return jax.tree.map(_described, batch)
-        return jax.tree.map(_described, batch, batch_shardings(batch, mesh))
-
-    def _train(self, state: TrainState, model: Any, teacher: Any, batch: Any) -> Any:
-        return train_step(state, model, batch, self._optimizer, self.options, teacher)
-
-    def _evaluate(self, parameters: Parameters, model: Any, teacher: Any, batch: Any) -> Any:
-        return evaluate_step(parameters, model, batch, self.options, teacher)
+            return jax.tree.map(_abstract, batch)
+        return jax.tree.map(_abstract, batch, batch_shardings(batch, mesh))
 
 
-def _described(array: Any, sharding: Any = None) -> jax.ShapeDtypeStruct:
+def _abstract(array: Any, sharding: Any = None) -> jax.ShapeDtypeStruct:
     if sharding is None and isinstance(getattr(array, "sharding", None), jax.sharding.NamedSharding):
         sharding = array.sharding
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)

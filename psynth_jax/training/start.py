@@ -15,15 +15,15 @@ import jax
 
 from psynth_jax.convert.adapters import find_adapter
 from psynth_jax.convert.load import load_model
+from psynth_jax.engine.compilation_cache import programs_kept_in
 from psynth_jax.errors import ConfigError
 from psynth_jax.model import Model
 from psynth_jax.sharding import make_mesh, mesh_sizes
 from psynth_jax.storage.paths import as_path, is_bucket
-from psynth_jax.synthesis.programs import programs_kept_in
 from psynth_jax.training.checkpoint import CheckpointReader
 from psynth_jax.training.config import TrainConfig, with_schedule_steps
 from psynth_jax.training.lock import working_in
-from psynth_jax.training.programs import Programs, read_shapes
+from psynth_jax.training.programs import TrainingPrograms, read_shapes
 from psynth_jax.training.reporter import OnStep
 from psynth_jax.training.tasks import load_tasks
 from psynth_jax.training.trainer import Outcome, Trainer, check_continues, silent
@@ -100,7 +100,7 @@ def prepare(
     with ThreadPoolExecutor(1) as thread:
         reading = thread.submit(load_tasks, config, processes)
         model = _loaded(config, model, say)
-        programs = Programs(with_schedule_steps(config, about), model, known.tasks, say)
+        programs = TrainingPrograms(with_schedule_steps(config, about), model, known.tasks, say)
         programs.compile_ahead(known.keys)
         try:
             data, evaluation = reading.result()

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from psynth_jax.axes import Array
 from psynth_jax.branches import BranchView
 from psynth_jax.cache import KVCache
+from psynth_jax.engine.programs import Program
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.decoder import Decoder
@@ -167,12 +168,13 @@ def gradients(
 
 
 def train_step(
-    state: TrainState,
     model: Decoder,
+    state: TrainState,
     batch: Batch,
+    teacher: Lora | None,
+    *,
     optimizer: optax.GradientTransformation,
     options: StepOptions,
-    teacher: Lora | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Change the parameters once; return the new state and the step's sums, with `gradient_norm` and `finite`.
 
@@ -193,10 +195,18 @@ def train_step(
 
 
 def evaluate_step(
-    parameters: Parameters, model: Decoder, batch: Batch, options: StepOptions, teacher: Lora | None = None
+    model: Decoder,
+    parameters: Parameters,
+    batch: Batch,
+    teacher: Lora | None,
+    *,
+    options: StepOptions,
 ) -> dict[str, Array]:
     """Return the sums of a batch."""
-    found = [losses(parameters, model, _micro_batch(batch, i), options, teacher)[1] for i in range(batch.task.shape[0])]
+    found = []
+    for number in range(batch.task.shape[0]):
+        _, sums = losses(parameters, model, _micro_batch(batch, number), options, teacher)
+        found.append(sums)
     return jax.tree.map(lambda *parts: sum(parts), *found)
 
 
@@ -222,3 +232,30 @@ def parameter_shardings_of(parameters: Parameters, model: Decoder, mesh: Mesh) -
         return Parameters(mapper, {}, {})
     cut = lora.shardings(mesh, model.config)
     return Parameters(mapper, cut.down, cut.up)
+
+
+def _state_and_sums(model: Decoder, state: TrainState, *rest: Any, **static: Any) -> Any:
+    """Return `out_shardings`: the state where the old one lies, the sums whole on each device."""
+    assert model.mesh is not None
+    return jax.tree.map(lambda x: x.sharding, state), replicated(model.mesh)
+
+
+def _sums(model: Decoder, *rest: Any, **static: Any) -> Any:
+    assert model.mesh is not None
+    return replicated(model.mesh)
+
+
+_LESS = "a lower batch.tokens or loss_rows, remat=true, dtype bfloat16, or a larger mesh"
+TRAIN = Program(
+    train_step,
+    static=("optimizer", "options"),
+    donated=("state",),
+    out_shardings=_state_and_sums,
+    less_memory=_LESS,
+)
+EVALUATE = Program(
+    evaluate_step,
+    static=("options",),
+    out_shardings=_sums,
+    less_memory=_LESS,
+)

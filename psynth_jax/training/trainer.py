@@ -31,7 +31,6 @@ from psynth_jax.sharding import put, replicated
 from psynth_jax.storage.paths import AnyPath, as_path
 from psynth_jax.storage.publishing import adopt
 from psynth_jax.training.batch import BatchBuilder
-from psynth_jax.training.batch import place as placed
 from psynth_jax.training.checkpoint import CheckpointReader, CheckpointStore
 from psynth_jax.training.config import TrainConfig, differences, with_schedule_steps
 from psynth_jax.training.curves import coarse, read_metrics, until
@@ -43,7 +42,7 @@ from psynth_jax.training.parameters import check_targets, initial_parameters, no
 from psynth_jax.training.pipeline import BatchIterator, BatchSource, Loaded
 from psynth_jax.training.plan import Plan
 from psynth_jax.training.preemption import Preemption, preemption
-from psynth_jax.training.programs import Key, KnownShapes, Programs, write_shapes
+from psynth_jax.training.programs import Key, KnownShapes, TrainingPrograms, write_shapes
 from psynth_jax.training.report import CONFIG, summarise
 from psynth_jax.training.reporter import OnStep, Reporter, losses_by_task
 from psynth_jax.training.step import Parameters
@@ -89,7 +88,7 @@ class Trainer:
         on_step: OnStep | None = None,
         say: Callable[[str], None] = silent,
         checkpoint: str = "latest",
-        programs: Programs | None = None,
+        programs: TrainingPrograms | None = None,
     ):
         """Prepare a run, and continue it where its last checkpoint stands.
 
@@ -141,7 +140,7 @@ class Trainer:
             check_sources(sources, model.config.vocab_size, model.name, self._say)
         tasks = max(len(data), len(evaluation))
         if programs is None or programs.options.tasks != tasks:
-            programs = Programs(config, model, tasks, self._say)
+            programs = TrainingPrograms(config, model, tasks, self._say)
         self.programs = programs
         self.state = programs.first_state()
         self._data_state: dict[str, Any] | None = None
@@ -276,9 +275,9 @@ class Trainer:
 
     def train_batch(self, loaded: Loaded) -> tuple[dict[str, Any], float]:
         """Do one step on a batch; return its sums, still being computed, and the seconds that compiling took."""
-        run, seconds = self.programs.get("train", loaded.shape)
-        self.state, sums = run(self.state, *self._rest(loaded))
-        return sums, seconds
+        before = self.programs.waited
+        self.state, sums = self.programs.train(self.state, loaded.shape, loaded.batch)
+        return sums, self.programs.waited - before
 
     def _evaluated(self, step: int, reporter: Reporter, heard: Preemption) -> float | None:
         """Return the mean cross-entropy of the evaluation data; None: the run was told to end before all were read."""
@@ -293,17 +292,12 @@ class Trainer:
                 told = time.monotonic()
                 self._say(f"evaluating, {number} of {len(self._evaluation)} batches ...")
             loaded = self._evaluation[number]
-            run, _ = self.programs.get("evaluate", loaded.shape)
-            found = jax.device_get(run(parameters, *self._rest(loaded)))
+            found = jax.device_get(self.programs.evaluate(parameters, loaded.shape, loaded.batch))
             total = found if total is None else jax.tree.map(np.add, total, found)
         loss, divergence = (float(total[name] / total["tokens"]) for name in ("cross_entropy", "distillation"))
         by_task = {f"eval_loss/{name}": own for name, own in losses_by_task(self._evaluation_tasks, total).items()}
         reporter.tell(step, {"eval_loss": loss, "eval_distillation": divergence} | by_task)
         return loss
-
-    def _rest(self, loaded: Loaded) -> tuple[Any, Any, Any]:
-        """Return what a step takes besides what it changes."""
-        return self.model.decoder, self.programs.teacher, placed(loaded.batch, self.model.mesh)
 
     def _reporter(self, metrics: Metrics, store: CheckpointStore) -> Reporter:
         return Reporter(
@@ -333,8 +327,7 @@ class Trainer:
         identity: Any = initial_parameters(self.config.trainable.model_copy(update={"start": None}), self.model, 0)
         if self.programs.sharded is not None:
             identity = jax.tree.map(put, identity, self.programs.sharded.parameters)
-        run, _ = self.programs.get("evaluate", loaded.shape)
-        found = jax.device_get(run(identity, *self._rest(loaded)))
+        found = jax.device_get(self.programs.evaluate(identity, loaded.shape, loaded.batch))
         if not np.isfinite(found["cross_entropy"]):
             advice = "; try dtype=float32" if self.config.dtype != "float32" else ""
             return f"the logits of the base model {self.model.name} itself are not finite for these examples{advice}"

@@ -26,13 +26,14 @@ from psynth_jax.bench.random_weights import PREFIX, random_branches, random_cach
 from psynth_jax.branches import BranchView
 from psynth_jax.cache import KVCache
 from psynth_jax.config import DecoderConfig
+from psynth_jax.engine.programs import ProgramCall, Programs
 from psynth_jax.mapper import Mapper
 from psynth_jax.model import Model
 from psynth_jax.nn.decoder import Decoder, parameter_shapes
 from psynth_jax.ops.branch_attention import ContextPart, Segments, pallas_gpu
 from psynth_jax.ops.branch_attention.cases import arguments
 from psynth_jax.synthesis import step
-from psynth_jax.synthesis.engine import Engine, slots_needed
+from psynth_jax.synthesis.engine import slots_needed
 from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
 from psynth_jax.synthesis.step import Reader, Rows
 from tests.tiny import tiny_config
@@ -266,10 +267,9 @@ def test_steps_lower(program: Any) -> None:
     hidden = jax.ShapeDtypeStruct((batch, SIZES.model.width), jnp.bfloat16)
     sampling = shapes(row_sampling(SamplingOptions(), [(0, 0)] * batch))
     with abstract_gpu():
-        traced = Engine(model, "pallas_gpu").jitted(step.advance, ()).trace(
-            model, reader, rows, own, hidden, sampling, ints(),
-            fresh=fresh, greedy=True, implementation="pallas_gpu",
-        )  # fmt: skip
+        static = {"fresh": fresh, "greedy": True, "implementation": "pallas_gpu"}
+        arguments = reader, rows, own, hidden, sampling, ints()
+        traced = Programs(model).traced(ProgramCall(step.ADVANCE, arguments, static))
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 1
 

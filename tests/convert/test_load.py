@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -191,3 +192,27 @@ def test_import_is_light() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(load.__file__).parents[2]
     )
     assert done.stdout.strip() == "set()"
+
+
+class TestDtypes:
+    @pytest.mark.parametrize(
+        ("given", "name"),
+        [
+            (jnp.bfloat16, "bfloat16"),
+            (np.float32, "float32"),
+            (np.dtype("float16"), "float16"),
+            (jnp.dtype("bfloat16"), "bfloat16"),
+            (jnp.float16, "float16"),
+            ("bfloat16", "bfloat16"),
+        ],
+    )
+    def test_are_taken_as_they_are_written(self, given: Any, name: str) -> None:
+        assert load_model("tiny-random", dtype=given).decoder.dtype.name == name
+
+    @pytest.mark.parametrize(
+        "wrong", ["bf16", "int8", np.int32, np.float64, float, None, 7, b"float32", object(), [], "f4,f4"]
+    )
+    def test_others_are_named(self, wrong: Any) -> None:
+        with pytest.raises(ConfigError, match=r"^dtype .*float32, bfloat16, float16") as caught:
+            load_model("tiny-random", dtype=wrong)
+        assert "\n" not in str(caught.value)

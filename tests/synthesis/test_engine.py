@@ -13,6 +13,7 @@ import pytest
 import psynth_jax as ps
 from psynth_jax.branches import Branch, Branches, Segment, branch_view
 from psynth_jax.cache import KVCache, slot_bucket
+from psynth_jax.engine.programs import ProgramCall
 from psynth_jax.errors import MemoryLimitError, UserError
 from psynth_jax.mapper import Mapper
 from psynth_jax.ops.cached_heads import CachedHeads
@@ -62,11 +63,12 @@ class TestCompilations:
         self, synth: ps.ParallelSynthesis, branches: Branches, count_compilations: Any
     ) -> None:
         self.calls(synth, branches, 7, 10)
-        seconds, programs = synth.engine.compile_seconds, len(synth.engine._compiled)
+        programs = synth.engine.programs
+        before = programs.compilations, programs.compile_seconds, len(programs)
         with count_compilations() as seen:
             self.calls(synth, branches, 4, 20)
         assert seen.names == []
-        assert (synth.engine.compile_seconds, len(synth.engine._compiled)) == (seconds, programs)
+        assert (programs.compilations, programs.compile_seconds, len(programs)) == before
 
     def test_decode_compiles_once(self, count_compilations: Any) -> None:
         """One program for the prompt, one for all tokens after it, one for the empty cache."""
@@ -74,8 +76,8 @@ class TestCompilations:
         with count_compilations() as seen:
             fresh_synth.synthesize(token_ids(1, 5), max_new_tokens=20)
         assert sum("advance" in name for name in seen.names) == 2
-        assert len(fresh_synth.engine._compiled) == 3
-        assert fresh_synth.engine.compile_seconds > 0
+        assert len(fresh_synth.engine.programs) == 3
+        assert fresh_synth.engine.programs.compile_seconds > 0
 
     def test_sampling_options_are_no_shapes(self, synth: ps.ParallelSynthesis, count_compilations: Any) -> None:
         prompts = [token_ids(i, 5) for i in range(3)]
@@ -108,23 +110,11 @@ def step_memory(reader: Reader, cache: KVCache, tokens: int, *, fresh: bool) -> 
     """Compile the step as `Engine` runs it."""
     engine, rows = Engine(tiny_decoder(REALISTIC)), cache.rows
     fed = Rows(struct(rows, tokens), struct(rows), struct(rows), struct(rows))
-    compiled = (
-        engine.jitted(step.advance, ())
-        .lower(
-            engine.model,
-            reader,
-            fed,
-            cache,
-            struct(rows, REALISTIC.width, dtype=jnp.float32),
-            row_sampling(SamplingOptions(), [(0, row) for row in range(rows)]),
-            np.int32(0),
-            fresh=fresh,
-            greedy=True,
-            implementation="auto",
-        )
-        .compile()
-    )
-    return compiled.memory_analysis()
+    hidden = struct(rows, REALISTIC.width, dtype=jnp.float32)
+    sampling = row_sampling(SamplingOptions(), [(0, row) for row in range(rows)])
+    static = {"fresh": fresh, "greedy": True, "implementation": "auto"}
+    call = ProgramCall(step.ADVANCE, (reader, fed, cache, hidden, sampling, np.int32(0)), static)
+    return engine.programs.get(call).memory_analysis()
 
 
 def synthesis_reader(cached: int) -> tuple[Reader, int]:
@@ -166,7 +156,7 @@ class TestMemory:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes")
 
         synth.score([1, 2], [3])
-        monkeypatch.setattr(synth.engine, "_compiled", dict.fromkeys(synth.engine._compiled, full))
+        monkeypatch.setattr(synth.engine.programs, "get", lambda call: full)
         with pytest.raises(MemoryLimitError, match="max_new_tokens") as caught:
             synth.score([1, 2], [3])
         assert isinstance(caught.value, UserError) and "\n" not in str(caught.value)
@@ -178,7 +168,7 @@ class TestMemory:
             raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
         synth.score([1, 2], [3])
-        monkeypatch.setattr(synth.engine, "_compiled", dict.fromkeys(synth.engine._compiled, broken))
+        monkeypatch.setattr(synth.engine.programs, "get", lambda call: broken)
         with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
             synth.score([1, 2], [3])
 
@@ -196,7 +186,7 @@ def test_rows_of_very_different_lengths_are_one_list(lengths: tuple[int, ...], m
         cache = machine.allocate(len(rows), slots_needed(0, max(lengths), 0))
         cache, hidden, _ = machine.prefill(Reader(), rows, cache, nothing, nothing, None)
         slots = [cache.slots_of(row, 0, length) for row, length in enumerate(lengths)]
-        found.append((len(machine._compiled), np.asarray(hidden), slots))
+        found.append((len(machine.programs), np.asarray(hidden), slots))
     (listed, hidden, slots), (chunked, expected, as_chunks) = found
     assert listed == 2 and chunked >= 2  # the cache, and one program for all prompts
     np.testing.assert_allclose(hidden, expected, atol=1e-4)
@@ -208,17 +198,3 @@ def test_a_list_has_few_sizes() -> None:
     sizes = {list_size(tokens) for tokens in range(1, 4097)}
     assert all(list_size(tokens) >= tokens for tokens in range(1, 4097)) and len(sizes) <= 4 * 9 + 8
     assert max(list_size(tokens) / tokens for tokens in range(64, 4097)) < 1.26
-
-
-def test_programs_are_held_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that was compiled first goes; it is compiled again when it is needed."""
-    monkeypatch.setattr(engine_module, "MOST_PROGRAMS", 2)
-    engine = Engine(tiny_decoder(tiny_config()))
-    for slots in (64, 128, 256):
-        engine.allocate(1, slots)
-    assert len(engine._compiled) == 2
-    seconds = engine.compile_seconds
-    engine.allocate(1, 256)
-    assert engine.compile_seconds == seconds
-    engine.allocate(1, 64)
-    assert engine.compile_seconds > seconds and len(engine._compiled) == 2

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import psynth_jax as ps
 from psynth_jax.branches import branch_view
+from psynth_jax.engine.programs import ProgramCall
 from psynth_jax.synthesis import engine, step
 from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
 from psynth_jax.synthesis.step import Reader, Rows
@@ -127,11 +128,20 @@ def test_texts_of_very_different_lengths(
     sharded: ps.ParallelSynthesis, single: ps.ParallelSynthesis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are fed as lists of their tokens, one on every part of the mesh that has rows of its own."""
+    programs, ran = sharded.engine.programs, []
+    run = programs.run
+
+    def noted(call: ProgramCall) -> Any:
+        ran.append(call)
+        return run(call)
+
+    monkeypatch.setattr(programs, "run", noted)
     monkeypatch.setattr(engine, "LEAST_SAVED", 1)
     texts = [token_ids(80 + number, length) for number, length in enumerate((3, 90, 5, 2, 70, 8, 1, 4))]
     scores = [synth.score(QUESTIONS[0], TARGETS[0], synth.encode(texts)) for synth in (sharded, single)]
     np.testing.assert_allclose(*scores, atol=2e-5)
-    assert any(key[0] is step.advance and "RaggedRows" in str(key[2]) for key in sharded.engine._compiled)
+    fed = [call.args[1] for call in ran if call.program is step.ADVANCE]
+    assert any(rows.ragged is not None for rows in fed)
 
 
 def test_branches_made_elsewhere(
@@ -158,6 +168,7 @@ def test_text_and_sampling(sharded: ps.ParallelSynthesis, single: ps.ParallelSyn
     assert found.token_ids == single.synthesize_text(QUESTIONS[0], TEXTS[:2], **arguments).token_ids
 
 
+STATIC = {"fresh": False, "greedy": True, "implementation": "auto"}
 COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\(")
 
 
@@ -182,10 +193,7 @@ def test_nothing_as_large_as_a_layer_of_a_cache_moves(axes: str, tokens: int) ->
     hidden = np.zeros((1, SHAPE["width"]), np.float32)
     sampling = row_sampling(SamplingOptions(), [(0, 0)])
     arguments = engine.place((Reader(view=view), rows, cache, hidden, sampling, np.int32(1)))
-    lowered = engine.jitted(step.advance, ()).lower(
-        engine.model, *arguments, fresh=False, greedy=True, implementation="auto"
-    )
-    compiled = lowered.compile()
+    compiled = engine.programs.get(ProgramCall(step.ADVANCE, arguments, STATIC))
     moved = moved_bytes(compiled.as_text())
     heads = branches.questions[0][0].segments[0].cache.heads
     layer_of_a_device = 2 * heads.k.addressable_shards[0].data.nbytes // heads.layers
@@ -217,12 +225,8 @@ def test_one_small_collective_a_layer_merges_branches() -> None:
     one = np.ones(1, np.int32)
     rows = Rows(np.zeros((1, 1), np.int32), one, one, one)
     arguments = engine.place((Reader(view=view), rows, engine.allocate(1, 64), np.zeros((1, 24), np.float32)))
-    text = (
-        engine.jitted(step.advance, ())
-        .lower(engine.model, *arguments, None, np.int32(0), fresh=False, greedy=True, implementation="auto")
-        .compile()
-        .as_text()
-    )
+    call = ProgramCall(step.ADVANCE, (*arguments, None, np.int32(0)), STATIC)
+    text = engine.programs.get(call).as_text()
     heads, width = SHAPE["heads"], 10
     assert moved_bytes(text) == [8 * heads * (width + 2) * 4]
 

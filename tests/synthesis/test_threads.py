@@ -29,19 +29,19 @@ def test_another_threads_compilation_is_in_no_time_of_this_one(
     prompt = token_ids(1, 5)
     fresh.synthesize(prompt, **SAMPLED)
     engine, compiling, finish = fresh.engine, threading.Event(), threading.Event()
-    jitted, prefill = engine.jitted, engine.prefill
+    lower, prefill = engine.programs.lower, engine.prefill
 
     def slow(*args: Any) -> Any:
         compiling.set()
         assert finish.wait(60)
-        return jitted(*args)
+        return lower(*args)
 
     def after_the_other(*args: Any, **options: Any) -> Any:
         finish.set()
         other.join(60)
         return prefill(*args, **options)
 
-    monkeypatch.setattr(engine, "jitted", slow)
+    monkeypatch.setattr(engine.programs, "lower", slow)
     other = threading.Thread(target=engine.allocate, args=(3, 64))
     other.start()
     assert compiling.wait(60)
@@ -50,7 +50,7 @@ def test_another_threads_compilation_is_in_no_time_of_this_one(
     result = fresh.synthesize(prompt, **SAMPLED)
     assert not other.is_alive()
     assert result.ttft_s > 0 and result.decode_tokens_per_s > 0
-    assert engine.compile_seconds > 0.5
+    assert engine.programs.compile_seconds > 0.5
 
 
 @pytest.mark.slow
@@ -65,7 +65,8 @@ def test_new_shapes_in_several_threads(fresh: ps.ParallelSynthesis) -> None:
 
     with ThreadPoolExecutor(len(prompts)) as pool:
         together = [*pool.map(ask, prompts)]
-    compiled = len(fresh.engine._compiled)
+    compiled = fresh.engine.programs.compilations
+    assert compiled == len(fresh.engine.programs)
     alone = ps.ParallelSynthesis(fresh.model)
     alone.engine = fresh.engine
     for prompt, (branches, result, scores) in zip(prompts, together, strict=True):
@@ -74,7 +75,7 @@ def test_new_shapes_in_several_threads(fresh: ps.ParallelSynthesis) -> None:
         assert alone.synthesize(prompt, again, **SAMPLED).token_ids == result.token_ids
         assert alone.score(prompt, [1, 2, 3], again).tolist() == scores.tolist()
         assert result.ttft_s > 0 and result.decode_tokens_per_s > 0
-    assert len(fresh.engine._compiled) == compiled, "every shape was compiled once, by one of the threads"
+    assert fresh.engine.programs.compilations == compiled, "every shape was compiled once, by one of the threads"
 
 
 def test_a_clock_never_runs_backwards(fresh: ps.ParallelSynthesis) -> None:

@@ -71,7 +71,7 @@ def test_the_same_shapes_compile_once() -> None:
     machine, options = engine(), SamplingOptions(max_new_tokens=5)
     workers = [WorkerPrompt(0, i, (*COMMON, 50 + i)) for i in range(2)]
     first = decode_workers(machine, workers, options, frozenset(), None, "exact")
-    compiled = len(machine._compiled)
+    compiled = machine.programs.compilations
     second = decode_workers(machine, workers, options, frozenset(), None, "exact")
-    assert len(machine._compiled) == compiled
+    assert machine.programs.compilations == compiled
     assert [b.token_ids for b in first] == [b.token_ids for b in second]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -107,7 +105,7 @@ class TestContinuing:
         settings = config(tmp_path, train={"steps": 1}, data=({"synthetic": 1},) * 2, compile_ahead=True)
         examples = [source[index] for index in range(12)]
         halves = [ExampleList(name, examples) for name in ("a", "b")]
-        other = starting.Programs(starting.with_schedule_steps(settings, None), model, 1, print)
+        other = starting.TrainingPrograms(starting.with_schedule_steps(settings, None), model, 1, print)
         trainer = Trainer(settings, model, [*map(TaskData, settings.data, halves)], programs=other)
         assert trainer.programs is not other
         assert trainer.run().step == 1
@@ -143,13 +141,15 @@ class TestKnownShapes:
         assert read_shapes(tmp_path) is None
 
 
-def test_what_was_not_begun_is_compiled_when_it_is_asked_for(model: ps.Model, tmp_path: Path) -> None:
-    settings = starting.with_schedule_steps(config(tmp_path, train={"steps": 1}), None)
-    programs = starting.Programs(settings, model, 1, lambda text: None)
-    cancelled = Future[Any]()
-    assert cancelled.cancel()
-    programs._compiled[Key("evaluate", SHAPE)] = cancelled
-    programs.close()
-    assert not programs.is_there("evaluate", SHAPE)
-    program, seconds = programs.get("evaluate", SHAPE)
-    assert callable(program) and seconds > 0 and programs.is_there("evaluate", SHAPE)
+def test_a_step_that_runs_is_the_one_that_is_compiled_ahead(model: ps.Model, tmp_path: Path) -> None:
+    source, settings = codes(model), config(tmp_path, train={"steps": 2})
+    said: list[str] = []
+    trainer = Trainer(settings, model, [TaskData(settings.data[0], source)], say=said.append)
+    loaded = trainer.batches[0]
+    assert not trainer.programs.is_there("train", loaded.shape)
+    trainer.programs.compile_ahead([Key("train", loaded.shape)])
+    _, waited = trainer.train_batch(loaded)
+    assert waited > 0 and trainer.programs.is_there("train", loaded.shape)
+    _, waited = trainer.train_batch(loaded)
+    assert waited == 0 and len([line for line in said if line.startswith("compiled ")]) == 1
+    trainer.programs.close()

@@ -57,7 +57,7 @@ def _peak_bytes(name: str) -> int | None:
 def _start_jax(records: Records, *, small: bool) -> None:
     import jax
 
-    from psynth_jax.synthesis.programs import keep_compiled_programs
+    from psynth_jax.engine.compilation_cache import keep_compiled_programs
 
     device = jax.devices()[0]
     if device.platform != "gpu" and not small:

@@ -1,24 +1,18 @@
-"""Compiled programs that outlive a process, and what the library says of its work through `logging`."""
+"""Compiled programs that outlive a process."""
 
 from __future__ import annotations
 
-import logging
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import psynth_jax as ps
-from psynth_jax.errors import ConfigError, InputError
-from tests.tiny import tiny_model, token_ids
+from psynth_jax.errors import InputError
 
 SCRIPT = """
 import sys, jax
@@ -81,53 +75,3 @@ class TestFolder:
         monkeypatch.setattr(Path, "home", nobody)
         assert ps.keep_compiled_programs() is None
         assert jax.config.jax_compilation_cache_dir == before
-
-
-class TestLogging:
-    def test_of_models_programs_and_branches(self, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-        caplog.set_level(logging.INFO, "psynth_jax")
-        ps.load_model("tiny-random")
-        synth = ps.ParallelSynthesis(tiny_model(layers=1))
-        branches = synth.encode([token_ids(1, 3)])
-        branches.save(tmp_path / "b")
-        ps.Branches.load(tmp_path / "b")
-        said = caplog.messages
-        assert any(line.startswith("loaded tiny-random as float32 in ") and "bytes of weights" in line for line in said)
-        compiled = [line for line in said if line.startswith("compiled ")]
-        assert len(compiled) == len(synth.engine._compiled)
-        assert any(line.startswith("compiled advance for ") and "int32[1, 8]" in line for line in compiled)
-        assert f"saved {branches!r} to {tmp_path / 'b'}" in said
-        assert any(line.startswith("loaded Branches(1 branches") for line in said)
-        assert {record.name.split(".")[0] for record in caplog.records if "psynth" in record.name} == {"psynth_jax"}
-        caplog.clear()
-        synth.encode([token_ids(2, 3)])
-        assert caplog.messages == [], "nothing is compiled twice, and nothing else is said"
-
-    def test_says_nothing_unless_it_is_asked_to(self) -> None:
-        script = "import logging, psynth_jax; psynth_jax.load_model; logging.getLogger('psynth_jax.x').warning('not shown')"
-        done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=os.environ)
-        assert "not shown" not in done.stderr
-
-
-class TestDtypes:
-    @pytest.mark.parametrize(
-        ("given", "name"),
-        [
-            (jnp.bfloat16, "bfloat16"),
-            (np.float32, "float32"),
-            (np.dtype("float16"), "float16"),
-            (jnp.dtype("bfloat16"), "bfloat16"),
-            (jnp.float16, "float16"),
-            ("bfloat16", "bfloat16"),
-        ],
-    )
-    def test_are_taken_as_they_are_written(self, given: Any, name: str) -> None:
-        assert ps.load_model("tiny-random", dtype=given).decoder.dtype.name == name
-
-    @pytest.mark.parametrize(
-        "wrong", ["bf16", "int8", np.int32, np.float64, float, None, 7, b"float32", object(), [], "f4,f4"]
-    )
-    def test_others_are_named(self, wrong: Any) -> None:
-        with pytest.raises(ConfigError, match=r"^dtype .*float32, bfloat16, float16") as caught:
-            ps.load_model("tiny-random", dtype=wrong)
-        assert "\n" not in str(caught.value)
