@@ -15,11 +15,10 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NamedTuple, NoReturn, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +27,7 @@ import safetensors.flax
 
 from psynth_jax import foreign
 from psynth_jax.axes import Array
-from psynth_jax.branches import Branch, Branches, FinishReason, Segment
+from psynth_jax.branch import Branch, FinishReason, Segment
 from psynth_jax.cache import KVCache, in_device_layout, slot_bucket
 from psynth_jax.directories import replacing, writing
 from psynth_jax.errors import CheckpointError, InputError, listing, shown
@@ -43,10 +42,17 @@ _DESCRIPTION, _TENSORS = "branches.json", "branches.safetensors"
 _NUMBERS = ("F32", "BF16", "F16")  # what safetensors calls the dtypes of caches; int8 has scales besides
 _QUANTISED = "I8"
 _INT32 = 2**31 - 1
-_log = logging.getLogger(__name__)
 
 
-def save(branches: Branches, directory: str | AnyPath) -> None:
+class SavedBranches(NamedTuple):
+    """What a directory holds.  questions: their branches.  batched: False for one question alone."""
+
+    questions: Sequence[Sequence[Branch]]
+    fingerprint: str
+    batched: bool
+
+
+def save(branches: SavedBranches, directory: str | AnyPath) -> None:
     """Write branches to a new or existing directory; an interrupted write leaves what was there before.
 
     Raises `InputError` when the directory holds something else than branches.
@@ -88,10 +94,8 @@ def save(branches: Branches, directory: str | AnyPath) -> None:
         description["sha256"] = {"tensors": _sha256(fresh / _TENSORS), "description": _digest(description)}
         (fresh / _DESCRIPTION).write_text(json.dumps(description, ensure_ascii=False, indent=1), encoding="utf-8")
 
-    _log.info("saved %r to %s", branches, directory)
 
-
-def load(directory: str | AnyPath) -> Branches:
+def load(directory: str | AnyPath) -> SavedBranches:
     """Read branches back; every saved segment becomes a row of one new cache.
 
     Raises:
@@ -115,11 +119,9 @@ def load(directory: str | AnyPath) -> Branches:
         _check_hashes(source, description)
         segments = _segments(source / _TENSORS, noted)
         questions = [[_branch(entry, segments) for entry in group] for group in noted]
-        branches = Branches(questions, description["fingerprint"], batched=description["batched"])
     except (OSError, InputError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{source} does not hold readable branches: {foreign.reason(error)}") from None
-    _log.info("loaded %r from %s", branches, source)
-    return branches
+    return SavedBranches(questions, description["fingerprint"], description["batched"])
 
 
 def _named(directory: object) -> AnyPath:

@@ -1,59 +1,30 @@
-"""Branches: what the synthesizer reads of the workers' caches.  A view, never a copy.
+"""Branches: what the synthesizer reads of the workers' caches.  Views (`branch.py`), never copies.
 
-A worker's cache row holds the tail of its prompt and then what it wrote; its branch is a segment of that row:
-
-    row r    [ p p p g g g g g .  . ]        positions of the cached keys: P - 3 .. P + 4
-                     ^first    length 5      shift P: re-encoded to 0 .. 4, span 5
-
-On the host a branch also carries its tokens and its text.  `branch_view` turns branches of several questions into the
-arrays that a compiled step takes.  Knows no model: a fingerprint says which one made the cache.
+`Branches` groups them by question, on the host; `branch_view` turns branches of several questions
+into the arrays that a compiled step takes.  Knows no model: a fingerprint says which one made the
+cache.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import jax
 import numpy as np
 
+from psynth_jax import branch_files
 from psynth_jax.axes import Array, HostArray
+from psynth_jax.branch import Branch
 from psynth_jax.cache import KVCache
 from psynth_jax.errors import InputError, ModelMismatchError, listing, shown
 from psynth_jax.identity import joined, short
 from psynth_jax.ops.branch_attention import ContextPart, Segments
 from psynth_jax.storage.paths import AnyPath
 
-PositionMode: TypeAlias = Literal["exact", "reference_live"]
-FinishReason: TypeAlias = Literal["stop", "length", "given"]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Segment:
-    """`length` slots of one cache row, from slot `first` on."""
-
-    cache: KVCache
-    row: int
-    first: int
-    length: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Branch:
-    """One worker's contribution.
-
-    token_ids, text: what the branch says.  shift: positions by which its keys are turned back.  span: positions that it
-    occupies afterwards.  finish_reason: "stop", "length" (the worker was cut off) or "given" (a fixed text).
-    Several segments make one branch when a worker wrote in several turns.
-    """
-
-    token_ids: tuple[int, ...]
-    text: str
-    shift: int
-    span: int
-    segments: tuple[Segment, ...]
-    finish_reason: FinishReason
+_log = logging.getLogger(__name__)
 
 
 class Branches:
@@ -161,9 +132,9 @@ class Branches:
 
         Raises `InputError` for a directory that holds something else, and `OSError` when it cannot be written.
         """
-        from psynth_jax import branch_files
-
-        branch_files.save(self, directory)
+        saved = branch_files.SavedBranches(self.questions, self.fingerprint, self.batched)
+        branch_files.save(saved, directory)
+        _log.info("saved %r to %s", self, directory)
 
     @staticmethod
     def load(directory: str | AnyPath) -> Branches:
@@ -171,9 +142,10 @@ class Branches:
 
         Raises `InputError` when there is no such directory, and `CheckpointError` for files that are damaged.
         """
-        from psynth_jax import branch_files
-
-        return branch_files.load(directory)
+        saved = branch_files.load(directory)
+        branches = Branches(saved.questions, saved.fingerprint, batched=saved.batched)
+        _log.info("loaded %r from %s", branches, directory)
+        return branches
 
 
 def _numbers(index: Any) -> list[Any]:

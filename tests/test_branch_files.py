@@ -17,7 +17,8 @@ import pytest
 import safetensors.numpy
 
 import psynth_jax as ps
-from psynth_jax.branches import Branch, Branches, Segment
+from psynth_jax.branch import Branch, Segment
+from psynth_jax.branches import Branches
 from psynth_jax.errors import CheckpointError, ModelMismatchError, UserError
 from tests.tiny import tiny_model, token_ids
 

@@ -13,7 +13,8 @@ import pytest
 import safetensors.flax
 
 import psynth_jax as ps
-from psynth_jax.branches import Branch, Branches, Segment, branch_view, bucket, offsets
+from psynth_jax.branch import Branch, Segment
+from psynth_jax.branches import Branches, branch_view, bucket, offsets
 from psynth_jax.cache import KVCache
 from psynth_jax.errors import CheckpointError, InputError, ModelMismatchError, UserError
 from psynth_jax.ops.cached_heads import CachedHeads

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from psynth_jax.axes import Array
-from psynth_jax.branches import Branch, Branches, Segment
+from psynth_jax.branch import Branch, Segment
+from psynth_jax.branches import Branches
 from psynth_jax.cache import KVCache, packed_here, slot_bucket
 from psynth_jax.config import DecoderConfig
 from psynth_jax.model import Model

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from jax.sharding import Mesh
 
-from psynth_jax.branches import PositionMode
+from psynth_jax.branch import PositionMode
 from psynth_jax.cache import CACHE_DTYPES
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.convert.adapters import load_adapter

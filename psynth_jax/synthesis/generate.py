@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from psynth_jax.axes import HostArray
-from psynth_jax.branches import FinishReason
+from psynth_jax.branch import FinishReason
 from psynth_jax.cache import KVCache
 from psynth_jax.errors import InputError
 from psynth_jax.synthesis.engine import Engine, not_finite

@@ -15,7 +15,8 @@ import numpy as np
 
 from psynth_jax import prompts
 from psynth_jax.axes import HostArray
-from psynth_jax.branches import Branch, Branches
+from psynth_jax.branch import Branch
+from psynth_jax.branches import Branches
 from psynth_jax.config import DecoderConfig
 from psynth_jax.errors import ContextLengthError, InputError, ModelMismatchError, shown
 from psynth_jax.identity import short

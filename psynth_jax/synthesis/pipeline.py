@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from psynth_jax.axes import HostArray
-from psynth_jax.branches import Branch, Branches, PositionMode, branch_view, offsets, read_tokens
+from psynth_jax.branch import Branch, PositionMode
+from psynth_jax.branches import Branches, branch_view, offsets, read_tokens
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.data.sink import after_sink
 from psynth_jax.errors import InputError, shown

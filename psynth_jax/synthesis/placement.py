@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from jax.sharding import Mesh, NamedSharding
 
-from psynth_jax.branches import Branch, Segment
+from psynth_jax.branch import Branch, Segment
 from psynth_jax.cache import KVCache, placement_on
 from psynth_jax.sharding import BRANCH, DATA, ROW_AXES, shards
 

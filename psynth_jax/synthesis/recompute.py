@@ -16,7 +16,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
-from psynth_jax.branches import Branch, PositionMode, Segment
+from psynth_jax.branch import Branch, PositionMode, Segment
 from psynth_jax.errors import InputError, shown
 
 

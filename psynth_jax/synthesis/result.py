@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from psynth_jax.branches import FinishReason
+from psynth_jax.branch import FinishReason
 from psynth_jax.errors import shown
 from psynth_jax.synthesis.generate import Generated, RowOutput
 

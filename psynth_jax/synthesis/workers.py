@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from psynth_jax.axes import HostArray
-from psynth_jax.branches import Branch, Branches, FinishReason, PositionMode, Segment, branch_view
+from psynth_jax.branch import Branch, FinishReason, PositionMode, Segment
+from psynth_jax.branches import Branches, branch_view
 from psynth_jax.cache import KVCache
 from psynth_jax.sharding import ROW_AXES
 from psynth_jax.synthesis.engine import Engine, not_finite, slots_needed

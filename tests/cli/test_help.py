@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from psynth_jax.branches import PositionMode
+from psynth_jax.branch import PositionMode
 from psynth_jax.cache import CACHE_DTYPES
 from psynth_jax.cli import commands, options
 from psynth_jax.convert.rules import DTYPES

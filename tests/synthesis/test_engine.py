@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import psynth_jax as ps
-from psynth_jax.branches import Branch, Branches, Segment, branch_view
+from psynth_jax.branch import Branch, Segment
+from psynth_jax.branches import Branches, branch_view
 from psynth_jax.cache import KVCache, slot_bucket
 from psynth_jax.engine.programs import ProgramCall
 from psynth_jax.errors import MemoryLimitError, UserError

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import psynth_jax as ps
-from psynth_jax.branches import Branch, Branches
+from psynth_jax.branch import Branch
+from psynth_jax.branches import Branches
 from psynth_jax.errors import AdapterError, ConfigError, ContextLengthError, InputError, ModelMismatchError
 from psynth_jax.prompts import Role
 from tests.tiny import random_lora, random_mapper, talking_model, tiny_config, tiny_decoder, token_ids

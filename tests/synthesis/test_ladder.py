@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import psynth_jax as ps
-from psynth_jax.branches import Branches, Segment, branch_view
+from psynth_jax.branch import Segment
+from psynth_jax.branches import Branches, branch_view
 from psynth_jax.cache import KVCache
 from psynth_jax.nn.decoder import Decoder
 from psynth_jax.synthesis import engine as engine_module
