@@ -12,11 +12,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from psynth_jax.adapter.sink import after_sink
 from psynth_jax.axes import HostArray
 from psynth_jax.branch import Branch, PositionMode
 from psynth_jax.branches import Branches, branch_view, offsets, read_tokens
 from psynth_jax.convert.adapter_directory import Adapter
-from psynth_jax.data.sink import after_sink
 from psynth_jax.errors import InputError, shown
 from psynth_jax.mapper import Mapper, mapper_scalars
 from psynth_jax.model import Model

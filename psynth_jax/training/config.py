@@ -68,7 +68,7 @@ class Trainable(Config):
     mapper_hidden: width of the mapper's hidden layer.  alpha: the LoRA is added times alpha / rank.  targets: projections it
     changes; gate, up and down are those of the MLP, which a mixture of experts does not have.  start: an adapter directory
     to begin from; a part or a target that it lacks begins as the identity.  sink: what every chat begins with is read once,
-    as a branch of its own, and all other branches are encoded after it: see `data.sink`.
+    as a branch of its own, and all other branches are encoded after it: see `adapter.sink`.
     """
 
     mapper: bool = True

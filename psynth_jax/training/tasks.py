@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from psynth_jax.adapter.sink import chat_sink
 from psynth_jax.convert.load import open_model
 from psynth_jax.data.example import ExampleList, ExampleSource
 from psynth_jax.data.shards import open_shards
-from psynth_jax.data.sink import WithSink, chat_sink
 from psynth_jax.data.synthetic import KINDS
 from psynth_jax.data.synthetic.examples import Generated, synthetic_examples
 from psynth_jax.data.synthetic.world import Split
+from psynth_jax.data.with_sink import WithSink
 from psynth_jax.errors import ConfigError
 from psynth_jax.tokenizer import Tokenizer
 from psynth_jax.training.config import Task, TrainConfig

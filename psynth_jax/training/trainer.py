@@ -22,7 +22,7 @@ import numpy as np
 import psynth_jax
 from psynth_jax.convert.adapter_directory import Adapter, save_adapter
 from psynth_jax.data.shards import digest
-from psynth_jax.data.sink import WithSink
+from psynth_jax.data.with_sink import WithSink
 from psynth_jax.directories import writing
 from psynth_jax.errors import ConfigError, TrainingError, UserError, listing
 from psynth_jax.files import write_text

@@ -14,7 +14,7 @@ import pytest
 import psynth_jax as ps
 from psynth_jax.convert.adapter_directory import Adapter
 from psynth_jax.data.example import BranchTokens, Example, ExampleList
-from psynth_jax.data.sink import WithSink
+from psynth_jax.data.with_sink import WithSink
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.sharding import put

@@ -18,10 +18,10 @@ import pytest
 import safetensors.numpy
 
 import psynth_jax as ps
+from psynth_jax.adapter.sink import chat_sink
 from psynth_jax.convert.adapter_directory import Adapter, save_adapter
 from psynth_jax.data.example import BranchTokens, Example, ExampleList
 from psynth_jax.data.shards import digest
-from psynth_jax.data.sink import chat_sink
 from psynth_jax.errors import CheckpointError, ConfigError, TrainingError, UserError
 from psynth_jax.training import reporter
 from psynth_jax.training.checkpoint import CheckpointStore
