@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from psynth_jax.bench import against_torch as torch_bench
 from psynth_jax.bench.against_torch import Source
 from psynth_jax.bench.timing import in_turn, timed
 from psynth_jax.errors import InputError
@@ -62,8 +63,6 @@ def decode(
         "serial": timed(one_after_another),
     }
     if against_torch:
-        from psynth_jax.bench import against_torch as torch_bench
-
         measures["torch prefill"] = torch_bench.prefill(source, str(model.decoder.dtype), long)
         measures["torch decode"] = torch_bench.decode(source, str(model.decoder.dtype), prompts, new_tokens)
     seconds = in_turn(measures, repeats)

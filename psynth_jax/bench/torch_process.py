@@ -13,7 +13,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, Self, TypeAlias
 
+from psynth_jax.bench import against_torch, torch_published
 from psynth_jax.bench.question import Question, Writing
+from psynth_jax.bench.timing import in_turn
 from psynth_jax.config import DecoderConfig
 from psynth_jax.errors import UserError
 
@@ -97,8 +99,6 @@ def routes(
     question: Question,
 ) -> dict[str, Callable[[], float]]:
     """Return measures of both ways to the first token: from the text, and "torch published"."""
-    from psynth_jax.bench import against_torch, torch_published
-
     model = against_torch.loaded(source, dtype)
     vocabulary = model.config.vocab_size
     before = question.prompt(vocabulary)[:PREFIX]
@@ -113,16 +113,11 @@ def routes(
 
 
 def _question(request: TorchRequest, question: Question) -> dict[str, float]:
-    from psynth_jax.bench.timing import in_turn
-
     seconds = in_turn(routes(request.source, request.dtype, question), request.repeats)
     return {"torch_text_s": seconds["torch"], "torch_published_s": seconds["torch published"]}
 
 
 def _workers(request: TorchRequest, writing: Writing) -> float:
-    from psynth_jax.bench import against_torch
-    from psynth_jax.bench.timing import in_turn
-
     vocabulary = against_torch.loaded(request.source, request.dtype).config.vocab_size
     prompts = writing.prompts(vocabulary)
     write = against_torch.generate(request.source, request.dtype, prompts, writing.new_tokens)

@@ -19,6 +19,7 @@ import numpy as np
 from psynth_jax.axes import HostArray
 from psynth_jax.bench import rates
 from psynth_jax.bench.timing import in_turn, timed
+from psynth_jax.bench.torch_train import TorchTrainer
 from psynth_jax.data.example import BranchTokens, Example
 from psynth_jax.data.shards import Shard, ShardWriter, Vocabulary
 from psynth_jax.errors import InputError
@@ -176,8 +177,6 @@ def _examples_read_per_second(batches: BatchSource) -> float:
 def _torch_loops(
     config: TrainConfig, model: Model, source: str, examples: Sequence[Example]
 ) -> dict[str, Callable[[], float]]:
-    from psynth_jax.bench.torch_train import TorchTrainer
-
     mapper = initial_parameters(config.trainable, model, config.seed).mapper
     assert mapper is not None
     rank, alpha, rate = config.trainable.rank, config.trainable.alpha, config.optimizer.learning_rate

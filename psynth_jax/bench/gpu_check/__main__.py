@@ -1,4 +1,7 @@
-"""Run the GPU check: python -m psynth_jax.bench.gpu_check; `launch/gpu_check.sh` does."""
+"""Run the GPU check: python -m psynth_jax.bench.gpu_check; `launch/gpu_check.sh` does.
+
+Functions import what needs other packages: first it is checked that these are installed.
+"""
 
 from __future__ import annotations
 

@@ -7,8 +7,11 @@ import importlib
 import time
 from pathlib import Path
 
+import jax
+
 from psynth_jax.bench.gpu_check.records import Records
 from psynth_jax.bench.gpu_check.sizes import full, miniature
+from psynth_jax.engine.compilation_cache import keep_compiled_programs
 from psynth_jax.errors import UserError
 
 # Part -> piece -> the module and function that do it, in the order in which they run.
@@ -48,17 +51,11 @@ def _peak_bytes(name: str) -> int | None:
         import torch
 
         return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else None
-    import jax
-
     stats = jax.devices()[0].memory_stats()
     return None if stats is None else stats.get("peak_bytes_in_use")
 
 
 def _start_jax(records: Records, *, small: bool) -> None:
-    import jax
-
-    from psynth_jax.engine.compilation_cache import keep_compiled_programs
-
     device = jax.devices()[0]
     if device.platform != "gpu" and not small:
         raise UserError(f"JAX sees no GPU, only a {device.platform}: install jax with CUDA")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psynth_jax.bench import torch_process, ttft
+from psynth_jax.bench import against_torch, torch_process, ttft
 from psynth_jax.bench.floors import DeviceRates, step_work
 from psynth_jax.bench.gpu_check.records import Records
 from psynth_jax.bench.gpu_check.sizes import Sizes
@@ -100,8 +100,6 @@ def torch(sizes: Sizes, records: Records) -> None:
     """Measure torch on the same sizes, with random weights of the same shape."""
     import torch
     import transformers
-
-    from psynth_jax.bench import against_torch
 
     records.note(
         torch=torch.__version__,

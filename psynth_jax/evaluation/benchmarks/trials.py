@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
+from psynth_jax import sandbox
 from psynth_jax.errors import DataError
 from psynth_jax.evaluation.benchmarks.sandboxed import harness, values
 
@@ -88,8 +89,6 @@ class Output:
 
 def in_sandbox(program: str, files: Mapping[str, bytes], seconds: float) -> Outcome:
     """Run a program in the sandbox of this library.  Raises `UserError` where there is none."""
-    from psynth_jax import sandbox
-
     limits = sandbox.Limits(seconds=seconds, output=_OUTPUT)
     return sandbox.run(program, limits=limits, files=files)
 
