@@ -1,4 +1,4 @@
-"""Compiled programs that outlive a process: JAX's compilation cache, in a folder of this library."""
+"""Compiled programs that outlive a process: JAX's compilation cache, in this library's folder."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ _log = logging.getLogger(__name__)
 
 
 def keep_compiled_programs(folder: str | AnyPath | None = None) -> AnyPath | None:
-    """Keep what is compiled from now on in a folder, and read it from there: the next process compiles nothing again.
+    """Keep what is compiled from now on in a folder, and read it from there.
 
-    The command line does so by itself.  It is a setting of JAX, so it holds for all programs of the process.
+    The next process compiles nothing again.  The command line calls this by itself.  It is a
+    setting of JAX, so it holds for all programs of the process; where JAX was told of a folder in
+    another way (JAX_COMPILATION_CACHE_DIR), that one is used without this call.
 
     Args:
-      folder: made if it is not there; it may be in a bucket (gs://...).  None: `compiled` in $PSYNTH_CACHE, or in
-        ~/.cache/psynth_jax.
+      folder: made if it is not there; it may be in a bucket (gs://...).  None: `compiled` in
+        $PSYNTH_CACHE, or in ~/.cache/psynth_jax.
 
-    Returns the folder; None when none was given and the default one cannot be written: programs are then compiled again.
+    Returns the folder; None when none was given and the default one cannot be written: programs
+    are then compiled again.
 
     Raises:
       InputError: the folder that was given cannot be made or written.
@@ -40,7 +43,8 @@ def keep_compiled_programs(folder: str | AnyPath | None = None) -> AnyPath | Non
     try:
         place = cache_folder() / "compiled" if folder is None else as_path(folder).expanduser()
         reason = _unusable(place)
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home; ValueError: a zero byte in the name
+    except (OSError, RuntimeError, ValueError) as error:
+        # RuntimeError: there is no home; ValueError: the name has a zero byte.
         reason = getattr(error, "strerror", None) or str(error)
     if reason and folder is not None:
         raise InputError(f"cannot keep compiled programs in {shown(str(folder))}: {reason}")
@@ -49,14 +53,15 @@ def keep_compiled_programs(folder: str | AnyPath | None = None) -> AnyPath | Non
         return None
     for name, value in zip(_SETTINGS, (str(place), _LEAST_SECONDS), strict=True):
         jax.config.update(name, value)
-    # At its first compilation JAX decides once and for all whether there is a folder; this makes it look again.
+    # At its first compilation JAX decides once and for all whether there is a folder; this makes
+    # it look again.
     compilation_cache.reset_cache()
     return place
 
 
 @contextlib.contextmanager
 def programs_kept_in(folder: str | AnyPath) -> Iterator[None]:
-    """Keep what is compiled during a block in a folder; after it JAX's settings are what they were."""
+    """Keep what a block compiles in a folder; after it JAX's settings are what they were."""
     before = {name: getattr(jax.config, name) for name in _SETTINGS}
     keep_compiled_programs(folder)
     try:
