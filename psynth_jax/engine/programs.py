@@ -93,8 +93,7 @@ class ProgramCall:
             return self.words
         shapes = [f"{x.dtype}{list(np.shape(x))}" for x in jax.tree.leaves(self.args)]
         options = [f"{name}={value}" for name, value in self.static.items()]
-        name = self.program.function.__name__.strip("_")
-        return " ".join([name, "for", *shapes, *options])
+        return " ".join([self.program.function.__name__, "for", *shapes, *options])
 
 
 class _Held:

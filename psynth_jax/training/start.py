@@ -53,6 +53,7 @@ def train(
     Raises:
       TrainingError: the loss is no number, the workdir cannot be written, or another run works there.
       ConfigError: config, model and checkpoint disagree.
+      MemoryLimitError: a device has not enough memory for a step.
       And what `prepare` raises.
     """
     with working_in(config.workdir, say) as hold, _programs_kept(config.workdir):
