@@ -43,7 +43,7 @@ def test_is_the_program_that_runs(program: str, expected: object) -> None:
 
 def test_results_lie_where_those_of_a_run_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """The own cache's shardings, of a decode step with shapes and of one that runs."""
-    synth = ps.ParallelSynthesis(tiny_model(), mesh=ps.make_mesh(MESH, jax.devices()[:4]))
+    synth = ps.ParallelSynthesis(tiny_model(mlp_width=32), mesh=ps.make_mesh(MESH, jax.devices()[:4]))
     programs, ran = synth.engine.programs, list[ProgramCall]()
     run = programs.run
 
