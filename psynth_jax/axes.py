@@ -2,7 +2,7 @@
 
     B batch of questions      T query tokens of one call   D model width         H head width
     W branches (workers)      S cache slots                F MLP width           A adapter rank
-    R cache rows              L layers                     V vocabulary          C segments of one query row
+    R cache rows              L layers                     V vocabulary          C runs of one query row
     N query heads             K key/value heads            E experts             G = N / K query heads per key/value head
 
 The annotations below say which letters an array carries.  They are names for readers and tools, never checked at run

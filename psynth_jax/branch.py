@@ -1,10 +1,9 @@
-"""One branch: segments of cache rows, and what they say.  A view, never a copy.
+"""One branch: keys and values that are cached, and what they say.  A view, never a copy.
 
-A worker's cache row holds the tail of its prompt and then what it wrote; its branch is a segment
-of that row:
+A worker's slots hold its prompt and then what it wrote; its branch is a lease on the latter:
 
-    row r    [ p p p g g g g g .  . ]        positions of the cached keys: P - 3 .. P + 4
-                     ^first    length 5      shift P: re-encoded to 0 .. 4, span 5
+    slots    [ p p p g g g g g .  . ]        positions of the cached keys: P - 3 .. P + 4
+                     ^ a segment of 5        shift P: re-encoded to 0 .. 4, span 5
 
 On the host a branch also carries its tokens and its text.
 """
@@ -14,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, TypeAlias
 
-from psynth_jax.cache import KVCache
+from psynth_jax.kv.pool import Lease
+from psynth_jax.kv.transfer import StoredSlots
 
 PositionMode: TypeAlias = Literal["exact", "reference_live"]
 FinishReason: TypeAlias = Literal["stop", "length", "given"]
@@ -22,12 +22,29 @@ FinishReason: TypeAlias = Literal["stop", "length", "given"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segment:
-    """`length` slots of one cache row, from slot `first` on."""
+    """Neighbouring tokens of a branch.
 
-    cache: KVCache
-    row: int
-    first: int
-    length: int
+    held: where their keys and values are: in a pool, or, of a branch from a file, in host memory.
+    position: of the first token, after re-encoding.
+    """
+
+    held: Lease | StoredSlots
+    position: int = 0
+
+    @property
+    def length(self) -> int:
+        """How many tokens it has."""
+        return self.held.slots
+
+    @property
+    def lost(self) -> bool:
+        """Whether its keys and values are gone, because a step failed that had been given their pool."""
+        return isinstance(self.held, Lease) and self.held.lost
+
+    def without_first(self, count: int) -> Segment:
+        """Return the segment without its first `count` tokens, of which it has more."""
+        rest = self.held.part(count, self.length - count)
+        return Segment(rest, self.position + count)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

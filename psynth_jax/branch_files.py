@@ -20,19 +20,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args
 
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.flax
 
 from psynth_jax import foreign
-from psynth_jax.axes import Array
 from psynth_jax.branch import Branch, FinishReason, Segment
-from psynth_jax.cache import KVCache, in_device_layout, slot_bucket
 from psynth_jax.directories import replacing, writing
 from psynth_jax.errors import CheckpointError, InputError, listing, shown
 from psynth_jax.files import read_text, refuse_special, umask_mode
-from psynth_jax.ops.cached_heads import CachedHeads
+from psynth_jax.kv.transfer import StoredSlots, read_slots
 from psynth_jax.storage.paths import AnyPath, BucketPath, as_path
 from psynth_jax.storage.staging import staged
 from psynth_jax.unicode_text import checked_text
@@ -58,28 +55,35 @@ def save(branches: SavedBranches, directory: str | AnyPath) -> None:
     Raises `InputError` when the directory holds something else than branches.
     """
     directory = _named(directory)
-    tensors: dict[str, Array] = {}
+    tensors: dict[str, Any] = {}  # save_file is declared for jax arrays; it takes host ones too
     questions = []
-    every = [segment for group in branches.questions for branch in group for segment in branch.segments]
-    quantised = all(segment.cache.heads.quantised for segment in every)
+    stored: dict[Segment, StoredSlots] = {}
+    for group in branches.questions:
+        for branch in group:
+            stored |= {segment: _stored(segment) for segment in branch.segments}
+    # int8 only if all of them are: a file has one number format.
+    quantised = all(each.quantised for each in stored.values())
     for number, group in enumerate(branches.questions):
         described = []
         for index, branch in enumerate(group):
-            lengths = []
+            lengths, positions = [], []
             for part, segment in enumerate(branch.segments):
-                for half, values in _slots_of(segment, quantised).items():
+                slots = stored[segment] if quantised else stored[segment].as_float32()
+                for half, values in slots.arrays.items():
                     tensors[f"q{number}.b{index}.s{part}.{half}"] = values
                 lengths.append(segment.length)
-            described.append(
-                {
-                    "token_ids": list(branch.token_ids),
-                    "text": branch.text,
-                    "shift": branch.shift,
-                    "span": branch.span,
-                    "finish_reason": branch.finish_reason,
-                    "segments": lengths,
-                }
-            )
+                positions.append(segment.position)
+            entry = {
+                "token_ids": list(branch.token_ids),
+                "text": branch.text,
+                "shift": branch.shift,
+                "span": branch.span,
+                "finish_reason": branch.finish_reason,
+                "segments": lengths,
+            }
+            if positions != _one_after_another(lengths):
+                entry["positions"] = positions
+            described.append(entry)
         questions.append(described)
     description = {
         "format": FORMAT,
@@ -96,7 +100,7 @@ def save(branches: SavedBranches, directory: str | AnyPath) -> None:
 
 
 def load(directory: str | AnyPath) -> SavedBranches:
-    """Read branches back; every saved segment becomes a row of one new cache.
+    """Read branches back, into host memory: whoever reads them copies them to a pool.
 
     Raises:
       InputError: no such directory.
@@ -152,7 +156,10 @@ def _parsed(text: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Noted:
-    """What the description says of a branch.  name: of its tensors.  segments: slots of each."""
+    """What the description says of a branch.
+
+    name: of its tensors.  segments: slots of each.  positions: of the first slot of each.
+    """
 
     name: str
     token_ids: tuple[int, ...]
@@ -161,6 +168,12 @@ class _Noted:
     span: int
     finish_reason: FinishReason
     segments: tuple[int, ...]
+    positions: Sequence[int]
+
+
+def _one_after_another(lengths: Sequence[int]) -> list[int]:
+    """Return where segments begin that follow each other from position 0 on."""
+    return [sum(lengths[:part]) for part in range(len(lengths))]
 
 
 def _noted(description: Mapping[str, Any]) -> list[list[_Noted]]:
@@ -180,9 +193,13 @@ def _noted(description: Mapping[str, Any]) -> list[list[_Noted]]:
 
 def _noted_branch(entry: Any, name: str) -> _Noted:
     _require(isinstance(entry, dict), f"{name} is no JSON object")
-    _keys(entry, {"token_ids", "text", "shift", "span", "finish_reason", "segments"}, set(), name)
+    _keys(entry, {"token_ids", "text", "shift", "span", "finish_reason", "segments"}, {"positions"}, name)
     token_ids = _whole_numbers(entry["token_ids"], 0, f"token_ids of {name}")
     segments = _whole_numbers(entry["segments"], 1, f"segments of {name}")
+    positions: Sequence[int] = _one_after_another(segments)
+    if "positions" in entry:
+        positions = _whole_numbers(entry["positions"], -1, f"positions of {name}")
+        _require(len(positions) == len(segments), f"{name} has {len(positions)} positions for {len(segments)} segments")
     shift, span = _whole_numbers([entry["shift"], entry["span"]], 0, f"shift and span of {name}")
     reason = entry["finish_reason"]
     _require(reason in get_args(FinishReason), f"finish_reason of {name} is {shown(reason)}")
@@ -193,7 +210,7 @@ def _noted_branch(entry: Any, name: str) -> _Noted:
     _require(spans, f"{name} has {len(token_ids)} token ids and a span of {span}")
     _require(shift + span <= _INT32, f"shift and span of {name} pass {_INT32}")
     text = checked_text(entry["text"], f"text of {name}")
-    return _Noted(name, token_ids, text, shift, span, reason, segments)
+    return _Noted(name, token_ids, text, shift, span, reason, segments, positions)
 
 
 def _keys(entry: Mapping[str, Any], needed: set[str], allowed: set[str], what: str) -> None:
@@ -234,44 +251,29 @@ def _digest(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _slots_of(segment: Segment, quantised: bool) -> dict[str, Array]:
-    """Return the slots of a segment by the names of their tensors; int8 only if all segments are."""
-    if quantised:
-        return segment.cache.heads.slots_of(segment.row, segment.first, segment.length)
-    k, v = segment.cache.slots_of(segment.row, segment.first, segment.length)
-    return {"k": k, "v": v}
+def _stored(segment: Segment) -> StoredSlots:
+    """Return the slots of a segment in host memory."""
+    return segment.held if isinstance(segment.held, StoredSlots) else read_slots(segment.held)
 
 
-def _segments(file: Path, noted: list[list[_Noted]]) -> dict[str, Segment]:
-    """Read the tensors of all branches into the rows of one cache, so that a synthesizer reads one part.
-
-    Returns the segments by name.
-    """
-    lengths = {
-        f"{branch.name}.s{part}": length
-        for group in noted
-        for branch in group
-        for part, length in enumerate(branch.segments)
-    }
+def _segments(file: Path, noted: list[list[_Noted]]) -> dict[str, StoredSlots]:
+    """Read the tensors of all branches; return what each segment has, by name."""
+    lengths = {}
+    for group in noted:
+        for branch in group:
+            for part, length in enumerate(branch.segments):
+                lengths[f"{branch.name}.s{part}"] = length
     halves = _checked_header(file, lengths)
     if not lengths:  # every branch is empty: there is nothing to cache
         return {}
     tensors = safetensors.flax.load_file(str(file))
-    slots = slot_bucket(max(lengths.values()))
-    arrays: dict[str, Any] = {}
-    for half in halves:
-        axis = 3 if half.endswith("_scale") else 2
-        rows = []
-        for name in lengths:
-            values = np.asarray(tensors[f"{name}.{half}"])
+    segments = {}
+    for name in lengths:
+        arrays = {half: np.asarray(tensors[f"{name}.{half}"]) for half in halves}
+        for half, values in arrays.items():
             _require(bool(np.isfinite(values).all()), f"{name}.{half} holds NaN or infinities")
-            width = [(0, 0)] * 4
-            width[axis] = (0, slots - values.shape[axis])
-            rows.append(np.pad(values, width))
-        arrays[half] = jnp.asarray(np.stack(rows, axis=1))
-    length = jnp.asarray(list(lengths.values()), jnp.int32)
-    cache = KVCache(in_device_layout(CachedHeads(**arrays)), length)
-    return {name: Segment(cache, row, 0, slots) for row, (name, slots) in enumerate(lengths.items())}
+        segments[name] = StoredSlots(arrays)
+    return segments
 
 
 def _checked_header(file: Path, lengths: Mapping[str, int]) -> tuple[str, ...]:
@@ -301,6 +303,8 @@ def _checked_header(file: Path, lengths: Mapping[str, int]) -> tuple[str, ...]:
     return halves
 
 
-def _branch(noted: _Noted, segments: Mapping[str, Segment]) -> Branch:
-    mine = tuple(segments[f"{noted.name}.s{part}"] for part in range(len(noted.segments)))
-    return Branch(noted.token_ids, noted.text, noted.shift, noted.span, mine, noted.finish_reason)
+def _branch(noted: _Noted, stored: Mapping[str, StoredSlots]) -> Branch:
+    segments = []
+    for part, position in enumerate(noted.positions):
+        segments.append(Segment(stored[f"{noted.name}.s{part}"], position))
+    return Branch(noted.token_ids, noted.text, noted.shift, noted.span, tuple(segments), noted.finish_reason)

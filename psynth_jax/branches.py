@@ -7,21 +7,16 @@ cache.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from psynth_jax import branch_files
-from psynth_jax.axes import Array, HostArray
 from psynth_jax.branch import Branch
-from psynth_jax.cache import KVCache
 from psynth_jax.errors import InputError, ModelMismatchError, listing, shown
 from psynth_jax.identity import joined, short
-from psynth_jax.ops.branch_attention import ContextPart, Segments
 from psynth_jax.storage.paths import AnyPath
 
 _log = logging.getLogger(__name__)
@@ -188,57 +183,11 @@ def _common_fingerprint(groups: Sequence[Branches]) -> str:
     return fingerprint
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class BranchView:
-    """Branches as a compiled step takes them: parts, and per branch shift, span `[B, W]` int32 and valid `[B, W]` bool."""
-
-    parts: tuple[ContextPart, ...]
-    shift: Array
-    span: Array
-    valid: Array
-
-
-def bucket(count: int) -> int:
-    """Round up to 1, 2, 3, 4, 6, 8, 12, 16, ...: padded sizes, so that few shapes are ever compiled."""
-    size = 1
-    while size < count:
-        size = size + size // 2 if size & (size - 1) == 0 and size > 1 else (size * 4 // 3 if size > 1 else 2)
-    return size
-
-
-def branch_view(questions: Sequence[Sequence[Branch]]) -> BranchView:
-    """Lay branches of B questions out as arrays; W, and C of every part, padded to a bucket with empty entries.
-
-    Branches that lie in the same cache share a part.
-    """
-    width = bucket(max((len(branches) for branches in questions), default=1))
-    shift, span = np.zeros((len(questions), width), np.int32), np.zeros((len(questions), width), np.int32)
-    valid = np.zeros((len(questions), width), bool)
-    found: dict[int, tuple[KVCache, list[list[tuple[int, int, int, int]]]]] = {}
-    for number, branches in enumerate(questions):
-        for index, branch in enumerate(branches):
-            shift[number, index], span[number, index], valid[number, index] = branch.shift, branch.span, True
-            for segment in branch.segments:
-                _, rows = found.setdefault(id(segment.cache), (segment.cache, [[] for _ in questions]))
-                rows[number].append((segment.row, segment.first, segment.length, index))
-    parts = tuple(ContextPart(cache.heads, _segments(rows)) for cache, rows in found.values())
-    return BranchView(parts, shift, span, valid)
-
-
-def _segments(rows: Sequence[Sequence[tuple[int, int, int, int]]]) -> Segments:
-    columns: HostArray = np.zeros((4, len(rows), bucket(max(len(row) for row in rows))), np.int32)
-    for number, row in enumerate(rows):
-        for index, entry in enumerate(row):
-            columns[:, number, index] = entry
-    return Segments(*columns)
-
-
 def read_tokens(branches: Sequence[Branch]) -> int:
     """Return how many cached tokens a question reads."""
     return sum(segment.length for branch in branches for segment in branch.segments)
 
 
-def offsets(questions: Sequence[Sequence[Branch]]) -> HostArray:
-    """Position at which each question's synthesizer starts, `[B]`: the longest span of any of its branches."""
-    return np.array([max((branch.span for branch in branches), default=0) for branches in questions], np.int32)
+def first_position(branches: Sequence[Branch]) -> int:
+    """Return the position at which a question's synthesizer starts: the longest span of any of its branches."""
+    return max((branch.span for branch in branches), default=0)

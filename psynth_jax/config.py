@@ -145,11 +145,6 @@ class DecoderConfig(Config):
         return {letter: getattr(self, field) for letter, field in self.letters.items() if getattr(self, field)}
 
     @property
-    def context_positions(self) -> int:
-        """Positions that a row may use which reads branches: local layers must see all of them."""
-        return self.max_positions if self.local is None else min(self.max_positions, self.local.window)
-
-    @property
     def spelled(self) -> str:
         """What this config computes, as one text that later versions of this class spell alike."""
         late = set() if self.experts else {"experts", "experts_per_token", "norm_expert_weights"}

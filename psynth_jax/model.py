@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +23,7 @@ class Model:
     """decoder with its weights; tokenizer (None: token ids only); stop_ids: what ends a text; name: where it came from.
 
     stored: the decoder whose weights were rounded from stored ones, and their identity; for any other decoder it is void.
+    machines: what runs the decoder, see `engine.machine`; models that differ in their tokenizer share it.
     """
 
     decoder: Decoder
@@ -29,6 +31,7 @@ class Model:
     stop_ids: frozenset[int]
     name: str
     stored: tuple[Decoder, Identity] | None = dataclasses.field(default=None, repr=False)
+    machines: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         """Show what it is called, how large it is, and in which dtype."""
@@ -70,7 +73,7 @@ class Model:
     def _with(self, decoder: Decoder) -> Model:
         """Return this model with a decoder of the same weights."""
         stored = None if self.stored is None else (decoder, self.identity)
-        return dataclasses.replace(self, decoder=decoder, stored=stored)
+        return dataclasses.replace(self, decoder=decoder, stored=stored, machines={})
 
     def rows(self, table: str, first: int, stop: int) -> HostArray:
         """Return rows `first` to `stop` of "embedding" or "head", `[rows, D]`, without moving the rest off its devices."""
@@ -79,10 +82,6 @@ class Model:
             return np.asarray(values[first:stop])
         cut = jax.jit(lambda x: jax.lax.slice_in_dim(x, first, stop), out_shardings=replicated(self.mesh))
         return np.asarray(cut(values).addressable_data(0))
-
-    def writes(self, vocabulary: int | None) -> Model:
-        """Return this model, which writes only the first `vocabulary` tokens; None: all of them."""
-        return self._with(self.decoder.writes(vocabulary))
 
 
 def _sampled(value: Array, mesh: Mesh | None) -> HostArray:

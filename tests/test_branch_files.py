@@ -240,7 +240,7 @@ class TestAgainstTheModel:
     def test_several_segments_are_all_looked_at(self, synth: ps.ParallelSynthesis) -> None:
         other = ps.ParallelSynthesis(tiny_model(layers=1)).encode([token_ids(1, 3)]).questions[0][0].segments[0]
         mine = synth.encode([token_ids(1, 3)])
-        segments = (*mine.questions[0][0].segments, Segment(other.cache, 0, 0, 3))
+        segments = (*mine.questions[0][0].segments, Segment(other.held, 3))
         both = Branch((*token_ids(1, 3), 1, 2, 3), "", 0, 6, segments, "given")
         self.read(synth, Branches([[both]], mine.fingerprint, batched=False), "1 layers")
 

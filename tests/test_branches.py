@@ -1,8 +1,9 @@
-"""Branches as views: selection, joining, the arrays that a step takes, and branches on disk."""
+"""Branches as views: selection, joining, who holds their slots, and branches on disk."""
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -14,39 +15,45 @@ import safetensors.flax
 
 import psynth_jax as ps
 from psynth_jax.branch import Branch, Segment
-from psynth_jax.branches import Branches, branch_view, bucket, offsets
-from psynth_jax.cache import KVCache
-from psynth_jax.errors import CheckpointError, InputError, ModelMismatchError, UserError
+from psynth_jax.branches import Branches, first_position, read_tokens
+from psynth_jax.errors import CheckpointError, InputError, MemoryLimitError, ModelMismatchError, UserError
+from psynth_jax.kv.pool import Pool
+from psynth_jax.kv.transfer import StoredSlots, read_slots, write_slots
 from psynth_jax.ops.cached_heads import CachedHeads
 
-L, R, K, S, H = 2, 4, 3, 17, 6
+L, K, H, PAGE = 2, 3, 6, 8
 
 
-def random_cache(seed: int, dtype: Any = jnp.float32) -> KVCache:
-    rng = np.random.default_rng(seed)
-    k, v = (jnp.asarray(rng.standard_normal((L, R, K, S, H)), dtype) for _ in range(2))
-    return KVCache(CachedHeads(k, v), jnp.full(R, S, jnp.int32))
+def empty_pool(dtype: Any = jnp.float32) -> Pool:
+    return Pool(lambda slots: CachedHeads.allocate((L, 1, K, slots, H), dtype, packed=False), 128, PAGE)
 
 
-def branch(cache: KVCache, row: int, first: int, length: int, name: str = "") -> Branch:
-    segment = Segment(cache, row, first, length)
+def written(pool: Pool, row: int, first: int, length: int, position: int = 0) -> Segment:
+    """Random slots behind `first` others, as a worker leaves them."""
+    rng = np.random.default_rng(row)
+    arrays = {name: rng.standard_normal((L, K, first + length, H)).astype(np.float32) for name in ("k", "v")}
+    return Segment(write_slots(pool, StoredSlots(arrays)).part(first, length), position)
+
+
+def branch(pool: Pool, row: int, first: int, length: int, name: str = "") -> Branch:
+    segment = written(pool, row, first, length)
     return Branch(tuple(range(row, row + length)), name or f"row {row}", first + 1, length, (segment,), "length")
 
 
 @pytest.fixture
-def cache() -> KVCache:
-    return random_cache(0)
+def pool() -> Pool:
+    return empty_pool()
 
 
 @pytest.fixture
-def three(cache: KVCache) -> Branches:
-    made = [branch(cache, 0, 2, 5), branch(cache, 2, 0, 9), branch(cache, 3, 4, 1)]
+def three(pool: Pool) -> Branches:
+    made = [branch(pool, 0, 2, 5), branch(pool, 2, 0, 9), branch(pool, 3, 4, 1)]
     return Branches([made], "a model", batched=False)
 
 
 @pytest.fixture
-def batch(three: Branches, cache: KVCache) -> Branches:
-    return Branches.batch([three, Branches([[branch(cache, 1, 3, 4)]], "a model", batched=False)])
+def batch(three: Branches, pool: Pool) -> Branches:
+    return Branches.batch([three, Branches([[branch(pool, 1, 3, 4)]], "a model", batched=False)])
 
 
 def texts(branches: Branches) -> list[Any]:
@@ -73,9 +80,10 @@ class TestSelection:
         assert texts(batch[1]) == ["row 1"] and not batch[1].batched
         assert [texts(question) for question in batch] == [["row 0", "row 2", "row 3"], ["row 1"]]
 
-    def test_is_a_view(self, three: Branches, cache: KVCache) -> None:
+    def test_is_a_view(self, three: Branches, pool: Pool) -> None:
         chosen = three[[2, 0]]
-        assert all(segment.cache is cache for b in chosen.questions[0] for segment in b.segments)
+        assert all(segment.held.pool is pool for b in chosen.questions[0] for segment in b.segments)
+        assert chosen.questions[0][0].segments is three.questions[0][2].segments
         assert chosen.fingerprint == "a model"
 
     @pytest.mark.parametrize("index", [3, -4, [0, 3]])
@@ -128,44 +136,38 @@ class TestJoining:
             Branches.batch([])
 
 
-class TestView:
-    def test_describes_every_branch_and_pads_the_rest(self, batch: Branches, cache: KVCache) -> None:
-        view = branch_view(batch.questions)
-        np.testing.assert_array_equal(view.shift, [[3, 1, 5], [4, 0, 0]])
-        np.testing.assert_array_equal(view.span, [[5, 9, 1], [4, 0, 0]])
-        np.testing.assert_array_equal(view.valid, [[True, True, True], [True, False, False]])
-        (part,) = view.parts
-        assert part.heads is cache.heads
-        np.testing.assert_array_equal(part.segments.row, [[0, 2, 3], [1, 0, 0]])
-        np.testing.assert_array_equal(part.segments.first, [[2, 0, 4], [3, 0, 0]])
-        np.testing.assert_array_equal(part.segments.length, [[5, 9, 1], [4, 0, 0]])
-        np.testing.assert_array_equal(part.segments.branch, [[0, 1, 2], [0, 0, 0]])
+class TestSlots:
+    def test_selecting_some_frees_the_others(self, pool: Pool) -> None:
+        made = [branch(pool, 0, 2, 5), branch(pool, 2, 0, 9), branch(pool, 3, 4, 1)]
+        three = Branches([made], "a model", batched=False)
+        del made
+        assert pool.used_slots == 4 * PAGE
+        two = three[[0, 2]]
+        del three
+        gc.collect()
+        assert pool.used_slots == 2 * PAGE
+        del two
+        gc.collect()
+        assert pool.used_slots == 0
 
-    def test_every_cache_is_a_part(self, three: Branches) -> None:
-        other = random_cache(1)
-        joined = Branches.join(three, Branches([[branch(other, 1, 0, 6)]], "a model", batched=False))
-        view = branch_view(joined.questions)
-        assert [part.heads is other.heads for part in view.parts] == [False, True]
-        np.testing.assert_array_equal(view.parts[1].segments.branch, [[3]])
-        np.testing.assert_array_equal(view.parts[1].segments.length, [[6]])
-
-    def test_a_branch_of_several_turns_has_several_segments(self, cache: KVCache) -> None:
-        turns = dataclasses.replace(
-            branch(cache, 1, 0, 7), segments=(Segment(cache, 1, 0, 3), Segment(cache, 1, 9, 4)), span=13
-        )
-        view = branch_view([[turns, branch(cache, 2, 1, 2)]])
-        np.testing.assert_array_equal(view.parts[0].segments.first, [[0, 9, 1]])
-        np.testing.assert_array_equal(view.parts[0].segments.branch, [[0, 0, 1]])
-        np.testing.assert_array_equal(view.span, [[13, 2]])
+    def test_of_a_pool_that_was_lost_are_not_written(self, three: Branches, pool: Pool, tmp_path: Path) -> None:
+        pool.lose()
+        other = branch(pool, 5, 0, 9)
+        with pytest.raises(MemoryLimitError, match="are lost"):
+            three.save(tmp_path / "saved")
+        with pytest.raises(MemoryLimitError, match="are lost"):
+            three.questions[0][1].segments[0].without_first(2)
+        assert not (tmp_path / "saved").exists()
+        assert three.texts == ["row 0", "row 2", "row 3"]
+        Branches([[other]], "a model", batched=False).save(tmp_path / "saved")
+        del three
+        gc.collect()
+        assert pool.used_slots == 2 * PAGE, "what was lost frees nothing of what came after it"
 
     def test_a_synthesizer_starts_behind_the_longest_branch(self, batch: Branches) -> None:
-        np.testing.assert_array_equal(offsets(batch.questions), [9, 4])
-        np.testing.assert_array_equal(offsets([[]]), [0])
-
-    def test_few_widths_exist(self) -> None:
-        sizes = sorted({bucket(count) for count in range(1, 17)})
-        assert sizes == [1, 2, 3, 4, 6, 8, 12, 16]
-        assert all(bucket(count) == min(size for size in sizes if size >= count) for count in range(1, 17))
+        assert [first_position(group) for group in batch.questions] == [9, 4]
+        assert [read_tokens(group) for group in batch.questions] == [15, 4]
+        assert first_position([]) == 0
 
 
 def same_branch(one: Branch, other: Branch) -> bool:
@@ -173,16 +175,18 @@ def same_branch(one: Branch, other: Branch) -> bool:
     fields = ("token_ids", "text", "shift", "span", "finish_reason")
     if any(getattr(one, name) != getattr(other, name) for name in fields) or len(one.segments) != len(other.segments):
         return False
-    return all(
-        a.length == b.length
-        and all(
-            x.dtype == y.dtype and np.array_equal(x, y)
-            for x, y in zip(
-                a.cache.slots_of(a.row, a.first, a.length), b.cache.slots_of(b.row, b.first, b.length), strict=True
-            )
-        )
-        for a, b in zip(one.segments, other.segments, strict=True)
-    )
+    return all(same_segment(a, b) for a, b in zip(one.segments, other.segments, strict=True))
+
+
+def slots_of(segment: Segment) -> StoredSlots:
+    return segment.held if isinstance(segment.held, StoredSlots) else read_slots(segment.held)
+
+
+def same_segment(one: Segment, other: Segment) -> bool:
+    ours, theirs = slots_of(one).arrays, slots_of(other).arrays
+    if (one.length, one.position) != (other.length, other.position) or ours.keys() != theirs.keys():
+        return False
+    return all(values.dtype == theirs[name].dtype and np.array_equal(values, theirs[name]) for name, values in ours.items())
 
 
 def same(one: Branches, other: Branches) -> bool:
@@ -209,43 +213,35 @@ class TestOnDisk:
         assert same(Branches.load(str(saved)), three)
         assert sorted(path.name for path in saved.parent.iterdir()) == ["saved"], "scratch files were left behind"
 
-    def test_a_batch_comes_back_in_one_cache(self, batch: Branches, tmp_path: Path) -> None:
-        other = Branches([[branch(random_cache(1), 2, 1, 3)], []], "a model", batched=True)
+    def test_a_batch_comes_back(self, batch: Branches, tmp_path: Path) -> None:
+        other = Branches([[branch(empty_pool(), 2, 1, 3)], []], "a model", batched=True)
         joined = Branches.join(batch, other)
         joined.save(str(tmp_path / "new" / "saved"))
-        loaded = Branches.load(str(tmp_path / "new" / "saved"))
-        assert same(loaded, joined)
-        assert len(branch_view(loaded.questions).parts) == 1
+        assert same(Branches.load(str(tmp_path / "new" / "saved")), joined)
 
     def test_dtype_text_and_segments_are_kept(self, tmp_path: Path) -> None:
-        cache = random_cache(2, jnp.bfloat16)
-        turns = (Segment(cache, 1, 0, 3), Segment(cache, 3, 9, 4))
-        written = dataclasses.replace(branch(cache, 1, 0, 7, "naïve 🙂\n"), segments=turns, span=13)
-        Branches([[written]], "a model", batched=False).save(str(tmp_path / "saved"))
+        pool = empty_pool(jnp.bfloat16)
+        turns = (written(pool, 1, 0, 3), written(pool, 3, 9, 4, position=9))
+        named = dataclasses.replace(branch(pool, 1, 0, 7, "naïve 🙂\n"), segments=turns, span=13)
+        Branches([[named]], "a model", batched=False).save(str(tmp_path / "saved"))
         loaded = Branches.load(str(tmp_path / "saved"))
-        assert same_branch(loaded.questions[0][0], written)
+        assert same_branch(loaded.questions[0][0], named)
 
-    def test_int8_stays_int8(self, cache: KVCache, tmp_path: Path) -> None:
-        int8 = CachedHeads.allocate((L, R, K, S, H), jnp.int8, packed=False).stored(cache.heads.k, cache.heads.v)
-        made = Branches([[branch(KVCache(int8, cache.length), 1, 2, 3)]], "model", batched=False)
+    def test_int8_stays_int8(self, tmp_path: Path) -> None:
+        made = Branches([[branch(empty_pool(jnp.int8), 1, 2, 3)]], "model", batched=False)
         made.save(tmp_path / "int8")
-        loaded = Branches.load(tmp_path / "int8").questions[0][0].segments[0]
-        before, after = int8.slots_of(1, 2, 3), loaded.cache.heads.slots_of(loaded.row, loaded.first, loaded.length)
-        assert before.keys() == after.keys() == {"k", "v", "k_scale", "v_scale"}
-        for name, values in before.items():
-            assert values.dtype == after[name].dtype
-            np.testing.assert_array_equal(values, after[name])
+        loaded = Branches.load(tmp_path / "int8")
+        assert slots_of(loaded.questions[0][0].segments[0]).arrays.keys() == {"k", "v", "k_scale", "v_scale"}
+        assert same(loaded, made)
 
-    def test_int8_beside_others_is_written_as_what_it_stands_for(self, cache: KVCache, tmp_path: Path) -> None:
-        int8 = CachedHeads.allocate((L, R, K, S, H), jnp.int8, packed=False).stored(cache.heads.k, cache.heads.v)
-        low = KVCache(int8, cache.length)
-        Branches([[branch(low, 1, 2, 3), branch(cache, 0, 0, 4)]], "model", batched=False).save(tmp_path / "mixed")
-        first, second = Branches.load(tmp_path / "mixed").questions[0]
-        for loaded, source, row, at, length in ((first, low, 1, 2, 3), (second, cache, 0, 0, 4)):
-            (segment,) = loaded.segments
-            ours = segment.cache.slots_of(segment.row, segment.first, segment.length)
-            for one, other in zip(ours, source.slots_of(row, at, length), strict=True):
-                np.testing.assert_array_equal(one, other)
+    def test_int8_beside_others_is_written_as_what_it_stands_for(self, pool: Pool, tmp_path: Path) -> None:
+        made = [branch(empty_pool(jnp.int8), 1, 2, 3), branch(pool, 0, 0, 4)]
+        Branches([made], "model", batched=False).save(tmp_path / "mixed")
+        for loaded, source in zip(Branches.load(tmp_path / "mixed").questions[0], made, strict=True):
+            ours, theirs = slots_of(loaded.segments[0]).arrays, slots_of(source.segments[0]).as_float32().arrays
+            assert ours.keys() == theirs.keys()
+            for name, values in ours.items():
+                np.testing.assert_array_equal(values, theirs[name])
 
     def test_only_the_slots_of_branches_are_written(self, saved: Path) -> None:
         tensors = safetensors.flax.load_file(str(saved / "branches.safetensors"))

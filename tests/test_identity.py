@@ -83,7 +83,7 @@ class TestOneSource:
         assert len({model.fingerprint for model in models} | {open_model("tiny-random", "float16").fingerprint}) == 1
         mesh = ps.make_mesh("data=8")
         for model in models:
-            others = (model.writes(100), model.on(mesh), model.on(mesh).on(None), dataclasses.replace(model, name="other"))
+            others = (model.on(mesh), model.on(mesh).on(None), dataclasses.replace(model, name="other"))
             assert {other.fingerprint for other in others} == {models[0].fingerprint}
 
     @pytest.mark.parametrize("read_first", [False, True])

@@ -14,9 +14,8 @@ import pytest
 
 import psynth_jax as ps
 from psynth_jax.config import LocalLayers, PlainRope
-from psynth_jax.errors import ContextLengthError
 from psynth_jax.nn.adapter import ATTENTION_TARGETS
-from psynth_jax.nn.local import by_kind, of_layer, window_of
+from psynth_jax.nn.local import FAR, by_kind, of_layer, window_of
 from tests.tiny import random_lora, tiny_config, tiny_decoder, tiny_model, token_ids
 
 LOCAL = LocalLayers(window=48, global_every=2, rope=PlainRope(theta=500.0))
@@ -39,8 +38,9 @@ def test_layers_take_turns() -> None:
     kinds = [float(of_layer(config, angles, jnp.int32(layer))[0]) for layer in range(7)]
     assert kinds == [500.0, 500.0, 1e4, 500.0, 500.0, 1e4, 500.0]
     windows = [int(w) for layer in range(3) if (w := window_of(config, 100, jnp.int32(layer))) is not None]
-    assert windows == [8, 8, 100]
+    assert windows == [8, 8, FAR]
     assert window_of(config, 8, jnp.int32(0)) is None, "a row that fits into the window needs none"
+    assert int(window_of(config, None, jnp.int32(0))) == 8, "branches may be longer than the row"
 
 
 @pytest.fixture(scope="module")
@@ -87,27 +87,37 @@ class TestAgainstTransformers:
             assert their_logits(theirs, [*prompt, *written])[49:-1].argmax(axis=-1).tolist() == list(written)
 
 
-@pytest.mark.slow
-def test_branches_must_fit_into_the_window() -> None:
+@pytest.mark.parametrize("length", [20, 100])
+def test_a_turn_of_branches_equals_text_where_one_branch_stands_before_the_prompt(length: int) -> None:
+    """One branch from position 0 and the prompt behind it is plain text, also beyond the window of 48."""
     synth = ps.ParallelSynthesis(tiny_model(**GEMMA))
-    branches = synth.encode([token_ids(1, 30), token_ids(2, 20)])
-    assert len(synth.synthesize(token_ids(3, 10), branches, max_new_tokens=8).token_ids) == 8
-    message = r"window of 48 positions that this model's local layers see: the longest branch has 30 tokens"
-    with pytest.raises(ContextLengthError, match=message):
-        synth.synthesize(token_ids(3, 10), branches, max_new_tokens=9)
-    long = synth.encode([token_ids(1, 100)])
-    with pytest.raises(ContextLengthError, match="the longest branch has 100 tokens"):
-        synth.score(token_ids(3, 4), token_ids(4, 4), branches=long)
-
-
-def test_a_turn_of_branches_equals_text_where_one_branch_stands_before_the_prompt() -> None:
-    """One branch from position 0 and the prompt behind it is plain text, also to layers with other frequencies."""
-    synth = ps.ParallelSynthesis(tiny_model(**GEMMA))
-    text, prompt, target = token_ids(1, 20), token_ids(2, 9), token_ids(3, 8)
+    text, prompt, target = token_ids(1, length), token_ids(2, 9), token_ids(3, 8)
     through = synth.score(prompt, target, branches=synth.encode([text]))
     np.testing.assert_allclose(through, synth.score([*text, *prompt], target), atol=1e-5)
     moved = synth.encode([text], prefixes=[token_ids(4, 11)])
     assert not np.allclose(synth.score(prompt, target, branches=moved), through, atol=1e-3)
+
+
+@pytest.mark.parametrize("positions", ["exact", "reference_live"])
+def test_branches_longer_than_the_window_are_read_as_the_oracle_reads_them(positions: str) -> None:
+    """Each through the window from where it is re-encoded to; token by token, and a prompt at once."""
+    model = tiny_model(**GEMMA)
+    ours, oracle = (ps.ParallelSynthesis(model, positions=positions, implementation=name) for name in ("xla", "reference"))
+    texts = [token_ids(1, 100), token_ids(2, 70), token_ids(3, 20)]
+    branches = ours.encode(texts, prefixes=[token_ids(5, 7)] * 3)
+    prompt, target = token_ids(3, 10), token_ids(4, 14)
+    scores = [synth.score(prompt, target, branches=branches) for synth in (ours, oracle)]
+    np.testing.assert_allclose(*scores, atol=5e-5)
+    answers = [synth.synthesize(prompt, branches, max_new_tokens=12) for synth in (ours, oracle)]
+    assert answers[0].token_ids == answers[1].token_ids
+    np.testing.assert_allclose(answers[0].logprobs, answers[1].logprobs, atol=5e-5)
+
+
+def test_workers_share_a_prompt_that_is_longer_than_the_window() -> None:
+    synth, shared = ps.ParallelSynthesis(tiny_model(**GEMMA)), token_ids(6, 70)
+    prompts = [[*shared, *token_ids(seed, 9)] for seed in (7, 8)]
+    together = synth.work(prompts, max_new_tokens=10).token_ids
+    assert together == [synth.work([prompt], max_new_tokens=10).token_ids[0] for prompt in prompts]
 
 
 @pytest.mark.slow
@@ -120,7 +130,7 @@ def test_sharded_is_unsharded(axes: str) -> None:
     )
     ids = token_ids(5, 90, 96)
     np.testing.assert_allclose(found.score(ids[:60], ids[60:]), expected.score(ids[:60], ids[60:]), atol=1e-4)
-    texts = [token_ids(seed, 20, 96) for seed in (1, 2, 3)]
+    texts = [token_ids(seed, 30 * seed, 96) for seed in (1, 2, 3)]
     scores = [synth.score(ids[:8], ids[8:20], branches=synth.encode(texts)) for synth in (found, expected)]
     np.testing.assert_allclose(*scores, atol=1e-4)
 
@@ -130,13 +140,11 @@ def test_an_adapter_learns_through_windows() -> None:
     """The gradient of a LoRA on a text beyond the window: folded blocks against the materialised form."""
     decoder = tiny_decoder(tiny_config(**GEMMA))
     lora, ids = random_lora(decoder.config, 3, targets=ATTENTION_TARGETS), jnp.asarray([token_ids(5, 100)])
-    start, count = jnp.zeros(1, jnp.int32), jnp.full(1, 100, jnp.int32)
 
     def gradient(implementation: str) -> Any:
         def loss(down: Any) -> Any:
             adapter = type(lora)(down, lora.up, lora.scale)
-            cache = decoder.allocate_cache(1, 128)
-            hidden, _ = decoder(ids, cache, start, count, start, lora=adapter, fresh=True, implementation=implementation)
+            hidden, _, _ = decoder(ids, jnp.zeros(1, jnp.int32), lora=adapter, implementation=implementation)
             return (hidden * jax.random.normal(jax.random.key(1), hidden.shape)).sum()
 
         return jax.grad(loss)(lora.down)

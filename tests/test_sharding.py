@@ -17,7 +17,6 @@ from psynth_jax.convert.rules import axis_sizes, hf_rules
 from psynth_jax.errors import ConfigError, UserError
 from psynth_jax.nn.decoder import Decoder, parameter_letters, shardings_of
 from psynth_jax.sharding import check_fits, kv_copies, make_mesh, parameter_spec, pick, put
-from psynth_jax.synthesis.placement import plan_rows
 from tests.convert.test_hf import LLAMA, random_tensors, write_model
 from tests.tiny import tiny_config
 
@@ -148,21 +147,3 @@ def test_picked_elements(spec: P) -> None:
     placed = put(values, NamedSharding(make_mesh("data=2,fsdp=2,tensor=2"), spec))
     places = (np.array([0, 7, 3, 3]), np.array([11, 0, 5, 6]))
     np.testing.assert_array_equal(pick(placed, places), values[places])
-
-
-class TestRows:
-    def test_without_a_mesh_every_worker_has_its_own_number(self) -> None:
-        plan = plan_rows([0, 0, 1], None)
-        assert (plan.of, plan.count) == ((0, 1, 2), 3)
-
-    def test_round_robin_over_branch(self) -> None:
-        plan = plan_rows([0] * 6, make_mesh("branch=4,tensor=2"))
-        assert (plan.of, plan.count) == ((0, 2, 4, 6, 1, 3), 8)
-        assert plan.spread("abcdef", "-") == ["a", "e", "b", "f", "c", "-", "d", "-"]
-
-    def test_a_question_stays_on_its_part_of_data(self) -> None:
-        plan = plan_rows([0, 0, 0, 1], make_mesh("data=2,branch=2,tensor=2"))
-        assert (plan.of, plan.count) == ((0, 2, 1, 4), 8)
-
-    def test_questions_that_data_does_not_divide_go_everywhere(self) -> None:
-        assert plan_rows([0, 0, 0, 0], make_mesh("data=2,branch=4")).of == (0, 1, 2, 3)

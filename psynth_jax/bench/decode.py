@@ -11,15 +11,14 @@ import numpy as np
 from psynth_jax.bench import against_torch as torch_bench
 from psynth_jax.bench.against_torch import Source
 from psynth_jax.bench.timing import in_turn, timed
+from psynth_jax.engine.sequences import Next
 from psynth_jax.errors import InputError
 from psynth_jax.model import Model
-from psynth_jax.sharding import ROW_AXES, shards
-from psynth_jax.synthesis.engine import Engine, slots_needed
-from psynth_jax.synthesis.generate import RowOutput, generate
 from psynth_jax.synthesis.inputs import check_window
-from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
-from psynth_jax.synthesis.step import Reader
-from psynth_jax.synthesis.workers import WorkerPrompt, decode_workers
+from psynth_jax.synthesis.outputs import RowOutput
+from psynth_jax.synthesis.runner import Runner
+from psynth_jax.synthesis.sampling import SamplingOptions
+from psynth_jax.synthesis.workers import WorkerPrompt, generate_workers
 
 
 def decode(
@@ -44,21 +43,22 @@ def decode(
     rng = np.random.default_rng(0)
     prompts = rng.integers(0, model.config.vocab_size, (rows, prompt_tokens)).tolist()
     long = rng.integers(0, model.config.vocab_size, prefill_tokens).tolist()
-    engine = Engine(model.decoder)
+    runner = Runner(model, "auto", None, model.config.vocab_size)
+    _make_room(runner, [*[prompt_tokens + new_tokens] * rows, prefill_tokens])
     options = SamplingOptions(max_new_tokens=new_tokens)
     workers = [WorkerPrompt(0, index, tuple(prompt)) for index, prompt in enumerate(prompts)]
 
     def work(*chosen: WorkerPrompt) -> None:
-        made = decode_workers(engine, chosen, options, frozenset(), None, "exact")
-        jax.block_until_ready([segment.cache for branch in made for segment in branch.segments])
+        generate_workers(runner, chosen, options, frozenset(), None, "exact")
+        jax.block_until_ready(runner.pool.heads)
 
     def one_after_another() -> None:
         for worker in workers:
             work(worker)
 
     measures: dict[str, Callable[[], float]] = {
-        "prefill": timed(lambda: _prefill(engine, long)),
-        "decode": lambda: _decode(engine, prompts, options),
+        "prefill": timed(lambda: _prefill(runner, long)),
+        "decode": lambda: _decode(runner, prompts, options),
         "batch": timed(lambda: work(*workers)),
         "serial": timed(one_after_another),
     }
@@ -86,19 +86,34 @@ def decode(
     return found
 
 
-def _prefill(engine: Engine, tokens: list[int]) -> None:
-    nothing = np.zeros(1, np.int32)
-    cache = engine.allocate(1, slots_needed(0, len(tokens), 0))
-    greedy = row_sampling(SamplingOptions(), [(0, 0)])
-    jax.block_until_ready(engine.prefill(Reader(), [tokens], cache, nothing, nothing, greedy))
+def _make_room(runner: Runner, lengths: list[int]) -> None:
+    """Let the pool grow to what all rows need: a pool that grows later has its programs compiled again."""
+    leases = []
+    for number, length in enumerate(lengths):
+        leases.append(runner.reserve(length, runner.branch_block(0, 1, number)))
+    for lease in leases:
+        lease.release()
 
 
-def _decode(engine: Engine, prompts: list[list[int]], options: SamplingOptions) -> float:
-    """Return the seconds from each row's first token to its last."""
-    nothing = np.zeros(len(prompts), np.int32)
-    row_axes = ROW_AXES if len(prompts) % shards(engine.mesh, ROW_AXES) == 0 else ()
-    cache = engine.allocate(len(prompts), slots_needed(0, len(prompts[0]), options.max_new_tokens), row_axes)
-    outputs = [RowOutput(options, frozenset(), None) for _ in prompts]
-    seeds = [(0, 0)] * len(prompts)
-    run = generate(engine, Reader(), prompts, outputs, cache, nothing, nothing, options, seeds, feed_last=False)
-    return float(run.decode_s.max())
+def _ends_at_once(token: int, logprob: float, margin: float) -> Next:
+    return Next.END
+
+
+def _prefill(runner: Runner, tokens: list[int]) -> None:
+    sequence = runner.sequence(tokens, 0, _ends_at_once, 0)
+    runner.run([sequence])
+    jax.block_until_ready(runner.pool.heads)
+
+
+def _decode(runner: Runner, prompts: list[list[int]], options: SamplingOptions) -> float:
+    """Return the seconds from the moment when every row has its first token to the last token of all."""
+    outputs, sequences = [], []
+    for number, prompt in enumerate(prompts):
+        output = RowOutput(options, frozenset(), None, runner)
+        block = runner.branch_block(0, 1, number)
+        outputs.append(output)
+        sequences.append(runner.sequence(prompt, options.max_new_tokens, output, block))
+    runner.run(sequences)
+    # Prompts are read in several calls: the rows of the first ones wait for the others.
+    begin = max(output.first_s or 0.0 for output in outputs)
+    return max(output.last_s for output in outputs) - begin

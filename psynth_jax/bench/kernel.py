@@ -72,12 +72,12 @@ def _attention_call(
         raise InputError("tokens, branches, branch tokens, rows and repeats must be at least 1")
     check_runs_here(implementation)
     drawn = arguments(case, jnp.dtype(dtype), cache_dtype, packed=packed_here(MODELS[case.model][2]))
-    layer, scale = drawn[5:]
+    layer, scale = drawn[4:]
 
-    def call(q: Any, k: Any, v: Any, own: Any, context: Any) -> jax.Array:
-        return branch_attention(q, k, v, own, context, layer, scale, implementation)
+    def call(q: Any, k: Any, v: Any, context: Any) -> jax.Array:
+        return branch_attention(q, k, v, context, layer, scale, implementation)
 
-    return call, jax.device_put(drawn[:5])
+    return call, jax.device_put(drawn[:4])
 
 
 def _error(case: Case, found: jax.Array) -> dict[str, float]:

@@ -64,7 +64,7 @@ def train(
         config = _config(folder, source, model, workload, options)
         trainer = Trainer(config, model, [TaskData(config.data[0], _stored(folder, examples))])
         if any(trainer.dropped.values()):
-            raise InputError(f"an example needs more positions than {model.name} has: {model.config.context_positions}")
+            raise InputError(f"an example needs more positions than {model.name} has: {model.config.max_positions}")
         if len(trainer.plan.batches(0)) != 1:
             raise InputError(
                 f"{workload.examples} examples are not the size of a batch: take 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."

@@ -38,7 +38,7 @@ def compile_(
     new_tokens: Annotated[int, typer.Option(help="room for the answer; of the target of train")] = 128,
     questions: Annotated[int, typer.Option(help="of a batch of train")] = 1,
     dtype: Annotated[str, typer.Option(help="of weights and activations: bfloat16 or float32")] = "bfloat16",
-    cache_dtype: Annotated[str | None, typer.Option(help="of branch caches, int8 too; default: dtype")] = None,
+    cache_dtype: Annotated[str | None, typer.Option(help="of the pool of caches, int8 too; default: dtype")] = None,
     rank: Annotated[int, typer.Option(help="of the synthesizer's adapter, on q, k, v, o; 0: none, as for workers")] = 16,
     matrix: Annotated[
         Path | None, typer.Option(help="YAML list of workloads, compiled one after another; - reads it")

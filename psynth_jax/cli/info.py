@@ -26,6 +26,7 @@ def info(
         str | None, typer.Argument(help="describe this model: preset, model directory, .gguf file, or hub id")
     ] = None,
     model: Annotated[str | None, typer.Option(help="the same as SOURCE")] = None,
+    programs: Annotated[bool, typer.Option("--programs", help="list what a process on this device can compile")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show versions, devices and presets, or describe a model; its weights are read from disk, not put on a device."""
@@ -34,11 +35,26 @@ def info(
     name = model if source is None else source
     described = {} if name is None else _model(name)
     facts = described | _installation()
+    if programs:
+        facts["programs"] = _programs()
     if as_json:
         write_json(facts)
         return
-    config = facts.pop("model", {})
+    config, listed = facts.pop("model", {}), facts.pop("programs", [])
     console.print(view.facts(facts | {name: value for name, value in config.items() if name not in facts}))
+    if listed:
+        console.print(view.programs(listed))
+
+
+def _programs() -> list[dict[str, Any]]:
+    """Return the programs that can be compiled, as data."""
+    from psynth_jax.engine.machine import buckets_here
+
+    found = []
+    for program in buckets_here().programs():
+        when = "default" if program.is_default else "first use"
+        found.append({"program": program.name, **program.shape._asdict(), "compiled": when})
+    return found
 
 
 def _installation() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from psynth_jax.prompts import Role, load_roles, parse_roles, synthesis_messages
 
 if TYPE_CHECKING:
     from psynth_jax.branches import Branches
-    from psynth_jax.synthesis.generate import OnToken, StreamedToken
+    from psynth_jax.synthesis.outputs import OnToken, StreamedToken
     from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
 
 WAYS = ("caches", "text", "question alone")  # what an answer is made from; the last two with --compare

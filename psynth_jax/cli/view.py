@@ -25,7 +25,7 @@ from psynth_jax.data.counts import counted
 from psynth_jax.errors import ContextLengthError
 
 if TYPE_CHECKING:
-    from psynth_jax.synthesis.generate import StreamedToken
+    from psynth_jax.synthesis.outputs import StreamedToken
     from psynth_jax.synthesis.pipeline import SynthesisResult
 
 Answers: TypeAlias = "Mapping[str, SynthesisResult | ContextLengthError]"
@@ -169,6 +169,16 @@ def facts(values: Mapping[str, Any]) -> Table:
         shown = _numbers(value) if isinstance(value, dict) else shown
         shown = "none" if shown is None else shown
         table.add_row(name, f"{shown:.4g}" if isinstance(shown, float) else str(shown))
+    return table
+
+
+def programs(listed: Sequence[Mapping[str, Any]]) -> Table:
+    """Show the programs that a process can compile, a line each."""
+    table = Table(box=box.ROUNDED, border_style="dim", title="programs", title_justify="left")
+    for name in listed[0]:
+        table.add_column(name, justify="right" if isinstance(listed[0][name], int) else "left")
+    for program in listed:
+        table.add_row(*map(str, program.values()))
     return table
 
 

@@ -4,6 +4,7 @@
       %x = bf16[4,128]{1,0} all-reduce(%y), ...        an operation: result, kind, operands
     ENTRY %main (...) {
       %w = (...) while(%t), condition=%cond, body=%body
+      %c = (...) conditional(%p, ...), branch_computations={%no, %yes}        one of them runs
 
 Knows no model: shapes to look out for are given in bytes.
 """
@@ -29,6 +30,9 @@ _CALLED = re.compile(
     r"(?:body|to_apply|calls|(?:true|false)_computation)=%?([\w.\-]+)|(?:branch|called)_computations=\{([^}]*)\}"
 )
 _LIMIT = re.compile(r"constant\((\d+)\)")
+_ROOT = re.compile(r"^\s+ROOT %?[\w.\-]+ = .+? (scatter|dynamic-update-slice|fusion)\(")
+# What the compiler for TPUs says of an operation whose result takes the memory of its first operand.
+_SHARES_FIRST_OPERAND = re.compile(r'"aliasing_operands":\{"lists":\[\{"indices":\["0","(\d+)"\]\}\]\}')
 
 
 class Result(NamedTuple):
@@ -41,7 +45,7 @@ class Result(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One operation.  times: how often it runs, loops counted.
+    """One operation.  times: how often it runs, loops counted.  is_conditional: it may not run at all.
 
     results: a started copy or collective shows its operand next to its result; of a copy only the result is listed.
     """
@@ -49,6 +53,7 @@ class Operation:
     kind: str
     results: tuple[Result, ...]
     times: int
+    is_conditional: bool
     line: str
 
     @property
@@ -68,7 +73,7 @@ class CompiledText:
 
     def operations(self) -> Iterator[Operation]:
         """Go through all operations that run, but for the insides of fusions."""
-        for name, times in self._times.items():
+        for (name, is_conditional), times in self._times.items():
             for line in self._computations[name][1]:
                 if found := _OPERATION.match(line):
                     results = tuple(
@@ -76,14 +81,17 @@ class CompiledText:
                         for kind, sizes, layout in _ARRAY.findall(found[2])
                     )
                     results = results[:1] if found[3] == "copy-start" else results
-                    yield Operation(found[3], results, times, line.strip())
+                    yield Operation(found[3], results, times, is_conditional, line.strip())
 
-    def collectives(self) -> dict[str, dict[str, int]]:
-        """Return per kind how many run, and the bytes that they put out on a device, all runs together."""
+    def collectives(self, *, conditional: bool = False) -> dict[str, dict[str, int]]:
+        """Return per kind how many run, and the bytes that they put out on a device, all runs together.
+
+        conditional: of those in branches that may not be taken; else of all others.
+        """
         found: dict[str, dict[str, int]] = {}
         for operation in self.operations():
             kind = operation.kind.removesuffix("-start")
-            if kind in COLLECTIVES:
+            if kind in COLLECTIVES and operation.is_conditional == conditional:
                 sums = found.setdefault(kind, {"count": 0, "bytes": 0, "largest": 0})
                 sums["count"] += operation.times
                 sums["bytes"] += operation.times * operation.nbytes
@@ -94,22 +102,39 @@ class CompiledText:
         """List operations that make an array of `limit` bytes or more in main memory, of a shape not in `apart_from`.
 
         What is brought into fast memory before it is used is read once, as it would be otherwise, and so is not listed.
+        Neither is a fusion that writes some elements of its first operand where they lie.
         """
         known = set(apart_from)
-        return [
-            operation.line[:200]
-            for operation in self.operations()
-            if operation.kind in COPYING
-            and any(x.nbytes >= limit and not x.on_chip and x.shape not in known for x in operation.results)
-        ]
+        found = []
+        for operation in self.operations():
+            if operation.kind not in COPYING or self._writes_in_place(operation.line):
+                continue
+            if any(x.nbytes >= limit and not x.on_chip and x.shape not in known for x in operation.results):
+                found.append(operation.line[:200])
+        return found
+
+    def _writes_in_place(self, line: str) -> bool:
+        """Whether a fusion ends with a scatter or an update, and its result is its first operand's memory."""
+        shared = _SHARES_FIRST_OPERAND.search(line)
+        operands = re.search(r" fusion\(([^)]*)\)", line)
+        if shared is None or operands is None or int(shared[1]) != operands[1].count("%"):
+            return False
+        while called := re.search(r"calls=%?([\w.\-]+)", line):
+            roots = [_ROOT.match(each) for each in self._computations.get(called[1], (False, []))[1]]
+            root = next((each for each in roots if each is not None), None)
+            if root is None or root[1] != "fusion":
+                return root is not None
+            line = root.string
+        return False
 
     @functools.cached_property
-    def _times(self) -> dict[str, int]:
-        """Return how often every computation runs that is no part of a fusion."""
-        times: dict[str, int] = {}
+    def _times(self) -> dict[tuple[str, bool], int]:
+        """Return how often every computation runs that is no part of a fusion, apart for those that may not run at all."""
+        times: dict[tuple[str, bool], int] = {}
 
-        def visit(name: str, runs: int) -> None:
-            times[name] = times.get(name, 0) + runs
+        def visit(name: str, runs: int, is_conditional: bool) -> None:
+            key = name, is_conditional
+            times[key] = times.get(key, 0) + runs
             for line in self._computations[name][1]:
                 operation = _OPERATION.match(line)
                 if operation is None or operation[3] == "fusion" or operation[3].startswith(COLLECTIVES):
@@ -118,10 +143,10 @@ class CompiledText:
                 for one, several in _CALLED.findall(line):
                     for called in [one] if one else [name.strip().lstrip("%") for name in several.split(",")]:
                         if called in self._computations:
-                            visit(called, inner)
+                            visit(called, inner, is_conditional or operation[3] == "conditional")
 
         if self._entry is not None:
-            visit(self._entry, 1)
+            visit(self._entry, 1, False)
         return times
 
     def _trips(self, line: str) -> int:

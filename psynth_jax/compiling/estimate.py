@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from psynth_jax.compiling.workload import Workload
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.decoder import numbers_per_token, parameter_letters, parameter_shapes, shardings_of
-from psynth_jax.sharding import BRANCH, DATA, FSDP, TENSOR, kv_copies, shards
+from psynth_jax.sharding import BRANCH, FSDP, TENSOR, kv_copies
 from psynth_jax.training.batch import Counts
 from psynth_jax.training.flops import step_flops
 
@@ -41,7 +41,7 @@ def estimate(work: Workload, mesh: Mesh) -> Estimate:
     if work.program == "train":
         return _train_step(work, mesh)
     config = work.config
-    row_shards = shards(mesh, (DATA, BRANCH))
+    blocks = mesh.shape[BRANCH]  # that the branches of one question are dealt over
     reads_branches = work.program != "workers"
     rows = 1 if reads_branches else work.branches
     tokens = work.prompt_tokens if work.program == "synthesize" else 1
@@ -60,11 +60,12 @@ def estimate(work: Workload, mesh: Mesh) -> Estimate:
     per_slot = 4 * config.layers * config.heads * config.head_width * rows * tokens
     attention_flops = int(per_slot * (cached + own))
 
-    # Rows of workers are cut over data and branch; a question is on all of them, its branches are not.
-    weight_shards = mesh.shape[TENSOR] * mesh.shape[FSDP] * (1 if reads_branches else row_shards)
-    attention_shards = mesh.shape[TENSOR] * row_shards
+    # Rows of workers are sharded over branch; a question is on all of its devices, its branches are not.
+    weight_shards = mesh.shape[TENSOR] * mesh.shape[FSDP] * (1 if reads_branches else blocks)
+    attention_shards = mesh.shape[TENSOR] * blocks
+    calls = len(work.calls(mesh))
     every_call, once = _weight_bytes(work, mesh, rows * tokens)
-    device_bytes = work.calls * (every_call + _cache_bytes(work, mesh, rows, cached, own)) + once
+    device_bytes = calls * every_call + _cache_bytes(work, mesh, calls, cached, own) + once
     device_flops = weights_flops // weight_shards + attention_flops // attention_shards
     chip = work.slice.chip
     seconds = max(device_bytes / chip.bandwidth, device_flops / chip.flops)
@@ -109,19 +110,16 @@ def _weight_bytes(work: Workload, mesh: Mesh, tokens: int) -> tuple[int, int]:
     return itemsize * sum(size for name, size in held.items() if name not in ("embedding", "head")), itemsize * head
 
 
-def _cache_bytes(work: Workload, mesh: Mesh, rows: int, cached: float, own: float) -> int:
-    """Bytes of keys and values that one device reads in a call."""
+def _cache_bytes(work: Workload, mesh: Mesh, calls: int, cached: float, own: float) -> int:
+    """Bytes of keys and values that one device reads in all calls."""
     config = work.config
     heads = config.kv_heads * kv_copies(config.kv_heads, mesh) // mesh.shape[TENSOR]
-    row_shards = shards(mesh, (DATA, BRANCH))
-
-    def slot(dtype: str) -> int:
-        number = jnp.dtype(dtype).itemsize
-        return 2 * config.layers * heads * (config.head_width * number + (4 if dtype == "int8" else 0))
-
     cache_dtype = work.cache_dtype or work.dtype
+    scale_bytes = 4 if cache_dtype == "int8" else 0
+    slot = 2 * config.layers * heads * (config.head_width * jnp.dtype(cache_dtype).itemsize + scale_bytes)
+
+    on_a_block = -(-work.branches // mesh.shape[BRANCH])
     if work.program == "workers":
-        mine = -(-rows // row_shards)
-        return int((cached + mine * own) * slot(cache_dtype))  # they share the prompt
-    mine = -(-work.branches // row_shards) * work.branch_tokens
-    return int(mine * slot(cache_dtype) + own * slot(work.dtype))
+        # All of a call share the prompt; every worker is in one of the calls.
+        return int((calls * cached + on_a_block * own) * slot)
+    return int(calls * (on_a_block * work.branch_tokens + own) * slot)

@@ -1,8 +1,13 @@
-"""A workload as a call of a program: the engine's own step, with shapes instead of arrays.
+"""A workload as a call of a program: the scheduler's own step, with shapes instead of arrays.
 
-Nothing is allocated.  The program and its owner are those of `Engine`, and so are placement and
-layouts; only the layout of a cache and the attention kernel are named, because the default device
-here is not the one that is compiled for.
+    pool   [L, R, K, S, H]   R = data * branch blocks, sharded there
+
+    block  [ 1 | branch | pad ][ 1 | branch | pad ] ... [ prompt, answer | pad ]     synthesize, decode
+           [ shared prompt | pad ][ 1 | worker | pad ][ 1 | worker | pad ] ...       workers
+
+A branch is what a worker wrote behind at least one token of its own prompt, in whole pages.  Nothing is allocated.  The
+program and its owner are those that run, and so are buckets, placement and layouts; only the layout of the pool and the
+attention kernel are named, because the default device here is not the one that is compiled for.
 """
 
 from __future__ import annotations
@@ -15,35 +20,33 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from psynth_jax.branches import BranchView, bucket
-from psynth_jax.cache import KVCache, cache_shardings, placement_on
+from psynth_jax.cache import cache_spec, placement_on
 from psynth_jax.compiling.workload import Workload
 from psynth_jax.config import DecoderConfig
+from psynth_jax.engine.machine import PAGE, buckets_of
 from psynth_jax.engine.programs import ProgramCall, Programs
+from psynth_jax.engine.scheduler import STEP
+from psynth_jax.engine.step import Conditioning
+from psynth_jax.engine.step_input import Layout
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.decoder import Decoder, parameter_shapes, shardings_of
-from psynth_jax.ops.branch_attention import ContextPart, Segments
 from psynth_jax.ops.cached_heads import CachedHeads, packs
-from psynth_jax.sharding import ROW_AXES, replicated
-from psynth_jax.synthesis import step
-from psynth_jax.synthesis.engine import chunk_sizes, slots_needed
-from psynth_jax.synthesis.placement import plan_rows
-from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
-from psynth_jax.synthesis.step import Reader, Rows
+from psynth_jax.sharding import BRANCH, DATA, ROW_AXES, replicated, shards
 
 
 @dataclasses.dataclass(frozen=True)
 class AbstractCall:
-    """A call to be compiled by `programs.get(call)`, and two caches, all of them shapes.
+    """A call to be compiled by `programs.get(call)`, all its arguments shapes.
 
-    own: the cache that is written.  read: the cache that most is read of.
+    cache: keys and values that most is read of: the pool; of a training step what it makes itself.
+    branch_slots: how many of a block's slots hold branches.
     """
 
     programs: Programs
     call: ProgramCall
-    own: CachedHeads
-    read: CachedHeads
+    cache: CachedHeads
+    branch_slots: int
 
     @property
     def model(self) -> Decoder:
@@ -54,6 +57,16 @@ class AbstractCall:
     def arguments(self) -> tuple[Any, ...]:
         """The weights and all other arrays."""
         return self.model, *self.call.args
+
+    @property
+    def cache_bytes(self) -> int:
+        """The bytes of `cache` on one device."""
+        return bytes_on_a_device(self.cache)
+
+    @property
+    def branch_bytes(self) -> int:
+        """The bytes of the branches in `cache` on one device."""
+        return self.cache_bytes * self.branch_slots // self.cache.slots
 
 
 class Shapes:
@@ -89,53 +102,66 @@ class Shapes:
         cut = lora.shardings(self.mesh, config)
         return jax.tree.map(lambda x, sharding: self.array(*x.shape, dtype=x.dtype, sharding=sharding), lora, cut)
 
-    def cache(self, config: DecoderConfig, rows: int, slots: int, row_axes: tuple[str, ...], dtype: Any = None) -> KVCache:
-        """Return a cache in the layout that TPUs get."""
+    def heads(
+        self, config: DecoderConfig, rows: int, slots: int, row_axes: tuple[str, ...], dtype: Any = None
+    ) -> CachedHeads:
+        """Return keys and values `[L, rows, K, slots, H]` in the layout that TPUs get."""
         placement = placement_on(self.mesh, config.kv_heads, row_axes)
         assert placement is not None
         shape = (config.layers, rows, config.kv_heads * placement.copies, slots, config.head_width)
         packed = packs(config.head_width)
         heads = jax.eval_shape(lambda: CachedHeads.allocate(shape, dtype or self.dtype, packed=packed))
-        cut: Any = cache_shardings(self.mesh, placement)
-        on_mesh: Any = jax.tree.map(lambda x: self.array(*x.shape, dtype=x.dtype, sharding=cut.heads), heads)
-        length = self.array(rows, dtype=jnp.int32, sharding=cut.length)
-        return KVCache(dataclasses.replace(on_mesh, placement=placement), length)
-
-    def view(self, read: CachedHeads, rows: int, branches: int) -> BranchView:
-        """Return branches, a segment each, in one cache."""
-        width = bucket(branches)
-        part = ContextPart(read, Segments(*[self.ints(rows, width)] * 4))
-        shift, span, valid = (self.array(rows, width, dtype=kind) for kind in (jnp.int32, jnp.int32, jnp.bool_))
-        return BranchView((part,), shift, span, valid)
+        cut = NamedSharding(self.mesh, cache_spec(placement))
+        on_mesh: Any = jax.tree.map(lambda x: self.array(*x.shape, dtype=x.dtype, sharding=cut), heads)
+        return dataclasses.replace(on_mesh, placement=placement)
 
 
 def inference_call(work: Workload, mesh: Mesh) -> AbstractCall:
-    """Return the call of a workload on a mesh of its slice."""
+    """Return the first call of a workload on a mesh of its slice."""
     config, shapes = work.config, Shapes(mesh, work.dtype)
-    model = shapes.decoder(config)
-    plan = plan_rows([0] * work.branches, mesh)
-    grown = slots_needed(0, 1, work.branch_tokens)
-    if work.program == "workers":
-        rows, tokens, fresh = plan.count, 1, False
-        prompt = shapes.cache(config, 1, slots_needed(0, work.prompt_tokens, 0), (), work.cache_dtype)
-        reader = Reader(view=shapes.view(prompt.heads, rows, 1))
-        own = shapes.cache(config, rows, grown, ROW_AXES, work.cache_dtype)
-        read = own.heads
-    else:
-        chunks = chunk_sizes(work.prompt_tokens)
-        rows = 1
-        tokens, fresh = (chunks[0], len(chunks) == 1) if work.program == "synthesize" else (1, False)
-        read = shapes.cache(config, plan.count, grown, ROW_AXES, work.cache_dtype).heads
+    is_workers = work.program == "workers"
+    branch_slots, other_slots = slots_of_a_block(work, mesh)
+    pool = shapes.heads(config, shards(mesh, ROW_AXES), branch_slots + other_slots, ROW_AXES, work.cache_dtype)
+
+    layout = layout_of(work)
+    rows, tokens = work.calls(mesh)[0]
+    array = shapes.ints(rows, layout.width + 2 * tokens)
+    conditioning = Conditioning()
+    if not is_workers:
         mapper = shapes.like(jax.eval_shape(lambda: Mapper.initialise(jax.random.key(0))))
-        reader = Reader(mapper, shapes.lora(config, work.rank), None, shapes.view(read, 1, work.branches))
-        own = shapes.cache(config, 1, slots_needed(0, work.prompt_tokens, work.new_tokens), ())
-    fed = Rows(shapes.ints(rows, tokens), *[shapes.ints(rows)] * 3)
-    sampling = shapes.like(row_sampling(SamplingOptions(), [(0, 0)] * rows))
-    arguments = reader, fed, own, shapes.array(rows, config.width), sampling, shapes.ints()
-    static = {"fresh": fresh, "greedy": True, "implementation": "pallas_tpu"}
+        conditioning = Conditioning(mapper, shapes.lora(config, work.rank))
+
+    # As `Scheduler` finds it: a row that reads no other block than its own is sharded over branch, too.
+    reads_its_block_only = is_workers or min(mesh.shape[BRANCH], work.branches) == 1
+    row_axes = ROW_AXES if reads_its_block_only else (DATA,)
+    static = {"layout": layout, "row_axes": row_axes, "implementation": "pallas_tpu"}
     words = f"{work.program} of {work.model} for {work.topology}"
-    call = ProgramCall(step.ADVANCE, arguments, static, words)
-    return AbstractCall(Programs(model), call, own.heads, read)
+    call = ProgramCall(STEP, (conditioning, pool, array), static, words)
+    return AbstractCall(Programs(shapes.decoder(config)), call, pool, branch_slots)
+
+
+def slots_of_a_block(work: Workload, mesh: Mesh) -> tuple[int, int]:
+    """Return how many slots of a block branches take, and all else that the workload needs, in whole pages.
+
+    Branches are dealt over `branch`; the fullest block counts.
+    """
+    on_a_block = -(-work.branches // mesh.shape[BRANCH])
+    branch_slots = on_a_block * _whole_pages(1 + work.branch_tokens)
+    if work.program == "workers":
+        return branch_slots, _whole_pages(work.prompt_tokens)
+    return branch_slots, _whole_pages(work.prompt_tokens + work.new_tokens)
+
+
+def layout_of(work: Workload) -> Layout:
+    """Return the columns of a row of the step's input: workers read a shared prompt, others a run of every branch."""
+    buckets = buckets_of("tpu")
+    read = 0 if work.program == "workers" else work.branches
+    branches = buckets.branches_of(read)
+    return Layout(branches, buckets.runs_of(branches, read + 2))  # and a shared prompt, and own tokens
+
+
+def _whole_pages(slots: int) -> int:
+    return -(-slots // PAGE) * PAGE
 
 
 def bytes_on_a_device(tree: Any) -> int:

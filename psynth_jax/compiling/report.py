@@ -38,11 +38,13 @@ def report(work: Workload) -> Report:
     ok: it compiles and fits.  topology, devices, mesh, model, program and the sizes asked for.
     hbm_bytes_per_device: what the chip has.  needed_bytes: arguments, results, temporaries and code, donated ones once.
     argument_bytes, output_bytes, alias_bytes, temp_bytes, code_bytes: what XLA says.
-    weight_bytes, branch_cache_bytes, own_cache_bytes: of the arguments; the caches of "train" are temporaries.
-    layer_cache_bytes: of one layer of the branches' cache.
+    weight_bytes, pool_bytes: of the arguments; "train" has no pool, its caches are temporaries.
+    branch_cache_bytes, own_cache_bytes: of the pool, what branches take, and prompt and answer (workers: what they share).
+    layer_cache_bytes: of the branches in one layer.
     pallas_calls: in the text.  collectives: kind -> count and bytes of all runs of one call, and the largest one.
+    conditional_collectives: the same of what may not run: it does where a row is not greedy.
     cache_sized_copies: what makes arrays of layer_cache_bytes or more; weight_relayouts: the same, in a weight's shape.
-    calls: runs of the compiled step, more than 1 for a prompt that is fed in chunks.
+    calls: runs of the step: chunks of a long prompt (the first one is compiled), or of more workers than a step takes.
     flops, device_flops, device_bytes, estimated_seconds: of all calls, see `estimate`.
     compile_seconds.  advice: what to change when it does not fit.
 
@@ -57,12 +59,13 @@ def report(work: Workload) -> Report:
         **work.model_dump(exclude={"mesh"}),
         "mesh": ",".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1) or "one device",
         "devices": mesh.devices.size,
-        "calls": work.calls,
+        "calls": len(work.calls(mesh)),
         "hbm_bytes_per_device": work.slice.chip.hbm_bytes,
         "weight_bytes": bytes_on_a_device(program.model),
-        "branch_cache_bytes": bytes_on_a_device(program.read),
-        "own_cache_bytes": bytes_on_a_device(program.own),
-        "layer_cache_bytes": bytes_on_a_device(program.read) // program.read.layers,
+        "pool_bytes": 0 if work.program == "train" else program.cache_bytes,
+        "branch_cache_bytes": program.branch_bytes,
+        "own_cache_bytes": program.cache_bytes - program.branch_bytes,
+        "layer_cache_bytes": program.branch_bytes // program.cache.layers,
     }
     counted = dataclasses.asdict(estimate(work, mesh))
     facts |= {"estimated_seconds": counted.pop("seconds"), **counted}
@@ -113,13 +116,15 @@ def _text(program: AbstractCall, mesh: Mesh, executable: Any) -> str | None:
 
 def _of_text(program: AbstractCall, text: str | None) -> dict[str, Any]:
     if text is None:
-        return dict.fromkeys(("pallas_calls", "collectives", "cache_sized_copies", "weight_relayouts"))
-    read, limit = CompiledText(text), bytes_on_a_device(program.read) // program.read.layers
+        unknown = "pallas_calls", "collectives", "conditional_collectives", "cache_sized_copies", "weight_relayouts"
+        return dict.fromkeys(unknown)
+    read, limit = CompiledText(text), program.branch_bytes // program.cache.layers
     weights = {f"[{','.join(map(str, x.sharding.shard_shape(x.shape)))}]" for x in jax.tree.leaves(program.model)}
     large, copies = read.copies(limit), read.copies(limit, apart_from=weights)
     return {
         "pallas_calls": read.pallas_calls,
         "collectives": read.collectives(),
+        "conditional_collectives": read.collectives(conditional=True),
         "cache_sized_copies": copies,
         "weight_relayouts": [line for line in large if line not in copies],
     }

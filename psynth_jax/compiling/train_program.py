@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from psynth_jax.branches import bucket
+from psynth_jax.buckets import bucket
 from psynth_jax.compiling.program import AbstractCall, Shapes
 from psynth_jax.compiling.workload import Workload
 from psynth_jax.engine.programs import ProgramCall, Programs
@@ -78,5 +78,5 @@ def training_call(work: Workload, mesh: Mesh) -> AbstractCall:
     options = StepOptions(1.0, 1, implementation="pallas_tpu", packed=packs(config.head_width))
     static = {"optimizer": optimizer, "options": options}
     call = ProgramCall(TRAIN, arguments, static, f"train of {work.model} for {work.topology}")
-    cache = shapes.cache(config, shape.rows, shape.slots, BRANCH_ROW_AXES).heads
-    return AbstractCall(Programs(model), call, cache, cache)
+    cache = shapes.heads(config, shape.rows, shape.slots, BRANCH_ROW_AXES)
+    return AbstractCall(Programs(model), call, cache, shape.slots)

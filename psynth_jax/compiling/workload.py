@@ -1,13 +1,14 @@
 """What to compile: a model, a slice and a mesh over it, a program, and how much it reads.
 
 synthesize   one question's prompt, reading W branches: what the time to first token is made of
-decode       one token of the answer, reading W branches and the row's own cache
-workers      one token of every worker, each reading the prompt that they share and its own row
+decode       one token of the answer, reading W branches and the row's own tokens
+workers      one token of every worker, each reading the prompt that they share and its own tokens
 train        one step on a batch of questions: W branches encoded, read by prompt and target, the adapter changed
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -18,13 +19,14 @@ import pydantic
 import yaml
 from jax.sharding import Mesh
 
+from psynth_jax.buckets import Buckets
 from psynth_jax.config import Config, Count, DecoderConfig
+from psynth_jax.engine.machine import buckets_of
 from psynth_jax.errors import ConfigError, InputError
 from psynth_jax.files import read_text
 from psynth_jax.foreign import reading
 from psynth_jax.presets import preset
-from psynth_jax.sharding import BRANCH, FSDP, TENSOR, check_fits, make_mesh
-from psynth_jax.synthesis.engine import chunk_sizes
+from psynth_jax.sharding import BRANCH, DATA, FSDP, ROW_AXES, TENSOR, check_fits, make_mesh, shards
 from psynth_jax.topology import Slice, tpu_slice
 
 Program: TypeAlias = Literal["synthesize", "decode", "workers", "train"]
@@ -35,7 +37,7 @@ class Workload(Config):
 
     mesh: axes as in "branch=2,tensor=8"; None: `default_axes`.  branch_tokens: of every branch.  prompt_tokens: of the
     synthesizer's prompt, for "workers" of the prompt that they share.  new_tokens: room for the answer, for "train" the
-    target.  questions: of a batch of "train".  cache_dtype: of the branches; None is dtype.  rank: of the synthesizer's
+    target.  questions: of a batch of "train".  cache_dtype: of the pool; None is dtype.  rank: of the synthesizer's
     adapter, 0 for none.
     """
 
@@ -71,21 +73,51 @@ class Workload(Config):
         return mesh
 
     def check_window(self) -> None:
-        """Raise `InputError` when the model has no positions for that much, or no such program."""
-        if self.program == "workers" and self.config.local is not None:
-            raise InputError(f"workers of {self.model} share no prompt, since it has local layers: take another program")
+        """Raise `InputError` when the model has no positions for that much."""
         needed = self.branch_tokens + self.prompt_tokens + (self.new_tokens if self.program != "workers" else 0)
-        positions = self.config.context_positions
+        positions = self.config.max_positions
         if needed > positions:
             raise InputError(
                 f"{self.model} has {positions:,} positions, and this takes {needed:,}: branch, "
                 "prompt and answer; lower branch_tokens or prompt_tokens"
             )
 
-    @property
-    def calls(self) -> int:
-        """How often the compiled step runs for one prompt: a long one is fed in chunks."""
-        return len(chunk_sizes(self.prompt_tokens)) if self.program == "synthesize" else 1
+    def calls(self, mesh: Mesh) -> list[tuple[int, int]]:
+        """Return (rows, tokens) of the calls of the step that the scheduler makes on an accelerator.
+
+        The chunks of a prompt; one token of an answer; one token of all workers, in as many calls as that takes.
+        """
+        buckets = buckets_of("tpu")
+        if self.program == "synthesize":
+            return _chunks(self.prompt_tokens, dataclasses.replace(buckets, data=mesh.shape[DATA]))
+        if self.program == "decode":
+            return [(dataclasses.replace(buckets, data=mesh.shape[DATA]).rows_of(1), 1)]
+        if self.program == "workers":
+            return _worker_calls(self.branches, dataclasses.replace(buckets, data=shards(mesh, ROW_AXES)), mesh)
+        return [(self.questions, self.prompt_tokens + self.new_tokens)]
+
+
+def _chunks(tokens: int, buckets: Buckets) -> list[tuple[int, int]]:
+    """Return (rows, tokens) of the calls that read a prompt."""
+    calls = []
+    while tokens > 0:
+        call = buckets.chunk_of([tokens])
+        calls.append(call)
+        tokens -= call[1]
+    return calls
+
+
+def _worker_calls(workers: int, buckets: Buckets, mesh: Mesh) -> list[tuple[int, int]]:
+    """Return (rows, tokens) of the calls that write a token for every worker of a question.
+
+    They lie on the branch blocks of one part of `data`; the rows of the other parts stay empty.
+    """
+    calls, on_a_block = [], -(-workers // mesh.shape[BRANCH])
+    while on_a_block > 0:
+        rows = buckets.rows_of(on_a_block * mesh.shape[BRANCH])
+        calls.append((rows, 1))
+        on_a_block -= rows // buckets.data
+    return calls
 
 
 def default_axes(config: DecoderConfig, devices: int) -> dict[str, int]:

@@ -171,7 +171,7 @@ class Workers:
             chats.append([question_messages(prompt) for prompt in asked])
             seeds.append(self._seeds(options, question))
         longest = options.longest(max_new_tokens)
-        begin = synth.engine.now()
+        begin = synth.runner.now()
         try:
             made = synth.work(chats, longest, options.temperature, options.top_p, seed=seeds)
         except ContextLengthError:
@@ -181,9 +181,9 @@ class Workers:
                 self._write_batch(synth, batch[half:], options, max_new_tokens)
                 return
             nothing = [Written(prompt, (), "", DOES_NOT_FIT) for prompt in prompts[0]]
-            self._append(batch[0], nothing, synth.engine.now() - begin, 1)
+            self._append(batch[0], nothing, synth.runner.now() - begin, 1)
             return
-        seconds = synth.engine.now() - begin
+        seconds = synth.runner.now() - begin
         for question, branches, asked in zip(batch, made.questions, prompts, strict=True):
             written = []
             for branch, prompt, role in zip(branches, asked, roles, strict=True):

@@ -14,7 +14,7 @@ from psynth_jax.nn.adapter import Lora, lora_delta
 from psynth_jax.nn.layers import rms_norm
 from psynth_jax.nn.ragged import RaggedRows
 from psynth_jax.ops import rope
-from psynth_jax.ops.branch_attention import Context, Implementation, OwnCache, branch_attention
+from psynth_jax.ops.branch_attention import Context, Implementation, branch_attention
 from psynth_jax.ops.cached_heads import Placement
 
 
@@ -23,7 +23,6 @@ def attention(
     weights: Mapping[str, Array],
     config: DecoderConfig,
     angles: tuple[Array, Array],
-    own: OwnCache | None,
     context: Context | None,
     layer: Array,
     lora: Lora | None,
@@ -39,7 +38,7 @@ def attention(
     Args:
       weights: this layer's parameters (letters as in `decoder.parameter_letters`, without L).
       angles: (cos, sin) `[B, T, 1, H/2]` of the tokens' positions.
-      own, context: what is read besides the new tokens, all layers stacked; layer is the index into them.
+      context: what is read besides the new tokens, all layers stacked; layer is the index into them.
       lora: this layer's factors; strength `[B]`: how much of it each row gets.
       mesh, placement: devices, and how the own cache is cut over them; keys and values come with the copies that it holds.
       rows: x is their list `[X, Z, D]`, and so is the output; keys and values come as rows.
@@ -57,11 +56,14 @@ def attention(
     scale = config.query_scale or config.head_width**-0.5
     if rows is not None:
         q, k, v = (rows.to_rows(heads, mesh, placement) for heads in (q, k, v))
+    if context is not None:
+        # Else an answer would depend on where chunks end: later ones read what was stored.
+        k, v = context.parts[0].heads.rounded(k, v)
     if mesh is None or placement is None:
-        read = branch_attention(q, k, v, own, context, layer, scale, implementation, window)
+        read = branch_attention(q, k, v, context, layer, scale, implementation, window)
     else:
         k, v = (jnp.repeat(heads, placement.copies, axis=2) for heads in (k, v))
-        read = over_mesh.attend(mesh, placement, q, k, v, own, context, layer, scale, implementation, window)
+        read = over_mesh.attend(mesh, placement, q, k, v, context, layer, scale, implementation, window)
     if rows is not None:
         read = rows.to_list(read, x.shape[1], mesh, placement)
     out = jnp.einsum("btnh,nhd->btd", read, weights["o"]) + lora_delta(lora, strength, "o", read)

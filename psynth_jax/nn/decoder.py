@@ -2,9 +2,8 @@
 
     tokens [B, T] -> embedding -> L x (norm, attention, norm, MLP) -> norm -> hidden [B, T, D] -> logits [.., V]
 
-Caches, the row's own and those of the context, are only read inside the scan; the new tokens' keys and values come out of it
-stacked and are appended to the own cache in one write at the end.  So no step of the scan holds a cache that changes, and
-XLA has no reason to copy one.
+Caches are only read inside the scan, as runs of slots.  The new tokens' keys and values come out of it stacked, and whoever
+called writes them to a cache, once.  So no step of the scan holds a cache that changes, and XLA has no reason to copy one.
 """
 
 from __future__ import annotations
@@ -19,17 +18,16 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from psynth_jax.axes import Array, Hidden, PerRow, Tokens, letters_to_shape
-from psynth_jax.cache import KVCache, cache_shardings, placement_on
+from psynth_jax.cache import placement_on
 from psynth_jax.config import DecoderConfig
 from psynth_jax.errors import CheckpointError, listing
-from psynth_jax.nn import over_mesh
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.attention import attention
 from psynth_jax.nn.experts import feed_forward
 from psynth_jax.nn.layers import rms_norm, token_angles
-from psynth_jax.nn.local import by_kind, context_of_layer, of_layer, window_of
+from psynth_jax.nn.local import by_kind, context_of_layer, lay_out, of_layer, window_of
 from psynth_jax.nn.ragged import RaggedRows
-from psynth_jax.ops.branch_attention import Context, Implementation, OwnCache
+from psynth_jax.ops.branch_attention import Context, Implementation
 from psynth_jax.sharding import FSDP, check_fits, constrain, moved, parameter_shardings, parameter_spec
 
 NEVER = -1e30  # a logit that leaves no probability; not infinite, which would make 0 times it no number
@@ -86,11 +84,11 @@ def shardings_of(config: DecoderConfig, mesh: Mesh) -> dict[str, NamedSharding]:
     return parameter_shardings(parameter_letters(config), config.sizes, mesh)
 
 
-def _positions(tokens: Tokens, offset: PerRow, start: PerRow, rows: RaggedRows | None) -> Array:
+def _positions(tokens: Tokens, position: PerRow, rows: RaggedRows | None) -> Array:
     """Return the position of every token, of rows `[B, T]` or of lists `[X, Z]`."""
     if rows is not None:
-        return rows.position(offset, *tokens.shape)
-    return (offset + start)[:, None] + jnp.arange(tokens.shape[1])
+        return rows.position(position, *tokens.shape)
+    return position[:, None] + jnp.arange(tokens.shape[1])
 
 
 class Decoder(nnx.Module):
@@ -101,9 +99,8 @@ class Decoder(nnx.Module):
         config: DecoderConfig,
         parameters: Mapping[str, Array],
         mesh: Mesh | None = None,
-        vocabulary: int | None = None,
     ):
-        """Take the arrays as they are; on a mesh, cut as `shardings_of` says.  vocabulary: see `writes`.
+        """Take the arrays as they are; on a mesh, sharded as `shardings_of` says.
 
         Raises `CheckpointError` when names or shapes are not `parameter_shapes(config)`.
         """
@@ -119,7 +116,6 @@ class Decoder(nnx.Module):
             raise CheckpointError(f"parameters do not fit the config: {listing(wrong)}")
         self.config = config
         self.mesh = mesh
-        self.vocabulary = vocabulary or config.vocab_size
         self.embedding = nnx.Param(parameters["embedding"])
         self.layers = nnx.Dict(
             {
@@ -171,14 +167,7 @@ class Decoder(nnx.Module):
         else:
             shardings = shardings_of(self.config, mesh)
             parameters = {name: moved(x, shardings[name]) for name, x in self.parameters().items()}
-        return Decoder(self.config, parameters, mesh, self.vocabulary)
-
-    def writes(self, vocabulary: int | None) -> Decoder:
-        """Return this decoder, with logits that exclude all but the first `vocabulary` tokens (None: none is excluded).
-
-        Published vocabularies are padded, and an adapter may have been trained with the padding cut off.
-        """
-        return Decoder(self.config, self.parameters(), self.mesh, vocabulary)
+        return Decoder(self.config, parameters, mesh)
 
     def parameters(self) -> dict[str, Array]:
         """Name -> array, the names of `parameter_letters`."""
@@ -188,73 +177,48 @@ class Decoder(nnx.Module):
             named["head"] = self.head
         return {name: named[name][...] for name in parameter_letters(self.config)}
 
-    def allocate_cache(
-        self,
-        rows: int,
-        slots: int,
-        dtype: jax.typing.DTypeLike | None = None,
-        row_axes: tuple[str, ...] = (),
-        packed: bool | None = None,
-    ) -> KVCache:
-        """Return an empty cache of this model's shape; dtype None is the model's, packed None what suits the device.
-
-        On a mesh its rows are cut over `row_axes`, its heads over tensor.
-        """
-        config = self.config
-        placement = placement_on(self.mesh, config.kv_heads, row_axes)
-        cache = KVCache.allocate(
-            config.layers, rows, config.kv_heads, slots, config.head_width, dtype or self.dtype, placement, packed
-        )
-        if self.mesh is None:
-            return cache
-        return jax.lax.with_sharding_constraint(cache, cache_shardings(self.mesh, placement))
-
     def __call__(
         self,
         tokens: Tokens,
-        cache: KVCache,
-        start: PerRow,
-        count: PerRow,
-        offset: PerRow,
+        position: PerRow,
         context: Context | None = None,
         lora: Lora | None = None,
-        strength: PerRow | None = None,
+        scale: PerRow | None = None,
         *,
-        fresh: bool = False,
+        row_axes: tuple[str, ...] = (),
         rows: RaggedRows | None = None,
+        reach: int | None = None,
         remat: bool = False,
         implementation: Implementation = "auto",
-    ) -> tuple[Hidden, KVCache]:
-        """Run `tokens [B, T]` and return the normalised hidden states `[B, T, D]` and the cache with their keys and values.
+    ) -> tuple[Hidden, Array, Array]:
+        """Run `tokens [B, T]`; return normalised hidden states `[B, T, D]`, and new keys and values `[L, B, T, K, H]`.
 
-        Token t of row b goes to slot `start[b] + t` and stands at position `offset[b] + start[b] + t`.
+        On a mesh K counts copies, as in the caches that they are written to.
 
         Args:
-          cache: own cache, one row per row of tokens, `start + T <= S`.  Donate it.
-          start: `[B]` slots already filled.
-          count: `[B]` how many of the T tokens are real, the others pad.
-          offset: `[B]` position of slot 0.
-          context: what else every row reads; cos and sin as `nn.local.by_kind` has them.
+          position: `[B]` of the first token.
+          context: what every row reads besides the new tokens; cos and sin as `nn.local.by_kind` has them.
           lora: adapter, factors stacked over L; None runs the base weights.
-          strength: `[B]` how much of the adapter each row gets; None: 1.
-          fresh: promise that `start` is 0 everywhere, so that the own cache need not be read.
-          rows: the tokens are not rows `[B, T]` but the lists `[X, Z]` of these rows of the cache, and so are the hidden
-            states; only with `fresh`, and without strength.
-          remat: keep only every layer's input for the way back, and compute the layer anew.
+          scale: `[B]` how much of the adapter each row gets; None: 1.
+          row_axes: mesh axes that B is sharded over.
+          rows: the tokens are not rows `[B, T]` but the lists `[X, Z]` of these rows, and so are the hidden states; keys
+            and values come as rows.  Without scale.
+          reach: a bound of how far a query is from what it reads; None: there is none.
+          remat: keep only every layer's input for the backward pass, and compute the layer again.
 
-        Where the cache's rows are cut over fsdp, as in training, each layer's weights are gathered when it is their turn;
-        else the activations' D is cut, and nothing of the size of a weight moves.
+        Where rows are sharded over fsdp, as in training, each layer's weights are gathered when it is their turn; else
+        the activations' D is sharded, and nothing of the size of a weight moves.
         """
-        assert rows is None or (fresh and strength is None)
-        config = self.config
-        positions = _positions(tokens, offset, start, rows)
+        assert rows is None or scale is None
+        config, mesh = self.config, self.mesh
+        positions = _positions(tokens, position, rows)
         angles = by_kind(config, lambda rope: token_angles(rope, config.head_width, positions))
-        own = None if fresh else OwnCache(cache.heads, start)
-        mesh, placement = self.mesh, cache.placement
-        row_axes = () if placement is None else placement.row_axes
+        placement = placement_on(mesh, config.kv_heads, row_axes)
         gathers = FSDP in row_axes
+        if context is not None and tokens.shape[1] == 1 and rows is None and mesh is None:
+            context = lay_out(config, context)
 
-        def cut(x: Hidden) -> Hidden:
+        def shard(x: Hidden) -> Hidden:
             return constrain(x, mesh, row_axes or None, None, None if gathers else FSDP)
 
         def layer_step(x: Hidden, layer: tuple[Any, ...]) -> tuple[Hidden, tuple[Array, Array]]:
@@ -262,27 +226,24 @@ class Decoder(nnx.Module):
             if gathers:
                 weights = self._gathered(weights, "layers.")
             adapter = None if lora is None else Lora(factors[0], factors[1], lora.scale)
-            turned, window = of_layer(config, angles, index), window_of(config, cache.slots, index)
+            turned, window = of_layer(config, angles, index), window_of(config, reach, index)
             read_here = context_of_layer(config, context, index)
             normed = rms_norm(x, weights["attention_norm"], config)
             read, k, v = attention(
-                normed, weights, config, turned, own, read_here, index, adapter, strength, implementation, mesh, placement,
+                normed, weights, config, turned, read_here, index, adapter, scale, implementation, mesh, placement,
                 rows, window,
             )  # fmt: skip
-            x = cut(x + self._after(read, weights.get("after_attention_norm")))
+            x = shard(x + self._after(read, weights.get("after_attention_norm")))
             normed = rms_norm(x, weights["mlp_norm"], config)
-            fed = feed_forward(normed, weights, config, mesh, row_axes, gathers, adapter, strength)
-            return cut(x + self._after(fed, weights.get("after_mlp_norm"))), (k, v)
+            fed = feed_forward(normed, weights, config, mesh, row_axes, gathers, adapter, scale)
+            return shard(x + self._after(fed, weights.get("after_mlp_norm"))), (k, v)
 
         stacked = {name: value[...] for name, value in self.layers.items()}
         factors = None if lora is None else (lora.down, lora.up)
         step = jax.checkpoint(layer_step, prevent_cse=False) if remat else layer_step
-        embedded = cut(self._embedded(tokens, gathers))
+        embedded = shard(self._embedded(tokens, gathers))
         x, (k, v) = jax.lax.scan(step, embedded, (jnp.arange(config.layers), stacked, factors))
-        hidden = rms_norm(x, self.final_norm[...], config)
-        if mesh is None:
-            return hidden, cache.append(k, v, start, count)
-        return hidden, over_mesh.append(mesh, cache, k, v, start, count)
+        return rms_norm(x, self.final_norm[...], config), k, v
 
     def _after(self, x: Hidden, norm: Array | None) -> Hidden:
         """Normalise what is added to the residual, in models that do so."""
@@ -312,6 +273,4 @@ class Decoder(nnx.Module):
         # [V, D] x [D, rows]: at one row this form is up to four times faster on CPU than rows x [D, V].
         flat = hidden.reshape(-1, hidden.shape[-1])
         logits = jnp.einsum("vd,bd->vb", head[...], flat, preferred_element_type=jnp.float32).T
-        if self.vocabulary < self.config.vocab_size:
-            logits = jnp.where(jnp.arange(self.config.vocab_size) < self.vocabulary, logits, NEVER)
         return logits.reshape(*hidden.shape[:-1], -1)

@@ -3,9 +3,9 @@
     layer   0      1      2      3      4      5       6      ...     Gemma 3: every 6th sees everything
             local  local  local  local  local  global  local
 
-Layers are scanned, so what differs between the two kinds is chosen by the layer's number.  Branches and shared prompts are
-seen whole by every layer: whoever reads them stays within the window (`DecoderConfig.context_positions`), where a local
-layer sees what a global one does.
+In a local layer a query at position p sees what stands after p - window: of the new tokens, of its
+own cache, and of branches, at the positions that they are re-encoded to.
+Layers are scanned, so what differs between the two kinds is chosen by the layer's number.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from psynth_jax.axes import Array
 from psynth_jax.config import DecoderConfig, LocalLayers, Rope
+from psynth_jax.ops import branch_attention
 from psynth_jax.ops.branch_attention import Context
 
+FAR = 1 << 24  # a window that no text fills; times a group of heads it is still an int32
 Angles = tuple[Array, Array]
 
 
@@ -39,19 +42,33 @@ def of_layer(config: DecoderConfig, angles: Angles, layer: Array) -> Angles:
     return angles[0][kind], angles[1][kind]
 
 
+def lay_out(config: DecoderConfig, context: Context) -> Context:
+    """Lay out what a step of one token a row reads; with local layers, blocks `[2, X]` as `by_kind`."""
+    everything = branch_attention.lay_out(context)
+    if config.local is None:
+        return everything
+    near = branch_attention.lay_out(context, config.local.window)
+    both = jax.tree.map(lambda *pair: jnp.stack(pair), everything.blocks, near.blocks)
+    return dataclasses.replace(context, blocks=both)
+
+
 def context_of_layer(config: DecoderConfig, context: Context | None, layer: Array) -> Context | None:
-    """Return what one layer reads of a context whose cos and sin are as `by_kind` has them."""
+    """Return what one layer reads of a context whose cos, sin and blocks come by kind."""
     if config.local is None or context is None:
         return context
-    cos, sin = of_layer(config, (context.cos, context.sin), layer)
-    return dataclasses.replace(context, cos=cos, sin=sin)
+    kind = _is_local(config.local, layer).astype(jnp.int32)
+    cos, sin, blocks = jax.tree.map(lambda x: x[kind], (context.cos, context.sin, context.blocks))
+    return dataclasses.replace(context, cos=cos, sin=sin, blocks=blocks)
 
 
-def window_of(config: DecoderConfig, slots: int, layer: Array) -> Array | None:
-    """Return the window of one layer as `ops.branch_attention` takes it; None where a row of `slots` fits into it."""
-    if config.local is None or slots <= config.local.window:
+def window_of(config: DecoderConfig, slots: int | None, layer: Array) -> Array | None:
+    """Return the window of one layer as `ops.branch_attention` takes it; None where it hides nothing.
+
+    slots: a bound of how far a query is from what it reads; None: there is none.
+    """
+    if config.local is None or (slots is not None and slots <= config.local.window):
         return None
-    return jnp.where(_is_local(config.local, layer), config.local.window, slots)
+    return jnp.where(_is_local(config.local, layer), config.local.window, FAR)
 
 
 def _is_local(local: LocalLayers, layer: Array) -> Array:

@@ -2,9 +2,9 @@
 
     rows of queries   over the row axes of the own cache: nothing, data (questions) or data and branch (workers)
     heads             over tensor
-    context rows      over the row axes of each part: a device attends to the segments whose row it holds, and to no others
+    cached rows       over the row axes of each part: a device attends to the runs whose row it holds, and to no others
 
-Devices that hold the same queries and different context rows merge their partial results, `[B, T, N, H + 2]` float32 a
+Devices that hold the same queries and different cached rows merge their partial results, `[B, T, N, H + 2]` float32 a
 layer.  Any placement of rows is right as long as every row that a query reads lies on one of those devices: where questions
 are cut over `data`, each finds its rows on its own part of the mesh (the caller sees to it, and leaves questions uncut where
 they do not), and `branch` may hold them in any order.
@@ -19,17 +19,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from psynth_jax.axes import Array, KeysOrValues, PerRow, Queries
-from psynth_jax.cache import KVCache, cache_spec, length_spec
+from psynth_jax.axes import Array, KeysOrValues, Queries
+from psynth_jax.cache import cache_spec
+from psynth_jax.kv.pool import Places, write_tokens
 from psynth_jax.ops.branch_attention import (
     Context,
     ContextPart,
     Implementation,
-    OwnCache,
     branch_attention,
     branch_attention_partial,
 )
-from psynth_jax.ops.cached_heads import Placement
+from psynth_jax.ops.cached_heads import CachedHeads, Placement
 from psynth_jax.ops.partial import Partial, finalize, merge_stacked, weight
 from psynth_jax.sharding import ROW_AXES, block_index, shards
 
@@ -42,7 +42,6 @@ def attend(
     q: Queries,
     k: KeysOrValues,
     v: KeysOrValues,
-    own: OwnCache | None,
     context: Context | None,
     layer: Array,
     scale: float,
@@ -52,7 +51,7 @@ def attend(
     """Run `branch_attention` over a mesh; k and v have the cache's heads, copies included.
 
     Args:
-      placement: of the own cache, whether it is read or not: rows of q, k, v and context are cut as its rows are.
+      placement: of the own cache, whether it is read or not: rows of q, k, v and runs are sharded as its rows are.
     """
     rows, heads = placement.row_axes or None, P(placement.row_axes or None, None, placement.head_axis)
     merged = merge_axes(mesh, placement, context)
@@ -61,28 +60,26 @@ def attend(
         q: Array,
         k: Array,
         v: Array,
-        own: OwnCache | None,
         context: Context | None,
         layer: Array,
         window: Array | None,
     ) -> Array:
         if not merged:  # every device has all that its queries read
             held = None if context is None else _held(context, mesh, ())
-            return branch_attention(q, k, v, own, held, layer, scale, implementation, window)
+            return branch_attention(q, k, v, held, layer, scale, implementation, window)
         mine = block_index(mesh, merged) == 0
         held = None if context is None else _held(context, mesh, merged)
-        seen = branch_attention_partial(q, k, v, own, held, layer, scale, implementation, mine, window)
+        seen = branch_attention_partial(q, k, v, held, layer, scale, implementation, mine, window)
         return finalize(merge_over(seen, mesh, merged)).astype(q.dtype)
 
-    own_specs = None if own is None else OwnCache(cache_spec(placement), P(rows))  # type: ignore[arg-type]
     over = jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(heads, heads, heads, own_specs, _context_specs(context, rows), P(), P()),
+        in_specs=(heads, heads, heads, _context_specs(context, rows), P(), P()),
         out_specs=heads,
         check_vma=False,
     )
-    return over(q, k, v, own, context, layer, window)
+    return over(q, k, v, context, layer, window)
 
 
 def merge_axes(mesh: Mesh, placement: Placement, context: Context | None) -> tuple[str, ...]:
@@ -109,18 +106,17 @@ def merge_over(seen: Partial, mesh: Mesh, axes: tuple[str, ...]) -> Partial:
 
 
 def _held(context: Context, mesh: Mesh, merged: tuple[str, ...]) -> Context:
-    """Keep the segments whose rows this device holds; where several hold a row, those of the first of them."""
+    """Keep the runs whose rows this device holds; where several hold a row, those of the first of them."""
 
     def part_held(part: ContextPart) -> ContextPart:
         placement = part.heads.placement
         row_axes = () if placement is None else placement.row_axes
-        row = part.segments.row - block_index(mesh, row_axes) * part.heads.rows
+        runs = part.runs
+        row = runs.row - block_index(mesh, row_axes) * part.heads.rows
         held = (row >= 0) & (row < part.heads.rows)
         held &= block_index(mesh, tuple(axis for axis in merged if axis not in row_axes)) == 0
-        segments = dataclasses.replace(
-            part.segments, row=jnp.where(held, row, 0), length=jnp.where(held, part.segments.length, 0)
-        )
-        return ContextPart(part.heads, segments)
+        length = jnp.where(held, runs.length, 0)
+        return ContextPart(part.heads, dataclasses.replace(runs, row=jnp.where(held, row, 0), length=length))
 
     return dataclasses.replace(context, parts=tuple(part_held(part) for part in context.parts))
 
@@ -129,14 +125,26 @@ def _context_specs(context: Context | None, rows: tuple[str, ...] | None) -> Con
     if context is None:
         return None
     parts = tuple(ContextPart(cache_spec(part.heads.placement), P(rows)) for part in context.parts)  # type: ignore[arg-type]
-    return Context(parts, P(rows), P(rows), P(None, rows))
+    return Context(parts, P(rows), P(rows), P(None, rows), P(rows))
 
 
-def append(mesh: Mesh, cache: KVCache, k: Array, v: Array, start: PerRow, count: PerRow) -> KVCache:
-    """Run `KVCache.append` over a mesh: every device writes to the rows that it holds."""
-    placement = cache.placement
+def write(mesh: Mesh, heads: CachedHeads, k: Array, v: Array, places: Places, row_axes: tuple[str, ...]) -> CachedHeads:
+    """Run `write_tokens` over a mesh: every device writes to the block of the pool that it holds.
+
+    row_axes: mesh axes that the rows of k, v and places are sharded over.
+    """
+    placement = heads.placement
     assert placement is not None
-    rows, new = length_spec(placement), P(None, placement.row_axes or None, None, placement.head_axis)
-    specs = KVCache(cache_spec(placement), rows)  # type: ignore[arg-type]
-    over = jax.shard_map(KVCache.append, mesh=mesh, in_specs=(specs, new, new, rows, rows), out_specs=specs, check_vma=False)
-    return over(cache, k, v, start, count)
+    new, rows = P(None, row_axes or None, None, placement.head_axis), P(row_axes or None)
+
+    def local(heads: CachedHeads, k: Array, v: Array, places: Places) -> CachedHeads:
+        block = places.block - block_index(mesh, placement.row_axes) * heads.rows
+        held = (block >= 0) & (block < heads.rows)
+        # Beyond the end, and still another slot for every token.
+        elsewhere = places.slots + heads.slots
+        slots = jnp.where(held[:, None], places.slots, elsewhere)
+        return write_tokens(heads, k, v, Places(jnp.where(held, block, 0), slots))
+
+    spec = cache_spec(placement)
+    over = jax.shard_map(local, mesh=mesh, in_specs=(spec, new, new, Places(rows, rows)), out_specs=spec, check_vma=False)
+    return over(heads, k, v, places)

@@ -65,6 +65,14 @@ class CachedHeads:
         scales = (*outer, 1, slots)
         return cls(k, v, jnp.zeros(scales, jnp.float32), jnp.zeros(scales, jnp.float32))
 
+    @classmethod
+    def holding(cls, k: Array, v: Array, *, packed: bool, placement: Placement | None) -> Self:
+        """Return keys and values `[L, R, S, K, H]` as the slots of R rows, in their own dtype."""
+        k, v = jnp.swapaxes(k, 2, 3), jnp.swapaxes(v, 2, 3)
+        if packed:
+            return cls(jnp.concatenate([k, v], axis=-1), None, placement=placement)
+        return cls(k, v, placement=placement)
+
     @property
     def copies(self) -> int:
         """How often each key/value head is there."""
@@ -105,6 +113,15 @@ class CachedHeads:
         """H."""
         return self.k.shape[4] // 2 if self.packed else self.k.shape[4]
 
+    def rounded(self, k: Array, v: Array) -> tuple[Array, Array]:
+        """Return keys and values `[..., H]` as they are once they are stored here: what is stored is what is attended to."""
+        if self.quantised:
+            return _rounded_to_int8(k), _rounded_to_int8(v)
+        stored = self.k.dtype
+        if jnp.promote_types(stored, k.dtype) == stored:  # of float16 and bfloat16 neither holds the other
+            return k, v
+        return k.astype(stored).astype(k.dtype), v.astype(stored).astype(v.dtype)
+
     def stored(self, k: Array, v: Array) -> Self:
         """Return keys and values `[L, R, K, T, H]` in this layout and number format, as T slots."""
         k_scale = v_scale = None
@@ -136,27 +153,6 @@ class CachedHeads:
         scales = (take(scale, 4).swapaxes(-1, -2) for scale in (self.k_scale, self.v_scale))
         return tuple(heads.astype(jnp.float32) * scale for heads, scale in zip((k, v), scales, strict=True))  # type: ignore[return-value]
 
-    def slots_of(self, row: int, first: int, length: int) -> dict[str, Array]:
-        """Return copies of some slots of one row as they are stored, split: k, v `[L, K, length, H]`, and scales if int8.
-
-        Every head once, however often it is cached.
-        """
-        once = slice(None, None, self.copies)
-        stored = self.k[:, row, once, first : first + length]
-        if self.v is None:
-            found = {"k": stored[..., : self.width], "v": stored[..., self.width :]}
-        else:
-            found = {"k": stored, "v": self.v[:, row, once, first : first + length]}
-        for name, scale in (("k_scale", self.k_scale), ("v_scale", self.v_scale)):
-            if scale is not None:
-                found[name] = scale[:, row, once, :, first : first + length]
-        return found
-
-    def as_packed(self) -> Self:
-        """Return a split cache in the packed layout, a copy."""
-        assert self.v is not None
-        return dataclasses.replace(self, k=jnp.concatenate([self.k, self.v], axis=-1), v=None)
-
 
 def _quantise(heads: Array) -> tuple[Array, Array]:
     """Return int8 `[..., T, H]` and scales `[..., 1, T]`: the largest number of each head and slot becomes 127."""
@@ -165,3 +161,9 @@ def _quantise(heads: Array) -> tuple[Array, Array]:
     # Not largest > 0, which NaN is not: its scale has to be NaN, for no int8 can be.
     scale = jnp.where(largest == 0, 1.0, largest) / _INT8_LARGEST
     return jnp.round(wide / scale).astype(jnp.int8), scale.swapaxes(-1, -2)
+
+
+def _rounded_to_int8(heads: Array) -> Array:
+    """Return the numbers that int8 and a scale stand for."""
+    numbers, scale = _quantise(heads)
+    return (numbers.astype(jnp.float32) * scale.swapaxes(-1, -2)).astype(heads.dtype)

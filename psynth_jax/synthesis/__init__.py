@@ -1,6 +1,6 @@
 """From questions to answers: workers decode as one batch, the synthesizer reads their caches.
 
-prompts.py   role texts, the wording of prompts        step.py      the one compiled step
-sampling.py  logits -> token, per row                  engine.py    prefill, decode and scoring by steps
+inputs.py    texts -> checked token ids                sampling.py  the options of a call
+runner.py    sequences over a model's pool             outputs.py   sampled tokens -> text, token by token
 workers.py   prompts -> branches                       pipeline.py  ParallelSynthesis, the public surface
 """

@@ -18,7 +18,7 @@ from psynth_jax.errors import AdapterError, InputError, listing, shown
 from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.synthesis.gate import Gate
-from psynth_jax.synthesis.generate import OnToken, StreamedToken
+from psynth_jax.synthesis.outputs import OnToken, StreamedToken
 from psynth_jax.synthesis.sampling import checked_seed
 from psynth_jax.template_variables import TemplateVariables, checked_variables, described
 
@@ -97,9 +97,9 @@ def checked_gate(gate: object, model: Model, adapter: Callable[[], str]) -> Gate
     return made
 
 
-def reporter(on_token: OnToken) -> Callable[[int, str, int | None], None]:
-    """Return what tells `on_token` of a row's piece of text and its token."""
-    return lambda row, piece, token: on_token(StreamedToken(piece, row, None, token))
+def reporter(on_token: OnToken, question: int) -> Callable[[str, int | None], None]:
+    """Return what tells `on_token` of the pieces of text of a question's answer, and their tokens."""
+    return lambda piece, token: on_token(StreamedToken(piece, question, None, token))
 
 
 def shaped_like(groups: list[list[Any]], batched: bool, given: Sequence[Any] | None, what: str) -> list[list[Any]]:

@@ -22,7 +22,7 @@ from psynth_jax.errors import ContextLengthError, InputError, ModelMismatchError
 from psynth_jax.files import read_text
 from psynth_jax.identity import Identity, short
 from psynth_jax.prompts import read_as
-from psynth_jax.synthesis.generate import OnToken, StreamedToken
+from psynth_jax.synthesis.outputs import OnToken, StreamedToken
 from psynth_jax.synthesis.result import Confidence, Route, SynthesisResult
 
 Measure: TypeAlias = Literal["likelihood", "margin"]

@@ -148,12 +148,11 @@ def check_window(model: Model, offset: int, prompt: int, new_tokens: int, what: 
 
     offset: tokens of the longest branch; 0 where no branch is read.
     """
-    window = model.config.context_positions if offset else model.config.max_positions
+    window = model.config.max_positions
     if offset + prompt + new_tokens > window:
         branches = f"the longest branch has {offset} tokens, " if offset else ""
-        local = " that this model's local layers see" if window < model.config.max_positions else ""
         raise ContextLengthError(
-            f"{what} does not fit the context window of {window} positions{local}: {branches}the prompt has {prompt}, and "
+            f"{what} does not fit the context window of {window} positions: {branches}the prompt has {prompt}, and "
             f"{new_tokens} more are asked for; {max(window - offset - prompt, 0)} would fit"
         )
 
@@ -170,7 +169,6 @@ def check_branches(model: Model, branches: Branches) -> None:
         raise ModelMismatchError(
             f"these branches were made by another model than {model.name}: by weights {theirs}, not {mine}"
         )
-    sound: set[int] = set()  # caches that have been looked at: many branches share one
     for number, group in enumerate(branches.questions):
         if not group:
             raise InputError("there is no branch to read: give at least one, or none at all (branches=None)")
@@ -178,10 +176,10 @@ def check_branches(model: Model, branches: Branches) -> None:
             what = numbered("branch", number, index, branches.batched)
             if not branch.segments:
                 raise InputError(f"{what} is empty: its worker stopped at once; select the others, as in branches[[0, 2]]")
-            _check_branch(model.config, branch, what, sound)
+            _check_branch(model.config, branch, what)
 
 
-def _check_branch(config: DecoderConfig, branch: Branch, what: str, sound: set[int]) -> None:
+def _check_branch(config: DecoderConfig, branch: Branch, what: str) -> None:
     """Check what a file can get wrong, and no branch that was made here has."""
     wrong = next((token for token in branch.token_ids if not 0 <= token < config.vocab_size), None)
     if wrong is not None:
@@ -190,18 +188,14 @@ def _check_branch(config: DecoderConfig, branch: Branch, what: str, sound: set[i
         raise ModelMismatchError(
             f"{what} was written up to position {branch.shift + branch.span}; the model has {config.max_positions}"
         )
+    expected = (config.layers, config.kv_heads, config.head_width)
     for segment in branch.segments:
-        if id(segment.cache) in sound:
-            continue
-        heads = segment.cache.heads
-        found = (heads.layers, heads.kv_heads // heads.copies, heads.width)
-        expected = (config.layers, config.kv_heads, config.head_width)
+        found = segment.held.shape
         if found != expected:
             raise ModelMismatchError(
                 f"the cache of {what} has {found[0]} layers of {found[1]} heads of width {found[2]}; "
                 f"the model has {expected[0]} of {expected[1]} of {expected[2]}"
             )
-        sound.add(id(segment.cache))
 
 
 def check_callback(on_token: object) -> None:

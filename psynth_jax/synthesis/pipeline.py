@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from psynth_jax.adapter.sink import after_sink
 from psynth_jax.axes import HostArray
 from psynth_jax.branch import Branch, PositionMode
-from psynth_jax.branches import Branches, branch_view, offsets, read_tokens
+from psynth_jax.branches import Branches
 from psynth_jax.convert.adapter_directory import Adapter
+from psynth_jax.engine.sequences import GREEDY, Listener, SequenceSampling, TokenSequence
+from psynth_jax.engine.step import Conditioning
 from psynth_jax.errors import InputError, shown
 from psynth_jax.mapper import Mapper, mapper_scalars
 from psynth_jax.model import Model
@@ -25,17 +25,15 @@ from psynth_jax.ops.branch_attention import Implementation, check_runs_here
 from psynth_jax.prompts import question_messages, synthesis_messages
 from psynth_jax.sharding import DATA, shards
 from psynth_jax.synthesis import arguments, inputs
-from psynth_jax.synthesis.engine import Engine, not_finite, slots_needed
 from psynth_jax.synthesis.gate import Gate, gated_answers, texts_of
-from psynth_jax.synthesis.generate import OnToken, RowOutput, generate
 from psynth_jax.synthesis.inputs import Prompt, Text
-from psynth_jax.synthesis.placement import PlacedCaches, question_axes
-from psynth_jax.synthesis.recompute import check_count, checked_recompute, recomputed
-from psynth_jax.synthesis.result import SynthesisResult, results_of
-from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed
+from psynth_jax.synthesis.outputs import Cached, OnToken, RowOutput
+from psynth_jax.synthesis.recompute import checked_recompute, recomputed
+from psynth_jax.synthesis.result import SynthesisResult, result_of
+from psynth_jax.synthesis.runner import Asked, Runner, asked_of, not_finite, positions_of
+from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed, sampling_of
 from psynth_jax.synthesis.session import Session
-from psynth_jax.synthesis.step import Reader
-from psynth_jax.synthesis.workers import WorkerPrompt, decode_workers, encode_workers, grouped, warn_of_copies
+from psynth_jax.synthesis.workers import WorkerPrompt, encode_texts, generate_workers, grouped, warn_of_copies
 from psynth_jax.template_variables import TemplateVariables
 
 __all__ = ["ParallelSynthesis", "SynthesisResult"]
@@ -47,8 +45,8 @@ class ParallelSynthesis:
     `work`, `encode`, `synthesize`, `synthesize_text` and `score` take one question or a list of them.  Wherever a text goes,
     a list of token ids goes too and is used as it is.
 
-    Threads may share one, and may call it at the same time: calls share weights and compiled steps alone, and what a result
-    says of times is that call's.  `set_mapper` changes calls that begin after it.
+    Threads may share one, and may call it at the same time: calls share weights, compiled steps and
+    the pool of slots alone, and what a result says of times is that call's.  `set_mapper` changes calls that begin after it.
 
     template: the template variables of every chat that it renders.
     """
@@ -94,16 +92,15 @@ class ParallelSynthesis:
         self._adapter_template = None if adapter is None else adapter.template
         model = arguments.with_template(model, template, self._adapter_template)
         self._vocabulary = adapter.vocabulary if adapter is not None else None
-        placed = model if mesh is None else model.on(mesh)
-        writes = self._vocabulary or model.config.vocab_size
-        self.model = placed if placed.decoder.vocabulary == writes else placed.writes(writes)
+        self.model = model if mesh is None else model.on(mesh)
         self.positions: PositionMode = positions
-        self.engine = Engine(self.model.decoder, implementation, cache_dtype)
-        self._placed = PlacedCaches(self.model.mesh, model.config.kv_heads)
+        self.runner = Runner(self.model, implementation, cache_dtype, self._vocabulary or model.config.vocab_size)
         lora = adapter.lora if adapter is not None else None
         self._lora = lora if lora is None or self.model.mesh is None else lora.on(self.model.mesh, model.config)
-        self._mapper = self.engine.place(adapter.mapper) if adapter is not None else None
+        self._mapper = None if adapter is None else self.runner.placed(adapter.mapper)
+        self.runner.conditioning = Conditioning(self._mapper, self._lora)
         self._sink = adapter.sink if adapter is not None else ()
+        self._sinks: list[Branch] = []
         self.gate = arguments.checked_gate(gate, model, lambda: self.adapter.digest)
 
     def __repr__(self) -> str:
@@ -130,17 +127,21 @@ class ParallelSynthesis:
 
         Branches need not be made anew.  Raises `AdapterError` listing what is wrong with the arrays.
         """
-        self._mapper = self.engine.place(Mapper.from_arrays(parameters))
+        self._mapper = self.runner.placed(Mapper.from_arrays(parameters))
+        self.runner.conditioning = Conditioning(self._mapper, self._lora)
 
     def mapper_scalars(self, branches: Branches) -> HostArray:
         """Return (aK, bK, aV, bV) of every layer and branch, `[L, B, W, 4]` float32; W is the largest count of the batch."""
         if not isinstance(branches, Branches):
             raise InputError(f"branches must be what `work` or `encode` returned, not {shown(branches)}")
-        view = branch_view(self._questions_of(branches))
-        before = 1 if self._sink else 0
-        width = max(len(group) for group in branches.questions)
-        scalars = mapper_scalars(self._mapper, view.span, view.valid, self.model.config.layers)
-        return np.asarray(scalars)[:, :, before : before + width]
+        groups = self._questions_of(branches)
+        width = max(len(group) for group in groups)
+        span, valid = np.zeros((len(groups), width), np.int32), np.zeros((len(groups), width), bool)
+        for number, group in enumerate(groups):
+            span[number, : len(group)] = [branch.span for branch in group]
+            valid[number, : len(group)] = True
+        scalars = mapper_scalars(self._mapper, span, valid, self.model.config.layers)
+        return np.asarray(scalars)[:, :, 1 if self._sink else 0 :]
 
     def work(
         self,
@@ -178,8 +179,8 @@ class ParallelSynthesis:
                 inputs.check_window(self.model, 0, len(ids), options.max_new_tokens, what)
                 workers.append(WorkerPrompt(number, index, ids, seeds[number][index]))
         warn_of_copies(workers, options)
-        made = decode_workers(
-            self.engine, workers, options, self.model.stop_ids, self.model.tokenizer, self.positions, on_token
+        made = generate_workers(
+            self.runner, workers, options, self.model.stop_ids, self.model.tokenizer, self.positions, on_token
         )
         return grouped(workers, made, self.model.fingerprint, batched=batched)
 
@@ -212,10 +213,8 @@ class ParallelSynthesis:
                 prompt = after_sink(self._sink, prompt)
                 inputs.check_window(self.model, 0, len(prompt) + len(given), 0, what)
                 workers.append(WorkerPrompt(number, index, prompt, given=given))
-        made = encode_workers(self.engine, workers, self.model.tokenizer, self.positions)
-        branches = grouped(workers, made, self.model.fingerprint, batched=batched)
-        jax.block_until_ready([segment.cache for branch in made for segment in branch.segments])
-        return branches
+        made = encode_texts(self.runner, workers, self.model.tokenizer, self.positions)
+        return grouped(workers, made, self.model.fingerprint, batched=batched)
 
     @overload  # a text is a sequence of texts, too: the first signature that fits holds
     def synthesize(  # type: ignore[overload-overlap]
@@ -311,7 +310,7 @@ class ParallelSynthesis:
     ) -> SynthesisResult | list[SynthesisResult]:
         """Answer from caches, whatever a gate would say."""
         groups = self._checked_groups(branches)
-        begin = self.engine.now()
+        begin = self.runner.now()
         questions, batched = inputs.as_questions(question)
         wording = question_messages if groups is None else synthesis_messages
         ids = [inputs.prompt_ids(self.model, item, "the question", wording) for item in questions]
@@ -366,7 +365,7 @@ class ParallelSynthesis:
         """
         options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, stop)
         inputs.check_callback(on_token)
-        begin = self.engine.now()
+        begin = self.runner.now()
         questions, batched = inputs.as_questions(question)
         groups, _ = inputs.by_question(texts, "texts")
         if len(groups) != len(questions):
@@ -417,16 +416,19 @@ class ParallelSynthesis:
         after = [inputs.plain_ids(self.model, item, "the target") for item in targets]
         if groups is not None:
             before, groups = recomputed(before, groups, recompute, sinks=1 if self._sink else 0)
-        reader, offset, row_axes = self._reader(groups, len(questions))
-        for start, first, last in zip(offset, before, after, strict=True):
-            inputs.check_window(self.model, int(start), len(first) + len(last), 0, "prompt and target")
-        rows = [(*first, *last) for first, last in zip(before, after, strict=True)]
-        cache = self.engine.allocate(len(rows), slots_needed(0, max(len(row) for row in rows), 0), row_axes)
-        found = self.engine.score(reader, rows, cache, offset)
+        for position, first, last in zip(positions_of(groups, len(questions)), before, after, strict=True):
+            inputs.check_window(self.model, position, len(first) + len(last), 0, "prompt and target")
+        asked = asked_of(self.runner, groups, len(questions))
+        sequences, wanted = [], []
+        for question, first, last in zip(asked, before, after, strict=True):
+            row = (*first, *last)
+            sequences.append(self._sequence(question, row[:-1], 0, Cached(self.runner, "a prompt")))
+            wanted.append(row[1:])
+        found = self.runner.score(sequences, wanted)
         for number, logp in enumerate(found, start=1):
             if not np.isfinite(logp).all():
                 which = f" {number}" if batched else ""
-                raise not_finite(self.engine, f"logits of prompt{which} and its target")
+                raise not_finite(self.runner, f"logits of prompt{which} and its target")
         scores = [logp[len(first) - 1 :] for logp, first in zip(found, before, strict=True)]
         return scores if batched else scores[0]
 
@@ -446,53 +448,48 @@ class ParallelSynthesis:
         *,
         base: bool,
     ) -> SynthesisResult | list[SynthesisResult]:
-        reader, offset, row_axes = self._reader(groups, len(ids), base=base)
         what = "the question behind the pasted texts" if base else "the question"
-        for start, prompt in zip(offset, ids, strict=True):
-            inputs.check_window(self.model, int(start), len(prompt), options.max_new_tokens, what)
-        names = ["the answer"]
-        if len(ids) > 1:
-            names = [f"the answer to question {number}" for number in range(1, len(ids) + 1)]
-        outputs = [RowOutput(options, self.model.stop_ids, self.model.tokenizer, name) for name in names]
-        seeds = [(checked_seed(seed), 0)] * len(ids)
-        longest = max(len(prompt) for prompt in ids)
-        cache = self.engine.allocate(len(ids), slots_needed(0, longest, options.max_new_tokens), row_axes)
-        report = None if on_token is None else arguments.reporter(on_token)
-        before = self.engine.now() - begin
-        nothing = np.zeros(len(ids), np.int32)
-        run = generate(
-            self.engine,
-            reader,
-            ids,
-            outputs,
-            cache,
-            nothing,
-            offset,
-            options,
-            seeds,
-            report,
-            feed_last=False,
-        )
-        read = [0] * len(ids)
-        if groups is not None:
-            read = [read_tokens(group) for group in groups]
-        results = results_of(run, outputs, before, [len(prompt) for prompt in ids], read)
+        for position, prompt in zip(positions_of(groups, len(ids)), ids, strict=True):
+            inputs.check_window(self.model, position, len(prompt), options.max_new_tokens, what)
+        sampling = sampling_of(options, (checked_seed(seed), 0))
+        outputs = []
+        for number in range(len(ids)):
+            name = f"the answer to question {number + 1}" if len(ids) > 1 else "the answer"
+            report = None if on_token is None else arguments.reporter(on_token, number)
+            output = RowOutput(options, self.model.stop_ids, self.model.tokenizer, self.runner, name, report=report)
+            outputs.append(output)
+        asked = asked_of(self.runner, groups, len(ids))
+        sequences = []
+        for question, prompt, output in zip(asked, ids, outputs, strict=True):
+            sequences.append(self._sequence(question, prompt, options.max_new_tokens, output, sampling, base=base))
+        self.runner.run(sequences)
+        results = []
+        for question, output, prompt in zip(asked, outputs, ids, strict=True):
+            results.append(result_of(output, begin, len(prompt), question.cached_tokens))
         return results if batched else results[0]
 
-    def _reader(
-        self, groups: Sequence[Sequence[Branch]] | None, rows: int, *, base: bool = False
-    ) -> tuple[Reader, HostArray, tuple[str, ...]]:
-        """Return what is read, the position at which each of `rows` questions starts, and what its rows are cut over."""
-        if groups is None:
-            row_axes = question_axes(None, rows, self.engine.mesh)
-            return Reader(lora=None if base else self._lora), np.zeros(rows, np.int32), row_axes
-        check_count(groups, rows)
-        groups = self._placed.of(groups)
-        row_axes = question_axes(groups, rows, self.engine.mesh)
-        if not any(read_tokens(group) for group in groups):
-            return Reader(lora=self._lora), np.zeros(rows, np.int32), row_axes
-        view = self.engine.place(branch_view(groups))
-        return Reader(mapper=self._mapper, lora=self._lora, view=view), offsets(groups), row_axes
+    def _sequence(
+        self,
+        question: Asked,
+        prompt: Sequence[int],
+        new_tokens: int,
+        listener: Listener,
+        sampling: SequenceSampling = GREEDY,
+        *,
+        base: bool = False,
+    ) -> TokenSequence:
+        """Return the sequence that answers a question; `base`: without LoRA and mapper."""
+        return self.runner.sequence(
+            prompt,
+            new_tokens,
+            listener,
+            question.block,
+            sampling=sampling,
+            branches=question.branches,
+            kept=question.kept,
+            position=question.position,
+            scale=0.0 if base else 1.0,
+        )
 
     def _checked_groups(self, branches: Any) -> Sequence[Sequence[Branch]] | None:
         if branches is None:
@@ -506,13 +503,17 @@ class ParallelSynthesis:
         inputs.check_branches(self.model, branches)
         if not self._sink:
             return branches.questions
-        sinks, count = self._sinks, len(branches.questions)
+        sinks, count = self._sink_branches(), len(branches.questions)
         return [[sinks[number * len(sinks) // count], *group] for number, group in enumerate(branches.questions)]
 
-    @functools.cached_property
-    def _sinks(self) -> list[Branch]:
-        """The adapter's sink as a branch, one on every part of `data`: what it says is the same for all questions."""
-        parts = range(shards(self.model.mesh, (DATA,)))
-        return encode_workers(
-            self.engine, [WorkerPrompt(part, 0, (), given=self._sink) for part in parts], self.model.tokenizer, "exact"
-        )
+    def _sink_branches(self) -> list[Branch]:
+        """Return the adapter's sink as a branch, one on every part of `data`: what it says is the same for all questions.
+
+        Encoded at the first call, and again where a failed step has lost them.
+        """
+        sinks = self._sinks
+        if not sinks or any(segment.lost for sink in sinks for segment in sink.segments):
+            parts = range(shards(self.model.mesh, (DATA,)))
+            prompts = [WorkerPrompt(part, 0, (), given=self._sink) for part in parts]
+            sinks = self._sinks = encode_texts(self.runner, prompts, self.model.tokenizer, "exact")
+        return sinks

@@ -16,7 +16,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
-from psynth_jax.branch import Branch, PositionMode, Segment
+from psynth_jax.branch import Branch, PositionMode
 from psynth_jax.errors import InputError, shown
 
 
@@ -66,5 +66,5 @@ def without_first(branch: Branch, count: int) -> Branch:
         masked = min(count, segment.length)
         count -= masked
         if masked < segment.length:
-            kept.append(Segment(segment.cache, segment.row, segment.first + masked, segment.length - masked))
+            kept.append(segment.without_first(masked) if masked else segment)
     return dataclasses.replace(branch, segments=tuple(kept))

@@ -10,7 +10,7 @@ import numpy as np
 
 from psynth_jax.branch import FinishReason
 from psynth_jax.errors import shown
-from psynth_jax.synthesis.generate import Generated, RowOutput
+from psynth_jax.synthesis.outputs import RowOutput
 
 Route: TypeAlias = Literal["branches", "text"]
 
@@ -56,28 +56,21 @@ class SynthesisResult:
         return f"SynthesisResult({shown(self.text)}, {tokens}, ttft {self.ttft_s:.3f} s, {self.finish_reason})"
 
 
-def results_of(
-    run: Generated, outputs: list[RowOutput], before_s: float, prompt_tokens: list[int], cached_tokens: list[int]
-) -> list[SynthesisResult]:
-    """Describe finished rows.  before_s: seconds from branches ready to the begin of `generate`."""
-    results = []
-    for row, output in enumerate(outputs):
-        decode_s = float(run.decode_s[row])
-        ttft_s = before_s + run.first_token_s
-        later = len(output.token_ids) - 1
-        rate = later / decode_s if later > 0 and decode_s > 0 else 0.0
-        logprob = run.logprob[row]
-        result = SynthesisResult(
-            output.text,
-            output.token_ids,
-            ttft_s,
-            prompt_tokens[row],
-            cached_tokens[row],
-            rate,
-            output.finish_reason or "length",
-            total_s=ttft_s + decode_s,
-            logprobs=tuple(logprob[: len(output.token_ids)].tolist()),
-            confidence=Confidence(math.exp(np.mean(logprob)), float(np.mean(run.margin[row]))),
-        )
-        results.append(result)
-    return results
+def result_of(output: RowOutput, begin: float, prompt_tokens: int, cached_tokens: int) -> SynthesisResult:
+    """Describe a finished row.  begin: the reading of the clock when branches were ready."""
+    assert output.first_s is not None
+    decode_s = output.last_s - output.first_s
+    later = len(output.token_ids) - 1
+    rate = later / decode_s if later > 0 and decode_s > 0 else 0.0
+    return SynthesisResult(
+        output.text,
+        output.token_ids,
+        output.first_s - begin,
+        prompt_tokens,
+        cached_tokens,
+        rate,
+        output.finish_reason or "length",
+        total_s=output.last_s - begin,
+        logprobs=tuple(output.logprobs[: len(output.token_ids)]),
+        confidence=Confidence(math.exp(np.mean(output.logprobs)), float(np.mean(output.margins))),
+    )

@@ -7,26 +7,35 @@ turn 2   [ question | answer | end of turn, next question | answer ]       only 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psynth_jax import prompts
 from psynth_jax.branches import Branches
-from psynth_jax.cache import KVCache
+from psynth_jax.engine.sequences import GREEDY, Listener, PositionedRun, SequenceSampling, TokenSequence
 from psynth_jax.errors import InputError
+from psynth_jax.kv.pool import Lease
+from psynth_jax.kv.transfer import compacted
 from psynth_jax.synthesis import arguments, inputs
-from psynth_jax.synthesis.engine import slots_needed
-from psynth_jax.synthesis.generate import OnToken, OwnCache, RowOutput, generate
 from psynth_jax.synthesis.inputs import Prompt
-from psynth_jax.synthesis.result import SynthesisResult, results_of
-from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed
+from psynth_jax.synthesis.outputs import Cached, OnToken, RowOutput
+from psynth_jax.synthesis.result import SynthesisResult, result_of
+from psynth_jax.synthesis.runner import asked_of, positioned
+from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed, sampling_of
 from psynth_jax.unicode_text import checked_text
 
 if TYPE_CHECKING:
     from psynth_jax.synthesis.pipeline import ParallelSynthesis
 
+MOST_PIECES = 8  # of the pool that a dialogue may be read in: every turn is one, and rows have room for few
 _MARK = "\u2042answer\u2042"  # stands for an earlier answer when a template is asked what comes after it
+
+
+class Dialogue(NamedTuple):
+    """All turns so far.  leases: what is cached of the ids, and can be made of them again."""
+
+    ids: tuple[int, ...] = ()
+    leases: tuple[Lease, ...] = ()
 
 
 class Session:
@@ -38,15 +47,16 @@ class Session:
 
     def __init__(self, synth: ParallelSynthesis, branches: Branches | None):
         """Start with an empty dialogue.  Raises `InputError` for a batch of questions: a session has one."""
-        groups = synth._checked_groups(branches)
-        if groups is not None and not (isinstance(branches, Branches) and not branches.batched):
+        given: Any = branches
+        if isinstance(given, list | tuple):
+            given = Branches.batch(given)
+        if isinstance(given, Branches) and given.batched:
             raise InputError("a session reads the branches of one question: pick one of the batch, as in branches[0]")
         self._synth = synth
-        self._count = len(branches) if isinstance(branches, Branches) else 0
-        self._reader, self._offset, self._row_axes = synth._reader(groups, 1)
-        self._cached_tokens = sum(branch.span for branch in groups[0]) if groups is not None else 0
-        self._dialogue: tuple[int, ...] = ()  # all that was fed: what the cache holds, and what it can be made of again
-        self._cache: KVCache | None = None
+        self._branches = branches
+        (self._asked,) = asked_of(synth.runner, synth._checked_groups(branches), 1)
+        self._count = 0 if branches is None else len(branches)
+        self._dialogue = Dialogue()
         self._turn = threading.Lock()
         self._answering: int | None = None  # the thread whose turn it is
 
@@ -57,7 +67,7 @@ class Session:
     @property
     def tokens(self) -> int:
         """Tokens of the dialogue so far, questions and answers."""
-        return len(self._dialogue)
+        return len(self._dialogue.ids)
 
     def reply(
         self,
@@ -87,59 +97,73 @@ class Session:
                 self._answering = None
 
     def _reply(self, text: Any, options: SamplingOptions, seed: int, on_token: OnToken | None) -> SynthesisResult:
-        synth, engine = self._synth, self._synth.engine
-        begin = engine.now()
+        synth, runner = self._synth, self._synth.runner
+        begin = runner.now()
         ids = self._turn_ids(text)
-        offset = int(self._offset[0])
-        inputs.check_window(synth.model, offset + self.tokens, len(ids), options.max_new_tokens, "this turn")
-        output = RowOutput(options, synth.model.stop_ids, synth.model.tokenizer)
-        report = None if on_token is None else arguments.reporter(on_token)
-        held = OwnCache(self._cache_for(slots_needed(self.tokens, len(ids), options.max_new_tokens)))
-        before = engine.now() - begin
-        # Every step takes the buffers of the cache before it.  The slots of earlier turns are never written again, so that
-        # the newest cache serves as the oldest did.
-        try:
-            run = generate(
-                engine,
-                self._reader,
-                [ids],
-                [output],
-                held.value,
-                np.array([self.tokens], np.int32),
-                self._offset,
-                options,
-                [(seed, 0)],
-                report,
-                feed_last=True,
-                held=held,
-            )
-            (result,) = results_of(run, [output], before, [len(ids)], [self._cached_tokens])
-        except BaseException:
-            self._cache = held.value
-            raise
-        self._cache, self._dialogue = run.cache, (*self._dialogue, *ids, *output.token_ids)
-        return result
+        position = self._asked.position + self.tokens
+        inputs.check_window(synth.model, position, len(ids), options.max_new_tokens, "this turn")
+        report = None if on_token is None else arguments.reporter(on_token, 0)
+        output = RowOutput(options, synth.model.stop_ids, synth.model.tokenizer, runner, append_last=True, report=report)
+        # Branches of a file or of another pool are copied again where a failed step has lost their copies.
+        (self._asked,) = asked_of(runner, synth._checked_groups(self._branches), 1)
+        sequence = self._sequence(
+            ids, options.max_new_tokens, output, self._dialogue_runs(), sampling_of(options, (seed, 0))
+        )
+        runner.run([sequence])
+        turn = (*ids, *output.token_ids)
+        lease = sequence.lease.part(0, len(turn))
+        before = self._dialogue
+        self._dialogue = Dialogue((*before.ids, *turn), (*before.leases, lease))
+        return result_of(output, begin, len(ids), self._asked.cached_tokens)
 
-    def _cache_for(self, slots: int) -> KVCache:
-        """Return a cache with room for `slots` that holds the dialogue.
+    def _sequence(
+        self,
+        ids: Sequence[int],
+        new_tokens: int,
+        listener: Listener,
+        dialogue: Sequence[PositionedRun],
+        sampling: SequenceSampling = GREEDY,
+    ) -> TokenSequence:
+        """Return the sequence of a turn, behind the dialogue so far."""
+        asked = self._asked
+        read = sum(each.run.length for each in dialogue)
+        return self._synth.runner.sequence(
+            ids,
+            new_tokens,
+            listener,
+            asked.block,
+            sampling=sampling,
+            branches=asked.branches,
+            shared=dialogue,
+            kept=(*asked.kept, *self._dialogue.leases) if dialogue else asked.kept,
+            position=asked.position + read,
+            scale=1.0,
+        )
 
-        A turn that was broken off between two steps has left one whose buffers are gone: the dialogue is then fed again.
+    def _dialogue_runs(self) -> list[PositionedRun]:
+        """Return the runs of all turns so far.
+
+        Where a failed step has lost them, the dialogue is run again; where they are many, they are copied into one.
         """
-        engine = self._synth.engine
-        if not self._dialogue:
-            return engine.allocate(1, slots, self._row_axes)
-        if self._cache is not None and not self._cache.heads.k.is_deleted():
-            return engine.grow(self._cache, slots)
-        cache = engine.allocate(1, max(slots, slots_needed(0, self.tokens, 0)), self._row_axes)
-        nothing = np.zeros(1, np.int32)
-        cache, _, _ = engine.prefill(self._reader, [self._dialogue], cache, nothing, self._offset, None)
-        return cache
+        synth, (ids, leases) = self._synth, self._dialogue
+        if any(lease.lost for lease in leases):
+            again = self._sequence(ids, 0, Cached(synth.runner, "the dialogue"), ())
+            synth.runner.run([again])
+            leases = (again.lease.part(0, len(ids)),)
+        if sum(len(lease.runs) for lease in leases) > MOST_PIECES:
+            leases = (compacted(leases, self._asked.block),)
+        self._dialogue = Dialogue(ids, leases)
+        runs, position = [], self._asked.position
+        for lease in leases:
+            runs += positioned(lease, position)
+            position += lease.slots
+        return runs
 
     def _turn_ids(self, text: Any) -> tuple[int, ...]:
         model = self._synth.model
-        if inputs.is_chat(text) and self._dialogue:
+        if inputs.is_chat(text) and self.tokens:
             raise InputError("messages start a conversation; later turns are a text or token ids")
-        if not isinstance(text, str) or not self._dialogue:
+        if not isinstance(text, str) or not self.tokens:
             wording = prompts.synthesis_messages if self._count else prompts.question_messages
             return inputs.prompt_ids(model, text, "the question", wording)
         if not checked_text(text, "the question").strip():

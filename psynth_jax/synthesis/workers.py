@@ -1,8 +1,8 @@
 """Workers: prompts in, branches out.  All workers of all questions are rows of one batch.
 
-    question 1   [ shared prompt ]            prefilled once, into one row
+    question 1   [ shared prompt ]            prefilled once, read by all
                    |-- worker 1   [ rest of its prompt | g g g g ]
-                   `-- worker 2   [ rest of its prompt | g g ]           branch = the g's of a row
+                   `-- worker 2   [ rest of its prompt | g g ]           branch = a lease on the g's
 
 The base model writes; adapter and mapper belong to the synthesizer.
 """
@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from psynth_jax.axes import HostArray
 from psynth_jax.branch import Branch, FinishReason, PositionMode, Segment
-from psynth_jax.branches import Branches, branch_view
-from psynth_jax.cache import KVCache
-from psynth_jax.sharding import ROW_AXES
-from psynth_jax.synthesis.engine import Engine, not_finite, slots_needed
-from psynth_jax.synthesis.generate import OnToken, RowOutput, StreamedToken, generate
-from psynth_jax.synthesis.placement import RowPlan, plan_rows
-from psynth_jax.synthesis.sampling import SamplingOptions
-from psynth_jax.synthesis.step import Reader
+from psynth_jax.branches import Branches
+from psynth_jax.engine.sequences import PositionedRun, TokenSequence
+from psynth_jax.kv.pool import Lease
+from psynth_jax.synthesis.outputs import Cached, OnToken, RowOutput, StreamedToken
+from psynth_jax.synthesis.runner import Runner, positioned
+from psynth_jax.synthesis.sampling import SamplingOptions, sampling_of
 from psynth_jax.tokenizer import Tokenizer
 
 SHORTEST_SHARED_PREFIX = 16  # below this, one more prefill costs more than it saves
@@ -56,44 +53,76 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Prefixes:
-    """Shared prompts, prefilled: what rows read of them, and how many tokens each row (and each worker) shares."""
+class _Prefix:
+    """A prompt that workers of one question on one block share: its runs, and what keeps them."""
 
-    reader: Reader
-    of_row: HostArray
-    of_worker: list[int]
+    length: int
+    runs: tuple[PositionedRun, ...]
+    lease: Lease
 
 
-def _prefill_prefixes(engine: Engine, workers: Sequence[WorkerPrompt], plan: RowPlan) -> _Prefixes:
-    """Prefill, in one batch, the prompt that the workers of each question share.  On a mesh every device holds it."""
-    groups: dict[int, list[WorkerPrompt]] = {}
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """A worker, where it is, and what it shares with others (None: nothing)."""
+
+    worker: WorkerPrompt
+    block: int
+    prefix: _Prefix | None
+
+    @property
+    def rest(self) -> tuple[int, ...]:
+        """Its prompt and its fixed text, behind what it shares."""
+        shared = 0 if self.prefix is None else self.prefix.length
+        return (*self.worker.prompt, *self.worker.given)[shared:]
+
+    @property
+    def position(self) -> int:
+        """The position of the first token of `rest`."""
+        return 0 if self.prefix is None else self.prefix.length
+
+    @property
+    def shared(self) -> tuple[PositionedRun, ...]:
+        """The runs of its shared prompt."""
+        return () if self.prefix is None else self.prefix.runs
+
+    @property
+    def kept(self) -> tuple[Lease, ...]:
+        """The lease of its shared prompt."""
+        return () if self.prefix is None else (self.prefix.lease,)
+
+
+def _rows(runner: Runner, workers: Sequence[WorkerPrompt]) -> list[_Row]:
+    """Give every worker a block, and prefill the prompts that the workers of a question share.
+
+    A prompt that workers on several blocks share is prefilled once on each of them: none reads another block.
+    """
+    questions: dict[int, list[WorkerPrompt]] = {}
     for worker in workers:
-        groups.setdefault(worker.question, []).append(worker)
-    shared = {question: shared_prefix([worker.prompt for worker in group]) for question, group in groups.items()}
-    if engine.model.config.local is not None:  # a row of its own can be longer than the window, a shared prompt cannot
-        shared = dict.fromkeys(groups, 0)
-    of_worker = [shared[worker.question] for worker in workers]
-    of_row = np.array(plan.spread(of_worker, 0), np.int32)
-    prompts = [group[0].prompt[: shared[question]] for question, group in groups.items() if shared[question]]
-    if not prompts:
-        return _Prefixes(Reader(), of_row, of_worker)
-    cache = engine.allocate(len(prompts), slots_needed(0, max(len(prompt) for prompt in prompts), 0), for_branches=True)
-    nothing = np.zeros(len(prompts), np.int32)
-    cache, _, _ = engine.prefill(Reader(), prompts, cache, nothing, nothing, None)
-    rows = {question: row for row, question in enumerate(question for question in groups if shared[question])}
+        questions.setdefault(worker.question, []).append(worker)
+    count = max(questions) + 1
+    prefixes: dict[tuple[int, int], _Prefix] = {}
+    filling = []
+    for question, group in questions.items():
+        length = shared_prefix([worker.prompt for worker in group])
+        blocks = {runner.branch_block(question, count, number) for number in range(len(group))}
+        for block in sorted(blocks) if length else ():
+            cached = Cached(runner, f"the prompt that workers of question {question + 1} share")
+            sequence = runner.sequence(group[0].prompt[:length], 0, cached, block)
+            filling.append(sequence)
+            lease = sequence.lease.part(0, length)
+            prefixes[question, block] = _Prefix(length, tuple(positioned(lease, 0)), lease)
+    if filling:
+        runner.run(filling)
+    rows = {}
+    for question, group in questions.items():
+        for number, worker in enumerate(group):
+            block = runner.branch_block(question, count, number)
+            rows[worker] = _Row(worker, block, prefixes.get((question, block)))
+    return [rows[worker] for worker in workers]
 
-    def prefix(worker: WorkerPrompt) -> list[Branch]:
-        length = shared[worker.question]
-        if not length:
-            return []
-        return [Branch((), "", 0, length, (Segment(cache, rows[worker.question], 0, length),), "given")]
 
-    view = branch_view(plan.spread([prefix(worker) for worker in workers], []))
-    return _Prefixes(Reader(view=engine.place(view)), of_row, of_worker)
-
-
-def decode_workers(
-    engine: Engine,
+def generate_workers(
+    runner: Runner,
     workers: Sequence[WorkerPrompt],
     options: SamplingOptions,
     stop_ids: frozenset[int],
@@ -105,61 +134,60 @@ def decode_workers(
 
     Raises `NotFiniteError` naming the worker whose logits are NaN or infinite.
     """
-    outputs = [RowOutput(options, stop_ids, tokenizer, _worker_name(worker, workers)) for worker in workers]
-    plan = plan_rows([worker.question for worker in workers], engine.mesh)
-    prefixes = _prefill_prefixes(engine, workers, plan)
-    prompts = [worker.prompt[shared:] for worker, shared in zip(workers, prefixes.of_worker, strict=True)]
-    longest = max(len(prompt) for prompt in prompts)
-    slots = slots_needed(0, longest, options.max_new_tokens)
-    cache = engine.allocate(plan.count, slots, ROW_AXES, for_branches=True)
-    worker_at: list[WorkerPrompt | None] = plan.spread(workers, None)
+    outputs = []
+    for worker in workers:
+        output = RowOutput(
+            options,
+            stop_ids,
+            tokenizer,
+            runner,
+            _worker_name(worker, workers),
+            append_last=True,
+            report=None if on_token is None else _reporter(on_token, worker),
+        )
+        outputs.append(output)
+    rows, sequences = _rows(runner, workers), []
+    for row, output in zip(rows, outputs, strict=True):
+        sequences.append(
+            runner.sequence(
+                row.rest,
+                options.max_new_tokens,
+                output,
+                row.block,
+                sampling=sampling_of(options, row.worker.seed),
+                shared=row.shared,
+                kept=row.kept,
+                position=row.position,
+            )
+        )
+    runner.run(sequences)
+    made = []
+    for row, sequence, output in zip(rows, sequences, outputs, strict=True):
+        made.append(_branch(sequence, row, output.token_ids, output.finish_reason or "length", tokenizer, positions))
+    return made
 
-    def report(row: int, piece: str, token: int | None) -> None:
-        worker = worker_at[row]
-        if on_token is not None and worker is not None:
-            on_token(StreamedToken(piece, worker.question, worker.worker, token))
 
-    run = generate(
-        engine,
-        prefixes.reader,
-        plan.spread(prompts, ()),
-        plan.spread(outputs, None),
-        cache,
-        np.zeros(plan.count, np.int32),
-        prefixes.of_row,
-        options,
-        plan.spread([worker.seed for worker in workers], (0, 0)),
-        report,
-        feed_last=True,
-    )
-    return [
-        _branch(run.cache, row, worker, shared, output.token_ids, output.finish_reason or "length", tokenizer, positions)
-        for row, worker, shared, output in zip(plan.of, workers, prefixes.of_worker, outputs, strict=True)
-    ]
-
-
-def encode_workers(
-    engine: Engine, workers: Sequence[WorkerPrompt], tokenizer: Tokenizer | None, positions: PositionMode
+def encode_texts(
+    runner: Runner, workers: Sequence[WorkerPrompt], tokenizer: Tokenizer | None, positions: PositionMode
 ) -> list[Branch]:
     """Compute the caches of fixed texts, each after its prompt, as if a worker had written them.
 
-    Raises `NotFiniteError` naming the text whose last hidden state, and so whose cache, is NaN or infinite.
+    Raises `NotFiniteError` naming the text whose cache is NaN or infinite.
     """
-    plan = plan_rows([worker.question for worker in workers], engine.mesh)
-    prefixes = _prefill_prefixes(engine, workers, plan)
-    fed = [(*worker.prompt, *worker.given)[shared:] for worker, shared in zip(workers, prefixes.of_worker, strict=True)]
-    slots = slots_needed(0, max(len(row) for row in fed), 0)
-    cache = engine.allocate(plan.count, slots, ROW_AXES, for_branches=True)
-    nothing = np.zeros(plan.count, np.int32)
-    cache, hidden, _ = engine.prefill(prefixes.reader, plan.spread(fed, ()), cache, nothing, prefixes.of_row, None)
-    finite = np.isfinite(np.asarray(hidden)).all(axis=-1)
-    for row, worker in zip(plan.of, workers, strict=True):
-        if not finite[row]:
-            raise not_finite(engine, f"keys and values of {_text_name(worker, workers)}")
-    return [
-        _branch(cache, row, worker, shared, worker.given, "given", tokenizer, positions)
-        for row, worker, shared in zip(plan.of, workers, prefixes.of_worker, strict=True)
-    ]
+    rows, sequences = _rows(runner, workers), []
+    for row in rows:
+        cached = Cached(runner, _text_name(row.worker, workers))
+        sequence = runner.sequence(row.rest, 0, cached, row.block, shared=row.shared, kept=row.kept, position=row.position)
+        sequences.append(sequence)
+    runner.run(sequences)
+    made = []
+    for row, sequence in zip(rows, sequences, strict=True):
+        made.append(_branch(sequence, row, row.worker.given, "given", tokenizer, positions))
+    return made
+
+
+def _reporter(on_token: OnToken, worker: WorkerPrompt) -> Callable[[str, int | None], None]:
+    return lambda piece, token: on_token(StreamedToken(piece, worker.question, worker.worker, token))
 
 
 def grouped(workers: Sequence[WorkerPrompt], made: Sequence[Branch], fingerprint: str, *, batched: bool) -> Branches:
@@ -192,21 +220,23 @@ def warn_of_copies(workers: Sequence[WorkerPrompt], options: SamplingOptions) ->
 
 
 def _branch(
-    cache: KVCache,
-    row: int,
-    worker: WorkerPrompt,
-    shared: int,
+    sequence: TokenSequence,
+    row: _Row,
     written: Sequence[int],
     reason: FinishReason,
     tokenizer: Tokenizer | None,
     positions: PositionMode,
 ) -> Branch:
-    """Cut a worker's branch out of its row, whose slot 0 stands at position `shared`.
+    """Lease a worker's branch from its slots.
 
     exact            what was written, at 0 .. G - 1
     reference_live   the prompt's last token at -1, then what was written without its last token; span G all the same
     """
-    first = len(worker.prompt) - shared - (positions == "reference_live")
+    position = -1 if positions == "reference_live" else 0
+    prompt = len(row.worker.prompt)
     text = tokenizer.decode(written) if tokenizer is not None else ""
-    segments = (Segment(cache, row, first, len(written)),) if written else ()
-    return Branch(tuple(written), text, len(worker.prompt), len(written), segments, reason)
+    segments: tuple[Segment, ...] = ()
+    if written:
+        lease = sequence.lease.part(prompt - row.position + position, len(written))
+        segments = (Segment(lease, position),)
+    return Branch(tuple(written), text, prompt, len(written), segments, reason)

@@ -26,8 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from psynth_jax.axes import HostArray
-from psynth_jax.branches import bucket
-from psynth_jax.cache import SLOT_SIZES
+from psynth_jax.buckets import bucket
 from psynth_jax.config import DecoderConfig
 from psynth_jax.data.example import ExampleSource, Lengths
 from psynth_jax.data.shards import digest
@@ -40,6 +39,7 @@ MOST_KEYS = 256  # from which the sizes that are compiled are chosen, which take
 SAMPLED = 64  # examples of a task that a run is known again by
 LISTED = 64  # a list of all tokens of a kind is a multiple of this
 MOST_EMPTY_EPOCHS = 1000  # one after another that take no example, since weights are small
+BLOCK = 512  # slots that a kernel reads at once; a shorter row is one block
 EMPTY_SLOT = 0.15  # about what a slot behind a row's end costs, in tokens: it takes part in attention and nothing else
 
 
@@ -88,8 +88,9 @@ def padded(tokens: int, steps: float = FINEST) -> int:
 
 def row_slots(tokens: int, steps: float = FINEST) -> int:
     """Return S of rows of so many tokens: what a kernel cuts into blocks, a row of at most 512 being one."""
-    block = SLOT_SIZES[-1]
-    return padded(tokens, steps) if tokens <= block else block * _rounded(-(-tokens // block), steps)
+    if tokens <= BLOCK:
+        return padded(tokens, steps)
+    return BLOCK * _rounded(-(-tokens // BLOCK), steps)
 
 
 def _rounded(count: int, steps: float) -> int:
@@ -287,15 +288,14 @@ def _too_long(lengths: HostArray, limits: Batches, reads: str, config: DecoderCo
     alone = columns.prefilled if reads == "branches" else columns.pasted + columns.target
     alone = np.maximum(alone, columns.pasted + columns.target if teacher else 0)
     reading = columns.kept + columns.prompt + columns.target if reads == "branches" else np.zeros(len(lengths), np.int64)
-    most_alone, most_reading = (np.inf, np.inf) if config is None else (config.max_positions, config.context_positions)
+    most = np.inf if config is None else config.max_positions
     checks: list[tuple[str, Any]] = [
         ("a longer target than target_tokens", columns.target > limits.target_tokens),
         ("a longer text than text_tokens", (columns.pasted > limits.text_tokens) & (teacher or reads == "text")),
         ("a longer branch than branch_tokens", (columns.prefilled > limits.branch_tokens) & (reads == "branches")),
         ("more branches than branches", (columns.branches > limits.branches) & (reads == "branches")),
         ("a longer prompt than text_tokens", (columns.prompt > limits.text_tokens) & (reads == "branches")),
-        ("more positions than the model has", np.maximum(alone, reading) > most_alone),
-        ("more positions than the model's local layers see", reading > most_reading),
+        ("more positions than the model has", np.maximum(alone, reading) > most),
     ]
     return np.select([check for _, check in checks], [reason for reason, _ in checks], "")
 

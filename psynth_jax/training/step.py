@@ -16,19 +16,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from psynth_jax.axes import Array
-from psynth_jax.branches import BranchView
-from psynth_jax.cache import KVCache
+from psynth_jax.cache import cache_spec, packed_here, placement_on
 from psynth_jax.engine.programs import Program
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn.adapter import Lora
+from psynth_jax.nn.conditioning import fold
 from psynth_jax.nn.decoder import Decoder
 from psynth_jax.nn.ragged import RaggedRows
-from psynth_jax.ops.branch_attention import ContextPart, Implementation, Segments
+from psynth_jax.ops.branch_attention import Context, ContextPart, Implementation, Runs
+from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.sharding import replicated, shards
-from psynth_jax.synthesis.step import Reader, fold
 from psynth_jax.training.batch import BRANCH_ROW_AXES, QUESTION_AXES, Batch, BranchRows, Fed
 from psynth_jax.training.loss import target_losses
 
@@ -75,28 +75,36 @@ class StepOptions:
     packed: bool | None = None
 
 
-def _encode(
+def _run(
     model: Decoder, fed: Fed | BranchRows, row_axes: tuple[str, ...], options: StepOptions, **more: Any
-) -> tuple[Array, KVCache]:
-    """Run lists of rows from their first token; return hidden states `[X, Z, D]` and the cache, a row each."""
+) -> tuple[Array, Array, Array]:
+    """Run lists of rows from their first token; return hidden states `[X, Z, D]`, keys and values `[L, R, S, K, H]`."""
+    position, rows = jnp.zeros_like(fed.count), RaggedRows(fed.first, fed.count, fed.slots)
+    options_of_call = {"rows": rows, "implementation": options.implementation, "position": position, **more}
+    if options_of_call.get("context") is None:
+        options_of_call["reach"] = fed.slots
     axes = row_axes if model.mesh is not None else ()
-    cache = model.allocate_cache(fed.count.shape[0], fed.slots, row_axes=axes, packed=options.packed)
-    start, rows = jnp.zeros_like(fed.count), RaggedRows(fed.first, fed.count, fed.slots)
-    offset, implementation = more.pop("offset", start), options.implementation
-    return model(fed.tokens, cache, start, fed.count, offset, fresh=True, rows=rows, implementation=implementation, **more)
+    return model(fed.tokens, row_axes=axes, **options_of_call)
 
 
-def _view(model: Decoder, rows: BranchRows, options: StepOptions) -> BranchView:
-    """Encode branches with the base and return them as the synthesizer reads them."""
-    _, cache = _encode(model, rows, BRANCH_ROW_AXES, options)
+def _branches_read(model: Decoder, rows: BranchRows, options: StepOptions) -> ContextPart:
+    """Encode branches with the base; return their cache, a row each, and which slots each example reads."""
+    _, k, v = _run(model, rows, BRANCH_ROW_AXES, options)
+    axes = BRANCH_ROW_AXES if model.mesh is not None else ()
+    placement = placement_on(model.mesh, model.config.kv_heads, axes)
+    packed = packed_here(model.config.head_width) if options.packed is None else options.packed
+    heads = CachedHeads.holding(k, v, packed=packed, placement=placement)
+    if model.mesh is not None:
+        heads = jax.lax.with_sharding_constraint(heads, NamedSharding(model.mesh, cache_spec(placement)))
     number = jnp.broadcast_to(jnp.arange(rows.row.shape[-1]), rows.row.shape)
-    part = ContextPart(jax.lax.stop_gradient(cache.heads), Segments(rows.row, rows.prefix, rows.kept, number))
-    return BranchView((part,), rows.prefix, rows.kept, rows.kept > 0)
+    used = jnp.where(rows.kept > 0, number + 1, 0).max(axis=-1)
+    runs = Runs(rows.row, rows.prefix, rows.kept, number, jnp.zeros_like(rows.row), used)
+    return ContextPart(jax.lax.stop_gradient(heads), runs)
 
 
 def _at_targets(model: Decoder, fed: Fed, options: StepOptions, **more: Any) -> Array:
     """Run what the synthesizer or its teacher is fed; return hidden states where targets are predicted, `[B, M, D]`."""
-    hidden, _ = _encode(model, fed, QUESTION_AXES, options, **more)
+    hidden, _, _ = _run(model, fed, QUESTION_AXES, options, **more)
     pieces, _, width = hidden.shape
     found = jnp.take_along_axis(hidden, fed.at.reshape(pieces, -1, 1), axis=1)
     return found.reshape(*fed.at.shape, width)
@@ -110,16 +118,18 @@ def losses(
     teacher: what the teacher has besides the base.  The sums: target tokens, both objectives, and per task `[tasks]` tokens
     and cross-entropy.
     """
-    view = None if batch.branches is None else _view(model, batch.branches, options)
-    reader = Reader(parameters.mapper, None, None, view)
-    kept = None if batch.branches is None else batch.branches.kept
-    offset = jnp.zeros_like(batch.student.count) if kept is None else kept.max(axis=-1)
+    position, context = jnp.zeros_like(batch.student.count), None
+    if batch.branches is not None:
+        rows = batch.branches
+        position = rows.kept.max(axis=-1)
+        folded = fold(parameters.mapper, rows.prefix, rows.kept, rows.kept > 0, model.config)
+        context = Context((_branches_read(model, rows, options),), *folded, position)
     learned = _at_targets(
         model,
         batch.student,
         options,
-        offset=offset,
-        context=fold(reader, model.config),
+        position=position,
+        context=context,
         lora=parameters.lora(options.lora_scale),
         remat=options.remat,
     )

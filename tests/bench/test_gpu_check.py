@@ -22,20 +22,21 @@ from psynth_jax.bench.gpu_check import kernels, large_cache, report
 from psynth_jax.bench.gpu_check.piece import PARTS
 from psynth_jax.bench.gpu_check.records import Records
 from psynth_jax.bench.gpu_check.sizes import Sizes, full, miniature
-from psynth_jax.bench.random_weights import PREFIX, random_branches, random_cache, random_decoder
-from psynth_jax.branches import BranchView
-from psynth_jax.cache import KVCache
+from psynth_jax.bench.random_weights import random_branches, random_decoder
 from psynth_jax.config import DecoderConfig
+from psynth_jax.engine.machine import buckets_of, machine_of
 from psynth_jax.engine.programs import ProgramCall, Programs
+from psynth_jax.engine.scheduler import STEP
+from psynth_jax.engine.step import Conditioning
+from psynth_jax.engine.step_input import Layout
+from psynth_jax.kv.pool import Lease, Places, write_tokens
+from psynth_jax.kv.transfer import read_slots
 from psynth_jax.mapper import Mapper
 from psynth_jax.model import Model
 from psynth_jax.nn.decoder import Decoder, parameter_shapes
-from psynth_jax.ops.branch_attention import ContextPart, Segments, pallas_gpu
+from psynth_jax.ops.branch_attention import pallas_gpu
 from psynth_jax.ops.branch_attention.cases import arguments
-from psynth_jax.synthesis import step
-from psynth_jax.synthesis.engine import slots_needed
-from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
-from psynth_jax.synthesis.step import Reader, Rows
+from psynth_jax.ops.cached_heads import CachedHeads
 from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -166,6 +167,27 @@ class TestRandomWeights:
         result = ttft.synthesizer(model).synthesize([1, 2, 3], branches, max_new_tokens=2)
         assert (result.cached_tokens, len(result.token_ids)) == (60, 2)
 
+    @pytest.mark.parametrize("dtype", ["float32", "int8"])
+    def test_branches_lie_in_the_models_pool(self, dtype: str) -> None:
+        """They take what a worker's would, hold numbers of their own, and leave all else of the pool as it was."""
+        model = Model(random_decoder(tiny_config(), jnp.float32), None, frozenset(), "random")
+        pool = machine_of(model).pool(dtype)
+        other = pool.reserve(5)
+        branches = random_branches(model, 2, 150, dtype=dtype)
+        assert machine_of(model).pool(dtype) is pool
+        segments = [segment for branch in branches.questions[0] for segment in branch.segments]
+        held = [segment.held for segment in segments if isinstance(segment.held, Lease)]
+        assert [lease.slots for lease in held] == [150, 150] and {lease.pool for lease in held} == {pool}
+        one, two = (read_slots(lease).as_float32().arrays["k"] for lease in held)
+        for numbers in (one, two):
+            assert abs(numbers.std() - 1) < 0.05 and abs(numbers.mean()) < 0.05
+            assert not np.array_equal(numbers[..., :64, :], numbers[..., 64:128, :]), "pages are drawn apart"
+        assert not np.array_equal(one, two)
+        assert not read_slots(other).arrays["k"].any()
+        in_use = pool.used_slots
+        del branches, segments, held
+        assert pool.used_slots == in_use - 2 * 192
+
 
 # --------------------------------------------------------------------------------- at real sizes, without a GPU
 
@@ -198,11 +220,11 @@ def test_sizes_pass_what_an_int32_counts() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("each", SIZES.kernels, ids=lambda each: f"{each.case.name}-{each.dtype}-{each.cache_dtype}")
 def test_kernel_cases_lower(each: Any) -> None:
-    drawn = jax.eval_shape(lambda: arguments(each.case, jnp.dtype(each.dtype), each.cache_dtype)[:5])
-    scale = arguments(miniature().kernels[0].case)[6]
+    drawn = jax.eval_shape(lambda: arguments(each.case, jnp.dtype(each.dtype), each.cache_dtype)[:4])
+    scale = arguments(miniature().kernels[0].case)[5]
 
-    def kernel(q: Any, k: Any, v: Any, own: Any, context: Any) -> Any:
-        return pallas_gpu.attend(q, k, v, own, context, 1, scale, None, q.dtype)[0]
+    def kernel(q: Any, k: Any, v: Any, context: Any) -> Any:
+        return pallas_gpu.attend(q, k, v, context, 1, scale, None, q.dtype)[0]
 
     function = kernels.with_gradients if each.backward else kernels.forward
     text = lowered_for_cuda(lambda *new: function(kernel, *new), *drawn)
@@ -211,21 +233,21 @@ def test_kernel_cases_lower(each: Any) -> None:
 
 @pytest.mark.parametrize("large", SIZES.large_caches, ids=lambda large: large.dtype)
 def test_large_caches_lower(large: Any) -> None:
-    allocated = jax.eval_shape(
-        lambda: KVCache.allocate(large.layers, 1, large.kv_heads, large.slots, large.width, large.dtype, packed=False)
-    )
+    shape = (large.layers, 1, large.kv_heads, large.slots, large.width)
+    heads = jax.eval_shape(lambda: CachedHeads.allocate(shape, large.dtype, packed=False))
     new = jax.ShapeDtypeStruct((large.layers, 1, large.tokens, large.kv_heads, large.width), jnp.bfloat16)
-    one = jax.ShapeDtypeStruct((1,), jnp.int32)
-    assert jax.eval_shape(KVCache.append, allocated, new, new, one, one).slots == large.slots
+    places = Places(*(jax.ShapeDtypeStruct(sizes, jnp.int32) for sizes in ((1,), (1, large.tokens))))
+    assert jax.eval_shape(write_tokens, heads, new, new, places).slots == large.slots
+    assert lowered_for_cuda(write_tokens, heads, new, new, places).count("stablehlo.scatter") >= 2
     q = jax.ShapeDtypeStruct((1, large.queries, large.heads, large.width), jnp.bfloat16)
     k = jax.ShapeDtypeStruct((1, large.queries, large.kv_heads, large.width), jnp.bfloat16)
-    scale = arguments(miniature().kernels[0].case)[6]
+    scale = arguments(miniature().kernels[0].case)[5]
 
     def attended(q: Any, k: Any, heads: Any) -> Any:
         context = large_cache._context(large, heads, large.slots - large.tokens)
-        return pallas_gpu.attend(q, k, k, None, context, large.layers - 1, scale, None, jnp.float32)[0]
+        return pallas_gpu.attend(q, k, k, context, large.layers - 1, scale, None, jnp.float32)[0]
 
-    assert lowered_for_cuda(attended, q, k, allocated.heads).count("__gpu$xla.gpu.triton") == 1
+    assert lowered_for_cuda(attended, q, k, heads).count("__gpu$xla.gpu.triton") == 1
 
 
 def abstract_decoder(config: DecoderConfig) -> Decoder:
@@ -235,43 +257,45 @@ def abstract_decoder(config: DecoderConfig) -> Decoder:
 
 SHORT, LONG = (question for question, _ in SIZES.questions)
 WRITING = SIZES.writing
-PROGRAMS = {  # rows, tokens, question whose caches are read, tokens of the prompt, whether nothing is cached yet
-    "first token from 8x1024": (1, 256, SHORT, 256, True),
-    "later token from 8x1024": (1, 1, SHORT, 256, False),
-    "first token from 16x2048": (1, 256, LONG, 256, True),
-    "later token from 16x2048": (1, 1, LONG, 256, False),
-    "first chunk of 8x1024 as text": (1, 512, None, SHORT.cached + 256, True),
-    "last chunk of 16x2048 as text": (1, 256, None, LONG.cached + 256, False),
-    "workers' prompts": (WRITING.rows, WRITING.prompt_tokens, None, WRITING.prompt_tokens, True),
-    "workers' tokens": (WRITING.rows, 1, None, WRITING.prompt_tokens, False),
+POOL_SLOTS = 1 << 17  # about what half of 50 GiB holds
+PROGRAMS = {  # rows that are run, tokens that each has left, question whose branches are read
+    "first token from 8x1024": (1, 256, SHORT),
+    "later token from 8x1024": (1, 1, SHORT),
+    "first token from 16x2048": (1, 256, LONG),
+    "later token from 16x2048": (1, 1, LONG),
+    "first chunk of 8x1024 as text": (1, SHORT.cached + 256, None),
+    "last chunk of 16x2048 as text": (1, (LONG.cached + 256) % 2048, None),
+    "workers' prompts": (WRITING.rows, WRITING.prompt_tokens, None),
+    "workers' tokens": (WRITING.rows, 1, None),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_steps_lower(program: Any) -> None:
-    """The engine's own program at Qwen3-14B's shape, with branches as `random_branches` makes them."""
-    batch, tokens, question, prompt, fresh = program
-    model = abstract_decoder(SIZES.model)
-    ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
-    reader = Reader()
-    if question is not None:
-        count, filled = question.branches, PREFIX + question.branch_tokens
-        read = jax.eval_shape(lambda: random_cache(SIZES.model, jnp.bfloat16, count, filled)).heads
-        part = ContextPart(read, Segments(*[ints(1, count)] * 4))
-        valid = jax.ShapeDtypeStruct((1, count), bool)
-        mapper = jax.eval_shape(lambda: Mapper.initialise(jax.random.key(0)))
-        reader = Reader(mapper, view=BranchView((part,), ints(1, count), ints(1, count), valid))
-    own = jax.eval_shape(lambda: model.allocate_cache(batch, slots_needed(0, prompt, 64), jnp.bfloat16))
-    rows = Rows(ints(batch, tokens), ints(batch), ints(batch), ints(batch))
-    hidden = jax.ShapeDtypeStruct((batch, SIZES.model.width), jnp.bfloat16)
-    sampling = shapes(row_sampling(SamplingOptions(), [(0, 0)] * batch))
+    """The scheduler's own program at Qwen3-14B's shape, over a pool of about the size that a GPU gets."""
+    rows, left, question = program
+    config, buckets = SIZES.model, buckets_of("gpu")
+    model = abstract_decoder(config)
+    shape = (buckets.rows_of(rows), 1) if left == 1 else buckets.chunk_of([left] * rows)
+    branches = buckets.branches_of(0 if question is None else question.branches)
+    layout = Layout(branches, buckets.runs_of(branches, branches))
+    sizes = (config.layers, 1, config.kv_heads, POOL_SLOTS, config.head_width)
+    pool = jax.eval_shape(lambda: CachedHeads.allocate(sizes, jnp.bfloat16, packed=False))
+    mapper = None if question is None else jax.eval_shape(lambda: Mapper.initialise(jax.random.key(0)))
+    array = jax.ShapeDtypeStruct((shape[0], layout.width + 2 * shape[1]), jnp.int32)
+    static = {"layout": layout, "row_axes": (), "implementation": "pallas_gpu"}
     with abstract_gpu():
-        static = {"fresh": fresh, "greedy": True, "implementation": "pallas_gpu"}
-        arguments = reader, rows, own, hidden, sampling, ints()
-        traced = Programs(model).traced(ProgramCall(step.ADVANCE, arguments, static))
+        traced = Programs(model).traced(ProgramCall(STEP, (Conditioning(mapper), pool, array), static))
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 1
+
+
+def test_the_chunks_of_a_long_text_are_large() -> None:
+    """Otherwise the text route, which branches are compared with, would be slower than it has to be."""
+    buckets = buckets_of("gpu")
+    assert buckets.chunk_of([LONG.cached]) == (1, 2048)
+    assert buckets.chunk_of([WRITING.prompt_tokens] * WRITING.rows) == (8, 64)
 
 
 @pytest.mark.slow

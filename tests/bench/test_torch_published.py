@@ -1,11 +1,10 @@
-"""The published way in torch gives the logits that the package gives from the same caches."""
+"""The published way in torch gives the probabilities that the package gives from the same caches."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,7 +16,8 @@ from psynth_jax.bench.question import Question, Writing  # noqa: E402
 from psynth_jax.bench.torch_process import TorchRequest, measure, measure_apart  # noqa: E402
 from psynth_jax.bench.torch_published import TorchBranch  # noqa: E402
 from psynth_jax.errors import UserError  # noqa: E402
-from psynth_jax.synthesis.engine import slots_needed  # noqa: E402
+from psynth_jax.kv.pool import Lease  # noqa: E402
+from psynth_jax.kv.transfer import read_slots  # noqa: E402
 from tests.oracle import models, synthesis  # noqa: E402
 from tests.tiny import tiny_config  # noqa: E402
 
@@ -31,20 +31,20 @@ def _copied(branches: ps.Branches) -> list[TorchBranch]:
     found = []
     for branch in branches.questions[0]:
         (segment,) = branch.segments
-        k, v = segment.cache.slots_of(segment.row, segment.first, segment.length)
+        assert isinstance(segment.held, Lease)
+        stored = read_slots(segment.held).arrays
         layers = []
-        for keys, values in zip(np.asarray(k), np.asarray(v), strict=True):
+        for keys, values in zip(stored["k"], stored["v"], strict=True):
             layers.append((torch.tensor(keys)[None], torch.tensor(values)[None]))
         found.append(TorchBranch(layers, branch.shift))
     return found
 
 
-def _logits(synth: ps.ParallelSynthesis, prompt: list[int], branches: ps.Branches) -> np.ndarray:
-    """Return the package's logits after the prompt, `[V]`."""
-    reader, offset, _ = synth._reader(synth._checked_groups(branches), 1)
-    cache = synth.engine.allocate(1, slots_needed(0, len(prompt), 0))
-    _, hidden, _ = synth.engine.prefill(reader, [prompt], cache, np.zeros(1, np.int32), offset, None)
-    return np.asarray(synth.model.decoder.logits(jnp.asarray(hidden)))[0]
+def _logprobs(synth: ps.ParallelSynthesis, prompt: list[int], branches: ps.Branches) -> np.ndarray:
+    """Return the log-probability of every token after the prompt, `[V]`."""
+    targets = [[token] for token in range(models.VOCAB_SIZE)]
+    scores = synth.score([prompt] * len(targets), targets, [branches] * len(targets))
+    return np.concatenate(scores)
 
 
 @pytest.fixture(scope="module", params=["qwen3", pytest.param("llama_llama3_rope", marks=pytest.mark.slow)])
@@ -54,7 +54,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return torch_model, ps.load_model(str(directory))
 
 
-def test_the_same_logits_from_the_same_caches(pair: tuple[Any, ps.Model]) -> None:
+def test_the_same_probabilities_from_the_same_caches(pair: tuple[Any, ps.Model]) -> None:
     torch_model, model = pair
     rng = np.random.default_rng(5)
     texts = [rng.integers(0, models.VOCAB_SIZE, length).tolist() for length in LENGTHS]
@@ -66,14 +66,14 @@ def test_the_same_logits_from_the_same_caches(pair: tuple[Any, ps.Model]) -> Non
     scalars = synth.mapper_scalars(branches)[:, 0].tolist()
 
     cache = torch_published.context(torch_model, _copied(branches), scalars)
-    found = torch_published.read(torch_model, prompt, cache, max(LENGTHS)).numpy()
-    ours = _logits(synth, prompt, branches)
-    assert np.ptp(ours) > 1, "logits that are all alike would compare nothing"
+    found = torch_published.read(torch_model, prompt, cache, max(LENGTHS)).log_softmax(-1).numpy()
+    ours = _logprobs(synth, prompt, branches)
+    assert np.ptp(ours) > 1, "probabilities that are all alike would compare nothing"
     np.testing.assert_allclose(found, ours, atol=1e-4, rtol=0)
 
     encoded = [torch_published.encode(torch_model, *both) for both in zip(texts, prefixes, strict=True)]
     cache = torch_published.context(torch_model, encoded, scalars)
-    again = torch_published.read(torch_model, prompt, cache, max(LENGTHS)).numpy()
+    again = torch_published.read(torch_model, prompt, cache, max(LENGTHS)).log_softmax(-1).numpy()
     np.testing.assert_allclose(again, ours, atol=1e-4, rtol=0)
 
 

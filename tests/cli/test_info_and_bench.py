@@ -36,6 +36,14 @@ class TestInfo:
         assert found["presets"] == sorted(PRESETS)
         assert "model" not in found
 
+    def test_programs(self, psynth: Command) -> None:
+        found = psynth("info", "--programs", "--json").json["programs"]
+        default = [program for program in found if program["compiled"] == "default"]
+        assert len(default) == 10
+        assert default[0] == {"program": "step", "rows": 1, "tokens": 1, "branches": 9, "runs": 25, "compiled": "default"}
+        assert {program["program"] for program in found} == {"step", "score"}
+        assert "first use" in psynth("info", "--programs").out
+
     def test_model(self, psynth: Command, model_directory: Path) -> None:
         found = psynth("info", "--model", model_directory, "--json").json["model"]
         assert found["name"] == str(model_directory)

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from psynth_jax.cli import view
-from psynth_jax.synthesis.generate import StreamedToken
+from psynth_jax.synthesis.outputs import StreamedToken
 from psynth_jax.synthesis.pipeline import SynthesisResult
 
 END = frozenset({9})

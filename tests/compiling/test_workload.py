@@ -55,15 +55,36 @@ class TestWorkload:
     def test_heads_are_cut_as_far_as_they_go(self, model: str, devices: int, axes: dict[str, int]) -> None:
         assert default_axes(preset(model).config, devices) == axes
 
-    @pytest.mark.parametrize(("program", "calls"), [("synthesize", 3), ("decode", 1), ("workers", 1)])
-    def test_a_long_prompt_is_fed_in_chunks(self, program: str, calls: int) -> None:
-        assert workload(ASKED | {"program": program, "prompt_tokens": 1100}).calls == calls
+    @pytest.mark.parametrize(
+        ("program", "prompt_tokens", "calls"),
+        [
+            ("synthesize", 256, [(1, 512)]),
+            ("synthesize", 1100, [(1, 512), (1, 512), (1, 64), (1, 64)]),
+            ("synthesize", 2400, [(1, 2048), (1, 512)]),
+            ("decode", 1100, [(1, 1)]),
+            ("workers", 1100, [(16, 1)]),
+        ],
+    )
+    def test_calls_follow_the_buckets(self, program: str, prompt_tokens: int, calls: list[tuple[int, int]]) -> None:
+        work = workload(ASKED | {"program": program, "prompt_tokens": prompt_tokens})
+        assert work.calls(make_mesh("branch=4,tensor=2")) == calls
 
+    def test_parts_of_data_have_rows_of_their_own(self) -> None:
+        mesh = make_mesh("data=2,tensor=4")
+        for program, calls in [("synthesize", [(2, 512)]), ("decode", [(2, 1)])]:
+            assert workload(ASKED | {"program": program}).calls(mesh) == calls
 
-def test_workers_that_share_no_prompt_are_no_program() -> None:
-    asked = workload(ASKED | {"model": "gemma-3-1b", "program": "workers", "branch_tokens": 64, "prompt_tokens": 64})
-    with pytest.raises(InputError, match="workers of gemma-3-1b share no prompt"):
-        asked.check_window()
+    @pytest.mark.parametrize(
+        ("mesh", "workers", "calls"),
+        [
+            ("branch=2,tensor=4", 16, [(16, 1)]),  # 8 rows a block
+            ("branch=2,tensor=4", 150, [(128, 1), (32, 1)]),  # 64 rows a block, then 11 of 16
+            ("data=2,branch=2,tensor=2", 16, [(16, 1), (16, 1)]),  # 4 rows a block; half of the blocks are another part's
+        ],
+    )
+    def test_many_workers_take_several_calls(self, mesh: str, workers: int, calls: list[tuple[int, int]]) -> None:
+        work = workload(ASKED | {"program": "workers", "branches": workers})
+        assert work.calls(make_mesh(mesh)) == calls
 
 
 class TestMatrix:

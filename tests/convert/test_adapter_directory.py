@@ -100,10 +100,8 @@ class TestRoundTrip:
         prompt, target = token_ids(3, 5), token_ids(4, 3)
         expected = live.score(prompt, target, branches=branches)
         loaded = ps.ParallelSynthesis(model, adapter=str(saved))
-        loaded.engine = live.engine
         np.testing.assert_array_equal(loaded.score(prompt, target, branches=branches), expected)
         base = ps.ParallelSynthesis(model)
-        base.engine = live.engine
         assert np.abs(base.score(prompt, target, branches=branches) - expected).max() > 1e-2
 
     @pytest.mark.parametrize("template", [None, {}, {"enable_thinking": False, "depth": [1, "é"]}])

@@ -206,8 +206,8 @@ class TestCutVocabularies:
     def test_a_model_is_whole_again_without_the_adapter(self) -> None:
         model = ps.load_model("tiny-random")
         cut = ps.ParallelSynthesis(model, adapter=ps.Adapter(None, None, vocabulary=200))
-        assert cut.model.decoder.vocabulary == 200 and cut.adapter.vocabulary == 200
-        assert ps.ParallelSynthesis(cut.model).model.decoder.vocabulary == 258
+        assert cut.runner.vocabulary == 200 and cut.adapter.vocabulary == 200
+        assert ps.ParallelSynthesis(cut.model).runner.vocabulary == 258
 
 
 class TestRefused:

@@ -187,7 +187,7 @@ class TestConfig:
         config = self.config(tmp_path)
         assert config.local == LocalLayers(window=96, global_every=6, rope=PlainRope(theta=10_000.0))
         assert config.query_scale == gb.SIZES["H"] ** -0.5
-        assert (config.context_positions, config.tied_head, config.norms_from_one) == (96, True, True)
+        assert (config.tied_head, config.norms_from_one) == (True, True)
 
     @pytest.mark.parametrize(
         ("pattern", "every"),

@@ -226,7 +226,7 @@ class TestRefusals:
         """Both spellings of local layers and of their frequencies."""
         config = config_from_hf(GEMMA3)
         assert config.local is not None and config.query_scale == 0.125 and config.tied_head
-        assert (config.local.window, config.local.global_every, config.context_positions) == (16, 3, 16)
+        assert (config.local.window, config.local.global_every) == (16, 3)
         assert (config.rope.theta, config.local.rope.theta) == (1e6, 1e4)
         spelled = {
             "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],

@@ -13,7 +13,8 @@ from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.decoder import Decoder
 from psynth_jax.nn.layers import branch_angles
 from psynth_jax.nn.ragged import RaggedRows
-from psynth_jax.ops.branch_attention import Context, ContextPart, Segments
+from psynth_jax.ops.branch_attention import Context, ContextPart, Runs
+from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.sharding import make_mesh
 from tests.tiny import random_lora, tiny_config, tiny_decoder, token_ids
 
@@ -35,15 +36,12 @@ def ragged_rows(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, RaggedRows]
 
 
 def encode(decoder: Decoder, tokens: np.ndarray, counts: np.ndarray, rows: RaggedRows | None) -> tuple[np.ndarray, ...]:
-    """Return hidden states, and keys and values of the cache, `[L, R, K, S, H]`."""
+    """Return hidden states, and new keys and values, `[L, R, S, K, H]`."""
 
     @jax.jit
     def run(decoder: Decoder, tokens: jax.Array, count: jax.Array, rows: RaggedRows | None) -> tuple[jax.Array, ...]:
         axes = ROW_AXES if decoder.mesh is not None else ()
-        cache = decoder.allocate_cache(count.shape[0], SLOTS, row_axes=axes, packed=False)
-        hidden, cache = decoder(tokens, cache, 0 * count, count, 0 * count, fresh=True, rows=rows)
-        assert cache.heads.v is not None
-        return hidden, cache.heads.k, cache.heads.v, cache.length
+        return decoder(tokens, 0 * count, row_axes=axes, rows=rows)
 
     return tuple(np.asarray(x) for x in run(decoder, tokens, counts.ravel(), rows))
 
@@ -55,22 +53,21 @@ def test_a_list_encodes_as_its_rows_do(mesh_axes: str | None) -> None:
     plain = tiny_decoder(tiny_config(mlp_width=32))
     sizes = 1 if mesh_axes is None else np.prod([int(part[-1]) for part in mesh_axes.split(",")])
     mesh = None if mesh_axes is None else make_mesh(mesh_axes, jax.devices()[:sizes])
-    hidden, k, v, _ = encode(plain, tokens, counts, None)
-    listed, listed_k, listed_v, length = encode(plain.on(mesh), lists, counts, rows)
-    assert length.tolist() == counts.ravel().tolist()
+    hidden, k, v = encode(plain, tokens, counts, None)
+    listed, listed_k, listed_v = encode(plain.on(mesh), lists, counts, rows)
     for row, count in enumerate(counts.ravel()):
         piece, begin = row // counts.shape[1], int(rows.first[row])
         np.testing.assert_allclose(listed[piece, begin : begin + count], hidden[row, :count], atol=2e-5)
         for ours, theirs in ((listed_k, k), (listed_v, v)):
-            copies = ours.shape[2] // theirs.shape[2]
-            np.testing.assert_allclose(ours[:, row, ::copies, :count], theirs[:, row, :, :count], atol=2e-5)
+            copies = ours.shape[3] // theirs.shape[3]
+            np.testing.assert_allclose(ours[:, row, :count, ::copies], theirs[:, row, :count], atol=2e-5)
 
 
 def test_a_list_without_tokens_is_no_error() -> None:
     counts = np.zeros((1, 4), np.int32)
     _, lists, rows = ragged_rows(counts)
-    hidden, k, _, length = encode(tiny_decoder(tiny_config()), lists, counts, rows)
-    assert np.isfinite(hidden).all() and np.isfinite(k).all() and not length.any()
+    hidden, k, _ = encode(tiny_decoder(tiny_config()), lists, counts, rows)
+    assert np.isfinite(hidden).all() and np.isfinite(k).all()
 
 
 def test_every_token_knows_its_position() -> None:
@@ -88,25 +85,24 @@ def test_a_list_reads_branches_and_learns_as_its_rows_do(tokens: int) -> None:
     """Hidden states and the gradient of an adapter, through a context that every row sees from a position of its own."""
     decoder, counts = tiny_decoder(tiny_config()), np.array([[5, 0, 7, tokens]], np.int32)
     plain, lists, rows = ragged_rows(counts)
-    cache = decoder.allocate_cache(4, 16)
     branches = np.array([token_ids(9 + row, 16) for row in range(4)])
-    start = np.zeros(4, np.int32)
-    _, cache = decoder(branches, cache, start, start + 16, start, fresh=True)
+    _, k, v = decoder(branches, np.zeros(4, np.int32))
+    heads = CachedHeads.holding(k, v, packed=False, placement=None)
     number = np.arange(4, dtype=np.int32)[:, None]
     lengths = np.array([[16], [0], [3], [9]], np.int32)
-    part = ContextPart(cache.heads, Segments(number, 0 * number, lengths, 0 * number))
+    nothing = 0 * number
+    part = ContextPart(heads, Runs(number, nothing, lengths, nothing, nothing, 1 + nothing[:, 0]))
     cos, sin = branch_angles(decoder.config.rope, decoder.config.head_width, 2 * number)
-    context = Context((part,), cos, sin, np.full((3, 4, 1, 4), 1.1, np.float32))
     lora, offset = random_lora(decoder.config, 1), 16 + np.arange(4, dtype=np.int32)
+    context = Context((part,), cos, sin, np.full((3, 4, 1, 4), 1.1, np.float32), offset)
     weight = np.random.default_rng(0).standard_normal((4, SLOTS, 22)).astype(np.float32)
 
     def loss(down: Any, rows: RaggedRows | None) -> tuple[jax.Array, jax.Array]:
         adapter, tokens = Lora(down, lora.up, lora.scale), plain if rows is None else lists
-        own, count = decoder.allocate_cache(4, SLOTS), counts.ravel()
-        hidden, _ = decoder(tokens, own, start, count, offset, context, adapter, fresh=True, rows=rows)
+        hidden, _, _ = decoder(tokens, offset, context, adapter, rows=rows)
         if rows is not None:
             hidden = rows.to_rows(hidden[:, :, None], None, None)[:, :, 0]
-        seen = np.arange(SLOTS)[:, None] < count[:, None, None]
+        seen = np.arange(SLOTS)[:, None] < counts.ravel()[:, None, None]
         hidden = jnp.where(seen, hidden, 0)
         return (hidden * weight).sum(), hidden
 

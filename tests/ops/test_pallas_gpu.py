@@ -19,8 +19,7 @@ from psynth_jax.ops import rope
 from psynth_jax.ops.branch_attention import (
     Context,
     ContextPart,
-    OwnCache,
-    Segments,
+    Runs,
     api,
     pallas_gpu,
     reference,
@@ -29,9 +28,10 @@ from psynth_jax.ops.branch_attention import (
 from psynth_jax.ops.branch_attention.gpu_blocks import shares
 from psynth_jax.ops.branch_attention.gpu_device import Device
 from psynth_jax.ops.branch_attention.gpu_tiles import forward_tiles, shared_bytes
+from psynth_jax.ops.branch_attention.worklist import joined_runs
 from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, empty, merge, merge_stacked
-from tests.ops.forms import whole
+from tests.ops.forms import poisoned, reads_own, runs_of, whole
 
 
 @pytest.fixture(autouse=True)
@@ -51,48 +51,46 @@ def normal(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32)
 
 
-def segments() -> Segments:
-    """Return spans of 1 to 75 slots, rows shuffled and repeated, several segments of a row and of a branch, absent ones."""
-    return Segments(
-        row=np.array([[3, 0, 3, 0, 1], [2, 1, 0, 0, 2]], np.int32),
-        first=np.array([[0, 10, 9, 0, 74], [3, 0, 18, 0, 0]], np.int32),
-        length=np.array([[6, 65, 40, 0, 1], [72, 75, 1, 0, 2]], np.int32),
-        branch=np.array([[0, 1, 2, 0, 1], [1, 2, 2, 0, 0]], np.int32),
+def runs() -> Runs:
+    """Return spans of 1 to 75 slots, rows shuffled and repeated, several runs of a row and of a branch, absent ones."""
+    return runs_of(
+        [
+            [(3, 0, 6, 0), (0, 10, 65, 1), (3, 9, 40, 2), (0, 0, 0, 0), (1, 74, 1, 1)],
+            [(2, 3, 72, 1), (1, 0, 75, 2), (0, 18, 1, 2), (0, 0, 0, 0), (2, 0, 2, 0)],
+        ]
     )
 
 
-def case(tokens: int, *, poison: bool = False, two_parts: bool = False):
+def case(tokens: int, *, poison: bool = False, two_parts: bool = False, branches: bool = True):
     rng = np.random.default_rng(3)
     q, k, v = normal(rng, B, tokens, K * G, H), normal(rng, B, tokens, K, H), normal(rng, B, tokens, K, H)
     start = np.array([5, S], np.int32)
     own, part = ([normal(rng, L, rows, K, S, H) for _ in range(2)] for rows in (B, 4))
-    read = segments()
+    read = runs()
     if poison:
-        used = np.zeros((4, S), bool)
-        for row, first, length in zip(read.row.ravel(), read.first.ravel(), read.length.ravel(), strict=True):
-            used[row, first : first + length] = True
         for heads in part:
-            heads.transpose(1, 3, 0, 2, 4)[~used] = np.nan
+            poisoned(heads, read)
         for heads in own:
             heads[:, 0, :, start[0] :] = np.nan
     cos, sin = rope.angles(jnp.asarray(rng.integers(0, 50, (B, W))), rope.plain_frequencies(1e4, H))
-    scalars = 1 + 0.3 * normal(rng, L, B, W, 4)
+    scalars = jnp.asarray(1 + 0.3 * normal(rng, L, B, W, 4))
     parts = (ContextPart(CachedHeads(*part), read),)
     if two_parts:
         parts += (ContextPart(CachedHeads(*own), dataclasses.replace(read, row=read.row % B)),)
-    return jax.tree.map(jnp.asarray, (q, k, v, OwnCache(CachedHeads(*own), start), Context(parts, cos, sin, scalars)))
+    context = Context(parts, cos, sin, scalars, start + 50) if branches else None
+    return jax.tree.map(jnp.asarray, (q, k, v, reads_own(CachedHeads(*own), start, context)))
 
 
 def in_heads(dtype, arguments):
     """Store the caches of a case in another dtype."""
-    *new, own, context = arguments
+    *new, context = arguments
 
     def stored(heads: CachedHeads) -> CachedHeads:
         shape = (L, heads.rows, K, S, H)
         return CachedHeads.allocate(shape, dtype, packed=False).stored(heads.k, heads.v)
 
     parts = tuple(dataclasses.replace(part, heads=stored(part.heads)) for part in context.parts)
-    return (*new, dataclasses.replace(own, heads=stored(own.heads)), dataclasses.replace(context, parts=parts))
+    return (*new, dataclasses.replace(context, parts=parts))
 
 
 def compiled(attend, **options):
@@ -142,8 +140,8 @@ def test_int8_caches(tokens: int) -> None:
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision(dtype) -> None:
     """Logits and weights are rounded on their way into the products, and nothing else is."""
-    q, k, v, own, context = in_heads(dtype, case(9))
-    arguments = (q.astype(dtype), k.astype(dtype), v.astype(dtype), own, context)
+    q, k, v, context = in_heads(dtype, case(9))
+    arguments = (q.astype(dtype), k.astype(dtype), v.astype(dtype), context)
     out = kernel(*arguments)
     assert out.dtype == dtype
     error = jnp.abs(out.astype(jnp.float32) - oracle(*arguments).astype(jnp.float32)).max()
@@ -151,20 +149,20 @@ def test_half_precision(dtype) -> None:
 
 
 def test_alone_it_is_causal_attention() -> None:
-    q, k, v, _, _ = case(40)
-    np.testing.assert_allclose(kernel(q, k, v, None, None), oracle(q, k, v, None, None), atol=1e-5)
+    q, k, v, _ = case(40)
+    np.testing.assert_allclose(kernel(q, k, v, None), oracle(q, k, v, None), atol=1e-5)
 
 
 @pytest.mark.parametrize("tokens", [1, 11])
 @pytest.mark.slow
-def test_the_way_back(tokens: int) -> None:
-    q, k, v, own, context = in_heads(jnp.int8, case(tokens))
+def test_the_backward_pass(tokens: int) -> None:
+    q, k, v, context = in_heads(jnp.int8, case(tokens))
     weight = jnp.asarray(normal(np.random.default_rng(8), *q.shape))
 
     def gradients(attend, **options):
         def loss(q, k, v, scalars):
             mapped = dataclasses.replace(context, scalars=scalars)
-            return (weight * whole(attend, **options)(q, k, v, own, mapped, 1, SCALE)).sum()
+            return (weight * whole(attend, **options)(q, k, v, mapped, 1, SCALE)).sum()
 
         return jax.jit(jax.grad(loss, (0, 1, 2, 3)))(q, k, v, context.scalars)
 
@@ -174,17 +172,18 @@ def test_the_way_back(tokens: int) -> None:
 
 
 @pytest.mark.slow
-def test_the_way_back_without_a_context_and_with_nan() -> None:
-    q, k, v, own, _ = case(40, poison=True)
-    loss = lambda f: jax.grad(lambda *new: (f(*new, own, None) ** 2).sum(), (0, 1, 2))(q, k, v)  # noqa: E731
+def test_the_backward_pass_without_branches_and_with_nan() -> None:
+    q, k, v, own = case(40, poison=True, branches=False)
+    loss = lambda f: jax.grad(lambda *new: (f(*new, own) ** 2).sum(), (0, 1, 2))(q, k, v)  # noqa: E731
     for one, other in zip(loss(kernel), loss(oracle), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def test_splits_share_out_all_steps() -> None:
-    read = jax.tree.map(jnp.asarray, segments())
-    table, cuts = (np.asarray(array) for array in shares([read], 16, 4))
-    np.testing.assert_array_equal(table[..., 5] - table[..., 4], -(-np.asarray(read.length) // 16))
+    read = jax.tree.map(jnp.asarray, runs())
+    together, reach = joined_runs([read], jnp.zeros(B, jnp.int32), None)
+    table, cuts = (np.asarray(array) for array in shares(together, reach, 16, 4))
+    np.testing.assert_array_equal(table[..., 5] - table[..., 4], -(-np.asarray(read.present().length) // 16))
     for row in range(B):
         low, high, before, after = cuts[row].T
         assert low[0] == 0 and high[-1] == table[row, -1, 5] and (low[1:] == high[:-1]).all()
@@ -243,10 +242,11 @@ def real_shapes(tokens: int, width: int, cache_dtype=jnp.bfloat16):
 
     angle = array((1, rows, width // 2), jnp.float32)
     scalars = array((layers, 1, rows, 4), jnp.float32)
-    part = ContextPart(cache(rows, slots), Segments(*[integers] * 4))
-    own = OwnCache(cache(1, 1024), array((1,), jnp.int32))
+    used = array((1,), jnp.int32)
+    part = ContextPart(cache(rows, slots), Runs(*[integers] * 5, used))
+    own = ContextPart(cache(1, 1024), Runs(*[array((1, 1), jnp.int32)] * 5, used))
     q = array((1, tokens, kv_heads * group, width), jnp.bfloat16)
-    return q, new, new, own, Context((part,), angle, angle, scalars), array((), jnp.int32)
+    return q, new, new, Context((own, part), angle, angle, scalars, used), array((), jnp.int32)
 
 
 @pytest.mark.parametrize("width", [64, 128])
@@ -265,15 +265,15 @@ def test_it_lowers_for_cuda(tokens: int, width: int, cache_dtype) -> None:
 
 
 @pytest.mark.parametrize("width", [64, 128])
-def test_the_way_back_lowers_for_cuda(width: int) -> None:
-    q, k, v, own, context, layer = real_shapes(256, width)
+def test_the_backward_pass_lowers_for_cuda(width: int) -> None:
+    q, k, v, context, layer = real_shapes(256, width)
 
-    def loss(q, k, v, scalars, own, context, layer):
+    def loss(q, k, v, scalars, context, layer):
         mapped = dataclasses.replace(context, scalars=scalars)
-        return whole(pallas_gpu.attend)(q, k, v, own, mapped, layer, SCALE).astype(jnp.float32).sum()
+        return whole(pallas_gpu.attend)(q, k, v, mapped, layer, SCALE).astype(jnp.float32).sum()
 
     with abstract_gpu():
-        traced = jax.jit(jax.grad(loss, (0, 1, 2, 3))).trace(q, k, v, context.scalars, own, context, layer)
+        traced = jax.jit(jax.grad(loss, (0, 1, 2, 3))).trace(q, k, v, context.scalars, context, layer)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 3
 
@@ -282,16 +282,20 @@ def test_the_way_back_lowers_for_cuda(width: int) -> None:
 
 
 def test_what_it_lacks_is_refused_by_name() -> None:
-    q, k, v, own, context = case(1)
+    q, k, v, context = case(1, branches=False)
+
+    def reading(heads: CachedHeads) -> Context:
+        return dataclasses.replace(context, parts=(ContextPart(heads, context.parts[0].runs),))
+
     with pytest.raises(InputError, match="heads of width 24; it takes 32, 64, 128, 256"):
-        kernel(q[..., :24], k[..., :24], v[..., :24], None, None)
-    packed = OwnCache(CachedHeads.allocate((L, B, K, S, H), jnp.float32, packed=True), own.start)
+        kernel(q[..., :24], k[..., :24], v[..., :24], None)
+    packed = CachedHeads.allocate((L, B, K, S, H), jnp.float32, packed=True)
     with pytest.raises(InputError, match="one packed array, which is for TPUs"):
-        kernel(q, k, v, packed, context)
+        kernel(q, k, v, reading(packed))
     with pytest.raises(InputError, match="queries in int32; it takes float32, bfloat16, float16"):
-        kernel(q.astype(jnp.int32), k, v, None, None)
+        kernel(q.astype(jnp.int32), k, v, None)
     with pytest.raises(InputError, match="caches in float8_e4m3fn"):
-        kernel(q, k, v, OwnCache(CachedHeads(*(jnp.zeros((L, B, K, S, H), jnp.float8_e4m3fn),) * 2), own.start), None)
+        kernel(q, k, v, reading(CachedHeads(*(jnp.zeros((L, B, K, S, H), jnp.float8_e4m3fn),) * 2)))
 
 
 @pytest.mark.parametrize(("capability", "taken"), [("9.0", True), ("8.0", True), ("7.5", False), ("gfx942", False)])
@@ -299,16 +303,17 @@ def test_auto_takes_it_on_a_gpu_that_runs_it(capability: str, taken: bool, monke
     device = types.SimpleNamespace(platform="gpu", device_kind="some GPU", compute_capability=capability)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    q, _, _, own, context = case(1)
-    assert api._module("auto", q, own, context, None) is (pallas_gpu if taken else xla)
-    assert api._module("auto", q[..., :24], None, None, None) is xla
-    assert api._module("auto", q, own, context, jnp.int32(4)) is xla
+    q, _, _, context = case(1)
+    assert api._module("auto", q, context) is (pallas_gpu if taken else xla)
+    assert api._module("auto", q[..., :24], None) is xla
 
 
 def test_an_int8_cache_that_offsets_cannot_reach_is_refused() -> None:
-    q, k, v, _, _ = (jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), argument) for argument in case(1))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), case(1, branches=False))
+    q, k, v, context = shapes
     heads = jax.ShapeDtypeStruct((L, B, K, 2**24, H), jnp.int8)
     scales = jax.ShapeDtypeStruct((L, B, K, 1, 2**24), jnp.float32)
-    own = OwnCache(CachedHeads(heads, heads, scales, scales), jax.ShapeDtypeStruct((B,), jnp.int32))
+    part = ContextPart(CachedHeads(heads, heads, scales, scales), context.parts[0].runs)
+    context = dataclasses.replace(context, parts=(part,))
     with pytest.raises(InputError, match=r"int8 cache of 4.0 GiB"):
-        jax.eval_shape(lambda *a: whole(pallas_gpu.attend)(*a, None, 0, SCALE), q, k, v, own)
+        jax.eval_shape(lambda *a: whole(pallas_gpu.attend)(*a, 0, SCALE), q, k, v, context)

@@ -6,6 +6,7 @@ The function called here is the one that is compiled for TPUs in `test_compiled_
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -15,38 +16,30 @@ import pytest
 
 from psynth_jax.errors import InputError
 from psynth_jax.ops import rope
-from psynth_jax.ops.branch_attention import Context, ContextPart, OwnCache, Segments, pallas_tpu, reference
+from psynth_jax.ops.branch_attention import Context, ContextPart, pallas_tpu, reference
 from psynth_jax.ops.branch_attention.cases import MODELS, Case, arguments
 from psynth_jax.ops.cached_heads import CachedHeads
-from tests.ops.forms import whole
+from tests.ops.forms import reads_own, runs_of, whole
 
 ours, oracle = whole(pallas_tpu.attend, interpret=True), whole(reference.attend)
 L, B, R, W, K, H, S = 2, 2, 5, 3, 2, 16, 128
 SCALE = 0.3
-# row, first slot, length, branch of the segments of each question.  The blocks have 64 slots.
-SEGMENTS = {
+# row, first slot, length, branch of the runs of each question.  The blocks have 64 slots.
+RUNS = {
     "ragged": [[(3, 0, 5, 0), (0, 70, 58, 1), (4, 3, 125, 2)], [(2, 0, 128, 1)]],
     "inside of a block": [[(3, 7, 20, 0), (0, 65, 3, 1)], [(1, 63, 2, 2), (4, 127, 1, 0)]],
     "length 1": [[(0, 0, 1, 0)], [(4, 127, 1, 2), (0, 64, 1, 1)]],
     "two branches in one row": [[(2, 0, 40, 0), (2, 40, 41, 1), (2, 90, 9, 1)], [(2, 1, 99, 2)]],
     "shuffled and repeated": [[(4, 2, 30, 2), (1, 2, 30, 0), (4, 2, 30, 1)], [(1, 2, 30, 1), (1, 2, 30, 1)]],
-    "16 segments": [[(n % R, 3 * n, n + 1, n % W) for n in range(16)], []],
+    "16 runs": [[(n % R, 3 * n, n + 1, n % W) for n in range(16)], []],
     "40 pages": [[], [((7 * n) % R, (5 * n) % 120, 3, 0) for n in range(40)]],
 }
-
-
-def segments_of(questions: list[list[tuple[int, int, int, int]]]) -> Segments:
-    columns = np.zeros((4, len(questions), max(map(len, questions))), np.int32)
-    for question, segments in enumerate(questions):
-        for index, segment in enumerate(segments):
-            columns[:, question, index] = segment
-    return Segments(*columns)
 
 
 def call(
     tokens: int, *parts: str, group: int = 3, own: bool = True, packed: bool = False, dtype: Any = jnp.float32, seed: int = 0
 ) -> tuple[Any, ...]:
-    """Draw arguments.  Slots that no segment owns hold NaN."""
+    """Draw arguments.  Slots that no run has hold NaN."""
     rng = np.random.default_rng(seed)
     normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
 
@@ -59,19 +52,22 @@ def call(
         return jax.tree.map(lambda x: jnp.where(used[None, :, None, :, None], x, jnp.nan), stored)
 
     def part(name: str) -> ContextPart:
-        segments = segments_of(SEGMENTS[name])
         used = np.zeros((R, S), bool)
-        for row, first, length in zip(segments.row.ravel(), segments.first.ravel(), segments.length.ravel(), strict=True):
+        for row, first, length, _ in itertools.chain.from_iterable(RUNS[name]):
             used[row, first : first + length] = True
-        return ContextPart(heads(used), segments)
+        return ContextPart(heads(used), jax.tree.map(jnp.asarray, runs_of(RUNS[name])))
 
     start = np.array([0, 50], np.int32)
-    cached = OwnCache(heads(np.arange(64) < start[:, None]), start) if own else None
     cos, sin = rope.angles(jnp.asarray(rng.integers(0, 50, (B, W))), rope.plain_frequencies(1e4, H))
-    context = Context(tuple(map(part, parts)), cos, sin, jnp.asarray(1 + 0.3 * normal(L, B, W, 4))) if parts else None
+    context = None
+    if parts:
+        scalars = jnp.asarray(1 + 0.3 * normal(L, B, W, 4))
+        context = Context(tuple(map(part, parts)), cos, sin, scalars, jnp.asarray(start + 50))
+    if own:
+        context = reads_own(heads(np.arange(64) < start[:, None]), start, context)
     q, k, v = normal(B, tokens, K * group, H), normal(B, tokens, K, H), normal(B, tokens, K, H)
     compute = jnp.float32 if dtype == jnp.int8 else dtype
-    return *(jnp.asarray(x, compute) for x in (q, k, v)), cached, context
+    return *(jnp.asarray(x, compute) for x in (q, k, v)), context
 
 
 @pytest.fixture(autouse=True)
@@ -80,15 +76,15 @@ def blocks_of_64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_equals_the_oracle(drawn: tuple[Any, ...], atol: float = 1e-5) -> None:
-    expected = jax.jit(oracle, static_argnums=6)(*drawn, 1, SCALE)
-    found = jax.jit(ours, static_argnums=6)(*drawn, 1, SCALE)
+    expected = jax.jit(oracle, static_argnums=5)(*drawn, 1, SCALE)
+    found = jax.jit(ours, static_argnums=5)(*drawn, 1, SCALE)
     assert found.dtype == drawn[0].dtype
     np.testing.assert_allclose(found.astype(jnp.float32), expected.astype(jnp.float32), atol=atol, rtol=0)
 
 
 class TestForward:
-    @pytest.mark.parametrize("name", SEGMENTS)
-    def test_segments(self, name: str) -> None:
+    @pytest.mark.parametrize("name", RUNS)
+    def test_runs(self, name: str) -> None:
         assert_equals_the_oracle(call(1, name))
 
     @pytest.mark.slow
@@ -154,20 +150,20 @@ class TestRealShapes:
     def test_output(self, case: Case) -> None:
         case = dataclasses.replace(case, own=5)
         *drawn, layer, scale = arguments(case, packed=case.model in ("smollm2-135m", "qwen2.5-0.5b", "llama-3.2-1b"))
-        expected = jax.jit(oracle, static_argnums=(5, 6))(*drawn, layer, scale)
-        found = jax.jit(ours, static_argnums=(5, 6))(*drawn, layer, scale)
+        expected = jax.jit(oracle, static_argnums=(4, 5))(*drawn, layer, scale)
+        found = jax.jit(ours, static_argnums=(4, 5))(*drawn, layer, scale)
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 
 
 def gradients(function: Any, drawn: tuple[Any, ...]) -> tuple[Any, ...]:
-    q, k, v, own, context = drawn
+    q, k, v, context = drawn
     direction = jax.random.normal(jax.random.key(0), q.shape)
 
     @jax.jit
     def of(q: Any, k: Any, v: Any, scalars: Any) -> Any:
         def loss(q: Any, k: Any, v: Any, scalars: Any) -> Any:
             mapped = None if context is None else dataclasses.replace(context, scalars=scalars)
-            return (function(q, k, v, own, mapped, 1, SCALE).astype(jnp.float32) * direction).sum()
+            return (function(q, k, v, mapped, 1, SCALE).astype(jnp.float32) * direction).sum()
 
         return jax.grad(loss, argnums=(0, 1, 2) if context is None else (0, 1, 2, 3))(q, k, v, scalars)
 
@@ -185,8 +181,8 @@ def assert_gradients_equal_the_oracles(drawn: tuple[Any, ...], rtol: float = 1e-
 class TestGradients:
     """Of queries, new keys and values, and scalars; relative to the largest of each."""
 
-    @pytest.mark.parametrize("name", ["ragged", "two branches in one row", "shuffled and repeated", "16 segments"])
-    def test_segments(self, name: str) -> None:
+    @pytest.mark.parametrize("name", ["ragged", "two branches in one row", "shuffled and repeated", "16 runs"])
+    def test_runs(self, name: str) -> None:
         assert_gradients_equal_the_oracles(call(3, name))
 
     def test_several_blocks_of_tokens(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +211,8 @@ class TestRefusals:
             whole(pallas_tpu.attend)(*call(1, "ragged"), 1, SCALE)
 
     def test_two_layouts(self) -> None:
-        q, k, v, own, _ = call(1, packed=True)
+        q, k, v, own = call(1, packed=True)
         *_, context = call(1, "ragged")
+        both = dataclasses.replace(context, parts=own.parts + context.parts)
         with pytest.raises(InputError, match="packed and split caches in one call"):
-            whole(pallas_tpu.attend)(q, k, v, own, context, 1, SCALE)
+            whole(pallas_tpu.attend)(q, k, v, both, 1, SCALE)

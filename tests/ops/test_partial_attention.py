@@ -27,14 +27,14 @@ PARTS = {
 SCALE = 0.3
 
 
-def on_devices(which: str, q: Any, k: Any, v: Any, own: Any, context: Context) -> list[Partial]:
+def on_devices(which: str, q: Any, k: Any, v: Any, context: Context) -> list[Partial]:
     """What three devices find that hold the own cache, one part of the context each, and nothing."""
-    held = [dataclasses.replace(context, parts=(one,)) for one in context.parts]
-    absent = jax.tree.map(lambda x: x, context.parts[0])
-    absent = dataclasses.replace(absent, segments=dataclasses.replace(absent.segments, length=absent.segments.length * 0))
-    held.append(dataclasses.replace(context, parts=(absent,)))
+    own, first, second = context.parts
+    absent = dataclasses.replace(first.runs, length=first.runs.length * 0)
+    nothing = dataclasses.replace(first, runs=absent)
+    held = [dataclasses.replace(context, parts=parts) for parts in ((own, first), (second,), (nothing,))]
     mine = jnp.arange(3) == 0
-    return [PARTS[which](q, k, v, own, one, 1, SCALE, flag) for one, flag in zip(held, mine, strict=True)]
+    return [PARTS[which](q, k, v, one, 1, SCALE, flag) for one, flag in zip(held, mine, strict=True)]
 
 
 def merged(partials: list[Partial]) -> Any:
@@ -42,9 +42,10 @@ def merged(partials: list[Partial]) -> Any:
     return finalize(merge(merge(third, first), second))
 
 
+@pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("which", PARTS)
-def test_merged_partials_are_the_whole(which: str) -> None:
-    drawn = case(3, two_parts=True)
+def test_merged_partials_are_the_whole(which: str, tokens: int) -> None:
+    drawn = case(tokens, two_parts=True)
     *some, nothing = jax.jit(on_devices, static_argnums=0)(which, *drawn)
     expected = whole(reference.attend)(*drawn, 1, SCALE)
     np.testing.assert_allclose(merged([*some, nothing]), expected, atol=2e-5)
@@ -54,12 +55,12 @@ def test_merged_partials_are_the_whole(which: str) -> None:
 
 @pytest.mark.parametrize("which", ["pallas_tpu", "pallas_gpu", "xla"])
 def test_gradients_through_a_merge(which: str) -> None:
-    q, k, v, own, context = case(4, two_parts=True)
+    q, k, v, context = case(4, two_parts=True)
     direction = jax.random.normal(jax.random.key(0), q.shape)
 
     def loss(function: Any) -> Any:
         def of(q: Any, k: Any, v: Any, scalars: Any) -> Any:
-            return (function(q, k, v, own, dataclasses.replace(context, scalars=scalars)) * direction).sum()
+            return (function(q, k, v, dataclasses.replace(context, scalars=scalars)) * direction).sum()
 
         return jax.jit(jax.grad(of, argnums=(0, 1, 2, 3)))(q, k, v, context.scalars)
 
@@ -70,12 +71,13 @@ def test_gradients_through_a_merge(which: str) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("which", PARTS)
-def test_a_query_that_is_not_finite_stays_so(which: str, value: float) -> None:
+def test_a_query_that_is_not_finite_stays_so(which: str, tokens: int, value: float) -> None:
     """And it alone: zeros in its place would be taken for attention to nothing."""
-    q, k, v, own, context = case(3, two_parts=True)
+    q, k, v, context = case(tokens, two_parts=True)
     bad = (0, 0, 1)
-    drawn = (q.at[(*bad, 0)].set(value), k, v, own, context)
+    drawn = (q.at[(*bad, 0)].set(value), k, v, context)
     found = np.array(merged(jax.jit(on_devices, static_argnums=0)(which, *drawn)))
     assert not np.isfinite(found[bad]).all()
     found[bad] = 0

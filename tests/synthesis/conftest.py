@@ -1,6 +1,7 @@
 """Synthesizers that the tests of this folder share, because a compiled step is the expensive part of a test.
 
-None of them is changed by a test: a test that needs another mapper or other positions makes its own and lends it the engine.
+None of them is changed by a test: one that needs another mapper or other positions makes its own over the same model, and
+so over the same programs and the same pool.
 """
 
 from __future__ import annotations
@@ -23,9 +24,7 @@ def synth() -> ps.ParallelSynthesis:
 @pytest.fixture(scope="session")
 def plain(synth: ps.ParallelSynthesis) -> ps.ParallelSynthesis:
     """The same model without adapter and mapper."""
-    synthesizer = ps.ParallelSynthesis(synth.model)
-    synthesizer.engine = synth.engine
-    return synthesizer
+    return ps.ParallelSynthesis(synth.model)
 
 
 @pytest.fixture(scope="session")

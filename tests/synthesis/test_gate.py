@@ -13,18 +13,18 @@ import pytest
 import psynth_jax as ps
 from psynth_jax.errors import ContextLengthError, InputError, ModelMismatchError
 from psynth_jax.synthesis.gate import Gate
-from psynth_jax.synthesis.generate import StreamedToken
+from psynth_jax.synthesis.outputs import StreamedToken
 from psynth_jax.synthesis.result import Confidence
+from psynth_jax.synthesis.sampling import SamplingOptions
+from tests.rows import row_sampling
 
 QUESTIONS = ["Which harbour?", "Which city?", "Which river?"]
 TEXTS = [["Oslo has a harbour.", "It is cold."], ["Rome is old."], ["The Tiber.", "The Aare.", "Po"]]
 
 
 def gated(synth: ps.ParallelSynthesis, gate: Gate | float) -> ps.ParallelSynthesis:
-    """The same synthesizer behind a gate.  It borrows the engine."""
-    other = ps.ParallelSynthesis(synth.model, gate=gate)
-    other.engine = synth.engine
-    return other
+    """The same synthesizer behind a gate."""
+    return ps.ParallelSynthesis(synth.model, gate=gate)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ class TestConfidence:
                 assert result.confidence.likelihood == pytest.approx(math.exp(np.mean(scored)), abs=1e-5)
 
     def test_margin_is_that_of_the_two_best(self) -> None:
-        from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling, sample
+        from psynth_jax.engine.sampling import sample
 
         logits = np.log(np.array([[0.5, 0.2, 0.3], [0.1, 0.8, 0.1]], np.float32))
         found = sample(logits, row_sampling(SamplingOptions(), [(0, 0)] * 2), np.int32(0), greedy=True)
@@ -151,8 +151,8 @@ def test_a_gate_costs_no_second_sink(talking: ps.ParallelSynthesis, monkeypatch:
     from psynth_jax.synthesis import pipeline
 
     counted: list[int] = []
-    encode = pipeline.encode_workers
-    monkeypatch.setattr(pipeline, "encode_workers", lambda *args: counted.append(1) or encode(*args))
+    encode = pipeline.encode_texts
+    monkeypatch.setattr(pipeline, "encode_texts", lambda *args: counted.append(1) or encode(*args))
     synth = ps.ParallelSynthesis(talking.model, Adapter(None, None, sink=(1, 2)), gate=1e-9)
     branches = synth.encode([["Oslo."]])
     before = len(counted)

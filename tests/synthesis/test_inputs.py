@@ -12,8 +12,10 @@ import pytest
 import psynth_jax as ps
 from psynth_jax.branch import Branch
 from psynth_jax.branches import Branches
+from psynth_jax.engine import machine
 from psynth_jax.errors import AdapterError, ConfigError, ContextLengthError, InputError, ModelMismatchError
 from psynth_jax.prompts import Role
+from psynth_jax.synthesis.session import Dialogue
 from tests.tiny import random_lora, random_mapper, talking_model, tiny_config, tiny_decoder, token_ids
 
 PROMPT, TARGET = token_ids(1, 7), token_ids(2, 5)
@@ -30,7 +32,9 @@ def nothing_runs(
 ) -> None:
     """Let nothing run on a device from here on: what is wrong is found before."""
     for synthesizer in (synth, talking):
-        monkeypatch.setattr(synthesizer.engine, "_call", None)
+        monkeypatch.setattr(synthesizer.runner, "reserve", None)
+        monkeypatch.setattr(synthesizer.runner.programs, "run", None)
+    monkeypatch.setattr(machine, "write_slots", None)
 
 
 def refused(kind: type[Exception], match: str, function: Any, *args: Any, **options: Any) -> None:
@@ -322,7 +326,7 @@ class TestText:
 
     def test_of_a_later_turn(self, talking: ps.ParallelSynthesis) -> None:
         chat = talking.session()
-        chat._dialogue = (1, 2, 3)
+        chat._dialogue = Dialogue((1, 2, 3))
         for text in (*SURROGATES, *NO_TEXTS, "", "  "):
             refused(InputError, "the question", chat.reply, text)
 

@@ -5,8 +5,9 @@ Everything goes through `ParallelSynthesis` with a random adapter and a random m
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ import pytest
 
 import psynth_jax as ps
 from psynth_jax.branch import Segment
-from psynth_jax.branches import Branches, branch_view
-from psynth_jax.cache import KVCache
+from psynth_jax.branches import Branches
+from psynth_jax.buckets import Buckets
+from psynth_jax.engine.step import Conditioning
+from psynth_jax.kv.pool import Pool
+from psynth_jax.kv.transfer import read_slots
 from psynth_jax.nn.decoder import Decoder
-from psynth_jax.synthesis import engine as engine_module
 from psynth_jax.synthesis import workers
-from psynth_jax.synthesis.step import Reader, Rows, advance
+from psynth_jax.synthesis.outputs import Cached
 from tests.tiny import random_lora, random_mapper, token_ids
 from tests.trees import tree_bytes
 
@@ -38,10 +41,8 @@ POSITIONS = ("exact", "reference_live")
 
 
 def with_positions(synth: ps.ParallelSynthesis, positions: Any) -> ps.ParallelSynthesis:
-    """The same synthesizer with other positions.  It borrows the engine, which knows nothing of them."""
-    other = ps.ParallelSynthesis(synth.model, synth.adapter, positions)
-    other.engine = synth.engine
-    return other
+    """The same synthesizer with other positions, which the pool knows nothing of."""
+    return ps.ParallelSynthesis(synth.model, synth.adapter, positions)
 
 
 def assert_close(one: Any, other: Any) -> None:
@@ -105,66 +106,61 @@ def test_several_segments_of_a_branch_are_one(synth: ps.ParallelSynthesis, three
     """A branch cut in two, its pieces in the wrong order: the keys know their positions."""
     short, long, last = three.questions[0]
     (whole,) = long.segments
-    cut = (
-        dataclasses.replace(whole, first=whole.first + 7, length=whole.length - 7),
-        dataclasses.replace(whole, length=7),
-    )
+    cut = (Segment(whole.held.part(7, whole.length - 7), 7), Segment(whole.held.part(0, 7), 0))
     branches = Branches([[short, dataclasses.replace(long, segments=cut), last]], three.fingerprint, batched=False)
     assert_close(synth.score(PROMPT, TARGET, branches=branches), expected)
 
 
-def poisoned(branches: Branches) -> Branches:
-    """Fill every slot that no branch owns with NaN: rows of others, prompts, what lies behind a branch."""
-    used: dict[int, tuple[KVCache, np.ndarray]] = {}
-    segments = [segment for group in branches.questions for branch in group for segment in branch.segments]
-    for segment in segments:
-        cache = segment.cache
-        _, mask = used.setdefault(id(cache), (cache, np.zeros((cache.rows, cache.slots), bool)))
-        mask[segment.row, segment.first : segment.first + segment.length] = True
-    caches = {}
-    for key, (cache, mask) in used.items():
-        assert not mask.all()
-        kept = mask[None, :, None, :, None]
-        poisoned = jax.tree.map(lambda heads, kept=kept: jnp.where(kept, heads, jnp.nan), cache.heads)
-        caches[key] = dataclasses.replace(cache, heads=poisoned)
-
-    def moved(segment: Segment) -> Segment:
-        return dataclasses.replace(segment, cache=caches[id(segment.cache)])
-
-    questions = [
-        [dataclasses.replace(branch, segments=tuple(moved(s) for s in branch.segments)) for branch in group]
-        for group in branches.questions
-    ]
-    return Branches(questions, branches.fingerprint, batched=branches.batched)
+@contextlib.contextmanager
+def poisoned(pool: Pool, branches: Branches) -> Iterator[None]:
+    """Fill every slot that no branch owns with NaN: those of others, prompts, what is free; put them back after."""
+    owned = np.zeros((pool.allocator.blocks, pool.allocator.slots), bool)
+    for group in branches.questions:
+        for branch in group:
+            for segment in branch.segments:
+                for run in segment.held.runs:
+                    owned[run.block, run.first : run.first + run.length] = True
+    assert not owned.all()
+    before = jax.tree.map(np.array, pool.heads)
+    kept = owned[None, :, None, :, None]
+    pool.replace(jax.tree.map(lambda heads: jnp.where(kept, heads, jnp.nan), pool.heads))
+    try:
+        yield
+    finally:
+        pool.replace(jax.tree.map(jnp.asarray, before))
 
 
 def test_slots_outside_of_branches_may_hold_nan(synth: ps.ParallelSynthesis, three: Branches, expected: np.ndarray) -> None:
-    np.testing.assert_array_equal(synth.score(PROMPT, TARGET, branches=poisoned(three)), expected)
     clean = synth.synthesize(PROMPT, three, max_new_tokens=6)
-    assert synth.synthesize(PROMPT, poisoned(three), max_new_tokens=6).token_ids == clean.token_ids
+    with poisoned(synth.runner.pool, three):
+        np.testing.assert_array_equal(synth.score(PROMPT, TARGET, branches=three), expected)
+        assert synth.synthesize(PROMPT, three, max_new_tokens=6).token_ids == clean.token_ids
+        again = synth.encode(TEXTS, prefixes=PREFIXES)
+        np.testing.assert_array_equal(synth.score(PROMPT, TARGET, branches=again), expected)
 
 
-def test_padded_branches_may_point_to_nan(synth: ps.ParallelSynthesis, two_questions: Branches) -> None:
-    """The second question has fewer branches: its padding points to slot 0 of row 0, which nothing reads here."""
+def test_a_question_with_fewer_branches_reads_no_padding(synth: ps.ParallelSynthesis, two_questions: Branches) -> None:
+    """What pads its branches and its runs points to slot 0 of the pool, which holds NaN here."""
     chosen = Branches.batch([two_questions[0][[1, 2, 2]], two_questions[1]])
-    bad = poisoned(chosen)
-    cache = bad.questions[0][0].segments[0].cache
-    assert jnp.isnan(cache.heads.k[:, 0]).all() and jnp.isnan(cache.heads.v[:, 0]).all()
     prompts, targets = [PROMPT, OTHER_PROMPT], [TARGET, OTHER_TARGET]
     clean = synth.score(prompts, targets, branches=chosen)
-    for one, other in zip(synth.score(prompts, targets, branches=bad), clean, strict=True):
-        np.testing.assert_array_equal(one, other)
+    with poisoned(synth.runner.pool, chosen):
+        for one, other in zip(synth.score(prompts, targets, branches=chosen), clean, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_calls_leave_no_trace(synth: ps.ParallelSynthesis, three: Branches, expected: np.ndarray) -> None:
-    cache = three.questions[0][0].segments[0].cache
-    before = [np.array(leaf) for leaf in jax.tree.leaves(cache)]
+    def held() -> list[np.ndarray]:
+        slots = [read_slots(branch.segments[0].held) for branch in three.questions[0]]
+        return [values for each in slots for values in each.arrays.values()]
+
+    before = held()
     first = synth.synthesize(PROMPT, three, max_new_tokens=6)
     assert_different(synth.score(OTHER_PROMPT, TARGET, branches=three), expected)
     np.testing.assert_array_equal(synth.score(PROMPT, TARGET, branches=three), expected)
     assert synth.synthesize(PROMPT, three, max_new_tokens=6).token_ids == first.token_ids
-    for leaf, old in zip(jax.tree.leaves(cache), before, strict=True):
-        np.testing.assert_array_equal(leaf, old)
+    for values, old in zip(held(), before, strict=True):
+        np.testing.assert_array_equal(values, old)
 
 
 def test_a_question_scores_alone_as_among_strangers(
@@ -211,6 +207,12 @@ def common_prompts() -> list[list[int]]:
     return [[*common, *token_ids(21, 4)], [*common, *token_ids(22, 1)], [*common, *token_ids(23, 6)]]
 
 
+def slots_before_branches(branches: Branches) -> list[int]:
+    """How many slots each worker has before its branch: its lease begins with a page."""
+    held = [branch.segments[0].held for branch in branches.questions[0]]
+    return [lease.runs[0].first % lease.pool.allocator.page for lease in held]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_a_shared_prefix_is_as_good_as_none(
@@ -224,8 +226,8 @@ def test_a_shared_prefix_is_as_good_as_none(
     apart_given = synth.encode(TEXTS, prefixes=common_prompts())
     assert shared.token_ids == apart.token_ids
     for one, other in [(shared, apart), (shared_given, apart_given)]:
-        firsts = [[branch.segments[0].first for branch in branches.questions[0]] for branches in (one, other)]
-        assert np.subtract(firsts[1], firsts[0]).tolist() == [21] * 3, "nothing was shared, or something always is"
+        before = [slots_before_branches(branches) for branches in (one, other)]
+        assert np.subtract(before[1], before[0]).tolist() == [21] * 3, "nothing was shared, or something always is"
         assert_close(synth.score(PROMPT, TARGET, branches=one), synth.score(PROMPT, TARGET, branches=other))
 
 
@@ -236,7 +238,7 @@ def test_bfloat16_is_close_to_float32(synth: ps.ParallelSynthesis, three: Branch
     model = dataclasses.replace(synth.model, decoder=Decoder(synth.model.config, parameters))
     low = ps.ParallelSynthesis(model, synth.adapter)
     branches = low.encode(TEXTS, prefixes=PREFIXES)
-    assert branches.questions[0][0].segments[0].cache.heads.k.dtype == jnp.bfloat16
+    assert low.runner.pool.heads.k.dtype == jnp.bfloat16
     scores = low.score(PROMPT, TARGET, branches=branches)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, expected, atol=0.3, rtol=0)
@@ -249,17 +251,17 @@ def test_int8_branches_are_close_and_small(synth: ps.ParallelSynthesis, three: B
     """Workers write int8; what reads them differs by the rounding to 8 bits, far less than by anything else."""
     low = ps.ParallelSynthesis(synth.model, synth.adapter, cache_dtype="int8")
     branches = low.encode(TEXTS, prefixes=PREFIXES)
-    cache = branches.questions[0][0].segments[0].cache
-    assert cache.heads.k.dtype == jnp.int8
+    small, wide = low.runner.pool.heads, synth.runner.pool.heads
+    assert branches.questions[0][0].segments[0].held.pool is low.runner.pool and small.k.dtype == jnp.int8
     width = synth.model.config.head_width
-    wide = three.questions[0][0].segments[0].cache
-    assert tree_bytes(cache.heads) / tree_bytes(wide.heads) == (width + 4) / (4 * width)
+    a_slot = [tree_bytes(heads) / heads.slots for heads in (small, wide)]
+    assert a_slot[0] / a_slot[1] == (width + 4) / (4 * width)
     scores = low.score(PROMPT, TARGET, branches=branches)
     assert 1e-5 < np.abs(scores - expected).max() < 0.15
-    materialised = ps.ParallelSynthesis(synth.model, synth.adapter, implementation="reference")
+    materialised = ps.ParallelSynthesis(synth.model, synth.adapter, implementation="reference", cache_dtype="int8")
     assert_close(materialised.score(PROMPT, TARGET, branches=branches), scores)
     written = low.work(PREFIXES, max_new_tokens=6)
-    assert written.questions[0][0].segments[0].cache.heads.quantised
+    assert written.questions[0][0].segments[0].held.pool.heads.quantised
     assert low.synthesize(PROMPT, written, max_new_tokens=3).cached_tokens == 18
 
 
@@ -279,24 +281,32 @@ def test_one_branch_without_prompt_is_the_text_before_the_prompt(plain: ps.Paral
 
 @pytest.mark.slow
 def test_workers_and_synthesizers_share_a_batch(synth: ps.ParallelSynthesis, three: Branches) -> None:
-    """By the strength: a row of 0 is the base model reading the same slots, mapper and adapter left out."""
-    decoder, adapter = synth.model.decoder, synth.adapter
-    view = branch_view([three.questions[0]] * 2)
-    rows = Rows(np.array([PROMPT] * 2), np.zeros(2, np.int32), np.full(2, len(PROMPT)), np.full(2, 19))
+    """By the scale: a row of 0 is the base model reading the same slots, mapper and adapter left out."""
+    runner, adapter, text = synth.runner, synth.adapter, [*PROMPT, *TARGET]
+    (asked,) = synth._asked([three.questions[0]], 1)
 
-    def hidden(**reader: Any) -> np.ndarray:
-        cache = decoder.allocate_cache(2, 64)
-        start = np.zeros((2, decoder.config.width), np.float32)
-        options = {"fresh": True, "greedy": True, "implementation": "auto"}
-        step = jax.jit(advance, static_argnames=tuple(options))
-        return np.asarray(step(decoder, Reader(view=view, **reader), rows, cache, start, None, 0, **options)[1])
+    def scores(conditioning: Conditioning, *scales: float) -> list[np.ndarray]:
+        sequences = []
+        for scale in scales:
+            sequences.append(
+                runner.sequence(
+                    text[:-1],
+                    0,
+                    Cached(runner, "a row"),
+                    asked.block,
+                    branches=asked.branches,
+                    position=asked.position,
+                    scale=scale,
+                )
+            )
+        return runner.score(sequences, [text[1:]] * len(scales), conditioning)
 
-    whole = {"mapper": adapter.mapper, "lora": adapter.lora}
-    base, adapted = hidden(), hidden(**whole)
-    shared = hidden(**whole, strength=np.array([0.0, 1.0], np.float32))
+    whole = Conditioning(adapter.mapper, adapter.lora)
+    (base,), (adapted,) = scores(Conditioning(), 0.0), scores(whole, 1.0)
+    shared = scores(whole, 0.0, 1.0)
     assert_different(base, adapted)
-    assert_close(shared[0], base[0])
-    assert_close(shared[1], adapted[1])
+    assert_close(shared[0], base)
+    assert_close(shared[1], adapted)
 
 
 def test_mapper_and_adapter_both_count(
@@ -304,7 +314,6 @@ def test_mapper_and_adapter_both_count(
 ) -> None:
     adapter = random_lora(synth.model.config, 1)
     only_adapter, other_mapper = (ps.ParallelSynthesis(synth.model, adapter) for _ in range(2))
-    only_adapter.engine = other_mapper.engine = synth.engine
     other_mapper.set_mapper(random_mapper(2))
     assert_different(plain.score(PROMPT, TARGET, branches=three), expected)
     assert_different(only_adapter.score(PROMPT, TARGET, branches=three), expected)
@@ -324,8 +333,7 @@ def test_a_long_prompt_in_chunks_is_one_call(
         return synth.score(prompt, TARGET, branches=three), answer.token_ids
 
     whole, tokens = numbers()
-    monkeypatch.setattr(engine_module, "CHUNKS", (8,))
-    assert engine_module.chunk_sizes(len(prompt)) == [8, 8, 8]
+    monkeypatch.setattr(synth.runner.machine, "buckets", Buckets(decode=(1,), prefill=((1, 8),)))
     chunked, chunked_tokens = numbers()
     assert_close(chunked, whole)
     assert chunked_tokens == tokens

@@ -24,8 +24,8 @@ def test_of_models_programs_and_branches(caplog: pytest.LogCaptureFixture, tmp_p
     said = caplog.messages
     assert any(line.startswith("loaded tiny-random as float32 in ") and "bytes of weights" in line for line in said)
     compiled = [line for line in said if line.startswith("compiled ")]
-    assert len(compiled) == len(synth.engine.programs)
-    assert any(line.startswith("compiled advance for ") and "int32[1, 8]" in line for line in compiled)
+    assert len(compiled) == len(synth.runner.programs)
+    assert any(line.startswith("compiled step for ") for line in compiled)
     assert f"saved {branches!r} to {tmp_path / 'b'}" in said
     assert any(line.startswith("loaded Branches(1 branches") for line in said)
     assert {record.name.split(".")[0] for record in caplog.records if "psynth" in record.name} == {"psynth_jax"}

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 
 import psynth_jax as ps
+from psynth_jax.branch import Segment
 from psynth_jax.branches import Branches
 from psynth_jax.convert.adapter_directory import Adapter
+from psynth_jax.engine.sampling import NOT_FINITE, sample
 from psynth_jax.errors import AdapterError, NotFiniteError
+from psynth_jax.kv.transfer import StoredSlots, read_slots
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.nn.decoder import Decoder
-from psynth_jax.synthesis.engine import Engine
-from psynth_jax.synthesis.sampling import NOT_FINITE, SamplingOptions, row_sampling, sample
+from psynth_jax.synthesis.sampling import SamplingOptions
+from tests.rows import row_sampling
 from tests.tiny import random_lora, random_mapper, tiny_config, tiny_decoder, tiny_model, token_ids
 
 PROMPT, OTHER, TARGET = token_ids(1, 7), token_ids(2, 5), token_ids(3, 4)
@@ -38,14 +41,14 @@ def refused(call: Callable[[], object], match: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Engine:
+def shared() -> dict[Any, Any]:
     """What all of them compile into: models of the same shapes run the same programs."""
-    return Engine(tiny_decoder(tiny_config(layers=2)))
+    return ps.ParallelSynthesis(tiny_model(layers=2)).runner.programs._held
 
 
-def over(model: ps.Model, shared: Engine, adapter: Any = None) -> ps.ParallelSynthesis:
+def over(model: ps.Model, shared: dict[Any, Any], adapter: Any = None) -> ps.ParallelSynthesis:
     synth = ps.ParallelSynthesis(model, adapter)
-    synth.engine, shared.model = shared, model.decoder
+    synth.runner.programs._held = shared
     return synth
 
 
@@ -61,7 +64,9 @@ def over(model: ps.Model, shared: Engine, adapter: Any = None) -> ps.ParallelSyn
         ("head", (0, 2), np.inf),
     ],
 )
-def test_weights_end_every_call(shared: Engine, name: str, place: tuple[int, ...], value: float, temperature: float) -> None:
+def test_weights_end_every_call(
+    shared: dict[Any, Any], name: str, place: tuple[int, ...], value: float, temperature: float
+) -> None:
     synth = over(with_weight(name, place, value), shared)
     sampled = {"max_new_tokens": 4, "temperature": temperature}
     refused(lambda: synth.synthesize(PROMPT, **sampled), r"logits of the answer are not finite.*weights")
@@ -75,13 +80,13 @@ def test_weights_end_every_call(shared: Engine, name: str, place: tuple[int, ...
     assert chat.tokens == 0
 
 
-def test_encoded_caches_are_looked_at(shared: Engine) -> None:
+def test_encoded_caches_are_looked_at(shared: dict[Any, Any]) -> None:
     synth = over(with_weight("layers.k", (0, 1, 0, 0), np.nan), shared)
     refused(lambda: synth.encode([PROMPT]), "keys and values of text 1 are not finite numbers")
     refused(lambda: synth.encode([[PROMPT], [OTHER]]), "keys and values of text 1 of question 1")
 
 
-def test_the_row_is_named(shared: Engine) -> None:
+def test_the_row_is_named(shared: dict[Any, Any]) -> None:
     """One token has an embedding that is not finite: who reads it is told, and nobody else."""
     synth = over(with_weight("embedding", (50, 3), np.nan), shared)
     fine, bad = [1, 2, 3], [1, 50, 3]
@@ -152,9 +157,8 @@ def test_rows_that_run_idle_may_hold_anything() -> None:
 def test_branches_that_are_not_finite() -> None:
     synth = ps.ParallelSynthesis(tiny_model(layers=2))
     branches = synth.encode([OTHER])
-    segment = branches.questions[0][0].segments[0]
-    heads = dataclasses.replace(segment.cache.heads, v=segment.cache.heads.v.at[1, 0, 0, 2, 3].set(np.nan))
-    cache = dataclasses.replace(segment.cache, heads=heads)
-    branch = dataclasses.replace(branches.questions[0][0], segments=(dataclasses.replace(segment, cache=cache),))
+    arrays = {name: values.copy() for name, values in read_slots(branches.questions[0][0].segments[0].held).arrays.items()}
+    arrays["v"][1, 0, 2, 3] = np.nan
+    branch = dataclasses.replace(branches.questions[0][0], segments=(Segment(StoredSlots(arrays)),))
     broken = Branches([[branch]], branches.fingerprint, batched=False)
     refused(lambda: synth.synthesize(PROMPT, broken, max_new_tokens=2), "the branches hold NaN")

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 import psynth_jax as ps
+from psynth_jax.engine.sampling import RowSampling, _truncate, sample
 from psynth_jax.errors import InputError
-from psynth_jax.synthesis.generate import RowOutput
-from psynth_jax.synthesis.sampling import RowSampling, SamplingOptions, _truncate, row_sampling, sample
+from psynth_jax.synthesis.outputs import RowOutput
+from psynth_jax.synthesis.sampling import SamplingOptions
+from tests.rows import row_sampling
 from tests.tiny import token_ids
 
 V, DRAWS = 13, 4000
@@ -203,12 +205,16 @@ class TestCut:
         np.testing.assert_array_equal(found[::2], self.LOGITS[::2].argmax(axis=1))
         np.testing.assert_array_equal(found[1::2], alone[1::2])
 
-    def test_the_cut_is_in_a_branch(self) -> None:
-        traced = jax.make_jaxpr(functools.partial(sample, greedy=False))(self.LOGITS, rows_with(1.0, 1.0, 0), 0)
-        outside = [equation.primitive.name for equation in traced.eqns]
-        assert outside.count("cond") == 1
-        (branches,) = [equation.params["branches"] for equation in traced.eqns if equation.primitive.name == "cond"]
-        assert [str(branch).count("bitcast_convert_type") for branch in branches] == [0, 1]
+    def test_drawing_is_in_a_branch_and_cutting_in_one_of_its_own(self) -> None:
+        def branches(equations: Any) -> Any:
+            (found,) = [equation.params["branches"] for equation in equations if equation.primitive.name == "cond"]
+            return found
+
+        traced = jax.make_jaxpr(sample)(self.LOGITS, rows_with(1.0, 1.0, 0), 0)
+        greedy, drawn = branches(traced.eqns)
+        assert "random_bits" not in str(greedy) and "random_bits" in str(drawn)
+        kept, cut = branches(drawn.eqns)
+        assert [str(branch).count("bitcast_convert_type") for branch in (kept, cut)] == [0, 1]
 
     def test_one_program_for_all_options(self, count_compilations: Callable[..., Any]) -> None:
         logits = self.LOGITS[:, :50]
@@ -363,7 +369,7 @@ class Words:
 
 class TestStopTextsInsideOfTokens:
     def write(self, *tokens: int, stop: Any) -> tuple[RowOutput, str]:
-        output = RowOutput(SamplingOptions(stop=stop), frozenset(), Words())  # type: ignore[arg-type]
+        output = RowOutput(SamplingOptions(stop=stop), frozenset(), Words(), None)  # type: ignore[arg-type]
         pieces = []
         for token in tokens:
             if output.finish_reason is None:

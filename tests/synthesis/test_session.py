@@ -5,15 +5,17 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
 import psynth_jax as ps
 from psynth_jax import prompts
 from psynth_jax.branches import Branches
+from psynth_jax.engine.scheduler import Scheduler
 from psynth_jax.errors import ContextLengthError, InputError
-from tests.tiny import talking_model, token_ids
+from psynth_jax.kv.transfer import read_slots
+from psynth_jax.synthesis import session as session_module
+from tests.tiny import talking_model, tiny_model, token_ids
 
 # Lengths that share chunk sizes: every other one is a compilation.
 TURNS = (token_ids(1, 7), token_ids(2, 5))
@@ -31,7 +33,8 @@ def branches(synth: ps.ParallelSynthesis) -> Branches:
 def test_every_turn_equals_one_long_prompt(synth: ps.ParallelSynthesis, branches: Branches, over_branches: bool) -> None:
     """Sampled with a temperature: the tokens are right only if the numbers are."""
     read = branches if over_branches else None
-    before = [np.array(leaf) for leaf in jax.tree.leaves(branches.questions[0][0].segments[0].cache)]
+    held = branches.questions[0][0].segments[0].held
+    before = read_slots(held)
     chat, dialogue = synth.session(read), []
     for number, turn in enumerate(TURNS):
         dialogue += turn
@@ -41,8 +44,8 @@ def test_every_turn_equals_one_long_prompt(synth: ps.ParallelSynthesis, branches
         assert (reply.prompt_tokens, reply.cached_tokens) == (len(turn), 24 if over_branches else 0)
         dialogue += reply.token_ids
         assert chat.tokens == len(dialogue)
-    for leaf, old in zip(jax.tree.leaves(branches.questions[0][0].segments[0].cache), before, strict=True):
-        np.testing.assert_array_equal(leaf, old)
+    for name, values in read_slots(held).arrays.items():
+        np.testing.assert_array_equal(values, before.arrays[name])
 
 
 @pytest.mark.slow
@@ -141,22 +144,38 @@ def test_a_turn_that_raised_has_not_been(
         assert undisturbed.tokens == disturbed.tokens
 
 
+def test_many_turns_are_a_few_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row reads a limited number of pieces of the pool: turns are copied behind each other, and nothing changes."""
+    synth = ps.ParallelSynthesis(tiny_model(layers=1))
+    undisturbed, compacting = synth.session(), synth.session()
+    for number in range(5):
+        expected = undisturbed.reply(TURNS[number % 2], seed=number, **SAMPLED)
+        with monkeypatch.context() as patch:
+            patch.setattr(session_module, "MOST_PIECES", 2)
+            found = compacting.reply(TURNS[number % 2], seed=number, **SAMPLED)
+        assert found.token_ids == expected.token_ids
+        np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
+    assert len(undisturbed._dialogue.leases) == 5
+    assert len(compacting._dialogue.leases) == 3
+
+
 @pytest.mark.parametrize("step", ["prefill", "decode"])
 @pytest.mark.parametrize("turn", [0, 1])
-def test_a_turn_broken_off_inside_of_a_step_has_not_been(
+def test_a_turn_broken_off_between_two_steps_has_not_been(
     synth: ps.ParallelSynthesis, branches: Branches, monkeypatch: pytest.MonkeyPatch, step: str, turn: int
 ) -> None:
-    """A step takes the cache before it; when its own is lost with it, the dialogue is fed again."""
+    """What it has written is nobody's."""
     undisturbed, disturbed = synth.session(branches), synth.session(branches)
     for number in range(turn):
         assert undisturbed.reply(TURNS[number], **SAMPLED).token_ids == disturbed.reply(TURNS[number], **SAMPLED).token_ids
-    run = getattr(synth.engine, step)
+    run = Scheduler._step
 
-    def interrupted(*args: Any, **options: Any) -> Any:
-        run(*args, **options)
-        raise KeyboardInterrupt
+    def interrupted(scheduler: Any, seated: Any, tokens: int, *others: Any) -> None:
+        run(scheduler, seated, tokens, *others)
+        if (tokens > 1) == (step == "prefill"):
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(synth.engine, step, interrupted)
+    monkeypatch.setattr(Scheduler, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         disturbed.reply(TURNS[turn], **SAMPLED)
     monkeypatch.undo()

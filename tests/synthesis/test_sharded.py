@@ -15,11 +15,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import psynth_jax as ps
-from psynth_jax.branches import branch_view
+from psynth_jax.buckets import Buckets
+from psynth_jax.engine import machine
 from psynth_jax.engine.programs import ProgramCall
-from psynth_jax.synthesis import engine, step
-from psynth_jax.synthesis.sampling import SamplingOptions, row_sampling
-from psynth_jax.synthesis.step import Reader, Rows
+from psynth_jax.engine.scheduler import STEP
+from psynth_jax.engine.sequences import TokenSequence
+from psynth_jax.kv.pool import Lease
 from tests.processes import run_two
 from tests.tiny import random_lora, random_mapper, talking_model, tiny_model, token_ids
 
@@ -72,17 +73,58 @@ def test_workers_write_the_same(worked: ps.Branches, expected: ps.Branches) -> N
     assert worked.token_ids == expected.token_ids
 
 
+def blocks_of(branches: ps.Branches) -> list[list[int]]:
+    """Return the block of the pool that each branch lies on, by question."""
+    found = []
+    for group in branches.questions:
+        blocks = []
+        for branch in group:
+            (held,) = {run.block for segment in branch.segments for run in leased(segment.held).runs}
+            blocks.append(held)
+        found.append(blocks)
+    return found
+
+
+def leased(held: Any) -> Lease:
+    assert isinstance(held, Lease)
+    return held
+
+
 def test_caches_lie_as_declared(worked: ps.Branches, sharded: ps.ParallelSynthesis) -> None:
+    """Branches are dealt round robin over the blocks of their question's part of `data`."""
     mesh = sharded.model.mesh
     assert mesh is not None
-    cache = worked.questions[0][0].segments[0].cache
+    heads = sharded.runner.pool.heads
     spec = P(None, ("data", "branch"), "tensor")
-    assert cache.heads.k.sharding.is_equivalent_to(NamedSharding(mesh, spec), 5)
-    assert cache.heads.v.sharding.is_equivalent_to(NamedSharding(mesh, spec), 5)
-    assert cache.rows % (mesh.shape["data"] * mesh.shape["branch"]) == 0
-    held = {shard.data.nbytes for shard in cache.heads.k.addressable_shards}
-    pieces = mesh.shape["data"] * mesh.shape["branch"] * mesh.shape["tensor"]
-    assert held == {cache.heads.k.nbytes // pieces}
+    assert heads.v is not None
+    assert heads.k.sharding.is_equivalent_to(NamedSharding(mesh, spec), 5)
+    assert heads.v.sharding.is_equivalent_to(NamedSharding(mesh, spec), 5)
+    data, branch = mesh.shape["data"], mesh.shape["branch"]
+    assert heads.rows == data * branch
+    held = {shard.data.nbytes for shard in heads.k.addressable_shards}
+    assert held == {heads.k.nbytes // (data * branch * mesh.shape["tensor"])}
+    second = branch if data == 2 else 0
+    assert blocks_of(worked) == [[i % branch for i in range(3)], [second + i % branch for i in range(2)]]
+
+
+@pytest.mark.parametrize("sharded", [ALL_AXES], indirect=True)
+def test_a_shared_prompt_is_prefilled_once_on_each_block(
+    sharded: ps.ParallelSynthesis, expected: ps.Branches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, ran = sharded.runner, list[list[TokenSequence]]()
+    run = runner.run
+
+    def noted(sequences: Any, conditioning: Any) -> None:
+        ran.append(list(sequences))
+        run(sequences, conditioning)
+
+    monkeypatch.setattr(runner, "run", noted)
+    assert sharded.work(PROMPTS, max_new_tokens=6).token_ids == expected.token_ids
+    prefixes, workers = ran
+    assert [sequence.lease.runs[0].block for sequence in prefixes] == [0, 1, 2, 3]
+    assert [sequence.lease.runs[0].block for sequence in workers] == [0, 1, 0, 2, 3]
+    assert all(sequence.written == 18 for sequence in prefixes)
+    assert all(sequence.reads_its_block_only and sequence.shared for sequence in workers)
 
 
 def test_several_questions(
@@ -124,24 +166,10 @@ def test_encoded_joined_and_loaded(
 
 
 @pytest.mark.parametrize("sharded", [ALL_AXES], indirect=True)
-def test_texts_of_very_different_lengths(
-    sharded: ps.ParallelSynthesis, single: ps.ParallelSynthesis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are fed as lists of their tokens, one on every part of the mesh that has rows of its own."""
-    programs, ran = sharded.engine.programs, []
-    run = programs.run
-
-    def noted(call: ProgramCall) -> Any:
-        ran.append(call)
-        return run(call)
-
-    monkeypatch.setattr(programs, "run", noted)
-    monkeypatch.setattr(engine, "LEAST_SAVED", 1)
+def test_texts_of_very_different_lengths(sharded: ps.ParallelSynthesis, single: ps.ParallelSynthesis) -> None:
     texts = [token_ids(80 + number, length) for number, length in enumerate((3, 90, 5, 2, 70, 8, 1, 4))]
     scores = [synth.score(QUESTIONS[0], TARGETS[0], synth.encode(texts)) for synth in (sharded, single)]
-    np.testing.assert_allclose(*scores, atol=2e-5)
-    fed = [call.args[1] for call in ran if call.program is step.ADVANCE]
-    assert any(rows.ragged is not None for rows in fed)
+    assert_close(*scores)
 
 
 def test_branches_made_elsewhere(
@@ -157,7 +185,7 @@ def test_conversation(
     sharded: ps.ParallelSynthesis, worked: ps.Branches, single: ps.ParallelSynthesis, expected: ps.Branches
 ) -> None:
     here, there = sharded.session(worked[0]), single.session(expected[0])
-    for turn in (token_ids(80, 7), token_ids(81, 60)):  # the second outgrows the cache
+    for turn in (token_ids(80, 7), token_ids(81, 60)):
         assert here.reply(turn, max_new_tokens=4).token_ids == there.reply(turn, max_new_tokens=4).token_ids
 
 
@@ -168,7 +196,6 @@ def test_text_and_sampling(sharded: ps.ParallelSynthesis, single: ps.ParallelSyn
     assert found.token_ids == single.synthesize_text(QUESTIONS[0], TEXTS[:2], **arguments).token_ids
 
 
-STATIC = {"fresh": False, "greedy": True, "implementation": "auto"}
 COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\(")
 
 
@@ -180,55 +207,81 @@ def moved_bytes(compiled: str) -> list[int]:
     return [int(bits) // 8 * math.prod(int(size) for size in sizes.split(",") if size) for bits, sizes in arrays]
 
 
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short prefill calls, and a pool that a few branches fill."""
+    monkeypatch.setattr(machine, "LEAST_SLOTS", 256)
+    monkeypatch.setattr(machine, "buckets_here", lambda: Buckets(decode=(1, 8), prefill=((1, 8),)))
+
+
+def steps_of(synth: ps.ParallelSynthesis, monkeypatch: pytest.MonkeyPatch) -> list[ProgramCall]:
+    """Return a list that is filled with the steps that run from now on."""
+    programs, ran = synth.runner.programs, list[ProgramCall]()
+    run = programs.run
+
+    def noted(call: ProgramCall) -> Any:
+        if call.program is STEP:
+            ran.append(call)
+        return run(call)
+
+    monkeypatch.setattr(programs, "run", noted)
+    return ran
+
+
+def tokens_of(call: ProgramCall) -> int:
+    """Return T of a step."""
+    return int((call.args[2].shape[1] - call.static["layout"].width) // 2)
+
+
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("axes", MESHES[:3])
-@pytest.mark.parametrize("tokens", [1, 8])
-def test_nothing_as_large_as_a_layer_of_a_cache_moves(axes: str, tokens: int) -> None:
+def test_nothing_as_large_as_a_layer_of_a_cache_moves(axes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     synth = synthesizer(axes)
-    engine = synth.engine
-    branches = synth.encode([token_ids(i, 130) for i in range(8)])  # 256 slots a row
-    cache = engine.allocate(1, 64)
-    view = branch_view(synth._placed.of(branches.questions))
-    one = np.ones(1, np.int32)
-    rows = Rows(np.zeros((1, tokens), np.int32), one, one, one)
-    hidden = np.zeros((1, SHAPE["width"]), np.float32)
-    sampling = row_sampling(SamplingOptions(), [(0, 0)])
-    arguments = engine.place((Reader(view=view), rows, cache, hidden, sampling, np.int32(1)))
-    compiled = engine.programs.get(ProgramCall(step.ADVANCE, arguments, STATIC))
-    moved = moved_bytes(compiled.as_text())
-    heads = branches.questions[0][0].segments[0].cache.heads
-    layer_of_a_device = 2 * heads.k.addressable_shards[0].data.nbytes // heads.layers
-    assert moved and max(moved) < layer_of_a_device / 2, (max(moved), layer_of_a_device)
-    out_cache = jax.tree.leaves(compiled.output_shardings[0])[0]
-    assert out_cache.is_equivalent_to(cache.heads.k.sharding, 5)
+    branches = synth.encode([token_ids(i, 130) for i in range(8)])
+    ran = steps_of(synth, monkeypatch)
+    synth.synthesize(QUESTIONS[0][:8], branches, max_new_tokens=3)
+    assert {tokens_of(call) for call in ran} == {1, 8}
+    for call in ran:
+        compiled = synth.runner.programs.get(call)
+        moved, heads = moved_bytes(compiled.as_text()), call.args[1]
+        pieces = math.prod(dict(synth.model.mesh.shape).values())  # type: ignore[union-attr]
+        layer_of_a_device = 2 * heads.k.nbytes // pieces // heads.layers
+        assert moved and max(moved) < layer_of_a_device / 2, (max(moved), layer_of_a_device)
+        out = jax.tree.leaves(compiled.output_shardings[0])[0]
+        assert out.is_equivalent_to(synth.runner.pool.heads.k.sharding, 5)
 
 
-def test_twice_the_branch_devices_hold_half_of_the_cache_each() -> None:
-    bytes_of_a_device = []
+def test_every_branch_device_holds_its_share_of_the_branches() -> None:
     for count in (1, 2, 4, 8):
         model, mesh = tiny_model(**SHAPE), ps.make_mesh({"branch": count}, jax.devices()[:count])
         branches = ps.ParallelSynthesis(model, mesh=mesh).encode([token_ids(i, 40) for i in range(8)])
-        heads = branches.questions[0][0].segments[0].cache.heads
-        held = [
-            sum(piece.data.nbytes for piece in x.addressable_shards if piece.device == mesh.devices.flat[0])
-            for x in jax.tree.leaves(heads)
-        ]
-        bytes_of_a_device.append(sum(held))
-    whole = bytes_of_a_device[0]
-    assert bytes_of_a_device == [whole, whole // 2, whole // 4, whole // 8]
+        (blocks,) = blocks_of(branches)
+        assert [blocks.count(block) for block in range(count)] == [8 // count] * count
 
 
-def test_one_small_collective_a_layer_merges_branches() -> None:
-    """With `branch` alone cut, the scan over layers has exactly the one that merges partial results."""
+@pytest.mark.usefixtures("small")
+def test_one_small_collective_a_layer_merges_branches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `branch` alone sharded, the scan over layers has exactly the one that merges partial results."""
     synth = synthesizer("branch=8")
-    engine, branches = synth.engine, synth.encode(TEXTS)
-    view = branch_view(synth._placed.of(branches.questions))
-    one = np.ones(1, np.int32)
-    rows = Rows(np.zeros((1, 1), np.int32), one, one, one)
-    arguments = engine.place((Reader(view=view), rows, engine.allocate(1, 64), np.zeros((1, 24), np.float32)))
-    call = ProgramCall(step.ADVANCE, (*arguments, None, np.int32(0)), STATIC)
-    text = engine.programs.get(call).as_text()
+    branches = synth.encode(TEXTS)
+    ran = steps_of(synth, monkeypatch)
+    synth.synthesize(QUESTIONS[0], branches, max_new_tokens=2)
+    assert tokens_of(ran[-1]) == 1
+    text = synth.runner.programs.get(ran[-1]).as_text()
     heads, width = SHAPE["heads"], 10
     assert moved_bytes(text) == [8 * heads * (width + 2) * 4]
+
+
+@pytest.mark.usefixtures("small")
+def test_workers_merge_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the workers' step only what was sampled leaves a device: a number a row, of a token and of its probabilities."""
+    synth = synthesizer("branch=8")
+    ran = steps_of(synth, monkeypatch)
+    synth.work(PROMPTS[0], max_new_tokens=3)
+    for call in ran:
+        rows = call.args[2].shape[0]
+        moved = moved_bytes(synth.runner.programs.get(call).as_text())
+        assert all(size <= 3 * rows * 4 for size in moved), moved
 
 
 def test_streams_text(single: ps.ParallelSynthesis) -> None:
@@ -243,10 +296,20 @@ def test_streams_text(single: ps.ParallelSynthesis) -> None:
 
 
 def test_two_processes(single: ps.ParallelSynthesis, expected: ps.Branches) -> None:
-    for line in run_two("tests.synthesis.one_of_two_processes"):
-        found = json.loads(line)
+    """They keep the same books also where their garbage collectors, and what they hold on to, differ."""
+    first, second = (json.loads(line) for line in run_two("tests.synthesis.one_of_two_processes"))
+    dropped = []
+    for turn in range(8):
+        texts = [text[turn % 3 :] for text in TEXTS]
+        dropped.append(single.score(QUESTIONS[0], TARGETS[0], single.encode(texts)))
+    assert first["freed"] and first["freed"] == second["freed"]
+    assert (first["slots"], first["used"]) == (second["slots"], second["used"])
+    for found in (first, second):
         assert found["devices"] == 8
         assert found["workers"] == expected.token_ids
         assert found["answers"] == [r.token_ids for r in single.synthesize(QUESTIONS, expected, max_new_tokens=5)]
         for logp, right in zip(found["scores"], single.score(QUESTIONS, TARGETS, expected), strict=True):
+            assert_close(logp, right)
+        assert "the-second" in found["thread"]
+        for logp, right in zip(found["dropped"], dropped, strict=True):
             assert_close(logp, right)

@@ -1,13 +1,18 @@
-"""Workers as one batch: shared prompts, ragged rows, decoding against teacher forcing."""
+"""Workers as one batch: shared prompts, rows of different lengths, decoding against teacher forcing."""
 
 import numpy as np
+import pytest
 
+from psynth_jax.branch import Branch
 from psynth_jax.config import DecoderConfig, PlainRope
+from psynth_jax.engine.step import Conditioning
+from psynth_jax.kv.transfer import read_slots
+from psynth_jax.model import Model
 from psynth_jax.nn.decoder import Decoder
-from psynth_jax.synthesis.engine import Engine, slots_needed
+from psynth_jax.synthesis.outputs import Cached
+from psynth_jax.synthesis.runner import Runner
 from psynth_jax.synthesis.sampling import SamplingOptions
-from psynth_jax.synthesis.step import Reader
-from psynth_jax.synthesis.workers import WorkerPrompt, decode_workers, encode_workers, shared_prefix
+from psynth_jax.synthesis.workers import WorkerPrompt, encode_texts, generate_workers, shared_prefix
 
 CONFIG = DecoderConfig(
     family="llama", vocab_size=97, width=22, layers=3, heads=6, kv_heads=2, head_width=10, mlp_width=31, norm_eps=1e-5,
@@ -16,13 +21,19 @@ CONFIG = DecoderConfig(
 COMMON = tuple(range(3, 40))
 
 
-def engine() -> Engine:
-    return Engine(Decoder.random(CONFIG, seed=1))
+@pytest.fixture(scope="module")
+def runner() -> Runner:
+    model = Model(Decoder.random(CONFIG, seed=1), None, frozenset(), "random")
+    return Runner(model, "auto", None, CONFIG.vocab_size)
 
 
-def scores(machine: Engine, row: list[int]) -> np.ndarray:
-    cache = machine.allocate(1, slots_needed(0, len(row), 0))
-    return machine.score(Reader(), [row], cache, np.zeros(1, np.int32))[0]
+def written(runner: Runner, workers: list[WorkerPrompt], new_tokens: int) -> list[Branch]:
+    return generate_workers(runner, workers, SamplingOptions(max_new_tokens=new_tokens), frozenset(), None, "exact")
+
+
+def scores(runner: Runner, text: list[int]) -> np.ndarray:
+    sequence = runner.sequence(text[:-1], 0, Cached(runner, "a text"), 0)
+    return runner.score([sequence], [text[1:]], Conditioning())[0]
 
 
 def test_shared_prefix_leaves_every_row_a_token() -> None:
@@ -32,46 +43,39 @@ def test_shared_prefix_leaves_every_row_a_token() -> None:
     assert shared_prefix([COMMON[:9], COMMON[:9]]) == 0
 
 
-def test_a_worker_writes_the_same_alone_and_among_others() -> None:
-    machine, options = engine(), SamplingOptions(max_new_tokens=7)
+def test_a_worker_writes_the_same_alone_and_among_others(runner: Runner) -> None:
     prompts = [(*COMMON, 50), (*COMMON, 51, 52, 53), (9, 8, 7)]
-    together = decode_workers(
-        machine, [WorkerPrompt(int(i == 2), i % 2, p) for i, p in enumerate(prompts)], options, frozenset(), None, "exact"
-    )
+    together = written(runner, [WorkerPrompt(int(i == 2), i % 2, p) for i, p in enumerate(prompts)], 7)
     for prompt, branch in zip(prompts, together, strict=True):
-        (alone,) = decode_workers(machine, [WorkerPrompt(0, 0, prompt)], options, frozenset(), None, "exact")
+        (alone,) = written(runner, [WorkerPrompt(0, 0, prompt)], 7)
         assert branch.token_ids == alone.token_ids
         assert len(branch.token_ids) == 7 and branch.finish_reason == "length"
         assert branch.shift == len(prompt) and branch.span == 7
 
 
-def test_chunked_prefill_equals_one_token_at_a_time() -> None:
-    machine = engine()
-    row = list(np.random.default_rng(0).integers(0, 97, 1030))
-    whole = scores(machine, row)
+def test_chunked_prefill_equals_one_token_at_a_time(runner: Runner) -> None:
+    text = np.random.default_rng(0).integers(0, 97, 1030).tolist()
+    whole = scores(runner, text)
     assert whole.shape == (1029,)
-    np.testing.assert_allclose(whole[:40], scores(machine, row[:41]), atol=1e-4)
-    np.testing.assert_allclose(whole[:700], scores(machine, row[:701]), atol=1e-4)
+    np.testing.assert_allclose(whole[:40], scores(runner, text[:41]), atol=1e-4)
+    np.testing.assert_allclose(whole[:700], scores(runner, text[:701]), atol=1e-4)
 
 
-def test_decoded_and_encoded_branches_hold_the_same_cache() -> None:
-    machine, options = engine(), SamplingOptions(max_new_tokens=9)
+def test_decoded_and_encoded_branches_hold_the_same_cache(runner: Runner) -> None:
     workers = [WorkerPrompt(0, i, (*COMMON, 50 + i)) for i in range(2)]
-    written = decode_workers(machine, workers, options, frozenset(), None, "exact")
-    given = [WorkerPrompt(0, i, w.prompt, given=b.token_ids) for i, (w, b) in enumerate(zip(workers, written, strict=True))]
-    for live, fixed in zip(written, encode_workers(machine, given, None, "exact"), strict=True):
-        for one, other in zip(live.segments, fixed.segments, strict=True):
-            a = one.cache.slots_of(one.row, one.first, one.length)
-            b = other.cache.slots_of(other.row, other.first, other.length)
-            np.testing.assert_allclose(a[0], b[0], atol=1e-4)
-            np.testing.assert_allclose(a[1], b[1], atol=1e-4)
+    live = written(runner, workers, 9)
+    given = [WorkerPrompt(0, i, w.prompt, given=b.token_ids) for i, (w, b) in enumerate(zip(workers, live, strict=True))]
+    fixed = encode_texts(runner, given, None, "exact")
+    for one, other in zip(live, fixed, strict=True):
+        ours, theirs = (read_slots(branch.segments[0].held).arrays for branch in (one, other))
+        np.testing.assert_allclose(ours["k"], theirs["k"], atol=1e-4)
+        np.testing.assert_allclose(ours["v"], theirs["v"], atol=1e-4)
 
 
-def test_the_same_shapes_compile_once() -> None:
-    machine, options = engine(), SamplingOptions(max_new_tokens=5)
+def test_the_same_shapes_compile_once(runner: Runner) -> None:
     workers = [WorkerPrompt(0, i, (*COMMON, 50 + i)) for i in range(2)]
-    first = decode_workers(machine, workers, options, frozenset(), None, "exact")
-    compiled = machine.programs.compilations
-    second = decode_workers(machine, workers, options, frozenset(), None, "exact")
-    assert machine.programs.compilations == compiled
+    first = written(runner, workers, 5)
+    compiled = runner.programs.compilations
+    second = written(runner, workers, 5)
+    assert runner.programs.compilations == compiled
     assert [b.token_ids for b in first] == [b.token_ids for b in second]

@@ -137,7 +137,7 @@ class TestRefusals:
 
 @pytest.mark.slow
 def test_a_question_over_branches(tmp_path: Path) -> None:
-    """From the file's chat template to an answer, within the window of the local layers."""
+    """From the file's chat template to an answer, within the positions of the model."""
     template = Typed(STRING, "{{ bos_token }}{% for m in messages %}{{ m.content }}<end_of_turn>{% endfor %}")
     path = model(tmp_path, "gemma3", chat_template=template)
     synth = ps.ParallelSynthesis(ps.load_model(path))
@@ -147,7 +147,7 @@ def test_a_question_over_branches(tmp_path: Path) -> None:
     assert answer.cached_tokens == sum(branches.lengths)
     assert (alone.cached_tokens, alone.text) != (answer.cached_tokens, answer.text)
     with pytest.raises(ContextLengthError):
-        synth.synthesize("that " * 80, branches=branches, max_new_tokens=4)
+        synth.synthesize("that " * 250, branches=branches, max_new_tokens=4)
 
 
 def converted(source: Path, target: Path) -> Any:

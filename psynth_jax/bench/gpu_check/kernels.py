@@ -43,15 +43,15 @@ def compare(each: KernelCheck) -> dict[str, Any]:
     """Run a case through the kernel, and the oracle in float32 on the same rounded numbers."""
     function = with_gradients if each.backward else forward
     drawn = arguments(each.case, jnp.dtype(each.dtype), each.cache_dtype)
-    operands, layer, scale = drawn[:5], drawn[5], drawn[6]
+    operands, layer, scale = drawn[:4], drawn[4], drawn[5]
     interpret = jax.default_backend() != "gpu"
 
-    def kernel(q: Array, k: Array, v: Array, own: Any, context: Any) -> Array:
+    def kernel(q: Array, k: Array, v: Array, context: Any) -> Array:
         rest = layer, scale, None, q.dtype
-        return pallas_gpu.attend(q, k, v, own, context, *rest, interpret=interpret)[0]
+        return pallas_gpu.attend(q, k, v, context, *rest, interpret=interpret)[0]
 
-    def oracle(q: Array, k: Array, v: Array, own: Any, context: Any) -> Array:
-        return reference.attend(q, k, v, own, context, layer, scale, None, jnp.float32)[0]
+    def oracle(q: Array, k: Array, v: Array, context: Any) -> Array:
+        return reference.attend(q, k, v, context, layer, scale, None, jnp.float32)[0]
 
     # Without it GPUs multiply float32 matrices in tf32.
     with jax.default_matmul_precision("highest"):
@@ -78,9 +78,9 @@ def compare(each: KernelCheck) -> dict[str, Any]:
     return record
 
 
-def forward(attend: Any, q: Array, k: Array, v: Array, own: Any, context: Any) -> tuple[Array]:
+def forward(attend: Any, q: Array, k: Array, v: Array, context: Any) -> tuple[Array]:
     """Return the output alone."""
-    return (attend(q, k, v, own, context),)
+    return (attend(q, k, v, context),)
 
 
 def with_gradients(
@@ -88,14 +88,13 @@ def with_gradients(
     q: Array,
     k: Array,
     v: Array,
-    own: Any,
     context: Any,
 ) -> tuple[Array, Any]:
     """Return the output, and the gradients of a weighted sum of it with respect to `INPUTS`."""
     weight = jax.random.normal(jax.random.key(8), q.shape, jnp.float32)
 
     def loss(q: Array, k: Array, v: Array, scalars: Array) -> tuple[Array, Array]:
-        out = attend(q, k, v, own, dataclasses.replace(context, scalars=scalars))
+        out = attend(q, k, v, dataclasses.replace(context, scalars=scalars))
         return (weight * out.astype(jnp.float32)).sum(), out
 
     gradients, out = jax.grad(loss, (0, 1, 2, 3), has_aux=True)(q, k, v, context.scalars)

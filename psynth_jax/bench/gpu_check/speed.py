@@ -83,9 +83,8 @@ def _workers(synth: ParallelSynthesis, writing: Writing, device: DeviceRates) ->
     prompts = writing.prompts(config.vocab_size)
 
     def work() -> None:
-        made = synth.work(prompts, max_new_tokens=writing.new_tokens)
-        for branch in made.questions[0]:
-            jax.block_until_ready([segment.cache for segment in branch.segments])
+        synth.work(prompts, max_new_tokens=writing.new_tokens)
+        jax.block_until_ready(synth.runner.pool.heads)
 
     seconds = in_turn({"workers": timed(work)}, WORKER_REPEATS)["workers"]
     floor = step_work(config, itemsize, writing.prompt_tokens, 0, writing.rows).floor(device)

@@ -1,19 +1,20 @@
 """The one attention operation of the library.
 
-The T new tokens of a row attend to each other causally, to what their own row has cached before, and to
-**segments**: pieces of rows of any cache, each belonging to one branch.  A branch has one rotation (it re-encodes the
-branch's positions) and four mapper scalars per layer:
+The T new tokens of a row attend to each other causally, and to **runs**: neighbouring slots of rows
+of any cache, each belonging to one branch.  A branch has one rotation (it re-encodes the branch's
+positions) and four mapper scalars per layer:
 
     new tokens     row b     [ t0 t1 q  . ]                 causal
-    own cache      row b     [ o  o  o  .  .  .  . ]        slots 0 .. start - 1
-    context cache  row r     [ .  .  s  s  s  s  . ]        segment (row r, first 2, length 4, branch w)
+    cache          row r     [ .  .  s  s  s  s  . ]        run (row r, first 2, length 4, branch w)
 
-A prompt that several workers share is a segment too, with rotation 0 and scalars (1, 0, 1, 0).  Caches come whole and
-stacked over layers, with a layer index; they are only read here, so a scan over layers never slices, carries or copies one.
+What a row has cached itself is a run too, and so is a prompt that several workers share: with
+rotation 0 and scalars (1, 0, 1, 0).  Caches come whole and stacked over layers, with a layer index;
+they are only read here, so a scan over layers never slices, carries or copies one.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from types import ModuleType
@@ -24,7 +25,8 @@ import jax.numpy as jnp
 
 from psynth_jax.axes import Array, KeysOrValues, Queries
 from psynth_jax.errors import InputError
-from psynth_jax.ops.branch_attention.types import Context, Implementation, OwnCache
+from psynth_jax.ops.branch_attention import xla_decode
+from psynth_jax.ops.branch_attention.types import Context, Implementation
 from psynth_jax.ops.partial import Partial, normalised
 
 
@@ -32,27 +34,24 @@ def branch_attention(
     q: Queries,
     k: KeysOrValues,
     v: KeysOrValues,
-    own: OwnCache | None,
     context: Context | None,
     layer: Array | int,
     scale: float,
     implementation: Implementation = "auto",
     window: Array | None = None,
 ) -> Queries:
-    """Attend to the new tokens causally, the own cache, and every segment of `context`, in one softmax.
+    """Attend to the new tokens causally and to every run of `context`, in one softmax.
 
     Key s of branch w counts as `aK * R(-shift_w) k_s + bK`, its value as `aV * v_s + bV`
-    (Parallel-Synthesis, arXiv 2606.14672).  Slots outside `start` and outside segments may hold anything, NaN included.
+    (Parallel-Synthesis, arXiv 2606.14672).  Slots outside of runs may hold anything, NaN included.
 
     Args:
       q: `[B, T, N, H]`, rotated at the queries' own positions, not scaled.
       k, v: `[B, T, K, H]` of the same tokens, k rotated.
-      own: what the rows have cached before; None when nothing is.
-      context: what else is read; None when nothing is.
+      context: what is read besides; None when nothing is.
       layer: index on L of all the caches.
       scale: what logits are multiplied with; a Python number, known when the call is traced.
-      window: scalar int32, how many of its row's latest tokens, itself among them, a token sees of the new ones and the
-        own cache; None: all.  Context is seen whole, by every token.  The kernels have no windows.
+      window: scalar int32; a query at position p sees what stands after p - window.  None: all.
       implementation: "auto" takes the kernel on a TPU or GPU, and the XLA form elsewhere and where the kernel lacks
         something, which is logged once.
 
@@ -62,39 +61,51 @@ def branch_attention(
     Raises:
       InputError: no such implementation, or one that is named cannot take this call.
     """
-    module = _module(implementation, q, own, context, window)
-    return module.attend(q, k, v, own, context, layer, scale, None, q.dtype, window)[0]
+    module = _module(implementation, q, context)
+    return module.attend(q, k, v, context, layer, scale, None, q.dtype, window)[0]
 
 
 def branch_attention_partial(
     q: Queries,
     k: KeysOrValues,
     v: KeysOrValues,
-    own: OwnCache | None,
     context: Context | None,
     layer: Array | int,
     scale: float,
     implementation: Implementation = "auto",
-    with_own: Array | None = None,
+    with_new: Array | None = None,
     window: Array | None = None,
 ) -> Partial:
     """Attend as `branch_attention` does, and return what merges with attention over other keys, out `[B, T, N, H]`.
 
     Args:
-      q, k, v, own, context, layer, scale, implementation, window: see `branch_attention`.
-      with_own: scalar bool, whether the new tokens and the own cache are attended to.  They are on one of several devices
-        that hold the same rows; None: they are.
+      q, k, v, context, layer, scale, implementation, window: see `branch_attention`.
+      with_new: scalar bool, whether the new tokens are attended to.  They are on one of several
+        devices that hold the same rows; None: they are.
 
     Raises:
       InputError: as `branch_attention` does.
     """
-    module = _module(implementation, q, own, context, window)
-    return normalised(*module.attend(q, k, v, own, context, layer, scale, with_own, jnp.float32, window))
+    module = _module(implementation, q, context)
+    seen = module.attend(q, k, v, context, layer, scale, with_new, jnp.float32, window)
+    return normalised(*seen)
 
 
-def _module(
-    implementation: Implementation, q: Queries, own: OwnCache | None, context: Context | None, window: Array | None
-) -> ModuleType:
+def lay_out(context: Context, window: int | None = None) -> Context:
+    """Lay out, once for all layers with this window, what a step of one token a row reads.
+
+    Only the XLA form uses it; where a kernel runs, XLA drops what nobody reads.
+    """
+    blocks = []
+    for part in context.parts:
+        runs = part.runs
+        if window is not None:
+            runs = runs.within(context.query_position, window)
+        blocks.append(xla_decode.lay_out(runs, part.heads.slots))
+    return dataclasses.replace(context, blocks=tuple(blocks))
+
+
+def _module(implementation: Implementation, q: Queries, context: Context | None) -> ModuleType:
     # Only what attends needs them, and Pallas takes 0.2 s to import.
     from psynth_jax.ops.branch_attention import gpu_device, pallas_gpu, pallas_tpu, reference, xla
 
@@ -104,7 +115,7 @@ def _module(
     kernel = {"tpu": pallas_tpu, "gpu": pallas_gpu}.get(jax.default_backend())
     if kernel is None:
         return xla
-    lacks = "a window" if window is not None else kernel.unsupported(q, own, context)
+    lacks = kernel.unsupported(q, context)
     if lacks is None and kernel is pallas_gpu:
         lacks = gpu_device.too_old()
     if lacks is None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from psynth_jax.axes import Array
 from psynth_jax.ops import rope
-from psynth_jax.ops.branch_attention.types import Context, ContextPart, OwnCache, Segments
+from psynth_jax.ops.branch_attention.types import Context, ContextPart, Runs
 from psynth_jax.ops.cached_heads import CachedHeads
 
 # N, K and H of published models; several of one family share them.
@@ -59,8 +59,11 @@ class Case:
 
 def arguments(
     case: Case, dtype: Any = jnp.float32, cache_dtype: Any = None, *, packed: bool = False, seed: int = 0
-) -> tuple[Array, Array, Array, OwnCache | None, Context, int, float]:
-    """Draw the arguments of `branch_attention` for a case: branch w lies in row w, behind a prompt of a few tokens."""
+) -> tuple[Array, Array, Array, Context, int, float]:
+    """Draw the arguments of `branch_attention` for a case.
+
+    Branch w lies in row w, behind a prompt of a few tokens; a row's own tokens come behind its branches.
+    """
     heads, kv_heads, width = MODELS[case.model]
     rng = np.random.default_rng(seed)
     normal = lambda *shape: jnp.asarray(rng.standard_normal(shape, np.float32))  # noqa: E731
@@ -73,17 +76,26 @@ def arguments(
     batch, tokens = case.rows, case.tokens
     prompts = rng.integers(1, 40, (batch, case.branches))
     slots = _capacity(int(prompts.max()) + case.branch_tokens)
+    branches = np.tile(np.arange(case.branches, dtype=np.int32), (batch, 1))
     rows = np.arange(batch * case.branches, dtype=np.int32).reshape(batch, -1)
-    length = np.full((batch, case.branches), case.branch_tokens, np.int32)
-    segments = Segments(
-        rows, prompts.astype(np.int32), length, np.tile(np.arange(case.branches, dtype=np.int32), (batch, 1))
-    )
+    length = np.full_like(rows, case.branch_tokens)
+    used = np.full(batch, case.branches, np.int32)
+    runs = Runs(rows, prompts.astype(np.int32), length, branches, np.zeros_like(rows), used)
+    parts = [ContextPart(cached(rows.size, slots), runs)]
     cos, sin = rope.angles(jnp.asarray(prompts), rope.plain_frequencies(1e4, width))
-    scalars = jnp.array([1.0, 0.0, 1.0, 0.0]) + 0.05 * normal(case.layers, batch, case.branches, 4)
-    context = Context((ContextPart(cached(rows.size, slots), segments),), cos, sin, scalars)
-    own = OwnCache(cached(batch, _capacity(case.own)), np.full(batch, case.own, np.int32)) if case.own else None
+    identity = jnp.array([1.0, 0.0, 1.0, 0.0])
+    scalars = identity + 0.05 * normal(case.layers, batch, case.branches, 4)
+    if case.own:
+        one = np.ones((batch, 1), np.int32)
+        row, begin = np.arange(batch, dtype=np.int32)[:, None], case.branch_tokens * one
+        own = Runs(row, 0 * one, case.own * one, case.branches * one, begin, one[:, 0])
+        parts.append(ContextPart(cached(batch, _capacity(case.own)), own))
+        cos, sin = (jnp.pad(x, ((0, 0), (0, 1), (0, 0)), constant_values=n) for x, n in ((cos, 1), (sin, 0)))
+        scalars = jnp.concatenate([scalars, jnp.broadcast_to(identity, (case.layers, batch, 1, 4))], axis=2)
+    query_position = np.full(batch, case.branch_tokens + case.own, np.int32)
+    context = Context(tuple(parts), cos, sin, scalars, query_position)
     q, k, v = (normal(batch, tokens, n, width).astype(dtype) for n in (heads, kv_heads, kv_heads))
-    return q, k, v, own, context, case.layers - 1, width**-0.5
+    return q, k, v, context, case.layers - 1, width**-0.5
 
 
 def _capacity(slots: int) -> int:

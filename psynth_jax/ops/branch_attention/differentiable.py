@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from psynth_jax.axes import Array
-from psynth_jax.ops.branch_attention.types import Context, OwnCache
+from psynth_jax.ops.branch_attention.types import Context
 
 
 @jax.tree_util.register_dataclass
@@ -31,11 +31,10 @@ class Inputs:
     q: Array
     k: Array
     v: Array
-    own: OwnCache | None
     context: Context | None
     layer: Array
     window: Array | None
-    with_own: Array | None
+    with_new: Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +56,7 @@ def attend(
     """Run an implementation; out and level are differentiable in q, k, v and the mapper's scalars."""
     scalars = None if inputs.context is None else inputs.context.scalars
     without = None if inputs.context is None else dataclasses.replace(inputs.context, scalars=None)
-    constant = inputs.own, without, jnp.asarray(inputs.layer, jnp.int32), inputs.window, inputs.with_own
+    constant = without, jnp.asarray(inputs.layer, jnp.int32), inputs.window, inputs.with_new
     static = _Static(kernel, scale, jnp.dtype(dtype), tuple(sorted(options.items())))
     return _attend(static, inputs.q, inputs.k, inputs.v, scalars, constant)
 
@@ -71,9 +70,9 @@ class _Static:
 
 
 def _inputs(q: Array, k: Array, v: Array, scalars: Array | None, constant: Any) -> Inputs:
-    own, without, layer, window, with_own = constant
+    without, layer, window, with_new = constant
     context = None if without is None else dataclasses.replace(without, scalars=scalars)
-    return Inputs(q, k, v, own, context, layer, window, with_own)
+    return Inputs(q, k, v, context, layer, window, with_new)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -28,7 +28,8 @@ from jax.experimental.pallas import triton as plgpu
 from psynth_jax.axes import Array
 from psynth_jax.ops.branch_attention.differentiable import Inputs
 from psynth_jax.ops.branch_attention.gpu_tiles import GpuTiles
-from psynth_jax.ops.branch_attention.types import Segments
+from psynth_jax.ops.branch_attention.types import Runs
+from psynth_jax.ops.branch_attention.worklist import joined_runs, new_tokens, query_position
 from psynth_jax.ops.cached_heads import CachedHeads
 
 LOG2E = math.log2(math.e)  # weights are powers of two: one instruction on a GPU
@@ -41,9 +42,10 @@ _QUERY_DTYPES = ("float32", "bfloat16", "float16")
 class Call:
     """What is known of a call when it is traced.
 
-    scale: of the logits.  group, tokens, width: G, T and H.  columns: segments of each source.
+    scale: of the logits.  group, tokens, width: G, T and H.  columns: runs of each source.
+    windowed: whether queries see a window only.
 
-    Source 0 is the new tokens, then the own cache if there is one, then the parts of the context.
+    Source 0 is the new tokens, then come the parts of the context.
     """
 
     scale: float
@@ -52,7 +54,7 @@ class Call:
     width: int
     tiles: GpuTiles
     columns: tuple[int, ...]
-    own: bool
+    windowed: bool
 
     @property
     def rows(self) -> int:
@@ -61,7 +63,7 @@ class Call:
 
     def mapped(self, source: int) -> bool:
         """Whether a source is part of the context, and so has a rotation and mapper scalars."""
-        return source > int(self.own)
+        return source > 0
 
     def to_rows(self, heads: Array) -> Array:
         """Lay `[B, T, N, ...]` out as rows `[B, K, M, ...]`."""
@@ -88,8 +90,8 @@ class Operands:
 
     rows `[B, K, M, H]`: queries.  k, v `[B, T, K, H]`: the new tokens.  cached: the other sources.  layer `[1]`.
     cos, sin `[B, W, H/2]`, scalars `[L, B, W, 4]`: of the context, None without one.
-    segments `[B, X, 6]`: row, first, length, branch, first step, step after the last.
-    cuts `[B, splits, 4]`: first step of a split, the one after its last, and the same of the segments that it meets.
+    runs `[B, X, 7]`: row, first, length, branch, first step, step after the last, reach (see `worklist`).
+    cuts `[B, splits, 4]`: first step of a split, the one after its last, and the same of the runs that it meets.
     """
 
     rows: Any
@@ -100,7 +102,7 @@ class Operands:
     cos: Any
     sin: Any
     scalars: Any
-    segments: Any
+    runs: Any
     cuts: Any
 
 
@@ -125,45 +127,29 @@ def unsupported(q: Array, caches: Sequence[CachedHeads]) -> str | None:
     return None
 
 
-def sources_of(inputs: Inputs) -> tuple[list[CachedHeads], list[Segments]]:
-    """Return the cached sources, and the segments of every source, the new tokens first."""
-    batch, tokens = inputs.q.shape[:2]
-    mine, zero = jnp.arange(batch, dtype=jnp.int32)[:, None], jnp.zeros((batch, 1), jnp.int32)
-
-    def first_slots(length: Array | int) -> Segments:
-        counted = zero + length if inputs.with_own is None else jnp.where(inputs.with_own, zero + length, 0)
-        return Segments(mine, zero, counted, zero)
-
-    caches, segments = [], [first_slots(tokens)]
-    if inputs.own is not None:
-        caches.append(inputs.own.heads)
-        segments.append(first_slots(inputs.own.start[:, None]))
-    for part in () if inputs.context is None else inputs.context.parts:
-        caches.append(part.heads)
-        segments.append(part.segments)
-    return caches, segments
+def sources_of(inputs: Inputs) -> tuple[list[CachedHeads], list[Runs]]:
+    """Return the cached sources, and the runs of every source, the new tokens first."""
+    parts = () if inputs.context is None else inputs.context.parts
+    return [part.heads for part in parts], [new_tokens(inputs), *(part.runs for part in parts)]
 
 
-def lay_out(call: Call, inputs: Inputs, sources: tuple[list[CachedHeads], list[Segments]]) -> Operands:
+def lay_out(call: Call, inputs: Inputs, sources: tuple[list[CachedHeads], list[Runs]]) -> Operands:
     """Return the operands of a call."""
-    caches, segments = sources
+    caches, runs = sources
     q, k, v, context = inputs.q, inputs.k, inputs.v, inputs.context
-    table, cuts = shares(segments, call.tiles.slots, call.tiles.splits)
+    joined = joined_runs(runs, query_position(inputs), inputs.window)
+    table, cuts = shares(*joined, call.tiles.slots, call.tiles.splits)
     cos, sin, scalars = (None, None, None) if context is None else (context.cos, context.sin, context.scalars)
     index = inputs.layer.reshape(1)
     return Operands(call.to_rows(q), k, v, tuple(caches), index, cos, sin, scalars, table, cuts)
 
 
-def shares(sources: Sequence[Segments], size: int, splits: int) -> tuple[Array, Array]:
-    """Return `Operands.segments` and `Operands.cuts`: number the steps of every query row, and share them out."""
-
-    def joined(field: str) -> Array:
-        return jnp.concatenate([getattr(source, field) for source in sources], axis=1).astype(jnp.int32)
-
-    row, first, length, branch = (joined(field) for field in ("row", "first", "length", "branch"))
-    count = (length + size - 1) // size
+def shares(runs: Runs, reach: Array, size: int, splits: int) -> tuple[Array, Array]:
+    """Return `Operands.runs` and `Operands.cuts`: number the steps of every query row, and share them out."""
+    count = (runs.length + size - 1) // size
     end = jnp.cumsum(count, axis=1, dtype=jnp.int32)
-    table = jnp.stack([row, first, length, branch, end - count, end], axis=-1)
+    columns = runs.row, runs.first, runs.length, runs.branch, end - count, end, reach
+    table = jnp.stack(columns, axis=-1)
     total = end[:, -1:]
     edges = jnp.arange(splits + 1, dtype=jnp.int32)
     edges = edges * (total // splits) + jnp.minimum(edges, total % splits)  # steps * splits could overflow
@@ -241,7 +227,7 @@ class Program:
 class Segment:
     """The part of a segment that a program reads: steps `begin .. end - 1`, counted from the segment's first slot.
 
-    index: column of the work list.  row, first, length, branch: see `api.Segments`.
+    index: column of the work list.  row, first, length, branch: see `types.Runs`.  reach: see `worklist`.
     """
 
     program: Program
@@ -251,24 +237,30 @@ class Segment:
     first: Any
     length: Any
     branch: Any
+    reach: Any
     begin: Any
     end: Any
 
     @classmethod
     def read(cls, program: Program, source: int, index: Any, low: Any, high: Any) -> Segment:
         """Read a segment from the work list and cut it to steps `low .. high - 1`."""
-        row, first, length, branch, begin, end = (program.refs.segments[program.batch, index, n] for n in range(6))
+        row, first, length, branch, begin, end, reach = (program.refs.runs[program.batch, index, n] for n in range(7))
         last = jnp.minimum(end, high) - begin
         if source == 0:  # no query of the block sees a new token past its own
             rows, group, size = program.call.tiles.rows, program.call.group, program.call.tiles.slots
             newest = jax.lax.div(program.first_row + rows - 1, group)
             last = jnp.minimum(last, jax.lax.div(newest, size) + 1)
-        return cls(program, source, index, row, first, length, branch, jnp.maximum(begin, low) - begin, last)
+        return cls(program, source, index, row, first, length, branch, reach, jnp.maximum(begin, low) - begin, last)
 
     @property
     def mapped(self) -> bool:
         """Whether the segment has a rotation and mapper scalars."""
         return self.program.call.mapped(self.source)
+
+    @property
+    def partly_seen(self) -> bool:
+        """Whether some queries see less of it than others: new tokens, or through a window."""
+        return self.source == 0 or self.program.call.windowed
 
     def scalar(self, which: int) -> Any:
         """Return one of aK, bK, aV, bV of a mapped segment."""
@@ -286,7 +278,7 @@ class Segment:
         def part(whole: bool) -> Callable[[Any, Any], Any]:
             return lambda index, state: step(Block(self, index * self.program.call.tiles.slots, whole), state)
 
-        if self.source == 0:
+        if self.partly_seen:
             return jax.lax.fori_loop(self.begin, self.end, part(False), state)
         full = jax.lax.div(self.length, self.program.call.tiles.slots)
         state = jax.lax.fori_loop(self.begin, jnp.minimum(self.end, full), part(True), state)
@@ -311,10 +303,15 @@ class Block:
 
     def seen(self) -> Array:
         """Return which slots the query rows see, `[rows or 1, slots]`."""
-        seen = self._inside()[None]
-        if self.segment.source == 0:  # row (t, g) sees slot s when s <= t, that is when s * G <= t * G + g
-            slot = self.offset + jnp.arange(self.slots, dtype=jnp.int32)
-            seen &= (slot * self.segment.program.call.group)[None] <= self.segment.program.row_indices()[:, None]
+        segment, seen = self.segment, self._inside()[None]
+        if not segment.partly_seen:
+            return seen
+        group, rows = segment.program.call.group, segment.program.row_indices()[:, None]
+        slot = (self.offset + jnp.arange(self.slots, dtype=jnp.int32))[None]
+        if segment.source == 0:  # row (t, g) sees slot s when s <= t, that is when s * G <= t * G + g
+            seen &= slot * group <= rows
+        if segment.program.call.windowed:  # t < s + reach
+            seen &= rows < (slot + segment.reach) * group
         return seen
 
     def _load(self, ref: Any, lanes: Any) -> Array:

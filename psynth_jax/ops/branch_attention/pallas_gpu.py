@@ -1,9 +1,9 @@
 """The folded form as one Pallas kernel for GPUs, lowered through Triton: all that a row reads in one pass.
 
-At the first block of a segment the query rows are turned by the branch's shift; the mapper's scalars meet the logits and the
+At the first block of a run the query rows are turned by the branch's shift; the mapper's scalars meet the logits and the
 weights.  Maximum, sum and accumulator are float32 (flash attention, arXiv 2205.14135).  When query rows are too few to fill
 the device, as in decode, the steps of a row are split over programs and their partial results merged afterwards.
-`gpu_blocks.py` has the grid and the walk over segments, `pallas_gpu_vjp.py` the way back.
+`gpu_blocks.py` has the grid and the walk over runs, `pallas_gpu_vjp.py` the backward pass.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from psynth_jax.ops.branch_attention.differentiable import Inputs, Kernel
 from psynth_jax.ops.branch_attention.gpu_blocks import LOG2E, MASKED, Block, Call, Operands, Program, Segment, product
 from psynth_jax.ops.branch_attention.gpu_device import local_device
 from psynth_jax.ops.branch_attention.gpu_tiles import forward_tiles
-from psynth_jax.ops.branch_attention.types import Context, OwnCache
+from psynth_jax.ops.branch_attention.types import Context
 from psynth_jax.ops.partial import Partial, finalize, level, merge_stacked
 
 
@@ -29,11 +29,10 @@ def attend(
     q: Array,
     k: Array,
     v: Array,
-    own: OwnCache | None,
     context: Context | None,
     layer: Array | int,
     scale: float,
-    with_own: Array | None,
+    with_new: Array | None,
     dtype: jax.typing.DTypeLike,
     window: Array | None = None,
     *,
@@ -44,19 +43,18 @@ def attend(
     Differentiable in q, k, v and the mapper's scalars; caches are constants.
 
     Raises:
-      InputError: a window, or a head width, dtype or cache layout that the kernel does not take.
+      InputError: a head width, dtype or cache layout that the kernel does not take.
     """
-    lacks = "a window" if window is not None else unsupported(q, own, context)
+    lacks = unsupported(q, context)
     if lacks is not None:
         raise InputError(f"the GPU kernel does not take {lacks}; or use implementation 'xla'")
-    inputs = Inputs(q, k, v, own, context, jnp.asarray(layer, jnp.int32), None, with_own)
+    inputs = Inputs(q, k, v, context, jnp.asarray(layer, jnp.int32), window, with_new)
     return differentiable.attend(Kernel(_forward, _backward), inputs, scale, dtype, interpret=interpret)
 
 
-def unsupported(q: Array, own: OwnCache | None, context: Context | None) -> str | None:
+def unsupported(q: Array, context: Context | None) -> str | None:
     """Say what of a call the kernel lacks; None: nothing."""
-    caches = [] if own is None else [own.heads]
-    caches += [] if context is None else [part.heads for part in context.parts]
+    caches = [] if context is None else [part.heads for part in context.parts]
     return gpu_blocks.unsupported(q, caches)
 
 
@@ -77,8 +75,8 @@ def _cut(inputs: Inputs, sources: Any, scale: float) -> Call:
     """Return the static part of a forward call."""
     q, kv_heads = inputs.q, inputs.k.shape[2]
     batch, tokens, heads, width = q.shape
-    caches, segments = sources
-    columns = tuple(source.row.shape[1] for source in segments)
+    caches, runs = sources
+    columns = tuple(source.row.shape[1] for source in runs)
     capacity = tokens + sum(cache.slots * count for cache, count in zip(caches, columns[1:], strict=True))
     tiles = forward_tiles(
         tokens * (heads // kv_heads),
@@ -89,7 +87,7 @@ def _cut(inputs: Inputs, sources: Any, scale: float) -> Call:
         capacity,
         local_device(),
     )
-    return Call(scale, heads // kv_heads, tokens, width, tiles, columns, inputs.own is not None)
+    return Call(scale, heads // kv_heads, tokens, width, tiles, columns, inputs.window is not None)
 
 
 def _run(call: Call, operands: Operands, dtype: Any, *, interpret: bool) -> tuple[Array, Array]:
@@ -163,7 +161,7 @@ def _visit(call: Call, swapped: Any, segment: Segment, seen: _Seen) -> _Seen:
             logits = jnp.where(visible, logits, MASKED)
         row_max = jnp.maximum(seen.row_max, logits.max(axis=1))
         weights = jnp.exp2(logits - row_max[:, None])
-        if segment.source == 0:  # a row may see nothing of a block here, and nothing before it: then its maximum is MASKED
+        if segment.partly_seen:  # a row may see nothing of a block, and nothing before it: then its maximum is MASKED
             weights = jnp.where(visible, weights, 0.0)
         fade = jnp.exp2(seen.row_max - row_max)
         here = weights.sum(axis=1)

@@ -1,14 +1,14 @@
-"""The way back through the GPU kernel: gradients of the queries, the new keys and values, and the mapper's scalars.
+"""The backward pass through the GPU kernel: gradients of the queries, the new keys and values, and the mapper's scalars.
 
-Weights are computed anew from the saved level.  For a segment with turned query r = R q, logits
+Weights are recomputed from the saved level.  For a run with turned query r = R q, logits
 x = c aK r.k + c bK sum(q), weights p, output gradient g and D the call's delta:
 
     dw = aV g.v + bV sum(g)         dx = p (dw - D)
     dr = sum_s dx k                 dq = c aK R^T dr + c bK sum_s dx          dk = c aK dx r,  dv = aV p g    (new tokens)
     daK = c r.dr     dbK = c sum(q) sum_s dx     daV = sum_s p g.v     dbV = sum_s p sum(g)
 
-summed over query rows.  Two kernels, so that no sum needs an atomic addition: one walks the segments of a block of query
-rows (dq, and the sums of every segment), one walks the query rows of a block of new tokens (dk, dv).  Halves of a head are
+summed over query rows.  Two kernels, so that no sum needs an atomic addition: one walks the runs of a block of query
+rows (dq, and the sums of every run), one walks the query rows of a block of new tokens (dk, dv).  Halves of a head are
 kept apart, since R mixes them.  Branch caches are constants: nothing is computed for them.
 """
 
@@ -55,23 +55,23 @@ def backward(
     cached = tuple(cache.k.dtype.itemsize for cache in sources[0])
     tiles = backward_tiles(tokens * group, width, q.dtype.itemsize, cached, local_device())
     columns = tuple(source.row.shape[1] for source in sources[1])
-    call = Call(scale, group, tokens, width, tiles, columns, inputs.own is not None)
+    call = Call(scale, group, tokens, width, tiles, columns, inputs.window is not None)
     operands = gpu_blocks.lay_out(call, inputs, sources)
     given = _Given(call.to_rows(gradient.astype(q.dtype)), call.to_rows(delta), call.to_rows(level) * LOG2E)
     dq, sums = _of_queries(call, operands, given, interpret=interpret)
     dk, dv = _of_new(call, operands, given, interpret=interpret)
-    if inputs.with_own is not None:
-        dk, dv = (jnp.where(inputs.with_own, x, 0) for x in (dk, dv))
+    if inputs.with_new is not None:
+        dk, dv = (jnp.where(inputs.with_new, x, 0) for x in (dk, dv))
     of_scalars = None if context is None else _of_scalars(call, operands, sums, inputs.layer)
     return call.from_rows(dq), dk, dv, of_scalars
 
 
 def _of_scalars(call: Call, operands: Operands, sums: Array, layer: Array) -> Array:
     """Add the sums of every mapped segment, `[B, K, blocks, X, 4]`, to the scalars of its branch, `[L, B, W, 4]`."""
-    identity = sum(call.columns[: 1 + int(call.own)])
-    branch, length = operands.segments[:, identity:, 3], operands.segments[:, identity:, 2]
+    new = call.columns[0]  # they have no scalars
+    branch, length = operands.runs[:, new:, 3], operands.runs[:, new:, 2]
     used = (length > 0)[:, None, None, :, None]  # what no program wrote may be anything
-    of_segment = jnp.where(used, sums[..., identity:, :], 0).sum(axis=(1, 2))
+    of_segment = jnp.where(used, sums[..., new:, :], 0).sum(axis=(1, 2))
     mine = jax.nn.one_hot(branch, operands.scalars.shape[2], dtype=jnp.float32)
     of_branch = jnp.einsum("bxn,bxw->bwn", of_segment, mine, precision="highest")
     return jnp.zeros_like(operands.scalars).at[layer].set(of_branch.astype(operands.scalars.dtype))
@@ -189,10 +189,10 @@ def _of_new(call: Call, operands: Operands, given: _Given, *, interpret: bool) -
         functools.partial(_new_kernel, call), (blocks, kv_heads, batch), (shape, shape),
         "branch_attention_vjp_new", interpret=interpret,
     )  # fmt: skip
-    return kernel(operands.rows, operands.k, operands.v, given)
+    return kernel(operands.rows, operands.k, operands.v, operands.runs, given)
 
 
-def _new_kernel(call: Call, rows: Any, k: Any, v: Any, given: _Given, dk: Any, dv: Any) -> None:
+def _new_kernel(call: Call, rows: Any, k: Any, v: Any, runs: Any, given: _Given, dk: Any, dv: Any) -> None:
     slots, size = call.tiles.slots, call.tiles.rows
     first, head, batch = pl.program_id(0) * slots, pl.program_id(1), pl.program_id(2)
     slot = first + jnp.arange(slots, dtype=jnp.int32)
@@ -212,6 +212,8 @@ def _new_kernel(call: Call, rows: Any, k: Any, v: Any, given: _Given, dk: Any, d
         turned = (query.astype(jnp.float32) * (scale * LOG2E)).astype(query.dtype)
         weights = jnp.exp2(product(turned, keys, trans_b=True) - level[:, None])
         seen = ((slot * call.group)[None] <= row[:, None]) & real[:, None]
+        if call.windowed:  # the new tokens are the first run
+            seen &= row[:, None] < ((slot + runs[batch, 0, 6]) * call.group)[None]
         weights = jnp.where(seen, weights, 0.0)
         of_logit = weights * (product(gradient, values, trans_b=True) - delta[:, None])
         return (

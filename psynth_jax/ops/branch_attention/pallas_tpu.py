@@ -1,8 +1,8 @@
-"""The folded form as one Pallas kernel for TPU: new tokens, own cache and every segment in a single pass.
+"""The folded form as one Pallas kernel for TPU: new tokens and every run in a single pass.
 
-At the first step of a segment the query block is turned by the branch's shift; the mapper's scalars meet the logits and the
+At the first step of a run the query block is turned by the branch's shift; the mapper's scalars meet the logits and the
 accumulator.  Maximum, sum and accumulator are float32 (flash attention, arXiv 2205.14135, over a ragged list of blocks).
-`tpu_blocks.py` has the grid and the layout, `pallas_tpu_vjp.py` the way back.
+`tpu_blocks.py` has the grid and the layout, `pallas_tpu_vjp.py` the backward pass.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from psynth_jax.ops.branch_attention.tpu_blocks import (
     product,
     source_refs,
 )
-from psynth_jax.ops.branch_attention.types import Context, OwnCache
+from psynth_jax.ops.branch_attention.types import Context
 from psynth_jax.ops.cached_heads import LANES, packs
 from psynth_jax.ops.partial import level
 
@@ -35,11 +35,10 @@ def attend(
     q: Array,
     k: Array,
     v: Array,
-    own: OwnCache | None,
     context: Context | None,
     layer: Array | int,
     scale: float,
-    with_own: Array | None,
+    with_new: Array | None,
     dtype: jax.typing.DTypeLike,
     window: Array | None = None,
     *,
@@ -50,17 +49,16 @@ def attend(
     Differentiable in q, k, v and the mapper's scalars; caches are constants.  Raises `InputError` for what `unsupported`
     names.
     """
-    lacking = "a window" if window is not None else None if interpret else unsupported(q, own, context)
+    lacking = None if interpret else unsupported(q, context)
     if lacking:
         raise InputError(f"the TPU kernel does not take {lacking}")
-    inputs = Inputs(q, k, v, own, context, jnp.asarray(layer, jnp.int32), None, with_own)
+    inputs = Inputs(q, k, v, context, jnp.asarray(layer, jnp.int32), window, with_new)
     return differentiable.attend(Kernel(_forward, _backward), inputs, scale, dtype, interpret=interpret)
 
 
-def unsupported(q: Array, own: OwnCache | None, context: Context | None) -> str | None:
+def unsupported(q: Array, context: Context | None) -> str | None:
     """Say what of a call the kernel lacks; None: nothing."""
-    caches = [] if own is None else [own.heads]
-    caches += [] if context is None else [part.heads for part in context.parts]
+    caches = [] if context is None else [part.heads for part in context.parts]
     if len({heads.packed for heads in caches}) > 1:
         return "packed and split caches in one call"
     width = q.shape[-1]
@@ -102,7 +100,7 @@ def _kernel(call: Call, layers: Any, *refs: Any) -> None:
         row_max[...] = jnp.full_like(row_max, MASKED)
         query_sums[...] = step.query_sums()
 
-    @pl.when(step.first_of_segment())
+    @pl.when(step.first_of_run())
     def turn() -> None:
         turned[...] = (step.turned_query() * (call.scale * step.scalar(0))).astype(turned.dtype)
 

@@ -1,6 +1,6 @@
-"""The way back through the TPU kernel: gradients of the queries, the new keys and values, and the mapper's scalars.
+"""The backward pass through the TPU kernel: gradients of the queries, the new keys and values, and the mapper's scalars.
 
-One more pass over the same work list, in which weights are computed anew from the saved maximum and sum.  For a segment with
+One more pass over the same work list, in which weights are recomputed from the saved maximum and sum.  For a run with
 turned query r = R q, logits x = c aK r.k + c bK sum(q), weights p, output gradient g and D the call's delta:
 
     dw = aV g.v + bV sum(g)         dx = p (dw - D)
@@ -26,7 +26,7 @@ from psynth_jax.ops.branch_attention.differentiable import Inputs
 from psynth_jax.ops.branch_attention.tpu_blocks import Call, Layout, Step, lay_out, product, source_refs, swap_halves
 from psynth_jax.ops.branch_attention.worklist import WorkList
 
-_NUMBERS = 128  # lanes of the row that takes a segment's four sums
+_NUMBERS = 128  # lanes of the row that takes a run's four sums
 
 
 def backward(
@@ -46,21 +46,21 @@ def backward(
 
 
 def _of_scalars(layout: Layout, sums: Array, scalars: Array, layer: Array) -> Array:
-    """Add the sums of every segment `[B, heads, blocks, X, 1, lanes]` to the scalars of its branch, `[L, B, W, 4]`."""
+    """Add the sums of every run `[B, heads, blocks, X, 1, lanes]` to the scalars of its branch, `[L, B, W, 4]`."""
     work = layout.work
     used = (work.end > work.begin)[..., None]  # what no step wrote may be anything
-    of_segment = jnp.where(used[:, None, None], sums[..., 0, :4], 0).sum(axis=(1, 2))
+    of_run = jnp.where(used[:, None, None], sums[..., 0, :4], 0).sum(axis=(1, 2))
     branches = scalars.shape[2]
     mine = jax.nn.one_hot(work.branch, branches + 1, dtype=jnp.float32)[..., :branches]  # the identity is no branch
-    of_branch = jnp.einsum("bxn,bxw->bwn", of_segment, mine, precision="highest")
+    of_branch = jnp.einsum("bxn,bxw->bwn", of_run, mine, precision="highest")
     return jnp.zeros_like(scalars).at[layer].set(of_branch.astype(scalars.dtype))
 
 
 def _run(layout: Layout, gradient: Array, delta: Array, level: Array, *, interpret: bool) -> list[Array]:
-    """Run the kernel; return both terms of dq as rows, new dk and dv `[B, K, slots, lanes]`, and the sums of segments."""
+    """Run the kernel; return both terms of dq as rows, new dk and dv `[B, K, slots, lanes]`, and the sums of runs."""
     call, rows = layout.call, layout.rows
     batch, kv_heads, all_rows, lanes = rows.shape
-    heads, segments = call.cut.kv_heads, layout.work.row.shape[1]
+    heads, runs = call.cut.kv_heads, layout.work.row.shape[1]
     slots = -(-layout.new_slots // call.sizes[0]) * call.sizes[0]  # whole blocks: the last one is written as one, too
     wide, single = call.query_spec(lanes), call.query_spec(1)
     new = pl.BlockSpec((1, heads, slots, lanes), lambda b, h, t, step, *_: (b, h, 0, 0))
@@ -71,7 +71,7 @@ def _run(layout: Layout, gradient: Array, delta: Array, level: Array, *, interpr
         (wide, float32(*rows.shape)),
         (new, float32(batch, kv_heads, slots, lanes)),
         (new, float32(batch, kv_heads, slots, lanes)),
-        (sums, float32(batch, kv_heads // heads, all_rows // call.rows, segments, 1, _NUMBERS)),
+        (sums, float32(batch, kv_heads // heads, all_rows // call.rows, runs, 1, _NUMBERS)),
     ]
     scratch = [call.scratch(lanes, rows.dtype), *(call.scratch(n) for n in (1, lanes, 1, 1, 1, lanes, lanes))]
     scratch += [pltpu.VMEM((heads, slots, lanes), jnp.float32)] * 2
@@ -83,7 +83,7 @@ def _run(layout: Layout, gradient: Array, delta: Array, level: Array, *, interpr
 
 
 def _sums_map(b: Any, h: Any, t: Any, step: Any, layers: Any, *refs: Any) -> tuple[Any, ...]:
-    return b, h, t, WorkList(*refs).segment[b, step], 0, 0
+    return b, h, t, WorkList(*refs).run[b, step], 0, 0
 
 
 def _kernel(call: Call, layers: Any, *refs: Any) -> None:
@@ -102,8 +102,8 @@ def _kernel(call: Call, layers: Any, *refs: Any) -> None:
     def begin_row() -> None:
         new_k[...], new_v[...] = jnp.zeros_like(new_k), jnp.zeros_like(new_v)
 
-    @pl.when(step.first_of_segment())
-    def begin_segment() -> None:
+    @pl.when(step.first_of_run())
+    def begin_run() -> None:
         turned[...] = (step.turned_query() * (scale * step.scalar(0))).astype(turned.dtype)
         for sums in (of_turned, of_logits, of_weights, of_values):
             sums[...] = jnp.zeros_like(sums)
@@ -123,7 +123,7 @@ def _kernel(call: Call, layers: Any, *refs: Any) -> None:
         of_values[...] += (weights * through_values).sum(axis=-1, keepdims=True)
         if source == 0:
             size = call.sizes[0]
-            at = pl.ds((step.index - step.work.begin[step.row, step.segment]) * size, size)
+            at = pl.ds((step.index - step.work.begin[step.row, step.run]) * size, size)
             new_k[:, at, :] += product(of_logit.astype(turned.dtype), turned[...], (1, 1))
             new_v[:, at, :] += product(weights.astype(turned.dtype), gradient[0], (1, 1))
         if k_scale is not None:
@@ -133,8 +133,8 @@ def _kernel(call: Call, layers: Any, *refs: Any) -> None:
     for number, arrays in enumerate(sources):
         pl.when(step.reads(number))(functools.partial(read, number, *arrays))
 
-    @pl.when(step.last_of_segment())
-    def finish_segment() -> None:
+    @pl.when(step.last_of_run())
+    def finish_run() -> None:
         straight, across = step.rotation[0, 0, 0:1], step.rotation[0, 0, 1:2]
         scaled = of_turned[...] * (scale * step.scalar(0))
         upright[...] += scaled * straight + (scale * step.scalar(1)) * of_logits[...]

@@ -1,6 +1,6 @@
 """What the TPU kernels, forward and backward, have in common: how a call is laid out, and what a step looks at.
 
-    grid  (B, K / heads, T / tokens, steps)          a step reads one block of slots of one segment
+    grid  (B, K / heads, T / tokens, steps)          a step reads one block of slots of one run
 
 The work list says which block that is; its index maps are the only thing that knows, so blocks outside of a span are never
 fetched and rows need not be neighbours.  Steps of other sources repeat a source's block, which costs no copy.
@@ -23,8 +23,8 @@ from jax.experimental.pallas import tpu as pltpu
 from psynth_jax.axes import Array
 from psynth_jax.ops.branch_attention.differentiable import Inputs
 from psynth_jax.ops.branch_attention.tpu_tiles import Tiles, tiles
-from psynth_jax.ops.branch_attention.types import Context, Segments
-from psynth_jax.ops.branch_attention.worklist import WorkList, work_list
+from psynth_jax.ops.branch_attention.types import Context, Runs
+from psynth_jax.ops.branch_attention.worklist import WorkList, new_tokens, query_position, work_list
 from psynth_jax.ops.cached_heads import CachedHeads, packs
 
 MASKED = -1e30  # a logit that counts for nothing; -inf would make NaN of -inf - -inf
@@ -35,11 +35,11 @@ NEW_SLOTS = 16  # new tokens are padded to a multiple: whole tiles
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Something that is read: heads of all layers, which layer, the segments of every query row."""
+    """Something that is read: heads of all layers, which layer, the runs of every query row."""
 
     heads: CachedHeads
     layer: Array
-    segments: Segments
+    runs: Runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Call:
 
     scale: of the logits.  group, tokens, width: G, T and H.  cut: the tiles.
     sizes: slots of a block of each source; source 0 is the new tokens.
+    windowed: whether queries see a window only.
     """
 
     scale: float
@@ -58,6 +59,7 @@ class Call:
     sizes: tuple[int, ...]
     packed: bool
     quantised: tuple[bool, ...]
+    windowed: bool
 
     @property
     def rows(self) -> int:
@@ -158,7 +160,7 @@ class Layout:
 
 
 def lay_out(inputs: Inputs, scale: float) -> Layout:
-    """Lay out a call, of either way."""
+    """Lay out a call, of either pass."""
     _, tokens, heads, width = inputs.q.shape
     kv_heads = inputs.k.shape[2]
     sources = _sources(inputs)
@@ -168,8 +170,15 @@ def lay_out(inputs: Inputs, scale: float) -> Layout:
     )
     sizes = tuple(min(cut.slots, source.heads.slots) for source in sources)
     packed, quantised = sources[0].heads.packed, tuple(source.heads.quantised for source in sources)
-    call = Call(scale, heads // kv_heads, tokens, width, cut, sizes, packed, quantised)
-    work = work_list([source.segments for source in sources], [source.heads.slots for source in sources], sizes)
+    windowed = inputs.window is not None
+    call = Call(scale, heads // kv_heads, tokens, width, cut, sizes, packed, quantised, windowed)
+    work = work_list(
+        [source.runs for source in sources],
+        [source.heads.slots for source in sources],
+        sizes,
+        query_position(inputs),
+        inputs.window,
+    )
     rows = call.query_rows(inputs.q)
     rotation, scalars = _of_branches(inputs.context, inputs.layer, call, rows.shape[0])
     query = call.query_spec(call.lanes)
@@ -182,28 +191,18 @@ def lay_out(inputs: Inputs, scale: float) -> Layout:
 
 
 def _sources(inputs: Inputs) -> list[Source]:
-    """List what is read: the new tokens as a cache of one layer, the own cache, the parts of the context."""
-    own, context, layer = inputs.own, inputs.context, inputs.layer
-    batch, tokens, _, width = inputs.k.shape
-    others = [] if own is None else [own.heads]
-    others += [] if context is None else [part.heads for part in context.parts]
+    """List what is read: the new tokens as a cache of one layer, the parts of the context."""
+    context = inputs.context
+    _, tokens, _, width = inputs.k.shape
+    parts = () if context is None else context.parts
+    others = [part.heads for part in parts]
     pad = ((0, 0), (0, 0), (0, -tokens % NEW_SLOTS), (0, 0))
     new_k, new_v = (jnp.pad(new.transpose(0, 2, 1, 3), pad)[None] for new in (inputs.k, inputs.v))
     packed = any(heads.packed for heads in others) or (not others and packs(width))
     new = CachedHeads(jnp.concatenate([new_k, new_v], axis=-1), None) if packed else CachedHeads(new_k, new_v)
     identity = 0 if context is None else context.cos.shape[1]  # the branch that changes nothing: see `_of_branches`
-    mine, zero = jnp.arange(batch, dtype=jnp.int32)[:, None], jnp.zeros((batch, 1), jnp.int32)
-
-    def first_slots(length: Array | int) -> Segments:
-        counted = zero + length if inputs.with_own is None else jnp.where(inputs.with_own, zero + length, 0)
-        return Segments(mine, zero, counted, zero + identity)
-
-    sources = [Source(new, jnp.int32(0), first_slots(tokens))]
-    if own is not None:
-        sources.append(Source(own.heads, layer, first_slots(own.start[:, None])))
-    if context is not None:
-        sources += [Source(part.heads, layer, part.segments) for part in context.parts]
-    return sources
+    sources = [Source(new, jnp.int32(0), new_tokens(inputs, identity))]
+    return sources + [Source(part.heads, inputs.layer, part.runs) for part in parts]
 
 
 def _of_branches(context: Context | None, layer: Array | int, call: Call, batch: int) -> tuple[Array, Array]:
@@ -230,7 +229,7 @@ def swap_halves(rows: Array, width: int) -> Array:
 
 def _branch_map(b: Any, h: Any, t: Any, step: Any, layers: Any, *refs: Any) -> tuple[Any, ...]:
     work = WorkList(*refs)
-    return b, work.branch[b, work.segment[b, step]], 0, 0
+    return b, work.branch[b, work.run[b, step]], 0, 0
 
 
 def _source_operands(source: Source, number: int, heads: int, size: int) -> tuple[list[Any], list[Array]]:
@@ -239,9 +238,9 @@ def _source_operands(source: Source, number: int, heads: int, size: int) -> tupl
     def place(b: Any, step: Any, layers: Any, work: WorkList) -> tuple[Any, Any, Any]:
         begin, end = work.source_begin[number, b], work.source_end[number, b]
         mine = jnp.clip(step, begin, jnp.maximum(end - 1, 0))  # other sources' steps: the block that is there already
-        segment = work.segment[b, mine]
-        row = jnp.where(end > begin, work.row[b, segment], 0)
-        block = jnp.where(end > begin, work.block[b, segment] + mine - work.begin[b, segment], 0)
+        run = work.run[b, mine]
+        row = jnp.where(end > begin, work.row[b, run], 0)
+        block = jnp.where(end > begin, work.block[b, run] + mine - work.begin[b, run], 0)
         return layers[number], row, block
 
     def heads_map(b: Any, h: Any, t: Any, step: Any, layers: Any, *refs: Any) -> tuple[Any, ...]:
@@ -268,7 +267,7 @@ def _source_operands(source: Source, number: int, heads: int, size: int) -> tupl
 class Step:
     """Where a step stands, and the operands that every kernel has.
 
-    row, tokens, index: query row, block of its tokens, step.  segment, branch: what it reads.
+    row, tokens, index: query row, block of its tokens, step.  run, branch: what it reads.
     """
 
     call: Call
@@ -276,7 +275,7 @@ class Step:
     row: Any
     tokens: Any
     index: Any
-    segment: Any
+    run: Any
     branch: Any
     query: Any
     swapped: Any
@@ -288,21 +287,21 @@ class Step:
         """Read the work list at the current grid position; return the step and the refs that are not its own."""
         work = WorkList(*refs[:LIST])
         row, tokens, index = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-        segment = work.segment[row, index]
-        branch = work.branch[row, segment]
-        return cls(call, work, row, tokens, index, segment, branch, *refs[LIST : LIST + 4]), refs[LIST + 4 :]
+        run = work.run[row, index]
+        branch = work.branch[row, run]
+        return cls(call, work, row, tokens, index, run, branch, *refs[LIST : LIST + 4]), refs[LIST + 4 :]
 
     def scalar(self, which: int) -> Any:
         """Return one of aK, bK, aV, bV."""
         return self.scalars[self.row, 4 * self.branch + which]
 
-    def first_of_segment(self) -> Any:
-        """Whether this step is the first one of its segment."""
-        return self.index == self.work.begin[self.row, self.segment]
+    def first_of_run(self) -> Any:
+        """Whether this step is the first one of its run."""
+        return self.index == self.work.begin[self.row, self.run]
 
-    def last_of_segment(self) -> Any:
-        """Whether this step is the last one of its segment."""
-        return self.index == self.work.end[self.row, self.segment] - 1
+    def last_of_run(self) -> Any:
+        """Whether this step is the last one of its run."""
+        return self.index == self.work.end[self.row, self.run] - 1
 
     def reads(self, source: int) -> Any:
         """Whether this step reads a block of this source."""
@@ -320,9 +319,9 @@ class Step:
         return self.query[0].astype(jnp.float32).sum(axis=-1, keepdims=True)
 
     def visible(self, source: int) -> tuple[Array, Array]:
-        """Return which slots query rows see, `[1, rows, slots]`, and which slots are the segment's, `[1, slots, 1]`."""
+        """Return which slots query rows see, `[1, rows, slots]`, and which slots are the run's, `[1, slots, 1]`."""
         size, rows = self.call.sizes[source], self.call.rows
-        at = self.row, self.segment
+        at = self.row, self.run
         base = (self.work.block[at] + self.index - self.work.begin[at]) * size
         first, stop = self.work.first[at], self.work.stop[at]
 
@@ -331,9 +330,11 @@ class Step:
 
         slot = base + jax.lax.broadcasted_iota(jnp.int32, (1, rows, size), 2)
         seen = inside(slot)
+        row = self.tokens * rows + jax.lax.broadcasted_iota(jnp.int32, (1, rows, size), 1)
         if source == 0:  # new tokens: slot s is seen by row r = (t, g) when s <= t, that is when s * G <= r
-            row = self.tokens * rows + jax.lax.broadcasted_iota(jnp.int32, (1, rows, size), 1)
             seen &= slot * self.call.group <= row
+        if self.call.windowed:  # t < s + reach
+            seen &= row < (slot + self.work.reach[at]) * self.call.group
         return seen, inside(base + jax.lax.broadcasted_iota(jnp.int32, (1, size, 1), 1))
 
     def logits(self, turned: Array, k: Any, k_scale: Any, query_sums: Array) -> Array:

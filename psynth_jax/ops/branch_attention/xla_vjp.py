@@ -1,6 +1,6 @@
-"""The way back through the folded form: gradients of the queries, the new keys and values, and the mapper's scalars.
+"""The backward pass through the folded form: gradients of the queries, the new keys and values, and the mapper's scalars.
 
-The same blocks once more, weights computed anew from the saved level.  For a segment with turned query
+The same blocks once more, weights recomputed from the saved level.  For a run with turned query
 r = c aK R(shift) q, logits x = r.k + c bK sum(q), weights p = exp(x - level) and output gradient g:
 
     D the call's delta              dw = aV g.v + bV sum(g)         dx = p (dw - D)
@@ -20,9 +20,10 @@ import jax.numpy as jnp
 
 from psynth_jax.axes import Array
 from psynth_jax.ops import rope
-from psynth_jax.ops.branch_attention import xla
+from psynth_jax.ops.branch_attention import xla_blocks
 from psynth_jax.ops.branch_attention.differentiable import Inputs
-from psynth_jax.ops.branch_attention.types import Context, ContextPart, OwnCache
+from psynth_jax.ops.branch_attention.types import Context
+from psynth_jax.ops.branch_attention.xla_blocks import Run, by_head, by_token, causal, query_blocks
 
 
 class _Queries(NamedTuple):
@@ -48,36 +49,36 @@ def backward(
 ) -> tuple[Array, Array, Array, Array | None]:
     """Return the gradients of q, k, v and scalars; see `differentiable.Kernel`."""
     q, k, v, context, layer = inputs.q, inputs.k, inputs.v, inputs.context, inputs.layer
-    window, with_own = inputs.window, inputs.with_own
-    own = xla.own_or_none(inputs.own, with_own)
+    window, with_new = inputs.window, inputs.with_new
     batch, tokens = q.shape[:2]
     group = q.shape[2] // k.shape[2]
-    queries = _Queries(*(xla.by_head(x, group) for x in (q, gradient.astype(q.dtype), delta, level)))
+    queries = _Queries(*(by_head(x, group) for x in (q, gradient.astype(q.dtype), delta, level)))
 
     def of_row(item: tuple[Array, Any]) -> tuple[Array, Array, Array, Array | None]:
         row, (new_k, new_v, mine) = item
         new_k, new_v, mine = jax.tree.map(lambda x: x[None], (new_k, new_v, mine))
         dk, dv = jnp.zeros(new_k.shape, jnp.float32), jnp.zeros(new_v.shape, jnp.float32)
-        dq, of_scalars = [], None if context is None else jnp.zeros(context.scalars.shape[2:], jnp.float32)
-        for first, end in xla.query_blocks(tokens, xla.QUERY_BLOCK):
+        dq, of_scalars = [], None
+        if context is not None:
+            of_scalars = jnp.zeros(context.scalars.shape[2:], jnp.float32)
+        for first, end in query_blocks(tokens, xla_blocks.QUERY_BLOCK):
             block = _Queries(*(x[:, :, first * group : end * group] for x in mine))
-            mask = xla.causal(first, end, group, window, with_own, range(end))
+            mask = causal(first, end, group, window, with_new, range(end))
             of_queries, block_k, block_v = _new(block, new_k[:, :, :end], new_v[:, :, :end], mask, scale)
             dk, dv = dk.at[:, :, :end].add(block_k), dv.at[:, :, :end].add(block_v)
-            if own is not None:
-                row_cache = OwnCache(own.heads, own.start[row][None])
-                oldest = xla.oldest_slot(row_cache, jnp.repeat(jnp.arange(first, end), group), window)
-                of_queries += _own(block, row_cache, row, layer, scale, oldest)
             if context is not None:
-                of_queries, of_scalars = _context(block, row, context, layer, scale, (of_queries, of_scalars))
+                token = jnp.repeat(jnp.arange(first, end), group)  # [M]
+                found = of_queries, of_scalars
+                of_queries, of_scalars = _cached(block, row, token, context, layer, scale, window, found)
             dq.append(of_queries)
         return jnp.concatenate(dq, axis=2)[0], dk[0], dv[0], of_scalars
 
-    rows = jnp.arange(batch), (xla.by_head(k), xla.by_head(v), queries)
+    rows = jnp.arange(batch), (by_head(k), by_head(v), queries)
     dq, dk, dv, of_scalars = jax.lax.map(of_row, rows)
     if context is not None:  # [B, W, 4] of one layer
-        of_scalars = jnp.zeros_like(context.scalars).at[layer].set(of_scalars.astype(context.scalars.dtype))
-    dq, dk, dv = (xla.by_token(x, batch, tokens).astype(like.dtype) for x, like in ((dq, q), (dk, k), (dv, v)))
+        of_scalars = of_scalars.astype(context.scalars.dtype)
+        of_scalars = jnp.zeros_like(context.scalars).at[layer].set(of_scalars)
+    dq, dk, dv = (by_token(x, batch, tokens).astype(like.dtype) for x, like in ((dq, q), (dk, k), (dv, v)))
     return dq, dk, dv, of_scalars
 
 
@@ -90,54 +91,53 @@ def _new(block: _Queries, k: Array, v: Array, mask: Array, scale: float) -> tupl
     return scale * _times_keys(of_logit, k), dk, dv
 
 
-def _own(block: _Queries, own: OwnCache, row: Array, layer: Array, scale: float, oldest: Array | None) -> Array:
-    """Return the gradient of the queries through the filled slots of their own row, from `oldest [1, M]` on."""
-    scaled = scale * block.q
-
-    def visit(dq: Array, k: Array, v: Array, filled: Array) -> Array:
-        k = _readable(k, filled.any(axis=2, keepdims=True))  # [1, 1, 1, Z]
-        _, of_logit, _ = _through_softmax(block, scaled, k, v, filled)
-        return dq + _times_keys(of_logit, k)
-
-    nothing = jnp.zeros(block.q.shape, jnp.float32)
-    begin = 0 if oldest is None else oldest.min()
-    blocks = xla.over_blocks(visit, nothing, own.heads, layer, row, begin, own.start, oldest=oldest)
-    return scale * blocks
-
-
-def _context(
-    block: _Queries, row: Array, context: Context, layer: Array, scale: float, found: tuple[Array, Array]
+def _cached(
+    block: _Queries,
+    row: Array,
+    token: Array,
+    context: Context,
+    layer: Array,
+    scale: float,
+    window: Array | None,
+    found: tuple[Array, Array],
 ) -> tuple[Array, Array]:
-    """Add what goes through all segments of batch row `row` to `found`: of the queries, and of its scalars `[W, 4]`."""
+    """Add what goes through the runs of batch row `row` to `found`: of queries, and scalars `[W, 4]`."""
     total = block.q.astype(jnp.float32).sum(axis=-1)
     of_output = block.gradient.astype(jnp.float32).sum(axis=-1)
-    for part in context.parts:
 
-        def over_segment(index: Array, found: tuple[Array, Array], part: ContextPart = part) -> tuple[Array, Array]:
-            segments = jax.tree.map(lambda x: x[row, index], part.segments)
-            cos, sin = context.cos[row, segments.branch], context.sin[row, segments.branch]
-            key_scale, key_bias, value_scale, value_bias = context.scalars[layer, row, segments.branch]
-            upright = scale * rope.rotate(block.q.astype(jnp.float32), cos, sin)
-            turned = (upright * key_scale).astype(block.q.dtype)
-            logit_shift = scale * key_bias * total
-            shifted = block._replace(delta=block.delta - value_bias * of_output)
+    def over_run(run: Run, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        key_scale, key_bias, value_scale, value_bias = run.scalars
+        upright = scale * rope.rotate(block.q.astype(jnp.float32), run.cos, run.sin)
+        turned = (upright * key_scale).astype(block.q.dtype)
+        logit_shift = scale * key_bias * total
+        shifted = block._replace(delta=block.delta - value_bias * of_output)
 
-            def visit(sums: _Sums, k: Array, v: Array, inside: Array) -> _Sums:
-                k = _readable(k, inside)
-                weights, of_logit, through_values = _through_softmax(shifted, turned, k, v, inside, logit_shift, value_scale)
-                here = _times_keys(of_logit, k), *(x.sum(axis=-1) for x in (of_logit, weights, weights * through_values))
-                return _Sums(*(x + more for x, more in zip(sums, here, strict=True)))
+        def visit(sums: _Sums, k: Array, v: Array, seen: Array) -> _Sums:
+            k = _readable(k, seen.any(axis=2, keepdims=True))
+            weights, of_logit, through_values = _through_softmax(shifted, turned, k, v, seen, logit_shift, value_scale)
+            here = _Sums(
+                _times_keys(of_logit, k),
+                of_logit.sum(axis=-1),
+                weights.sum(axis=-1),
+                (weights * through_values).sum(axis=-1),
+            )
+            return jax.tree.map(jnp.add, sums, here)
 
-            nothing = _Sums(jnp.zeros(block.q.shape, jnp.float32), *[jnp.zeros(total.shape, jnp.float32)] * 3)
-            end = (segments.first + segments.length)[None]
-            sums = xla.over_blocks(visit, nothing, part.heads, layer, segments.row, segments.first, end)
-            dq, of_scalars = found
-            dq += scale * (key_scale * rope.rotate(sums.of_keys, cos, -sin) + key_bias * sums.of_logits[..., None])
-            four = (upright * sums.of_keys, scale * total * sums.of_logits, sums.of_values, of_output * sums.of_weights)
-            return dq, of_scalars.at[segments.branch].add(jnp.stack([x.sum() for x in four]))
+        zero = jnp.zeros(total.shape, jnp.float32)
+        nothing = _Sums(jnp.zeros(block.q.shape, jnp.float32), zero, zero, zero)
+        sums = xla_blocks.over_blocks(visit, nothing, run)
+        dq, of_scalars = found
+        of_turned = key_scale * rope.rotate(sums.of_keys, run.cos, -run.sin)
+        dq += scale * (of_turned + key_bias * sums.of_logits[..., None])
+        four = (
+            (upright * sums.of_keys).sum(),
+            (scale * total * sums.of_logits).sum(),
+            sums.of_values.sum(),
+            (of_output * sums.of_weights).sum(),
+        )
+        return dq, of_scalars.at[run.branch].add(jnp.stack(four))
 
-        found = jax.lax.fori_loop(0, part.segments.row.shape[1], over_segment, found)
-    return found
+    return xla_blocks.over_runs(over_run, found, context, layer, row, token, window)
 
 
 def _through_softmax(
@@ -150,7 +150,7 @@ def _through_softmax(
     value_scale: Array | float = 1.0,
 ) -> tuple[Array, Array, Array]:
     """Return p, dx and g.v, each `[1, K, M, Z]`, of scaled and turned queries q."""
-    logits = xla.logits_of(q, k, logit_shift)
+    logits = xla_blocks.logits_of(q, k, logit_shift)
     level = jnp.where(jnp.isneginf(block.level), 0.0, block.level)
     weights = jnp.where(mask, jnp.exp(logits - level[..., None]), 0.0)
     through_values = jnp.einsum("bkmh,bkzh->bkmz", block.gradient, v, preferred_element_type=jnp.float32)
