@@ -114,9 +114,9 @@ def test_a_shared_prompt_is_prefilled_once_on_each_block(
     runner, ran = sharded.runner, list[list[TokenSequence]]()
     run = runner.run
 
-    def noted(sequences: Any, conditioning: Any) -> None:
+    def noted(sequences: Any) -> None:
         ran.append(list(sequences))
-        run(sequences, conditioning)
+        run(sequences)
 
     monkeypatch.setattr(runner, "run", noted)
     assert sharded.work(PROMPTS, max_new_tokens=6).token_ids == expected.token_ids
