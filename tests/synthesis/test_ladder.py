@@ -26,6 +26,7 @@ from psynth_jax.kv.transfer import read_slots
 from psynth_jax.nn.decoder import Decoder
 from psynth_jax.synthesis import workers
 from psynth_jax.synthesis.outputs import Cached
+from psynth_jax.synthesis.runner import asked_of
 from tests.tiny import random_lora, random_mapper, token_ids
 from tests.trees import tree_bytes
 
@@ -283,7 +284,7 @@ def test_one_branch_without_prompt_is_the_text_before_the_prompt(plain: ps.Paral
 def test_workers_and_synthesizers_share_a_batch(synth: ps.ParallelSynthesis, three: Branches) -> None:
     """By the scale: a row of 0 is the base model reading the same slots, mapper and adapter left out."""
     runner, adapter, text = synth.runner, synth.adapter, [*PROMPT, *TARGET]
-    (asked,) = synth._asked([three.questions[0]], 1)
+    (asked,) = asked_of(runner, [three.questions[0]], 1)
 
     def scores(conditioning: Conditioning, *scales: float) -> list[np.ndarray]:
         sequences = []
@@ -299,7 +300,8 @@ def test_workers_and_synthesizers_share_a_batch(synth: ps.ParallelSynthesis, thr
                     scale=scale,
                 )
             )
-        return runner.score(sequences, [text[1:]] * len(scales), conditioning)
+        scheduler = runner.machine.scheduler(runner.cache_dtype)
+        return scheduler.score(sequences, [text[1:]] * len(scales), conditioning)
 
     whole = Conditioning(adapter.mapper, adapter.lora)
     (base,), (adapted,) = scores(Conditioning(), 0.0), scores(whole, 1.0)
