@@ -42,7 +42,7 @@ class TestInfo:
         assert len(default) == 10
         assert default[0] == {"program": "step", "rows": 1, "tokens": 1, "branches": 9, "runs": 25, "compiled": "default"}
         assert {program["program"] for program in found} == {"step", "score"}
-        assert "first use" in psynth("info", "--programs").out
+        assert "first use" in psynth("info", "--programs").err
 
     def test_model(self, psynth: Command, model_directory: Path) -> None:
         found = psynth("info", "--model", model_directory, "--json").json["model"]
