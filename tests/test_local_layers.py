@@ -93,7 +93,8 @@ def test_a_turn_of_branches_equals_text_where_one_branch_stands_before_the_promp
     synth = ps.ParallelSynthesis(tiny_model(**GEMMA))
     text, prompt, target = token_ids(1, length), token_ids(2, 9), token_ids(3, 8)
     through = synth.score(prompt, target, branches=synth.encode([text]))
-    np.testing.assert_allclose(through, synth.score([*text, *prompt], target), atol=1e-5)
+    tolerance = 1e-5 if length == 20 else 2e-5  # sums over more tokens
+    np.testing.assert_allclose(through, synth.score([*text, *prompt], target), atol=tolerance)
     moved = synth.encode([text], prefixes=[token_ids(4, 11)])
     assert not np.allclose(synth.score(prompt, target, branches=moved), through, atol=1e-3)
 

@@ -35,7 +35,7 @@ def test_second_run_finds_its_programs_on_disk(model_directory: Path, environmen
 
     def programs() -> set[str]:
         """The steps: they take long enough to be kept on any machine."""
-        return {file.name for file in (tmp_path / "compiled").glob("jit_advance*-cache")}
+        return {file.name for file in (tmp_path / "compiled").glob("jit_step*-cache")}
 
     first, kept = run(), programs()
     assert kept
