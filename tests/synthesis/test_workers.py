@@ -5,7 +5,6 @@ import pytest
 
 from psynth_jax.branch import Branch
 from psynth_jax.config import DecoderConfig, PlainRope
-from psynth_jax.engine.step import Conditioning
 from psynth_jax.kv.transfer import read_slots
 from psynth_jax.model import Model
 from psynth_jax.nn.decoder import Decoder
@@ -33,7 +32,7 @@ def written(runner: Runner, workers: list[WorkerPrompt], new_tokens: int) -> lis
 
 def scores(runner: Runner, text: list[int]) -> np.ndarray:
     sequence = runner.sequence(text[:-1], 0, Cached(runner, "a text"), 0)
-    return runner.score([sequence], [text[1:]], Conditioning())[0]
+    return runner.score([sequence], [text[1:]])[0]
 
 
 def test_shared_prefix_leaves_every_row_a_token() -> None:
