@@ -43,16 +43,13 @@ class Sampled:
     margin: Array
 
 
-def sample(logits: Array, rows: RowSampling, drawn: Array, *, greedy: bool = False) -> Sampled:
+def sample(logits: Array, rows: RowSampling, drawn: Array) -> Sampled:
     """Return one token per row from float32 `logits [B, V]`.
 
-    drawn `[B]` or scalar int32 counts the tokens sampled before; with the row's seed it makes the random key.  greedy
-    (static) is the promise that every row's temperature is 0.
+    drawn `[B]` or scalar int32 counts the tokens sampled before; with the row's seed it makes the random key.
     """
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     finite = jnp.isfinite(logits).all(axis=-1)
-    if greedy:
-        return _measured(logits, best, best, finite)
     draws = rows.temperature > 0
     # To draw takes several times as long as an arg max over the vocabulary, so it is in a branch of its own.
     drawing = functools.partial(_drawn, logits, rows, jnp.broadcast_to(drawn, best.shape))

@@ -39,6 +39,12 @@ class Conditioning:
     mapper: Mapper | None = None
     lora: Lora | None = None
 
+    @property
+    def parts(self) -> list[str]:
+        """What there is, by name."""
+        named = (("LoRA", self.lora), ("mapper", self.mapper))
+        return [name for name, part in named if part is not None]
+
 
 def step(
     model: Decoder,

@@ -119,7 +119,8 @@ class RowOutput:
         self.token_ids.append(token)
         if self._stream is not None:
             self.text += self._stream.push(token)
-            begins = [at for at in (self.text.find(stop) for stop in self._stop_texts) if at >= 0]
+            places = [self.text.find(stop) for stop in self._stop_texts]
+            begins = [at for at in places if at >= 0]
             if begins:
                 self._cut(min(begins))
                 return self._finish("stop")

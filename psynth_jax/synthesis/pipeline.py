@@ -95,18 +95,18 @@ class ParallelSynthesis:
         self.model = model if mesh is None else model.on(mesh)
         self.positions: PositionMode = positions
         self.runner = Runner(self.model, implementation, cache_dtype, self._vocabulary or model.config.vocab_size)
-        lora = adapter.lora if adapter is not None else None
-        self._lora = lora if lora is None or self.model.mesh is None else lora.on(self.model.mesh, model.config)
-        self._mapper = None if adapter is None else self.runner.placed(adapter.mapper)
-        self.runner.conditioning = Conditioning(self._mapper, self._lora)
+        if adapter is not None:
+            lora, mesh = adapter.lora, self.model.mesh
+            placed = lora if lora is None or mesh is None else lora.on(mesh, model.config)
+            self.runner.conditioning = Conditioning(self.runner.placed(adapter.mapper), placed)
         self._sink = adapter.sink if adapter is not None else ()
         self._sinks: list[Branch] = []
         self.gate = arguments.checked_gate(gate, model, lambda: self.adapter.digest)
 
     def __repr__(self) -> str:
         """Show the model, and what makes a synthesizer of it."""
-        parts = [name for name, part in (("LoRA", self._lora), ("mapper", self._mapper)) if part is not None]
-        return f"ParallelSynthesis({self.model!r}, {' and '.join(parts) or 'no adapter'}, {self.positions} positions)"
+        parts = " and ".join(self.runner.conditioning.parts) or "no adapter"
+        return f"ParallelSynthesis({self.model!r}, {parts}, {self.positions} positions)"
 
     @property
     def template(self) -> TemplateVariables:
@@ -120,15 +120,16 @@ class ParallelSynthesis:
         template = self._adapter_template
         if template is None and self.template:
             template = self.template
-        return Adapter(self._lora, self._mapper, self._vocabulary, self._sink, template)
+        read_with = self.runner.conditioning
+        return Adapter(read_with.lora, read_with.mapper, self._vocabulary, self._sink, template)
 
     def set_mapper(self, parameters: Mapping[str, HostArray]) -> None:
         """Use another mapper: hidden_kernel `[3, 32]`, hidden_bias `[32]`, out_kernel `[32, 4]`, out_bias `[4]`.
 
-        Branches need not be made anew.  Raises `AdapterError` listing what is wrong with the arrays.
+        Branches need not be made again.  Raises `AdapterError` listing what is wrong with the arrays.
         """
-        self._mapper = self.runner.placed(Mapper.from_arrays(parameters))
-        self.runner.conditioning = Conditioning(self._mapper, self._lora)
+        mapper = self.runner.placed(Mapper.from_arrays(parameters))
+        self.runner.conditioning = Conditioning(mapper, self.runner.conditioning.lora)
 
     def mapper_scalars(self, branches: Branches) -> HostArray:
         """Return (aK, bK, aV, bV) of every layer and branch, `[L, B, W, 4]` float32; W is the largest count of the batch."""
@@ -140,7 +141,7 @@ class ParallelSynthesis:
         for number, group in enumerate(groups):
             span[number, : len(group)] = [branch.span for branch in group]
             valid[number, : len(group)] = True
-        scalars = mapper_scalars(self._mapper, span, valid, self.model.config.layers)
+        scalars = mapper_scalars(self.runner.conditioning.mapper, span, valid, self.model.config.layers)
         return np.asarray(scalars)[:, :, 1 if self._sink else 0 :]
 
     def work(

@@ -64,7 +64,7 @@ class TestConfidence:
         from psynth_jax.engine.sampling import sample
 
         logits = np.log(np.array([[0.5, 0.2, 0.3], [0.1, 0.8, 0.1]], np.float32))
-        found = sample(logits, row_sampling(SamplingOptions(), [(0, 0)] * 2), np.int32(0), greedy=True)
+        found = sample(logits, row_sampling(SamplingOptions(), [(0, 0)] * 2), np.int32(0))
         np.testing.assert_allclose(found.margin, [0.2, 0.7], atol=1e-6)
         np.testing.assert_allclose(found.logprob, np.log([0.5, 0.8]), atol=1e-6)
 

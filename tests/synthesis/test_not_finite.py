@@ -151,7 +151,7 @@ def test_rows_that_run_idle_may_hold_anything() -> None:
     logits = jnp.asarray([[0.0, 1.0], [np.nan, 1.0], [np.inf, 1.0], [-np.inf, 1.0]])
     for temperature in (0.0, 1.0):
         rows = row_sampling(SamplingOptions(temperature=temperature), [(0, row) for row in range(4)])
-        tokens = sample(logits, rows, np.int32(0), greedy=temperature == 0).token
+        tokens = sample(logits, rows, np.int32(0)).token
         assert tokens.tolist()[1:] == [NOT_FINITE] * 3 and int(tokens[0]) >= 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,9 +23,9 @@ V, DRAWS = 13, 4000
 LOGITS = (2.0 * np.random.default_rng(0).standard_normal(V)).astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnames="greedy")
-def draw(logits: Any, rows: RowSampling, step: Any, *, greedy: bool) -> Any:
-    return sample(logits, rows, step, greedy=greedy).token
+@jax.jit
+def draw(logits: Any, rows: RowSampling, step: Any) -> Any:
+    return sample(logits, rows, step).token
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -52,7 +51,7 @@ def rows_of(count: int, seed: int = 0, **options: Any) -> RowSampling:
 def many(step: int = 0, seed: int = 0, **options: Any) -> np.ndarray:
     """Draw from the same logits in `DRAWS` rows."""
     rows = rows_of(DRAWS, seed, **options)
-    return np.asarray(draw(np.tile(LOGITS, (DRAWS, 1)), rows, np.int32(step), greedy=False))
+    return np.asarray(draw(np.tile(LOGITS, (DRAWS, 1)), rows, np.int32(step)))
 
 
 @pytest.mark.parametrize(
@@ -84,8 +83,7 @@ def test_top_p_always_keeps_the_best_token() -> None:
 def test_greedy_takes_the_best_token_and_draws_nothing() -> None:
     logits = np.random.default_rng(1).standard_normal((5, V)).astype(np.float32)
     rows = rows_of(5, temperature=0.0)
-    for greedy in (True, False):
-        np.testing.assert_array_equal(draw(logits, rows, np.int32(3), greedy=greedy), logits.argmax(axis=1))
+    np.testing.assert_array_equal(draw(logits, rows, np.int32(3)), logits.argmax(axis=1))
 
 
 def test_low_temperature_becomes_greedy() -> None:
@@ -101,7 +99,7 @@ def test_rows_may_have_different_options() -> None:
         top_k=np.tile(np.int32([0, 1, 0, 0]), DRAWS // 4),
         seed=rows_of(DRAWS).seed,
     )
-    tokens = np.asarray(draw(np.tile(LOGITS, (DRAWS, 1)), mixed, np.int32(0), greedy=False)).reshape(-1, 4)
+    tokens = np.asarray(draw(np.tile(LOGITS, (DRAWS, 1)), mixed, np.int32(0))).reshape(-1, 4)
     assert (tokens[:, :3] == best).all()
     assert len(set(tokens[:, 3])) > 3
 
@@ -116,10 +114,10 @@ def test_seed_row_and_step_each_give_other_tokens_and_the_same_ones_again() -> N
 
 def test_a_rows_token_depends_on_its_own_seed_only() -> None:
     logits = np.random.default_rng(2).standard_normal((6, V)).astype(np.float32)
-    together = np.asarray(draw(logits, rows_of(6, 7, temperature=1.0), np.int32(2), greedy=False))
+    together = np.asarray(draw(logits, rows_of(6, 7, temperature=1.0), np.int32(2)))
     for row in range(6):
         alone = row_sampling(SamplingOptions(temperature=1.0), [(7, row)])
-        assert int(draw(logits[row : row + 1], alone, np.int32(2), greedy=False)[0]) == together[row]
+        assert int(draw(logits[row : row + 1], alone, np.int32(2))[0]) == together[row]
 
 
 SEEDS = 200
@@ -181,14 +179,14 @@ class TestCut:
     def test_tokens_are_those_of_a_sorted_vocabulary(self, mode: str) -> None:
         rows = rows_with(*self.MODES[mode])
         for step in (np.int32(0), np.int32(5)):
-            found = draw(self.LOGITS, rows, step, greedy=False)
+            found = draw(self.LOGITS, rows, step)
             np.testing.assert_array_equal(found, always_sorted(self.LOGITS, rows, step))
             assert (np.asarray(found) != self.LOGITS.argmax(axis=1)).sum() > 20
 
     @pytest.mark.parametrize("mode", MODES)
     def test_equal_logits_are_kept_or_cut_together(self, mode: str) -> None:
         rows, logits = rows_with(*self.MODES[mode]), np.round(self.LOGITS)
-        found = draw(logits, rows, np.int32(0), greedy=False)
+        found = draw(logits, rows, np.int32(0))
         np.testing.assert_array_equal(found, always_sorted(logits, rows, np.int32(0)))
 
     @pytest.mark.parametrize(("top_p", "top_k"), [(0.5, 0), (0.999, 0), (1.0, 1), (1.0, 96), (0.3, 40), (1e-6, 3)])
@@ -200,8 +198,8 @@ class TestCut:
 
     def test_a_greedy_row_asks_for_nothing(self) -> None:
         rows = rows_with(np.where(EVERY % 2 == 0, 0.0, 1.0), np.where(EVERY % 2 == 0, 0.5, 1.0), 0)
-        found = np.asarray(draw(self.LOGITS, rows, np.int32(0), greedy=False))
-        alone = np.asarray(draw(self.LOGITS, rows_with(1.0, 1.0, 0), np.int32(0), greedy=False))
+        found = np.asarray(draw(self.LOGITS, rows, np.int32(0)))
+        alone = np.asarray(draw(self.LOGITS, rows_with(1.0, 1.0, 0), np.int32(0)))
         np.testing.assert_array_equal(found[::2], self.LOGITS[::2].argmax(axis=1))
         np.testing.assert_array_equal(found[1::2], alone[1::2])
 
@@ -218,10 +216,10 @@ class TestCut:
 
     def test_one_program_for_all_options(self, count_compilations: Callable[..., Any]) -> None:
         logits = self.LOGITS[:, :50]
-        draw(logits, rows_with(1.0, 1.0, 0), np.int32(0), greedy=False)
+        draw(logits, rows_with(1.0, 1.0, 0), np.int32(0))
         with count_compilations() as seen:
             for mode in self.MODES.values():
-                draw(logits, rows_with(*mode), np.int32(0), greedy=False)
+                draw(logits, rows_with(*mode), np.int32(0))
         assert seen.names == []
 
 
@@ -281,7 +279,7 @@ def test_huge_top_k_is_off() -> None:
 def test_what_float32_cannot_tell_from_zero_is_greedy(options: dict[str, Any]) -> None:
     chosen = SamplingOptions(**options)
     assert chosen.greedy
-    tokens = sample(jnp.asarray(LOGITS)[None], row_sampling(chosen, [(5, 0)]), np.int32(0), greedy=True)
+    tokens = sample(jnp.asarray(LOGITS)[None], row_sampling(chosen, [(5, 0)]), np.int32(0))
     assert tokens.token.tolist() == [int(LOGITS.argmax())]
     assert set(many(**options)) == {int(LOGITS.argmax())}
 
@@ -293,7 +291,7 @@ def test_extremes_are_sound_in_a_row_too(field: str, value: float) -> None:
     rows = row_sampling(SamplingOptions(temperature=1.0), [(seed, 0) for seed in range(50)])
     rows = dataclasses.replace(rows, **{field: np.full(50, value, np.float32)})
     logits = jnp.asarray(np.tile(LOGITS * 1e6, (50, 1)))
-    assert set(sample(logits, rows, np.int32(0), greedy=False).token.tolist()) == {int(LOGITS.argmax())}
+    assert set(sample(logits, rows, np.int32(0)).token.tolist()) == {int(LOGITS.argmax())}
 
 
 @pytest.mark.parametrize("temperature", [1e38, 3e38, 10**30, np.float16(60000)])

@@ -130,7 +130,8 @@ def unsupported(q: Array, caches: Sequence[CachedHeads]) -> str | None:
 def sources_of(inputs: Inputs) -> tuple[list[CachedHeads], list[Runs]]:
     """Return the cached sources, and the runs of every source, the new tokens first."""
     parts = () if inputs.context is None else inputs.context.parts
-    return [part.heads for part in parts], [new_tokens(inputs), *(part.runs for part in parts)]
+    heads = [part.heads for part in parts]
+    return heads, [new_tokens(inputs), *(part.runs for part in parts)]
 
 
 def lay_out(call: Call, inputs: Inputs, sources: tuple[list[CachedHeads], list[Runs]]) -> Operands:

@@ -172,9 +172,10 @@ def lay_out(inputs: Inputs, scale: float) -> Layout:
     packed, quantised = sources[0].heads.packed, tuple(source.heads.quantised for source in sources)
     windowed = inputs.window is not None
     call = Call(scale, heads // kv_heads, tokens, width, cut, sizes, packed, quantised, windowed)
+    slots = [source.heads.slots for source in sources]
     work = work_list(
         [source.runs for source in sources],
-        [source.heads.slots for source in sources],
+        slots,
         sizes,
         query_position(inputs),
         inputs.window,
