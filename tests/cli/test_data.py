@@ -142,6 +142,7 @@ class TestProgress:
             wait_for("opening the tokenizer of m\n")
             stage.watch(Tally(1, Counter({"qa": 1200}), Counter({"no answer": 3})))
             wait_for("1 row read · 1,200 written · 3 dropped\n")
+        assert written.getvalue().startswith("opening the tokenizer of m\n")
 
     def test_quick_commands_say_nothing(self) -> None:
         written = io.StringIO()

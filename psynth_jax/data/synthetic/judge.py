@@ -6,7 +6,8 @@
     target     14 + 9 is 23, not 24. The two depots have 14 + 9 = 23 crates. ...
                Answer: 18
 
-Wrong workers may be most of them, and may agree.  The query has all that a check needs.
+Wrong workers may be most of them, and may agree.  The query has all that a check needs, so whoever
+can calculate needs no branch; `chance` is that of a guess.
 """
 
 from __future__ import annotations

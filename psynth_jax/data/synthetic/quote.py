@@ -7,6 +7,8 @@ Phrases are put together from parts, so that hardly one comes twice.
 
 from __future__ import annotations
 
+import math
+
 from psynth_jax.data.synthetic.draft import Draft, notes, spread
 from psynth_jax.data.synthetic.more import more_words
 from psynth_jax.data.synthetic.world import World, capitalised
@@ -27,7 +29,8 @@ def draw(world: World) -> Draft:
     query = capitalised(world.rng.choice(more_words().questions["quote"]).format(ask=ask))
     placed = spread(world, told, world.rng.randint(2, 6))
     about = {"subject": subject, "phrase": phrase, "told": placed}
-    return Draft(query, phrase, (phrase,), 0.001, about, lambda: notes(world, placed))
+    chance = 1 / math.prod(len(more_words().phrase_parts[part]) for part in templates["parts"])
+    return Draft(query, phrase, (phrase,), chance, about, lambda: notes(world, placed))
 
 
 def _phrase(world: World, parts: list[str]) -> str:

@@ -146,6 +146,7 @@ class TestFields:
         ],
     )
     def test_literals_that_no_reader_likes(self, spelled: str) -> None:
+        """Each reader takes it or raises an UnfitError; any other exception fails the test."""
         for read in (literal, lambda value: [text(item, "x") for item in items(value, "x")], as_json):
             with contextlib.suppress(UnfitError):
                 read(spelled)
