@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from psynth_jax.axes import Array, HostArray
 from psynth_jax.config import DecoderConfig
 from psynth_jax.identity import Identity, Samples, identify
-from psynth_jax.nn.decoder import Decoder
+from psynth_jax.nn.decoder import LAYER, Decoder, layer_shapes
+from psynth_jax.nn.layer_forms import StackedLayers
 from psynth_jax.sharding import pick, replicated
 from psynth_jax.tokenizer import Tokenizer
 
@@ -35,8 +36,8 @@ class Model:
 
     def __repr__(self) -> str:
         """Show what it is called, how large it is, and in which dtype."""
-        count = sum(value.size for value in self.decoder.parameters().values())
-        return f"Model({self.name!r}, {self.config.family}, {count:,} parameters, {self.decoder.dtype.name})"
+        count = f"{self.decoder.parameter_count:,} parameters"
+        return f"Model({self.name!r}, {self.config.family}, {count}, {self.decoder.dtype.name})"
 
     @property
     def config(self) -> DecoderConfig:
@@ -62,8 +63,7 @@ class Model:
         """
         if self.stored is not None and self.stored[0] is self.decoder:
             return self.stored[1]
-        samples = {name: _sampled(value, self.mesh) for name, value in self.decoder.parameters().items()}
-        return identify(self.config, samples, self.decoder.dtype.name)
+        return identify(self.config, _samples(self.decoder), self.decoder.dtype.name)
 
     @property
     def fingerprint(self) -> str:
@@ -77,16 +77,34 @@ class Model:
 
     def rows(self, table: str, first: int, stop: int) -> HostArray:
         """Return rows `first` to `stop` of "embedding" or "head", `[rows, D]`, without moving the rest off its devices."""
-        values = self.decoder.parameters()[table]
+        values = self.decoder.tables()[table]
         if self.mesh is None:
             return np.asarray(values[first:stop])
         cut = jax.jit(lambda x: jax.lax.slice_in_dim(x, first, stop), out_shardings=replicated(self.mesh))
         return np.asarray(cut(values).addressable_data(0))
 
 
-def _sampled(value: Array, mesh: Mesh | None) -> HostArray:
-    """Take the sampled elements of a parameter without moving the rest of it off its devices."""
-    places = Samples(value.shape).places()
+def _samples(decoder: Decoder) -> dict[str, HostArray]:
+    """Return the sampled elements of every parameter, whatever the form of the layers."""
+    layers = decoder.layers
+    if isinstance(layers, StackedLayers):
+        return {name: _all_sampled(value, decoder.mesh) for name, value in decoder.parameters().items()}
+    found = {name: _all_sampled(value, decoder.mesh) for name, value in decoder.tables().items()}
+    of_layers = {name: Samples((decoder.config.layers, *shape)) for name, shape in layer_shapes(decoder.config).items()}
+    for number, name, part in layers.parts(layer_shapes(decoder.config)):
+        samples = of_layers[name]
+        here = np.flatnonzero(samples.places()[0] == number)
+        if len(here):
+            samples.set(here, _sampled(part, samples.places(here)[1:], decoder.mesh))
+    return found | {LAYER + name: samples.values for name, samples in of_layers.items()}
+
+
+def _all_sampled(value: Array, mesh: Mesh | None) -> HostArray:
+    return _sampled(value, Samples(value.shape).places(), mesh)
+
+
+def _sampled(value: Array, places: tuple[HostArray, ...], mesh: Mesh | None) -> HostArray:
+    """Take some elements of a parameter without moving the rest of it off its devices."""
     if mesh is not None:
         return pick(value, places)
     return np.asarray(value)[places] if value.is_fully_addressable and _on_host(value) else np.asarray(value[places])

@@ -12,8 +12,10 @@ and no cache.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -148,6 +150,15 @@ def kv_copies(kv_heads: int, mesh: Mesh) -> int:
 def constrain(x: Array, mesh: Mesh | None, *axes: str | tuple[str, ...] | None) -> Array:
     """Tell XLA how `x` is to be cut: a mesh axis, several or None per axis of x.  Without a mesh, x itself."""
     return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*axes)))
+
+
+# Programs over several devices meet in collectives: all devices must be given them in one order, whoever calls.
+_ORDER = threading.Lock()
+
+
+def in_one_order(on_mesh: bool) -> contextlib.AbstractContextManager[object]:
+    """Return what is held while a program is given to several devices; nothing for one device."""
+    return _ORDER if on_mesh else contextlib.nullcontext()
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

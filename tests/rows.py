@@ -18,5 +18,7 @@ def row_sampling(options: SamplingOptions, seeds: Sequence[tuple[int, int]]) -> 
         np.array([row.temperature for row in rows], np.float32),
         np.array([row.top_p for row in rows], np.float32),
         np.array([min(row.top_k, np.iinfo(np.int32).max) for row in rows], np.int32),
+        np.array([row.min_p for row in rows], np.float32),
+        np.array([row.alternatives for row in rows], np.int32),
         np.array(numbers, np.uint32),
     )

@@ -20,7 +20,7 @@ import psynth_jax as ps  # noqa: E402
 from psynth_jax.nn.adapter import Lora, targets_of  # noqa: E402
 from tests.oracle import models, synthesis  # noqa: E402
 from tests.oracle.synthesis import OracleBranch  # noqa: E402
-from tests.slow import slow_but  # noqa: E402
+from tests.slow import exhaustive_but  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -96,18 +96,32 @@ def synthesizer(model: Any, positions: str, mapper: dict[str, np.ndarray] | None
     return synth
 
 
-@pytest.fixture(scope="session", params=slow_but(models.TINY, models.FAST))
+MAPPED = [(family, "mapper") for family in models.TINY]
+MAPPED += [(family, "no_mapper") for family in models.TINY]
+in_tiers = pytest.mark.parametrize(
+    ("pair", "mapper"),
+    exhaustive_but(
+        MAPPED,
+        fast=[(models.FAST, "mapper"), (models.FAST, "no_mapper")],
+        full=[*((family, "mapper") for family in models.IN_FULL), ("gemma3", "no_mapper")],
+    ),
+    indirect=True,
+)
+
+
+@pytest.fixture(scope="session", params=exhaustive_but(models.TINY, fast=[models.FAST], full=models.IN_FULL))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     torch_model = models.TINY[request.param]()
     directory = models.save(torch_model, tmp_path_factory.mktemp(request.param))
     return Pair(torch_model, ps.load_model(str(directory)))
 
 
-@pytest.fixture(params=["no_mapper", "mapper"])
+@pytest.fixture
 def mapper(request: pytest.FixtureRequest) -> dict[str, np.ndarray] | None:
     return synthesis.random_mapper(1) if request.param == "mapper" else None
 
 
+@in_tiers
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_score_reads_branches_as_the_oracle_does(pair, positions, mapper):
     case = make_case(21, prefix_lengths=PREFIX_LENGTHS[positions])
@@ -120,6 +134,7 @@ def test_score_reads_branches_as_the_oracle_does(pair, positions, mapper):
     assert_close(synth.score(case.prompt, case.target, branches=branches), expected)
 
 
+@in_tiers
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_synthesize_gives_the_oracles_greedy_tokens(pair, positions, mapper):
     case = make_case(122, prefix_lengths=PREFIX_LENGTHS[positions])
@@ -159,6 +174,7 @@ def test_workers_leave_the_branches_that_the_oracle_expects(pair, positions):
     assert_close(synth.score(case.prompt, case.target, branches=branches), expected)
 
 
+@in_tiers
 @pytest.mark.parametrize("recompute", [9, 20])
 def test_recomputed_tokens_are_the_oracles_masked_form(pair, recompute, mapper):
     """Of branches of 1, 7, 20 and 13 tokens: all of two and a part of the others, all of all."""
@@ -224,7 +240,7 @@ def test_questions_of_a_batch_do_not_touch_each_other(pair, positions):
         assert list(result.token_ids) == expected_greedy(pair.torch_model, case.branches, case.prompt, 8, **settings)
 
 
-@pytest.mark.parametrize("pair", ["llama_llama3_rope", "qwen3"], indirect=True)
+@pytest.mark.parametrize("pair", ["llama_llama3_rope", "qwen3_yarn"], indirect=True)
 def test_some_of_the_branches_are_read_as_if_the_others_were_never_made(pair):
     case = make_case(29)
     mapper = synthesis.random_mapper(1)
@@ -235,7 +251,7 @@ def test_some_of_the_branches_are_read_as_if_the_others_were_never_made(pair):
     assert_close(synth.score(case.prompt, case.target, branches=chosen), expected)
 
 
-@pytest.mark.parametrize("pair", ["llama", "qwen3"], indirect=True)
+@pytest.mark.parametrize("pair", ["llama", "qwen3_yarn"], indirect=True)
 def test_the_same_branches_are_read_under_another_mapper(pair):
     """Branches are never rewritten: the mapper that reads them can change, and change back."""
     case = make_case(30)
@@ -277,14 +293,22 @@ def to_package(lora: synthesis.OracleLora, config: Any) -> Lora:
     return Lora(down, up, jnp.float32(lora.scale))
 
 
-@pytest.mark.slow
+SOME_TARGETS = (("q", "k", "v", "o"), ("k", "v"), ("down",))
+TARGETS = [(family, tuple(synthesis.PROJECTIONS)) for family in models.TINY]
+TARGETS += [(family, targets) for family in ("llama", "qwen3") for targets in SOME_TARGETS]
+
+
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize(
-    "targets", [tuple(synthesis.PROJECTIONS), ("q", "k", "v", "o"), ("k", "v"), ("down",)], ids=",".join
+    ("pair", "targets"),
+    exhaustive_but(TARGETS, full=[case for case in TARGETS if case[0] in ("llama", "gemma3", "qwen3_moe")]),
+    indirect=["pair"],
+    ids=lambda part: part if isinstance(part, str) else ",".join(part),
 )
 def test_adapter_changes_the_synthesizer_and_not_its_branches(pair, positions, targets):
-    if not {*targets} <= {*targets_of(pair.model.config)}:
-        pytest.skip("no LoRA may be on experts")
+    can_have = targets_of(pair.model.config)
+    if not {*targets} <= {*can_have}:
+        targets = tuple(target for target in targets if target in can_have)  # no LoRA may be on experts
     case = make_case(32, prefix_lengths=PREFIX_LENGTHS[positions])
     lora, mapper = synthesis.random_lora(pair.torch_model, 5, 5, targets=targets), synthesis.random_mapper(1)
     synth = ps.ParallelSynthesis(pair.model, adapter=to_package(lora, pair.torch_model.config), positions=positions)

@@ -15,7 +15,7 @@ import pytest
 import psynth_jax as ps
 from psynth_jax.config import LocalLayers, PlainRope
 from psynth_jax.nn.adapter import ATTENTION_TARGETS
-from psynth_jax.nn.local import FAR, by_kind, of_layer, window_of
+from psynth_jax.nn.local import FAR, Layer, by_kind, of_layer, window_of
 from tests.tiny import random_lora, tiny_config, tiny_decoder, tiny_model, token_ids
 
 LOCAL = LocalLayers(window=48, global_every=2, rope=PlainRope(theta=500.0))
@@ -35,12 +35,15 @@ GEMMA = {
 def test_layers_take_turns() -> None:
     config = tiny_config(**{**GEMMA, "local": LocalLayers(window=8, global_every=3, rope=PlainRope(theta=500.0))})
     angles = by_kind(config, lambda rope: (jnp.float32(rope.theta), jnp.float32(-rope.theta)))
-    kinds = [float(of_layer(config, angles, jnp.int32(layer))[0]) for layer in range(7)]
-    assert kinds == [500.0, 500.0, 1e4, 500.0, 500.0, 1e4, 500.0]
-    windows = [int(w) for layer in range(3) if (w := window_of(config, 100, jnp.int32(layer))) is not None]
-    assert windows == [8, 8, FAR]
-    assert window_of(config, 8, jnp.int32(0)) is None, "a row that fits into the window needs none"
-    assert int(window_of(config, None, jnp.int32(0))) == 8, "branches may be longer than the row"
+    scanned = [Layer(jnp.int32(number)) for number in range(7)]
+    known = [Layer.known(config, number) for number in range(7)]
+    for layers in (scanned, known):
+        kinds = [float(of_layer(config, angles, layer)[0]) for layer in layers]
+        assert kinds == [500.0, 500.0, 1e4, 500.0, 500.0, 1e4, 500.0]
+        assert window_of(config, 8, layers[0]) is None, "a row that fits into the window needs none"
+        assert int(window_of(config, None, layers[0])) == 8, "branches may be longer than the row"
+    assert [int(window_of(config, 100, layer)) for layer in scanned[:3]] == [8, 8, FAR]
+    assert window_of(config, 100, known[2]) is None, "a layer that is known to see everything needs none"
 
 
 @pytest.fixture(scope="module")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from psynth_jax import load_model
 from psynth_jax.convert.hf import SafetensorsDirectory, config_from_hf
 from psynth_jax.convert.rules import axis_sizes, hf_rules
 from psynth_jax.errors import ConfigError, UserError
-from psynth_jax.nn.decoder import Decoder, parameter_letters, shardings_of
+from psynth_jax.model import Model
+from psynth_jax.nn.decoder import Decoder, layer_shardings, parameter_letters, shardings_of
+from psynth_jax.nn.layer_forms import Layers, SeparateLayers
 from psynth_jax.sharding import check_fits, kv_copies, make_mesh, parameter_spec, pick, put
 from tests.convert.test_hf import LLAMA, random_tensors, write_model
 from tests.tiny import tiny_config
@@ -89,6 +92,18 @@ class TestSpecs:
         assert kv_copies(kv_heads, make_mesh("branch=2,tensor=4")) == copies
 
 
+def _pieces(model: Model, mesh: Mesh) -> Iterator[tuple[jax.Array, NamedSharding]]:
+    """Yield every array of a model, and how it is to be cut."""
+    decoder, shardings = model.decoder, shardings_of(model.config, mesh)
+    if isinstance(decoder.layers, SeparateLayers):
+        of_layer = layer_shardings(model.config, mesh)
+        for layer in decoder.layers.layers:
+            yield from ((value, of_layer[name]) for name, value in layer.items())
+        yield from ((value, shardings[name]) for name, value in decoder.tables().items())
+    else:
+        yield from ((value, shardings[name]) for name, value in decoder.parameters().items())
+
+
 class TestParameters:
     @pytest.mark.slow
     @pytest.mark.parametrize("axes", ["fsdp=2,tensor=4", "branch=8"])
@@ -101,7 +116,10 @@ class TestParameters:
             np.testing.assert_allclose(placed[name], value, atol=1e-6)
 
     @pytest.mark.parametrize("shards", [1, 3])
-    def test_loaded_piece_by_piece(self, tmp_path: Path, shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("layers", ["stacked", "separate"])
+    def test_loaded_piece_by_piece(
+        self, tmp_path: Path, shards: int, layers: Layers, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         directory = write_model(tmp_path, RAW, random_tensors(RAW), shards)
         whole = load_model(directory)
         mesh = make_mesh("data=2,fsdp=2,tensor=2")
@@ -114,11 +132,12 @@ class TestParameters:
             return piece
 
         monkeypatch.setattr(SafetensorsDirectory, "read", counted)
-        placed = load_model(directory, mesh=mesh)
+        placed = load_model(directory, mesh=mesh, layers=layers)
         expected, found = whole.decoder.parameters(), placed.decoder.parameters()
         for name, value in expected.items():
-            assert found[name].sharding.is_equivalent_to(shardings_of(whole.config, mesh)[name], value.ndim), name
             np.testing.assert_array_equal(found[name], value)
+        for value, sharding in _pieces(placed, mesh):
+            assert value.sharding.is_equivalent_to(sharding, value.ndim)
         assert sum(sizes) == sum(value.size for value in expected.values())  # nothing twice
         assert max(sizes) < RAW["vocab_size"] * RAW["hidden_size"]  # the embedding is cut over fsdp
         assert placed.fingerprint == whole.fingerprint

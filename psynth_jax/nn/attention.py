@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from psynth_jax.axes import Array, Hidden, KeysOrValues, PerRow
@@ -24,7 +25,7 @@ def attention(
     config: DecoderConfig,
     angles: tuple[Array, Array],
     context: Context | None,
-    layer: Array,
+    layer: Array | int,
     lora: Lora | None,
     strength: PerRow | None,
     implementation: Implementation,
@@ -44,12 +45,7 @@ def attention(
       rows: x is their list `[X, Z, D]`, and so is the output; keys and values come as rows.
       window: see `branch_attention`.
     """
-
-    def project(target: str) -> Array:
-        heads = jnp.tensordot(x, weights[target], axes=1) + lora_delta(lora, strength, target, x)
-        return heads + weights[f"{target}_bias"] if config.qkv_bias else heads
-
-    q, k, v = project("q"), project("k"), project("v")
+    q, k, v = _projections(x, weights, config, lora, strength)
     if config.qk_norm:
         q, k = rms_norm(q, weights["q_norm"], config), rms_norm(k, weights["k_norm"], config)
     q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
@@ -66,5 +62,27 @@ def attention(
         read = over_mesh.attend(mesh, placement, q, k, v, context, layer, scale, implementation, window)
     if rows is not None:
         read = rows.to_list(read, x.shape[1], mesh, placement)
-    out = jnp.einsum("btnh,nhd->btd", read, weights["o"]) + lora_delta(lora, strength, "o", read)
+    if weights["o"].ndim == 2:
+        out = read.reshape(*x.shape[:2], -1) @ weights["o"]
+    else:
+        out = jnp.einsum("btnh,nhd->btd", read, weights["o"])
+    out += lora_delta(lora, strength, "o", read)
     return out + weights["o_bias"] if config.o_bias else out, k, v
+
+
+def _projections(
+    x: Hidden, weights: Mapping[str, Array], config: DecoderConfig, lora: Lora | None, strength: PerRow | None
+) -> list[Array]:
+    """Return queries `[B, T, N, H]`, keys and values `[B, T, K, H]`, not rotated."""
+    heads = {"q": config.heads, "k": config.kv_heads, "v": config.kv_heads}
+    if "qkv" in weights:
+        ends = np.cumsum([count * config.head_width for count in heads.values()])
+        base = jnp.split(x @ weights["qkv"], ends[:-1], axis=-1)
+    else:
+        base = [jnp.tensordot(x, weights[target], axes=1) for target in heads]
+    projected = []
+    for (target, count), columns in zip(heads.items(), base, strict=True):
+        made = columns.reshape(*x.shape[:2], count, config.head_width)
+        made += lora_delta(lora, strength, target, x)
+        projected.append(made + weights[f"{target}_bias"] if config.qkv_bias else made)
+    return projected

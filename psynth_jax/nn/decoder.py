@@ -1,9 +1,10 @@
-"""The decoder: Llama 3.x, SmolLM2, Qwen2/2.5, Qwen3, Qwen3-MoE, Gemma 3 in one module, layers stacked along L and scanned.
+"""The decoder: Llama 3.x, SmolLM2, Qwen2/2.5, Qwen3, Qwen3-MoE, Gemma 3 in one module.
 
     tokens [B, T] -> embedding -> L x (norm, attention, norm, MLP) -> norm -> hidden [B, T, D] -> logits [.., V]
 
-Caches are only read inside the scan, as runs of slots.  The new tokens' keys and values come out of it stacked, and whoever
-called writes them to a cache, once.  So no step of the scan holds a cache that changes, and XLA has no reason to copy one.
+Layers are stacked and scanned, or separate and looped over, as the device wants them: `layer_forms.py`.  Caches are only
+read inside of them, as runs of slots.  The new tokens' keys and values come out stacked, and whoever called writes them to a
+cache, once.  So no layer holds a cache that changes, and XLA has no reason to copy one.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from psynth_jax.axes import Array, Hidden, PerRow, Tokens, letters_to_shape
 from psynth_jax.cache import placement_on
 from psynth_jax.config import DecoderConfig
 from psynth_jax.errors import CheckpointError, listing
-from psynth_jax.nn.adapter import Lora
+from psynth_jax.nn.adapter import Lora, PlacedLora
 from psynth_jax.nn.attention import attention
 from psynth_jax.nn.experts import feed_forward
+from psynth_jax.nn.layer_forms import LayerWeights, SeparateLayers, StackedLayers
 from psynth_jax.nn.layers import rms_norm, token_angles
-from psynth_jax.nn.local import by_kind, context_of_layer, lay_out, of_layer, window_of
+from psynth_jax.nn.local import Layer, by_kind, context_of_layer, lay_out, of_layer, window_of
 from psynth_jax.nn.ragged import RaggedRows
 from psynth_jax.ops.branch_attention import Context, Implementation
 from psynth_jax.sharding import FSDP, check_fits, constrain, moved, parameter_shardings, parameter_spec
 
+LAYER = "layers."  # begins the names of layers' parameters
 NEVER = -1e30  # a logit that leaves no probability; not infinite, which would make 0 times it no number
 
 
@@ -67,6 +70,11 @@ def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return {name: letters_to_shape(letters, config.sizes) for name, letters in parameter_letters(config).items()}
 
 
+def _of_layers(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what belongs to layers, by the names that it has within one."""
+    return {name.removeprefix(LAYER): value for name, value in named.items() if name.startswith(LAYER)}
+
+
 def numbers_per_token(config: DecoderConfig) -> int:
     """Count the numbers of all layers' matrices that a token is multiplied with; of experts, those that are chosen."""
     shapes = parameter_shapes(config)
@@ -84,6 +92,17 @@ def shardings_of(config: DecoderConfig, mesh: Mesh) -> dict[str, NamedSharding]:
     return parameter_shardings(parameter_letters(config), config.sizes, mesh)
 
 
+def layer_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the parameters of one layer that are not fused."""
+    return {name: shape[1:] for name, shape in _of_layers(parameter_shapes(config)).items()}
+
+
+def layer_shardings(config: DecoderConfig, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Name -> sharding of the parameters of one separate layer."""
+    letters = {name: axes.removeprefix("L ") for name, axes in _of_layers(parameter_letters(config)).items()}
+    return parameter_shardings(letters, config.sizes, mesh)
+
+
 def _positions(tokens: Tokens, position: PerRow, rows: RaggedRows | None) -> Array:
     """Return the position of every token, of rows `[B, T]` or of lists `[X, Z]`."""
     if rows is not None:
@@ -99,12 +118,16 @@ class Decoder(nnx.Module):
         config: DecoderConfig,
         parameters: Mapping[str, Array],
         mesh: Mesh | None = None,
+        layers: SeparateLayers | None = None,
     ):
         """Take the arrays as they are; on a mesh, sharded as `shardings_of` says.
 
-        Raises `CheckpointError` when names or shapes are not `parameter_shapes(config)`.
+        layers: None: stacked, among the parameters; else the parameters are those of no layer.  Raises `CheckpointError`
+        when names or shapes are not `parameter_shapes(config)`.
         """
         expected = parameter_shapes(config)
+        if layers is not None:
+            expected = {name: shape for name, shape in expected.items() if not name.startswith(LAYER)}
         wrong = [f"missing {name}" for name in expected if name not in parameters]
         wrong += [f"extra {name}" for name in parameters if name not in expected]
         wrong += [
@@ -117,13 +140,7 @@ class Decoder(nnx.Module):
         self.config = config
         self.mesh = mesh
         self.embedding = nnx.Param(parameters["embedding"])
-        self.layers = nnx.Dict(
-            {
-                name.removeprefix("layers."): nnx.Param(value)
-                for name, value in sorted(parameters.items())
-                if name.startswith("layers.")
-            }
-        )
+        self.layers: StackedLayers | SeparateLayers = layers or StackedLayers(_of_layers(parameters))
         self.final_norm = nnx.Param(parameters["final_norm"])
         self.head = None if config.tied_head else nnx.Param(parameters["head"])
 
@@ -155,6 +172,11 @@ class Decoder(nnx.Module):
         """The dtype of weights, activations and caches."""
         return self.embedding[...].dtype
 
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers all parameters have together."""
+        return sum(math.prod(shape) for shape in parameter_shapes(self.config).values())
+
     def on(self, mesh: Mesh | None) -> Decoder:
         """Return this decoder with its weights moved to a mesh (None: to the default device).
 
@@ -167,22 +189,46 @@ class Decoder(nnx.Module):
         else:
             shardings = shardings_of(self.config, mesh)
             parameters = {name: moved(x, shardings[name]) for name, x in self.parameters().items()}
-        return Decoder(self.config, parameters, mesh)
+        there = Decoder(self.config, parameters, mesh)
+        return there if self.layers_are_stacked else there.separated()
+
+    @property
+    def layers_are_stacked(self) -> bool:
+        """Whether layers are scanned, which training needs; else they are separate."""
+        return isinstance(self.layers, StackedLayers)
+
+    def separated(self) -> Decoder:
+        """Return a decoder with separate layers; the weights of both exist while it is made."""
+        stacked = _of_layers(self.parameters())
+
+        def part(name: str, number: int) -> Array:
+            return stacked[name][number]
+
+        layers = SeparateLayers.of_parts(self.config, list(stacked), part, fuse=self.mesh is None)
+        return Decoder(self.config, self.tables(), self.mesh, layers)
+
+    def placed(self, lora: Lora) -> PlacedLora:
+        """Return an adapter on the devices of the weights, in the form of the layers; of separate ones, one for each."""
+        there = lora if self.mesh is None else lora.on(self.mesh, self.config)
+        return there if self.layers_are_stacked else there.by_layer()
+
+    def tables(self) -> dict[str, Array]:
+        """Name -> array of the parameters that are of no layer."""
+        named = {"embedding": self.embedding, "final_norm": self.final_norm, "head": self.head}
+        return {name: value[...] for name, value in named.items() if value is not None}
 
     def parameters(self) -> dict[str, Array]:
-        """Name -> array, the names of `parameter_letters`."""
-        named = {"embedding": self.embedding, "final_norm": self.final_norm}
-        named |= {f"layers.{name}": value for name, value in self.layers.items()}
-        if self.head is not None:
-            named["head"] = self.head
-        return {name: named[name][...] for name in parameter_letters(self.config)}
+        """Name -> array, the names of `parameter_letters`.  Of separate layers they are copies on the host."""
+        layers = {LAYER + name: value for name, value in self.layers.stacked(layer_shapes(self.config)).items()}
+        named = self.tables() | layers
+        return {name: named[name] for name in parameter_letters(self.config)}
 
     def __call__(
         self,
         tokens: Tokens,
         position: PerRow,
         context: Context | None = None,
-        lora: Lora | None = None,
+        lora: PlacedLora | None = None,
         scale: PerRow | None = None,
         *,
         row_axes: tuple[str, ...] = (),
@@ -198,7 +244,7 @@ class Decoder(nnx.Module):
         Args:
           position: `[B]` of the first token.
           context: what every row reads besides the new tokens; cos and sin as `nn.local.by_kind` has them.
-          lora: adapter, factors stacked over L; None runs the base weights.
+          lora: adapter, as `placed` returns it; factors stacked over L are always taken.  None runs the base weights.
           scale: `[B]` how much of the adapter each row gets; None: 1.
           row_axes: mesh axes that B is sharded over.
           rows: the tokens are not rows `[B, T]` but the lists `[X, Z]` of these rows, and so are the hidden states; keys
@@ -221,28 +267,23 @@ class Decoder(nnx.Module):
         def shard(x: Hidden) -> Hidden:
             return constrain(x, mesh, row_axes or None, None, None if gathers else FSDP)
 
-        def layer_step(x: Hidden, layer: tuple[Any, ...]) -> tuple[Hidden, tuple[Array, Array]]:
-            index, weights, factors = layer
+        def run_layer(x: Hidden, layer: Layer, weights: LayerWeights, adapter: Lora | None) -> tuple[Hidden, Array, Array]:
             if gathers:
-                weights = self._gathered(weights, "layers.")
-            adapter = None if lora is None else Lora(factors[0], factors[1], lora.scale)
-            turned, window = of_layer(config, angles, index), window_of(config, reach, index)
-            read_here = context_of_layer(config, context, index)
+                weights = self._gathered(weights, LAYER)
+            turned, window = of_layer(config, angles, layer), window_of(config, reach, layer)
+            read_here = context_of_layer(config, context, layer)
             normed = rms_norm(x, weights["attention_norm"], config)
             read, k, v = attention(
-                normed, weights, config, turned, read_here, index, adapter, scale, implementation, mesh, placement,
+                normed, weights, config, turned, read_here, layer.number, adapter, scale, implementation, mesh, placement,
                 rows, window,
             )  # fmt: skip
             x = shard(x + self._after(read, weights.get("after_attention_norm")))
             normed = rms_norm(x, weights["mlp_norm"], config)
             fed = feed_forward(normed, weights, config, mesh, row_axes, gathers, adapter, scale)
-            return shard(x + self._after(fed, weights.get("after_mlp_norm"))), (k, v)
+            return shard(x + self._after(fed, weights.get("after_mlp_norm"))), k, v
 
-        stacked = {name: value[...] for name, value in self.layers.items()}
-        factors = None if lora is None else (lora.down, lora.up)
-        step = jax.checkpoint(layer_step, prevent_cse=False) if remat else layer_step
         embedded = shard(self._embedded(tokens, gathers))
-        x, (k, v) = jax.lax.scan(step, embedded, (jnp.arange(config.layers), stacked, factors))
+        x, k, v = self.layers.run(config, run_layer, embedded, lora, remat)
         return rms_norm(x, self.final_norm[...], config), k, v
 
     def _after(self, x: Hidden, norm: Array | None) -> Hidden:

@@ -25,17 +25,18 @@ def rms_norm(x: Array, weight: Array, config: DecoderConfig) -> Array:
 def gated_mlp(
     x: Hidden, layer: Mapping[str, Array], config: DecoderConfig, lora: Lora | None, strength: PerRow | None
 ) -> Hidden:
-    """Return `(act(x gate) * (x up)) down` of `x [B, T, D]`; gate, up `[D, F]`, down `[F, D]`.
+    """Return `(act(x gate) * (x up)) down` of `x [B, T, D]`; gate, up `[D, F]`, or gate_up `[D, 2 F]`; down `[F, D]`.
 
     lora: this layer's factors; strength `[B]` how much of it each row gets, as in `lora_delta`.
     """
-
-    def project(target: str, x: Array) -> Array:
-        return x @ layer[target] + lora_delta(lora, strength, target, x)
-
-    gated = project("gate", x)
-    gated = jax.nn.silu(gated) if config.activation == "silu" else jax.nn.gelu(gated, approximate=True)
-    return project("down", gated * project("up", x))
+    if "gate_up" in layer:
+        gate, up = jnp.split(x @ layer["gate_up"], 2, axis=-1)
+    else:
+        gate, up = x @ layer["gate"], x @ layer["up"]
+    gate += lora_delta(lora, strength, "gate", x)
+    up += lora_delta(lora, strength, "up", x)
+    hidden = up * (jax.nn.silu(gate) if config.activation == "silu" else jax.nn.gelu(gate, approximate=True))
+    return hidden @ layer["down"] + lora_delta(lora, strength, "down", hidden)
 
 
 def rope_frequencies(rope: Rope, head_width: int) -> HostArray:

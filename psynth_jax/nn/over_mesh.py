@@ -43,7 +43,7 @@ def attend(
     k: KeysOrValues,
     v: KeysOrValues,
     context: Context | None,
-    layer: Array,
+    layer: Array | int,
     scale: float,
     implementation: Implementation,
     window: Array | None,
@@ -79,7 +79,7 @@ def attend(
         out_specs=heads,
         check_vma=False,
     )
-    return over(q, k, v, context, layer, window)
+    return over(q, k, v, context, jnp.asarray(layer, jnp.int32), window)
 
 
 def merge_axes(mesh: Mesh, placement: Placement, context: Context | None) -> tuple[str, ...]:

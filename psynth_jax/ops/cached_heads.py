@@ -137,14 +137,14 @@ class CachedHeads:
     ) -> tuple[Array, Array]:
         """Return k and v `[rows, K, size, H]` of some slots of one layer; int8 comes back as float32.
 
-        As `lax.dynamic_slice` does, a read that would pass the end is moved back.
+        As `lax.dynamic_slice` does, a read that would pass the end is moved back.  No index may be negative.
         """
 
         def take(heads: Array, axis: int) -> Array:
             start = [layer, first_row, 0, 0, 0]
             sizes = [1, rows, *heads.shape[2:]]
             start[axis], sizes[axis] = first_slot, size
-            return jax.lax.dynamic_slice(heads, start, sizes)[0]
+            return jax.lax.dynamic_slice(heads, start, sizes, allow_negative_indices=False)[0]
 
         k = take(self.k, 3)
         k, v = (k[..., : self.width], k[..., self.width :]) if self.v is None else (k, take(self.v, 3))

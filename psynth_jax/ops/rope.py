@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psynth_jax.axes import Array, HostArray
+from psynth_jax.ops.side_by_side import side_by_side
 
 
 def plain_frequencies(theta: float, head_width: int) -> HostArray:
@@ -70,4 +71,4 @@ def angles(positions: Array, frequencies: Array) -> tuple[Array, Array]:
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
     """Rotate `x [..., H]` by angles whose cos and sin `[..., H/2]` broadcast against it.  Computes in float32."""
     x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
+    return side_by_side(x1 * cos - x2 * sin, x2 * cos + x1 * sin).astype(x.dtype)

@@ -64,8 +64,10 @@ class TrainingPrograms:
           tasks: how many the examples are of.
           say: told what is compiled, which takes long.
 
-        Raises `ConfigError` for an adapter to begin from, or a teacher, that does not fit.
+        Raises `ConfigError` for separate layers, and for an adapter to begin from, or a teacher, that does not fit.
         """
+        if not model.decoder.layers_are_stacked:
+            raise ConfigError('training needs stacked layers: load the model with load_model(..., layers="stacked")')
         schedule_steps = config.optimizer.schedule_steps
         assert schedule_steps is not None
         self._config, self._model = config, model

@@ -116,7 +116,7 @@ def _loaded(config: TrainConfig, model: Model | Callable[[], Model] | None, say:
     if model is None:
         say(f"loading {config.model} ...")
         mesh = None if config.mesh is None else make_mesh(config.mesh)
-        model = load_model(config.model, config.dtype, mesh)
+        model = load_model(config.model, config.dtype, mesh, layers="stacked")
     elif not isinstance(model, Model):
         model = model()
     _check_model(config, model)

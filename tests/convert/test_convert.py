@@ -341,6 +341,7 @@ def four_layers_of_14b(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_layers_of_14b_there_and_back(four_layers_of_14b: tuple[Path, int], tmp_path: Path) -> None:
     """Bit for bit, in a fraction of the memory that the model takes."""
     source, size = four_layers_of_14b

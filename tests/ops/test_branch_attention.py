@@ -86,11 +86,12 @@ def test_runs_longer_than_a_block(tokens: int, many: int, monkeypatch: pytest.Mo
     np.testing.assert_allclose(blocked(*arguments), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("items", [1, 3, 100])
+@pytest.mark.parametrize("at_once", [1, 3, 100])
 @pytest.mark.usefixtures("small_blocks")
-def test_blocks_of_one_token_are_read_several_at_once(items: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several blocks of one row in one step, and what remains of the list; laid out before or by the call."""
-    monkeypatch.setattr(xla_decode, "ITEMS", items)
+def test_blocks_of_one_token_are_read_several_at_once(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks of one row in one step, and the last step with fewer; laid out before or by the call."""
+    monkeypatch.setattr(xla_decode, "FEWEST", at_once)
+    monkeypatch.setattr(xla_decode, "MOST", at_once)
     q, k, v, context = case(1, poison=True)
     expected = branch_attention(q, k, v, context, 1, SCALE, "reference")
     run = jax.jit(lambda *arguments: whole(xla.attend)(*arguments, SCALE))
@@ -101,10 +102,12 @@ def test_blocks_of_one_token_are_read_several_at_once(items: int, monkeypatch: p
 def test_the_list_has_the_blocks_that_are_read_and_no_others(small_blocks: None) -> None:
     *_, context = case(1)
     own, first, _ = op.lay_out(context).blocks
-    assert int(own.count) == 0 + 1 + 3 and own.query[:4].tolist() == [1, 2, 2, 2]
-    assert own.first[:4].tolist() == [0, 0, 8, 16] and own.length[:4].tolist() == [5, 8, 8, 3]
+    query, _, begin, length, _ = np.asarray(own.fields[:4]).T.tolist()
+    assert int(own.count) == 0 + 1 + 3 and query == [1, 2, 2, 2]
+    assert begin == [0, 0, 8, 16] and length == [5, 8, 8, 3]
     assert int(first.count) == 1 + 2 + 1 + 1 + 1 + 2 + 2
-    assert first.row[:4].tolist() == [3, 0, 0, 3] and first.branch[:4].tolist() == [0, 1, 1, 2]
+    _, row, _, _, branch = np.asarray(first.fields[:4]).T.tolist()
+    assert row == [3, 0, 0, 3] and branch == [0, 1, 1, 2]
     *_, idle = case(1, branches=False)
     idle = dataclasses.replace(idle.parts[0].runs, used=jnp.zeros(B, jnp.int32))
     assert int(xla_decode.lay_out(idle, S).count) == 0

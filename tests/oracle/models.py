@@ -148,6 +148,11 @@ TINY: dict[str, Callable[[], PreTrainedModel]] = {
 }
 
 
+# Those of the full tier: what the others add is one factor or one bias of these, and the real
+# weights have tied embeddings.
+IN_FULL = ("llama", "llama_llama3_rope", "qwen2", "qwen3_yarn", "qwen3_moe", "gemma3")
+
+
 def save(model: PreTrainedModel, directory: str | Path) -> Path:
     """Write config and safetensors into `directory` and return it.  There is no tokenizer: token ids only."""
     path = Path(directory)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, DynamicCache  # noqa: E402
 
 from tests.oracle import models, synthesis  # noqa: E402
 from tests.oracle.synthesis import OracleBranch  # noqa: E402
-from tests.slow import slow_but  # noqa: E402
+from tests.slow import exhaustive_but  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -27,7 +27,7 @@ def token_ids(rng: np.random.Generator, count: int) -> list[int]:
     return [int(i) for i in rng.integers(0, models.VOCAB_SIZE, count)]
 
 
-@pytest.fixture(scope="module", params=slow_but(models.TINY, models.FAST))
+@pytest.fixture(scope="module", params=exhaustive_but(models.TINY, fast=[models.FAST], full=models.IN_FULL))
 def model(request: pytest.FixtureRequest) -> Any:
     return models.TINY[request.param]()
 

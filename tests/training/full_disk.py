@@ -27,7 +27,7 @@ def main(workdir: str) -> None:
                 time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, 16_384))
 
-    model = ps.load_model("tiny-random")
+    model = ps.load_model("tiny-random", layers="stacked")
     run = config(workdir, checkpoint={"every": 2}, trainable={"rank": 64})
     try:
         start(run, model, codes(model), fill_up).run()

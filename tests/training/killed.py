@@ -30,7 +30,7 @@ def main(workdir: str, programs: str) -> None:
         optimizer={"schedule": "constant"},
         trainable={"rank": 64},
     )
-    model = ps.load_model("tiny-random")
+    model = ps.load_model("tiny-random", layers="stacked")
     trainer = start(run, model, codes(model, 8), lambda step, _: say("step", step))
     say("begin", trainer.step)
     trainer.run()

@@ -24,7 +24,7 @@ def main(port: str, number: str, workdir: str, steps: str = "", told: str = "", 
     from tests.training.codes import codes, next_gradient, start
     from tests.training.test_processes import MESH, run_config
 
-    model = ps.load_model("tiny-random", mesh=ps.make_mesh(MESH))
+    model = ps.load_model("tiny-random", mesh=ps.make_mesh(MESH), layers="stacked")
     trainer = start(run_config(workdir, int(steps or 6)), model, codes(model))
     gradient = next_gradient(trainer)
     if number == "0":

@@ -34,7 +34,7 @@ def run_config(workdir: object) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def model() -> ps.Model:
-    return ps.load_model("tiny-random")
+    return ps.load_model("tiny-random", layers="stacked")
 
 
 @pytest.fixture(scope="module")

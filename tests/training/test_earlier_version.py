@@ -32,7 +32,7 @@ def test_it_goes_on() -> None:
     """Its schedule is of the 6 steps that it began with, though it has no record of that."""
     assert read_run_config("run").train.steps == 6
     settings = read_config("run.yaml", ["train.steps=7", "train.stop_at=7"])
-    model = load_model("hf")
+    model = load_model("hf", layers="stacked")
     trainer = Trainer(settings, model, *load_tasks(settings))
     assert (trainer.step, trainer.config.optimizer.schedule_steps) == (4, 6)
     assert trainer.run().step == 7

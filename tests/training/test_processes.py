@@ -34,7 +34,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     there, here = tmp_path / "two", tmp_path / "one"
     there.mkdir()
     assert run_two("tests.training.one_of_two_processes", str(there)) == ["6 done"] * 2
-    model = ps.load_model("tiny-random", mesh=ps.make_mesh(MESH))
+    model = ps.load_model("tiny-random", mesh=ps.make_mesh(MESH), layers="stacked")
     trainer = start(run_config(here), model, codes(model))
     with np.load(there / "gradient.npz") as found:
         assert distance([found[name] for name in found.files], next_gradient(trainer)) < 1e-6
@@ -52,7 +52,7 @@ def test_told_to_end_both_save_after_the_same_step(tmp_path: Path, told: str, na
     (step, reason), (other_step, other_reason) = first.split(), second.split()
     assert step == other_step and 2 < int(step) < steps
     assert reason == "terminated" and other_reason == ("interrupted" if name == "SIGINT" else "terminated")
-    model = ps.load_model("tiny-random", mesh=ps.make_mesh(MESH))
+    model = ps.load_model("tiny-random", mesh=ps.make_mesh(MESH), layers="stacked")
     assert start(run_config(tmp_path, steps), model, codes(model)).step == int(step)
 
 
@@ -88,5 +88,5 @@ def test_a_disk_that_fills_up_while_arrays_are_written(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "a checkpoint could not be written" in done.stdout, done.stderr[-3000:]
     assert "the last whole one is step 2" in done.stdout
-    model = ps.load_model("tiny-random")
+    model = ps.load_model("tiny-random", layers="stacked")
     assert start(config(tmp_path, trainable={"rank": 64}), model, codes(model)).step == 2

@@ -10,7 +10,7 @@ import pytest
 
 import psynth_jax as ps
 from psynth_jax.data.example import ExampleList
-from psynth_jax.errors import DataError
+from psynth_jax.errors import ConfigError, DataError
 from psynth_jax.training import start as starting
 from psynth_jax.training.config import TrainConfig
 from psynth_jax.training.plan import Shape
@@ -26,7 +26,7 @@ SHAPE = Shape(4, 8, 64, 16, 2, 16, 64, 16, 0, 0)
 
 @pytest.fixture(scope="module")
 def model() -> ps.Model:
-    return ps.load_model("tiny-random")
+    return ps.load_model("tiny-random", layers="stacked")
 
 
 def run(workdir: Path, **changed: object) -> TrainConfig:
@@ -46,6 +46,12 @@ def test_a_run_compiled_ahead_is_the_same(model: ps.Model, tmp_path: Path) -> No
     known = read_shapes(tmp_path / "True")
     assert known is not None and known.tasks == 1 and {key.name for key in known.keys} == {"train"}
     assert not (tmp_path / "False" / SHAPES).exists()
+
+
+def test_separate_layers_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'load_model\(..., layers="stacked"\)'):
+        train(run(tmp_path), ps.load_model("tiny-random", layers="separate"))
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ def short(name: str, folder: Path) -> TrainConfig:
 
 @pytest.mark.slow
 def test_ablations_are_trained_and_two_are_merged(tmp_path: Path) -> None:
-    model = ps.load_model("tiny-random")
+    model = ps.load_model("tiny-random", layers="stacked")
     for name in ABLATIONS:
         outcome = train(short(f"ablation/{name}", tmp_path / name), model)
         assert (outcome.step, outcome.reason) == (2, "done")
@@ -127,5 +127,5 @@ def test_ablations_are_trained_and_two_are_merged(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_text_recipe_is_trained(tmp_path: Path) -> None:
-    outcome = train(short("recipe-text", tmp_path / "text"), ps.load_model("tiny-random"))
+    outcome = train(short("recipe-text", tmp_path / "text"), ps.load_model("tiny-random", layers="stacked"))
     assert (outcome.step, outcome.reason) == (2, "done")

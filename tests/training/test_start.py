@@ -32,7 +32,7 @@ def config(folder: Path, **changes: Any) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def model() -> ps.Model:
-    return ps.load_model("tiny-random")
+    return ps.load_model("tiny-random", layers="stacked")
 
 
 def test_a_model_that_is_given_trains_as_one_that_is_loaded(model: ps.Model, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ class TestGradients:
         from tests.oracle import models, synthesis
 
         torch_model = models.TINY[family]()
-        model = ps.load_model(models.save(torch_model, tmp_path))
+        model = ps.load_model(models.save(torch_model, tmp_path), layers="stacked")
         mapper, lora = synthesis.random_mapper(1), synthesis.random_lora(torch_model, 2, rank=4)
         examples = random_examples(3, seed=5)
         losses, expected = 0.0, None

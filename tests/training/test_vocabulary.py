@@ -24,7 +24,7 @@ from tests.training.examples import config
 
 @pytest.fixture(scope="module")
 def model() -> ps.Model:
-    return ps.load_model("tiny-random")
+    return ps.load_model("tiny-random", layers="stacked")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ positions) and four mapper scalars per layer:
 
 What a row has cached itself is a run too, and so is a prompt that several workers share: with
 rotation 0 and scalars (1, 0, 1, 0).  Caches come whole and stacked over layers, with a layer index;
-they are only read here, so a scan over layers never slices, carries or copies one.
+they are only read here, so running through layers never slices, carries or copies one.
 """
 
 from __future__ import annotations

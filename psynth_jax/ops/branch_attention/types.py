@@ -66,16 +66,13 @@ class ContextPart:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """All runs of one part in blocks of at most Z slots, int32 `[X]`; the first `count` exist.
+    """All runs of one part in blocks of at most Z slots; the first `count` exist.
 
-    query: row of the batch that reads the block.  row, first, length, branch: as of a run.
+    fields `[X, 5]` int32: the row of the batch that reads the block; row, first, length and branch as
+    of a run.
     """
 
-    query: Array
-    row: Array
-    first: Array
-    length: Array
-    branch: Array
+    fields: Array
     count: Array
 
 

@@ -62,7 +62,10 @@ def _forward(inputs: Inputs, scale: float, dtype: Any) -> tuple[Array, Array]:
     batch, tokens = q.shape[:2]
     group = q.shape[2] // k.shape[2]
     grouped = by_head(q, group)
-    new = _new(grouped, by_head(k), by_head(v), group, scale, inputs.window, inputs.with_new)
+    if tokens == 1:
+        new = _own(grouped, by_head(k), by_head(v), scale, inputs.with_new)
+    else:
+        new = _new(grouped, by_head(k), by_head(v), group, scale, inputs.window, inputs.with_new)
     if context is None:
         seen = new
     elif tokens == 1:
@@ -94,6 +97,20 @@ def _over_rows(function: Callable[[Array, Array], Partial], grouped: Array) -> P
     rows = grouped, jnp.arange(grouped.shape[0])
     stacked = jax.lax.map(lambda item: function(item[0][None], item[1]), rows)
     return jax.tree.map(lambda x: x[:, 0], stacked)
+
+
+def _own(q: Array, k: Array, v: Array, scale: float, with_new: Array | None) -> Partial:
+    """Attention of `q [B, K, G, H]`, one new token, to its own `k, v [B, K, 1, H]`.
+
+    Not as a matrix product, which would be a kernel of its own.
+    """
+    logits = ((scale * q).astype(jnp.float32) * k.astype(jnp.float32)).sum(axis=-1)
+    weights = jnp.exp(logits - logits)  # 1; NaN where a logit is not finite, -inf too
+    out = weights[..., None] * v.astype(jnp.float32)
+    if with_new is None:
+        return Partial(out, logits, weights)
+    nothing = empty(q.shape[:-1], q.shape[-1])
+    return jax.tree.map(lambda x, none: jnp.where(with_new, x, none), Partial(out, logits, weights), nothing)
 
 
 def _new(

@@ -9,6 +9,9 @@ layer: `api.lay_out` makes it once a step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Final
+
 import jax
 import jax.numpy as jnp
 
@@ -18,30 +21,38 @@ from psynth_jax.ops.branch_attention.types import Blocks, Context, ContextPart, 
 from psynth_jax.ops.branch_attention.xla_blocks import attend_block
 from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, weight
+from psynth_jax.ops.side_by_side import side_by_side
 
 SLOTS = 192  # of a block: larger ones waste more of a run's last, smaller ones cost more steps
-ITEMS = 8  # blocks read in one step; what remains of the list is read one by one
+IN_BOUNDS: Final[Mapping[str, Any]] = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
+FEWEST, MOST = 2, 8  # blocks that are read in one step: of a batch of one row, of eight rows and more
 
 
 def lay_out(runs: Runs, slots: int) -> Blocks:
     """Cut the runs of all rows of the batch into blocks.  slots: S of the cache they lie in."""
     size = min(SLOTS, slots)
     batch, columns = runs.row.shape
+    at_once = _at_once(batch)
     most = batch * columns * -(-slots // size)
+    most = -(-most // at_once) * at_once  # the last step reads no block twice
     columns_of = runs.row, runs.first, runs.present().length, runs.branch
     row, first, length, branch = (x.ravel() for x in columns_of)
     count = -(-length // size)
     end = jnp.cumsum(count)
     run = jnp.repeat(jnp.arange(batch * columns), count, total_repeat_length=most)  # [X]
     skipped = (jnp.arange(most) - (end - count)[run]) * size
-    return Blocks(
-        query=run // columns,
-        row=row[run],
-        first=first[run] + skipped,
-        length=jnp.clip(length[run] - skipped, 0, size),
-        branch=branch[run],
-        count=end[-1],
+    fields = (
+        run // columns,
+        row[run],
+        first[run] + skipped,
+        jnp.clip(length[run] - skipped, 0, size),  # 0 behind the end of the list
+        branch[run],
     )
+    return Blocks(jnp.stack(fields, axis=1), end[-1])
+
+
+def _at_once(batch: int) -> int:
+    return max(FEWEST, min(MOST, batch))
 
 
 def attend(
@@ -75,41 +86,48 @@ def _over_part(
     layer: Array,
     scale: float,
 ) -> Partial:
-    scalars = context.scalars[layer]  # [B, W, 4]
-    total = q.astype(jnp.float32).sum(axis=-1)  # [B, K, G]
+    """Merge attention to all blocks of one part into what was seen.
 
-    def read(first: Array, items: int, seen: Partial) -> Partial:
-        """Merge items `first .. first + items - 1` of the list into what was seen."""
+    Everything that is gathered for a block, or added up for a row, is one array: on a CPU each
+    gather and each scatter costs about as much as the arithmetic, to run and to compile.  So does
+    what JAX does about negative indices; there are none.
+    """
+    items = _at_once(q.shape[0])
+    branches = context.cos.shape[1]
+    per_branch = side_by_side(context.cos, context.sin, context.scalars[layer])  # [B, W, H + 4]
+    per_branch = per_branch.reshape(-1, per_branch.shape[-1])
+    half = context.cos.shape[-1]
 
-        def some(x: Array) -> Array:
-            return jax.lax.dynamic_slice(x, (first,), (items,))
-
-        query, branch = some(blocks.query), some(blocks.branch)
-        row, slot, length = some(blocks.row), some(blocks.first), some(blocks.length)
+    def read(step: Array, seen: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Merge the blocks of one step into the sums `[B, K, G, H + 1]` and maxima `[B, K, G]`."""
+        sums, row_max = seen
+        fields = jax.lax.dynamic_slice_in_dim(blocks.fields, step * items, items, allow_negative_indices=False)
+        query, row, slot, length, branch = fields.T
         k, v, inside = _slots(part.heads, layer, row, slot, length)
-        four = scalars[query, branch].T[..., None, None]  # [4, items, 1, 1]
-        key_scale, key_bias, value_scale, value_bias = four
-        at = query, branch, None, None
-        turned = rope.rotate(q[query], context.cos[at], context.sin[at])  # [items, K, G, H]
-        turned = (turned * (scale * key_scale)[..., None]).astype(q.dtype)
-        here = attend_block(turned, k, v, inside, scale * key_bias * total[query])
-        out = value_scale[..., None] * here.out + (value_bias * here.row_sum)[..., None]
+
+        turning = _at(per_branch, query * branches + branch)[:, None, None]  # [items, 1, 1, H + 4]
+        cos, sin, four = jnp.split(turning, (half, 2 * half), axis=-1)
+        key_scale, key_bias, value_scale, value_bias = jnp.split(four, 4, axis=-1)
+        rows = _at(q, query)  # [items, K, G, H]
+        total = rows.astype(jnp.float32).sum(axis=-1)
+        turned = (rope.rotate(rows, cos, sin) * (scale * key_scale)).astype(q.dtype)
+        here = attend_block(turned, k, v, inside, scale * key_bias[..., 0] * total)
+        out = value_scale * here.out + value_bias * here.row_sum[..., None]
 
         # Items may belong to one row, so the new maximum is agreed on before anything is added.
-        row_max = seen.row_max.at[query].max(here.row_max)
-        fade, share = weight(seen.row_max, row_max), weight(here.row_max, row_max[query])
-        return Partial(
-            (seen.out * fade[..., None]).at[query].add(out * share[..., None]),
-            row_max,
-            (seen.row_sum * fade).at[query].add(here.row_sum * share),
-        )
+        new_max = row_max.at[query].max(here.row_max, **IN_BOUNDS)
+        fade, share = weight(row_max, new_max), weight(here.row_max, _at(new_max, query))
+        added = share[..., None] * side_by_side(out, here.row_sum[..., None])
+        return (sums * fade[..., None]).at[query].add(added, **IN_BOUNDS), new_max
 
-    rest: Array | int = 0
-    if blocks.query.shape[0] >= ITEMS:
-        groups = blocks.count // ITEMS
-        seen = jax.lax.fori_loop(0, groups, lambda n, seen: read(n * ITEMS, ITEMS, seen), seen)
-        rest = groups * ITEMS
-    return jax.lax.fori_loop(rest, blocks.count, lambda n, seen: read(n, 1, seen), seen)
+    sums = side_by_side(seen.out, seen.row_sum[..., None])
+    steps = -(-blocks.count // items)
+    sums, row_max = jax.lax.fori_loop(0, steps, read, (sums, seen.row_max))
+    return Partial(sums[..., :-1], row_max, sums[..., -1])
+
+
+def _at(x: Array, index: Array) -> Array:
+    return x.at[index].get(**IN_BOUNDS)
 
 
 def _slots(
@@ -128,6 +146,6 @@ def _slots(
     slot = start[:, None] + jnp.arange(size)
     inside = (slot >= first[:, None]) & (slot < (first + length)[:, None])  # [items, Z]
     # One slice an item: XLA on a CPU reads slices several times faster than it gathers.
-    pairs = [heads.read(layer, row[item], 1, start[item], size) for item in range(row.shape[0])]
-    k, v = (jnp.concatenate(found) for found in zip(*pairs, strict=True))
+    k, v = jax.lax.map(lambda at: heads.read(layer, at[0], 1, at[1], size), (row, start))
+    k, v = k[:, 0], v[:, 0]
     return k, jnp.where(inside[:, None, :, None], v, 0), inside[:, None, None]

@@ -16,7 +16,7 @@ def main(port: str, number: str, workdir: str, steps: str) -> None:
     from tests.training.codes import codes, start
     from tests.training.test_processes import MESH, run_config
 
-    model = ps.load_model("tiny-random", mesh=ps.make_mesh(MESH))
+    model = ps.load_model("tiny-random", mesh=ps.make_mesh(MESH), layers="stacked")
     trainer = start(run_config(workdir, int(steps)), model, codes(model))
     begun = trainer.step
     outcome = trainer.run()

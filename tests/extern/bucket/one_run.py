@@ -28,7 +28,7 @@ def main(workdir: str, killed_at: str = "") -> None:
 
     noted, checksums.note = checksums.note, note  # type: ignore[assignment]
     run = config(workdir, checkpoint={"every": 2, "keep": 9}, logging={"tensorboard": True})
-    model = ps.load_model("tiny-random")
+    model = ps.load_model("tiny-random", layers="stacked")
     data = [TaskData(run.data[0], codes(model, 8))]
     Trainer(run, model, data, say=lambda text: print(text, flush=True)).run()
 

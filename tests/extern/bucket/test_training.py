@@ -39,7 +39,7 @@ def completed(workdir: AnyPath) -> str:
 
 
 def state_of(workdir: AnyPath, step: int) -> list[np.ndarray]:
-    model = ps.load_model("tiny-random")
+    model = ps.load_model("tiny-random", layers="stacked")
     trainer = start(config(workdir, checkpoint={"every": 2, "keep": 9}), model, codes(model, 8))
     state, _ = CheckpointReader(workdir).restore(step, trainer.state)
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
