@@ -2,14 +2,16 @@
 # Install what is missing and check this checkout.
 #
 #     launch/test.sh                       style, import directions, types, and the tests that are not marked slow
-#     launch/test.sh --full                the same, with all tests
-#     launch/test.sh --slow                only the tests that are marked slow
+#     launch/test.sh --full                the same, with those that are marked slow, too
+#     launch/test.sh --slow                only these
+#     launch/test.sh --exhaustive          only the tests that neither of them runs: further cases of the same
 #     launch/test.sh --extern NAME|all     the tests in tests/extern/NAME, in an environment of their own, .venv-NAME
 #     launch/test.sh ARGUMENTS             pytest with these arguments
 #
-# Further arguments of --full, --slow and --extern NAME go to pytest.  The first three forms use all
-# cores, and run the tests of a file on one of them: they share what they compile.  "-m gemma" fetches
-# Gemma 3 270M (240 MB, Gemma's terms) and tests it; no other run does.
+# Further arguments of --full, --slow, --exhaustive and --extern NAME go to pytest.  The first four
+# forms use all cores, and run the tests of a file on one of them: they share what they compile, and
+# keep it in .pytest_cache for the next run (--cache-clear forgets it).  "-m gemma" fetches Gemma 3
+# 270M (240 MB, Gemma's terms) and tests it; no other run does.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -65,8 +67,9 @@ case "${1:-}" in
     ;;
   --full)
     check_text
-    set -- "${on_all_cores[@]}" "${@:2}"
+    set -- "${on_all_cores[@]}" -m "not exhaustive" "${@:2}"
     ;;
-  --slow) set -- "${on_all_cores[@]}" -m slow "${@:2}" ;;
+  --slow) set -- "${on_all_cores[@]}" -m "slow and not exhaustive" "${@:2}" ;;
+  --exhaustive) set -- "${on_all_cores[@]}" -m exhaustive "${@:2}" ;;
 esac
 exec "$venv/bin/python" -m pytest "$@"

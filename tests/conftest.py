@@ -1,4 +1,4 @@
-"""What all tests share: CPU with eight devices, no network, the real weights, a counter of compilations.
+"""What all tests share: CPU with eight devices, no network, the real weights, compiled programs, a counter of them.
 
 Environment:
   JAX_PLATFORMS         cpu if not set
@@ -13,7 +13,10 @@ import dataclasses
 import gc
 import importlib.util
 import os
+import platform
+import shutil
 import signal
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -28,6 +31,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", False)
 jax.devices()  # started now: a command under test that asks for another number of them must not get it
 
+
+MOST_KEPT = 4 * 2**30  # bytes of compiled programs, beyond which a run begins anew
 
 collect_ignore = ["extern"]  # needs further packages: launch/test.sh --extern NAME
 
@@ -49,7 +54,31 @@ MISSING = {
 }
 
 
+def _keep_compiled_programs(config: pytest.Config) -> None:
+    """Keep what tests compile in pytest's cache: files and processes compile the same tiny programs, run after run.
+
+    Most of a test's time goes into compiling.  `--cache-clear` forgets it.  Subprocesses do not take part.
+    """
+    cache = getattr(config, "cache", None)  # there is none with -p no:cacheprovider
+    if cache is None:
+        return
+    cpu = Path("/proc/cpuinfo")
+    # The programs are machine code: what one CPU runs may end a process on another one.
+    flags = [line for line in cpu.read_text().splitlines() if line.startswith(("flags", "Features"))] if cpu.exists() else []
+    of_this_cpu = f"{platform.machine()}-{zlib.crc32(''.join(flags[:1]).encode()):08x}"
+    try:
+        folder = cache.mkdir("compiled")
+        is_worker = hasattr(config, "workerinput")
+        if not is_worker and sum(file.stat().st_size for file in folder.rglob("*-cache")) > MOST_KEPT:
+            shutil.rmtree(folder)
+    except OSError:  # it cannot be written, or another run removes what is in it
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder / of_this_cpu))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    _keep_compiled_programs(config)
     # Commands under test inherit what is ignored here, and under nohup that is SIGHUP.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for name in os.environ.get("PSYNTH_TEST_REQUIRE", "").split():

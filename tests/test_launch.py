@@ -388,11 +388,15 @@ class TestTest:
 
     def test_full(self, complete: Checkout) -> None:
         assert complete.run("test.sh", "--full", "--durations=0").returncode == 0
-        assert complete.calls() == [*self.CHECKS, f"{self.ON_ALL_CORES} --durations=0"]
+        assert complete.calls() == [*self.CHECKS, f"{self.ON_ALL_CORES} -m not exhaustive --durations=0"]
 
     def test_slow(self, complete: Checkout) -> None:
         assert complete.run("test.sh", "--slow", "-x").returncode == 0
-        assert complete.calls() == [f"{self.ON_ALL_CORES} -m slow -x"]
+        assert complete.calls() == [f"{self.ON_ALL_CORES} -m slow and not exhaustive -x"]
+
+    def test_exhaustive(self, complete: Checkout) -> None:
+        assert complete.run("test.sh", "--exhaustive").returncode == 0
+        assert complete.calls() == [f"{self.ON_ALL_CORES} -m exhaustive"]
 
     @pytest.mark.parametrize("failing", ["check .", "--check", "mypy", "pytest"])
     @pytest.mark.parametrize("tier", [[], ["--full"]], ids=["fast", "full"])
@@ -407,11 +411,11 @@ class TestTest:
     def test_help(self, checkout: Checkout) -> None:
         done = checkout.run("test.sh", "--help")
         assert (done.returncode, done.stderr, checkout.calls()) == (0, "", [])
-        for option in ("--full", "--slow", "--extern NAME|all", "ARGUMENTS"):
+        for option in ("--full", "--slow", "--exhaustive", "--extern NAME|all", "ARGUMENTS"):
             assert f" launch/test.sh {option} " in done.stdout
 
-    def test_ci_runs_everything(self) -> None:
-        assert "\nPSYNTH_FUZZ=200 bash launch/test.sh --full " in (ROOT / ".ci" / "run").read_text()
+    def test_ci_runs_the_full_tier(self) -> None:
+        assert "\nPSYNTH_FUZZ=50 bash launch/test.sh --full " in (ROOT / ".ci" / "run").read_text()
 
 
 class TestExtern:

@@ -107,7 +107,7 @@ def test_checkpoints(which: str, place: Place, command: Command) -> None:
     """One run is prepared, and takes up each damaged checkpoint as a continued run and `psynth export` do."""
     settings = read_config("run/config.json", ("workdir=run",))
     data, evaluation = load_tasks(settings)
-    trainer = Trainer(settings, load_model("hf"), data, evaluation)
+    trainer = Trainer(settings, load_model("hf", layers="stacked"), data, evaluation)
 
     def use(place: Place, command: Command) -> Said:
         return called(lambda: [take(trainer, "latest"), take(trainer, "best")])

@@ -108,7 +108,7 @@ def test_links_lead_nowhere(sandboxed: Sandboxed) -> None:
         + """
 os.symlink("/etc/passwd", "file")
 os.symlink("/etc", "folder")
-os.symlink("/proc/self/root/etc/passwd", "root")
+os.symlink(os.path.join("/proc", "self", "root", "etc", "passwd"), "root")
 print(json.dumps([
     attempt(open, "file"),
     attempt(open, "folder/passwd"),

@@ -28,12 +28,13 @@ ROW: dict[str, Any] = {
 }
 RIGHT = {"accuracy": 1.0, "accuracy_base": 1.0}
 WRONG = {"accuracy": 0.0, "accuracy_base": 0.0}
-QUICK = Times(call=0.5, all=20.0)
+QUICK = Times(call=1.0, all=60.0)  # for programs that never end
+SLOW = Times(call=30.0, all=120.0)  # for those that must end, on a busy machine, too
 
 
-def made(folder: Path, **changes: Any) -> tuple[HumanEvalPlus, BenchmarkQuestion, FakeSandbox]:
+def made(folder: Path, times: Times = QUICK, **changes: Any) -> tuple[HumanEvalPlus, BenchmarkQuestion, FakeSandbox]:
     run = FakeSandbox()
-    benchmark = HumanEvalPlus(written(folder, "rows.jsonl", [ROW | changes]), run=run, times=QUICK)
+    benchmark = HumanEvalPlus(written(folder, "rows.jsonl", [ROW | changes]), run=run, times=times)
     return benchmark, benchmark.questions()[0], run
 
 
@@ -98,7 +99,7 @@ def test_votes(tmp_path: Path) -> None:
 def test_an_input_whose_value_is_too_large_counts_for_nobody(tmp_path: Path) -> None:
     body = "    return values if len(values) < 3 else [0] * 3_000_000\n"
     inputs = {"base_input": [[[1]], [[1, 2, 3]]], "plus_input": [[[2]]], "canonical_solution": body}
-    benchmark, question, _ = made(tmp_path, **inputs)
+    benchmark, question, _ = made(tmp_path, SLOW, **inputs)
     program = "def double(values): return values if len(values) < 3 else None\n"
     assert benchmark.judged(fenced(program), question)[1] == RIGHT
 
@@ -159,7 +160,7 @@ def test_a_slow_solution_gives_candidates_time(tmp_path: Path) -> None:
 
 
 def test_settings_and_times(tmp_path: Path) -> None:
-    assert made(tmp_path)[0].settings() == {"benchmark": "humaneval_plus", "revision": None, "seconds": [0.5, 20.0]}
+    assert made(tmp_path)[0].settings() == {"benchmark": "humaneval_plus", "revision": None, "seconds": [1.0, 60.0]}
     with pytest.raises(InputError, match=r"^a call has 5.0 s of 1.0 s"):
         HumanEvalPlus("rows.jsonl", times=Times(5.0, 1.0))
 

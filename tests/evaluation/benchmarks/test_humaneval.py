@@ -14,6 +14,7 @@ from tests.evaluation.benchmarks.fake_sandbox import FakeSandbox
 from tests.evaluation.benchmarks.rows_files import FORMS, written
 from tests.evaluation.benchmarks.shared_rows import shared
 from tests.evaluation.benchmarks.wrong_programs import WAYS, wrong
+from tests.slow import exhaustive_but
 
 FILE = "humaneval/HumanEvalPlus_0-81.jsonl.gz"
 PROMPT = "def add(a, b):\n"
@@ -125,8 +126,7 @@ def test_shared_rows() -> None:
     assert [question.id for question in questions] == [f"HumanEval/{number}" for number in range(82)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("first", [0, 41])
+@pytest.mark.parametrize("first", exhaustive_but([0, 41], full=[41]))
 def test_all_solutions_pass(first: int) -> None:
     benchmark = HumanEvalPlus(shared(FILE), run=FakeSandbox())
     for question in benchmark.questions()[first : first + 41]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from psynth_jax.evaluation.benchmarks.benchmark import BenchmarkQuestion
@@ -11,6 +9,7 @@ from psynth_jax.evaluation.benchmarks.choices import ChoiceBenchmark
 from psynth_jax.evaluation.benchmarks.gpqa import GPQA
 from psynth_jax.evaluation.benchmarks.letters import final_letter
 from psynth_jax.evaluation.benchmarks.medqa import MedQA
+from tests.growth import assert_linear
 
 ANSWERS = [
     (r"\boxed{A}", "A"),
@@ -201,9 +200,9 @@ FILLINGS = [" ", "\n", "*", "\\a", "answer is ", "not A but ", "the option ", "A
 
 
 @pytest.mark.parametrize("filling", FILLINGS)
-def test_long_texts_take_no_time(filling: str) -> None:
-    start = time.perf_counter()
-    assert final_letter("The answer is " + filling * 20_000 + "?") == ""
-    assert final_letter("So the option" + filling * 20_000 + "?") == ""
-    assert final_letter("I choose " + filling * 20_000 + "?") == ""
-    assert time.perf_counter() - start < 2
+def test_work_grows_with_the_text_alone(filling: str) -> None:
+    def work(count: int) -> None:
+        for begin in ("The answer is ", "So the option", "I choose "):
+            assert final_letter(begin + filling * count + "?") == ""
+
+    assert_linear(work, 5_000)

@@ -14,6 +14,7 @@ from tests.evaluation.benchmarks.fake_sandbox import FakeSandbox
 from tests.evaluation.benchmarks.rows_files import FORMS, written
 from tests.evaluation.benchmarks.shared_rows import shared
 from tests.evaluation.benchmarks.wrong_programs import WAYS, wrong
+from tests.slow import exhaustive_but
 
 FILE = "mbpp/MbppPlus.jsonl.gz"
 CODE = "def rotate(items, by):\n    return items[by:] + items[:by]\n"
@@ -98,8 +99,7 @@ def test_shared_rows() -> None:
 
 
 # Mbpp/599 adds up large ranges: its solution alone takes most of a minute.
-@pytest.mark.slow
-@pytest.mark.parametrize("first", range(0, 378, 54))
+@pytest.mark.parametrize("first", exhaustive_but(range(0, 378, 54), full=[324]))
 def test_all_solutions_pass(first: int) -> None:
     benchmark = MBPPPlus(shared(FILE), run=FakeSandbox())
     for question in benchmark.questions()[first : first + 54]:

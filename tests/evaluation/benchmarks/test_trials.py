@@ -11,7 +11,7 @@ from psynth_jax import sandbox
 from psynth_jax.errors import UserError
 from psynth_jax.evaluation.benchmarks.trials import Output, Times, in_sandbox, run_test, try_program
 
-QUICK = Times(call=0.5, all=20.0)
+QUICK = Times(call=1.0, all=60.0)
 
 
 @pytest.fixture(autouse=True)
@@ -69,9 +69,9 @@ def f(x):
 
 def test_a_call_that_waits_takes_no_processor_time() -> None:
     program = "import time\ndef f(x):\n    time.sleep(x)\n    return x\n"
-    times = Times(call=0.1, all=20.0)
-    found = try_program(in_sandbox, program, "f", [[0.15], [60]], times)
-    assert found[0] is not None and found[0].value() == 0.15
+    times = Times(call=0.5, all=60.0)  # 2 seconds of waiting
+    found = try_program(in_sandbox, program, "f", [[0.75], [60]], times)
+    assert found[0] is not None and found[0].value() == 0.75
     assert found[1] is not None and found[1].error == "Late"
 
 
