@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from psynth_jax.model import Model
     from psynth_jax.prompts import load_roles, worker_prompts
     from psynth_jax.sharding import make_mesh
+    from psynth_jax.synthesis.engine import Engine
     from psynth_jax.synthesis.gate import Gate
     from psynth_jax.synthesis.pipeline import ParallelSynthesis, SynthesisResult
+    from psynth_jax.synthesis.requests import Request
     from psynth_jax.synthesis.session import Session
 
 __version__ = "0.1.0"
@@ -29,9 +31,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter",
     "Branches",
+    "Engine",
     "Gate",
     "Model",
     "ParallelSynthesis",
+    "Request",
     "Session",
     "SynthesisResult",
     "UserError",
@@ -48,9 +52,11 @@ __all__ = [
 _HOMES = {
     "Adapter": "convert.adapter_directory",
     "Branches": "branches",
+    "Engine": "synthesis.engine",
     "Gate": "synthesis.gate",
     "Model": "model",
     "ParallelSynthesis": "synthesis.pipeline",
+    "Request": "synthesis.requests",
     "Session": "synthesis.session",
     "SynthesisResult": "synthesis.pipeline",
     "UserError": "errors",

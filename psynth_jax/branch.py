@@ -11,6 +11,7 @@ On the host a branch also carries its tokens and its text.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Literal, TypeAlias
 
 from psynth_jax.kv.pool import Lease
@@ -18,6 +19,8 @@ from psynth_jax.kv.transfer import StoredSlots
 
 PositionMode: TypeAlias = Literal["exact", "reference_live"]
 FinishReason: TypeAlias = Literal["stop", "length", "given"]
+
+_serials = itertools.count(1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +57,8 @@ class Branch:
     token_ids, text: what the branch says.  shift: positions by which its keys are turned back.  span: positions that it
     occupies afterwards.  finish_reason: "stop", "length" (the worker was cut off) or "given" (a fixed text).
     Several segments make one branch when a worker wrote in several turns.
+    serial: tells it from every other branch of this process, for sharing what was read behind it; a
+    copy has another one.
     """
 
     token_ids: tuple[int, ...]
@@ -62,3 +67,9 @@ class Branch:
     span: int
     segments: tuple[Segment, ...]
     finish_reason: FinishReason
+    serial: int = dataclasses.field(init=False, default_factory=lambda: next(_serials))
+
+    @property
+    def lost(self) -> bool:
+        """Whether any of its keys and values are gone."""
+        return any(segment.lost for segment in self.segments)

@@ -51,7 +51,8 @@ class Buckets:
     decode: numbers of rows, ascending.  prefill: (rows, tokens).  branches: numbers of branches W, ascending, the sink
     counted; beyond the last one it doubles.  data: every number of rows is a multiple of it (the parts of a mesh that have
     questions of their own).  call_tokens: how many tokens of prefill take as long as reading the weights, and all else that
-    a call costs however few tokens it has.
+    a call costs however few tokens it has.  chunk_between_tokens: the longest chunk of a prompt
+    that is run while others wait for their next token.
     """
 
     decode: tuple[int, ...] = (1, 4, 8, 16, 32, 64)
@@ -59,6 +60,7 @@ class Buckets:
     branches: tuple[int, ...] = (9, 33)
     data: int = 1
     call_tokens: int = 32
+    chunk_between_tokens: int = 64
 
     def rows_of(self, rows: int) -> int:
         """Return the rows of the smallest decode step that takes `rows`, or of the largest that there is."""
@@ -72,13 +74,17 @@ class Buckets:
         """Rows of the largest decode step."""
         return self.decode[-1] * self.data
 
-    def chunk_of(self, waiting: Sequence[int]) -> tuple[int, int]:
+    def chunk_of(self, waiting: Sequence[int], most: int | None = None) -> tuple[int, int]:
         """Return (rows, tokens) of the prefill call that wastes the least on rows with `waiting` tokens each.
 
-        waiting: tokens that each row has left, in the order in which rows are taken; all at least 1.
+        waiting: tokens that each row has left, in the order in which rows are taken; all at least
+        1.  most: tokens of the longest chunk that may be run; the shortest one always may.
         """
+        shortest = min(tokens for _, tokens in self.prefill)
         best, best_use = (0, 0), -1.0
         for rows, tokens in self.prefill:
+            if most is not None and tokens > max(most, shortest):
+                continue
             taken = sum(min(left, tokens) for left in waiting[: rows * self.data])
             use = taken / (rows * self.data * tokens + self.call_tokens)
             if use > best_use:

@@ -54,6 +54,10 @@ class MemoryLimitError(UserError):
     """The device has not enough memory for this call; the message says what to lower."""
 
 
+class EngineError(UserError):
+    """Nothing more can be run: an engine was closed, or lost its memory for good."""
+
+
 class DataError(UserError):
     """A data file or record cannot be used; the message names the file and the line, or the record."""
 

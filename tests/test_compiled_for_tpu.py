@@ -23,13 +23,13 @@ from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.presets import PRESETS, Preset, preset
 from psynth_jax.topology import tpu_slice
 from tests.ops.forms import whole
-from tests.slow import slow_but
+from tests.slow import exhaustive_but
 
 pytestmark = pytest.mark.libtpu
 SLICES = ("v5e-1", "v5p-8", "v6e-1", "tpu7x-8")
 
 
-@pytest.fixture(scope="module", params=slow_but(SLICES, "v5e-1"))
+@pytest.fixture(scope="module", params=exhaustive_but(SLICES, fast=["v5e-1"]))
 def mesh(request: pytest.FixtureRequest) -> Mesh:
     """One device of each generation."""
     return Mesh(np.array(tpu_slice(request.param).devices()[:1]), ("one",))
@@ -119,6 +119,10 @@ PROGRAMS: dict[str, dict[str, Any]] = {
 STEPS = [("qwen3-0.6b", name) for name in ("synthesize in chunks", "decode", "workers")]
 STEPS += [("llama-3.2-1b", name) for name in ("synthesize", "decode int8", "workers")]
 
+CASES = [(topology, *case) for topology in ("v5e-8", "v5p-16", "v6e-8", "tpu7x-8") for case in STEPS]
+FAST = [("v5e-8", *case) for case in STEPS[-3:]]
+FULL = [("v6e-8", *STEPS[0]), ("tpu7x-8", *STEPS[1]), ("v5p-16", *STEPS[2])]
+
 
 class TestStep:
     """The whole step of a model, four layers of it, over long branches, on eight devices of each generation."""
@@ -129,8 +133,7 @@ class TestStep:
             config = preset(name).config.model_copy(update={"layers": 4, "vocab_size": 1024})
             monkeypatch.setitem(PRESETS, name, Preset(config, "none"))
 
-    @pytest.mark.parametrize("topology", slow_but(["v5e-8", "v5p-16", "v6e-8", "tpu7x-8"], "v5e-8"))
-    @pytest.mark.parametrize(("model", "program"), slow_but(STEPS, *STEPS[-3:]))
+    @pytest.mark.parametrize(("topology", "model", "program"), exhaustive_but(CASES, fast=FAST, full=FULL))
     def test_holds_and_sends_nothing_large(self, topology: str, model: str, program: str) -> None:
         asked = {"topology": topology, "model": model, "mesh": "branch=4,tensor=2", "branches": 8, **PROGRAMS[program]}
         facts = report(workload(asked)).facts

@@ -100,7 +100,7 @@ def test_a_stopped_run_goes_on(written: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)  # the run calls its model "hf"
     config = read_config(Path("run.yaml"), ("train.stop_at=null",))
     data, evaluation = load_tasks(config)
-    trainer = Trainer(config, ps.load_model(config.model, config.dtype), data, evaluation)
+    trainer = Trainer(config, ps.load_model(config.model, config.dtype, layers="stacked"), data, evaluation)
     assert trainer.step == 4
     outcome = trainer.run()
     assert outcome.step == 6

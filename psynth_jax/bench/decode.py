@@ -11,7 +11,7 @@ import numpy as np
 from psynth_jax.bench import against_torch as torch_bench
 from psynth_jax.bench.against_torch import Source
 from psynth_jax.bench.timing import in_turn, timed
-from psynth_jax.engine.sequences import Next
+from psynth_jax.engine.sequences import Next, Token
 from psynth_jax.errors import InputError
 from psynth_jax.model import Model
 from psynth_jax.synthesis.inputs import check_window
@@ -49,6 +49,7 @@ def decode(
     workers = [WorkerPrompt(0, index, tuple(prompt)) for index, prompt in enumerate(prompts)]
 
     def work(*chosen: WorkerPrompt) -> None:
+        runner.forget_prompts()
         generate_workers(runner, chosen, options, frozenset(), None, "exact")
         jax.block_until_ready(runner.pool.heads)
 
@@ -95,11 +96,12 @@ def _make_room(runner: Runner, lengths: list[int]) -> None:
         lease.release()
 
 
-def _ends_at_once(token: int, logprob: float, margin: float) -> Next:
+def _ends_at_once(token: Token) -> Next:
     return Next.END
 
 
 def _prefill(runner: Runner, tokens: list[int]) -> None:
+    runner.forget_prompts()
     sequence = runner.sequence(tokens, 0, _ends_at_once, 0)
     runner.run([sequence])
     jax.block_until_ready(runner.pool.heads)
@@ -107,6 +109,7 @@ def _prefill(runner: Runner, tokens: list[int]) -> None:
 
 def _decode(runner: Runner, prompts: list[list[int]], options: SamplingOptions) -> float:
     """Return the seconds from the moment when every row has its first token to the last token of all."""
+    runner.forget_prompts()
     outputs, sequences = [], []
     for number, prompt in enumerate(prompts):
         output = RowOutput(options, frozenset(), None, runner)

@@ -8,6 +8,8 @@ into the model's own pool, which is written in place.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,23 +23,32 @@ from psynth_jax.engine.machine import branch_block, machine_of
 from psynth_jax.kv.pool import Lease
 from psynth_jax.kv.transfer import write_page
 from psynth_jax.model import Model
-from psynth_jax.nn.decoder import Decoder, parameter_letters, parameter_shapes
+from psynth_jax.nn.decoder import LAYER, Decoder, parameter_letters, parameter_shapes
+from psynth_jax.nn.layer_forms import Layers, SeparateLayers, are_separate
 
 WIDTH = 0.02  # standard deviation of the weights
 PREFIX = 8  # slots before a drawn branch, as a worker's prompt would leave
 
 
-def random_decoder(config: DecoderConfig, dtype: jax.typing.DTypeLike, seed: int = 0) -> Decoder:
-    """Return a decoder with random weights on the default device."""
+def random_decoder(config: DecoderConfig, dtype: jax.typing.DTypeLike, seed: int = 0, layers: Layers = "auto") -> Decoder:
+    """Return a decoder with random weights on the default device; layers as for `load_model`."""
     letters, shapes = parameter_letters(config), parameter_shapes(config)
-    keys = jax.random.split(jax.random.key(seed), len(letters))
-    parameters = {}
-    for key, (name, axes) in zip(keys, letters.items(), strict=True):
-        starts_at_one = name.endswith("norm") and not config.norms_from_one
-        drawn = _stacked if axes.startswith("L") else _drawn
-        mean = 1.0 if starts_at_one else 0.0
-        parameters[name] = drawn(key, shapes[name], jnp.dtype(dtype), WIDTH, mean)
-    return Decoder(config, parameters)
+    keys = dict(zip(letters, jax.random.split(jax.random.key(seed), len(letters)), strict=True))
+
+    def draw(drawn: Callable[..., Array], name: str) -> Array:
+        mean = 1.0 if name.endswith("norm") and not config.norms_from_one else 0.0
+        return drawn(keys[name], shapes[name], jnp.dtype(dtype), WIDTH, mean)
+
+    of_layers = [name for name in letters if name.startswith(LAYER)]
+    tables = {name: draw(_drawn, name) for name in letters if name not in of_layers}
+    if not are_separate(layers):
+        return Decoder(config, tables | {name: draw(_stacked, name) for name in of_layers})
+
+    def part(name: str, number: int) -> Array:
+        return draw(functools.partial(_layer, number), LAYER + name)
+
+    names = [name.removeprefix(LAYER) for name in of_layers]
+    return Decoder(config, tables, None, SeparateLayers.of_parts(config, names, part, fuse=True))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
@@ -63,6 +74,11 @@ def _stacked(
     """Draw one layer after another: only one of them exists in float32 at a time."""
     keys = jax.random.split(key, shape[0])
     return jax.lax.map(lambda each: _drawn(each, shape[1:], dtype, width, mean), keys)
+
+
+def _layer(number: int, key: Array, shape: tuple[int, ...], *rest: Any) -> Array:
+    """Draw one layer as `_stacked` draws it."""
+    return _drawn(jax.random.split(key, shape[0])[number], shape[1:], *rest)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -50,12 +50,25 @@ def routes(
 ) -> dict[str, Callable[[], float]]:
     """Return measures of the first token from "text" and "branches", and of a later "token"."""
     vocabulary = synth.model.config.vocab_size
-    texts, prompt = question.texts(vocabulary), question.prompt(vocabulary)
+    prompt = question.prompt(vocabulary)
+
+    def branches() -> float:
+        synth.runner.forget_prompts()
+        return synth.synthesize(prompt, ready, max_new_tokens=1).ttft_s
+
     return {
-        "text": lambda: synth.synthesize_text(prompt, texts, max_new_tokens=1).ttft_s,
-        "branches": lambda: synth.synthesize(prompt, ready, max_new_tokens=1).ttft_s,
+        "text": lambda: from_text_s(synth, question),
+        "branches": branches,
         "token": lambda: later_token(synth, prompt, ready),
     }
+
+
+def from_text_s(synth: ParallelSynthesis, question: Question) -> float:
+    """Return the seconds to the first token from text, of which nothing was run before."""
+    vocabulary = synth.model.config.vocab_size
+    texts, prompt = question.texts(vocabulary), question.prompt(vocabulary)
+    synth.runner.forget_prompts()
+    return synth.synthesize_text(prompt, texts, max_new_tokens=1).ttft_s
 
 
 def later_token(synth: ParallelSynthesis, prompt: list[int], ready: Branches) -> float:

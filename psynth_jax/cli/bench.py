@@ -10,7 +10,16 @@ import typer
 
 from psynth_jax.cli import view
 from psynth_jax.cli.checks import check_at_least, check_choice, check_dtype, check_mesh
-from psynth_jax.cli.options import ATTENTION_SHAPES, CACHE_DTYPES, IMPLEMENTATIONS, AsJson, Dtype, MeshAxes, ModelName
+from psynth_jax.cli.options import (
+    ATTENTION_SHAPES,
+    CACHE_DTYPES,
+    IMPLEMENTATIONS,
+    LAYERS,
+    AsJson,
+    Dtype,
+    MeshAxes,
+    ModelName,
+)
 from psynth_jax.cli.setting import activity, console, device_name, start_jax, write_json
 from psynth_jax.errors import InputError
 
@@ -27,6 +36,7 @@ Attention = Annotated[str, typer.Option("--implementation", help=f"of attention:
 TINY = "tiny-random"  # the model that is drawn, see `psynth_jax.convert.tiny`
 Random = Annotated[bool, typer.Option("--random", help="random weights of the preset's shape: nothing is downloaded")]
 Repeats = Annotated[int, typer.Option(help="measured runs of each kind, in turn; medians are reported")]
+Layers = Annotated[str, typer.Option(help=f"of the model in memory: {LAYERS}")]
 Against = Annotated[str | None, typer.Option(help="'torch': also time transformers, on the same weights or on random ones")]
 
 
@@ -41,6 +51,7 @@ def ttft(
     random: Random = False,
     against: Against = None,
     mesh: MeshAxes = None,
+    layers: Layers = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Time to first token from branches, against prefilling the same tokens as text, and the device's floor.
@@ -52,6 +63,7 @@ def ttft(
     sizes = {"--branches": branches, "--branch-tokens": branch_tokens, "--prompt-tokens": prompt_tokens}
     check_at_least(1, sizes | {"--repeats": repeats})
     _check_model(dtype, mesh)
+    check_choice("--layers", layers, LAYERS)
     against_torch = _wants_torch(against, random)
     from psynth_jax.bench.question import Question
     from psynth_jax.bench.ttft import ttft as measure_ttft
@@ -59,7 +71,7 @@ def ttft(
     question = Question(branches, branch_tokens, prompt_tokens)
     source = _torch_source(model, random)
     apart = _torch_apart(source, dtype, question, repeats) if against_torch else None
-    loaded = _model(model, dtype, random, mesh)
+    loaded = _model(model, dtype, random, mesh, layers)
 
     def torch_routes() -> Mapping[str, Callable[[], float]]:
         from psynth_jax.bench import torch_process
@@ -84,6 +96,7 @@ def decode(
     random: Random = False,
     against: Against = None,
     mesh: MeshAxes = None,
+    layers: Layers = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Prefill, decoding of several rows, and workers in one batch against one after another."""
@@ -92,16 +105,47 @@ def decode(
     if new_tokens < 2:
         raise InputError(f"--new-tokens is {new_tokens}: what is timed follows the first token, so new tokens at least 2")
     _check_model(dtype, mesh)
+    check_choice("--layers", layers, LAYERS)
     against_torch = _wants_torch(against, random)
     from psynth_jax.bench.decode import decode as measure_decode
 
-    loaded = _model(model, dtype, random, mesh)
+    loaded = _model(model, dtype, random, mesh, layers)
     with activity("measuring prefill and decoding"):
         source = _torch_source(model, random)
         found = measure_decode(
             loaded, source, rows, new_tokens, prompt_tokens, prefill_tokens, repeats, against_torch=against_torch
         )
     _report("decode", model, dtype, random, mesh, found, as_json)
+
+
+@bench.command()
+def requests(
+    model: ModelName = "smollm2-135m",
+    clients: Annotated[int, typer.Option(help="clients that ask at the same time")] = 32,
+    dtype: Dtype = "float32",
+    random: Random = False,
+    mesh: MeshAxes = None,
+    layers: Layers = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Let many clients ask at once: tokens a second of all of them against one, and times between tokens.
+
+    Ten requests of different shapes come first, one after the other: after all programs are
+    compiled, they compile none.
+    """
+    check_at_least(1, {"--clients": clients})
+    _check_model(dtype, mesh)
+    check_choice("--layers", layers, LAYERS)
+    from psynth_jax.bench.requests import requests as measure_requests
+
+    loaded = _model(model, dtype, random, mesh, layers)
+    with activity("measuring requests") as shown:
+
+        def say(text: str) -> None:
+            shown.text = f"measuring requests: {text}"
+
+        found = measure_requests(loaded, clients, say)
+    _report("requests", model, dtype, random, mesh, found, as_json)
 
 
 @bench.command()
@@ -149,7 +193,7 @@ def error(
     with activity("comparing numbers") as shown:
 
         def loaded(dtype: str) -> Model:
-            made = _made(model, dtype, random, mesh)
+            made = _made(model, dtype, random, mesh, "auto")
             shown.text = f"comparing numbers in {dtype}"
             return made
 
@@ -186,7 +230,7 @@ def train(
     from psynth_jax.bench.train import Workload
     from psynth_jax.bench.train import train as measure_train
 
-    loaded = _model(model, dtype, random, mesh)
+    loaded = _model(model, dtype, random, mesh, "stacked")
     workload = Workload(examples, branches, branch_tokens, prompt_tokens, target_tokens)
     options = {"remat": remat, "implementation": implementation}
     with activity("measuring training steps"):
@@ -232,29 +276,31 @@ def _check_model(dtype: str, mesh: str | None) -> None:
     check_mesh(mesh)
 
 
-def _model(name: str, dtype: str, random: bool, mesh: str | None) -> Model:
+def _model(name: str, dtype: str, random: bool, mesh: str | None, layers: str) -> Model:
     with activity(f"making random weights of {name}" if random else f"loading {name}"):
-        return _made(name, dtype, random, mesh)
+        return _made(name, dtype, random, mesh, layers)
 
 
-def _made(name: str, dtype: str, random: bool, mesh: str | None) -> Model:
+def _made(name: str, dtype: str, random: bool, mesh: str | None, layers: Any) -> Model:
     from psynth_jax.convert.load import load_model
     from psynth_jax.convert.rules import parameter_dtype
     from psynth_jax.model import Model
     from psynth_jax.nn.decoder import Decoder
+    from psynth_jax.nn.layer_forms import are_separate
     from psynth_jax.presets import preset
 
     if not random:
-        return load_model(name, dtype, start_jax(mesh))
+        return load_model(name, dtype, start_jax(mesh), layers)
     config, numbers = preset(name).config, parameter_dtype(dtype)
     assert numbers is not None
     devices = start_jax(mesh)
     if devices is None:
         from psynth_jax.bench.random_weights import random_decoder
 
-        decoder = random_decoder(config, numbers)
+        decoder = random_decoder(config, numbers, layers=layers)
     else:
         decoder = Decoder.random(config, dtype=numbers, mesh=devices)
+        decoder = decoder.separated() if are_separate(layers) else decoder
     return Model(decoder, None, frozenset(), f"random {name}")
 
 

@@ -84,7 +84,7 @@ def table(summary: Mapping[str, Any]) -> Group:
     compared = _against_text(summary)
     if compared is not None:
         tables.append(compared)
-    took = NumberTable(("method", "TTFT", "total", "tokens prefilled", "read from caches", "answer tokens"))
+    took = NumberTable(("method", "TTFT", "total", "tokens of prompt", "read from caches", "answer tokens"))
     for name, found in methods.items():
         times = [_seconds(found[time]) for time in ("ttft_s", "total_s")]
         took.add_row(name, *times, *_counts(found, "prompt_tokens", "cached_tokens", "generated_tokens"))

@@ -12,6 +12,7 @@ import typer
 DTYPES = "float32, bfloat16 or float16"
 CACHE_DTYPES = "float32, bfloat16, float16, int8"
 POSITIONS = "exact or reference_live"
+LAYERS = "auto, stacked, separate"
 IMPLEMENTATIONS = "auto, xla, pallas_tpu, pallas_gpu, reference"
 ATTENTION_SHAPES = (
     "smollm2-135m, qwen2.5-0.5b, llama-3.2-1b, qwen3-0.6b, llama-3.2-3b, qwen2.5-7b, qwen3-8b, qwen3-14b, qwen3-32b"

@@ -63,7 +63,7 @@ def run(
     _check_together(context, temperature, positions)
     variables = template_variables(template)
     adapter_choice.check_adapter(adapter)
-    loaded = load(model, dtype, mesh)
+    loaded = load(model, dtype, mesh, one_answer=True)
     chosen_adapter = adapter_choice.choose_adapter(adapter, loaded)
     from psynth_jax.synthesis.pipeline import ParallelSynthesis
 

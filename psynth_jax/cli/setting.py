@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from psynth_jax.model import Model
+    from psynth_jax.nn.layer_forms import Layers
 
 __all__ = [
     "activity", "console", "device_name", "load", "start_jax", "text_or_file", "without_stderr", "write_json",
@@ -85,13 +86,18 @@ def without_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def load(source: str, dtype: str, mesh: str | None = None) -> Model:
-    """Load a model, saying so."""
+def load(source: str, dtype: str, mesh: str | None = None, layers: Layers = "auto", *, one_answer: bool = False) -> Model:
+    """Load a model, saying so; layers as for `load_model`.  one_answer: of "auto", what starts faster."""
     with activity(f"loading {source}"):
         devices = start_jax(mesh)
+        import jax
+
         from psynth_jax.convert.load import load_model
 
-        return load_model(source, dtype, devices)
+        # On a CPU programs of separate layers take seconds longer to compile, or to read from disk.
+        if layers == "auto" and one_answer and jax.default_backend() == "cpu":
+            layers = "stacked"
+        return load_model(source, dtype, devices, layers)
 
 
 def write_json(value: dict[str, Any]) -> None:

@@ -119,7 +119,7 @@ def _loads(settings: TrainConfig, watch: Watcher) -> Callable[[], Model]:
         watch.pause()  # loading has a line of its own on a terminal
         if not console.is_terminal:
             _says(watch)(f"loading {settings.model} ...")
-        return load(settings.model, settings.dtype, settings.mesh)
+        return load(settings.model, settings.dtype, settings.mesh, "stacked")
 
     return loaded
 

@@ -137,7 +137,7 @@ def _answer(name: str, result: SynthesisResult | ContextLengthError) -> TitledPa
 
 def results_table(results: Answers) -> Group:
     """Compare ways of answering: time to first token, what was prefilled, what was read, and the speed after that."""
-    table = NumberTable(("answer from", "TTFT", "tokens prefilled", "read from caches", "answer tokens", "tokens/s"))
+    table = NumberTable(("answer from", "TTFT", "tokens of prompt", "read from caches", "answer tokens", "tokens/s"))
     measured = {name: result for name, result in results.items() if not isinstance(result, ContextLengthError)}
     for name, result in measured.items():
         table.add_row(

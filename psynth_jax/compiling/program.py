@@ -23,9 +23,9 @@ from jax.sharding import Mesh, NamedSharding
 from psynth_jax.cache import cache_spec, placement_on
 from psynth_jax.compiling.workload import Workload
 from psynth_jax.config import DecoderConfig
+from psynth_jax.engine.batch_runner import STEP
 from psynth_jax.engine.machine import PAGE, buckets_of
 from psynth_jax.engine.programs import ProgramCall, Programs
-from psynth_jax.engine.scheduler import STEP
 from psynth_jax.engine.step import Conditioning
 from psynth_jax.engine.step_input import Layout
 from psynth_jax.mapper import Mapper

@@ -21,7 +21,7 @@ from psynth_jax.buckets import Buckets
 from psynth_jax.cache import cache_spec, packed_here, placement_on
 from psynth_jax.engine.programs import Programs
 from psynth_jax.engine.scheduler import Scheduler
-from psynth_jax.errors import MemoryLimitError
+from psynth_jax.errors import MemoryLimitError, is_out_of_memory
 from psynth_jax.kv.pool import Lease, Pool
 from psynth_jax.kv.processes import smallest
 from psynth_jax.kv.transfer import StoredSlots, read_slots, write_slots
@@ -46,7 +46,8 @@ class Machine:
         self.buckets = buckets or buckets_here()
         self.programs = Programs(model)
         self._pools: dict[str, Pool] = {}
-        self._copies: weakref.WeakKeyDictionary[Lease | StoredSlots, dict[tuple[str, int], Lease]]
+        self._schedulers: dict[str, Scheduler] = {}
+        self._copies: weakref.WeakKeyDictionary[Lease | StoredSlots, dict[tuple[Pool, int], Lease]]
         self._copies = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
@@ -67,11 +68,30 @@ class Machine:
                 self._pools[dtype] = self._new_pool(dtype, slots)
             return self._pools[dtype]
 
-    def scheduler(self, dtype: str) -> Scheduler:
-        """Return what runs sequences over the pool of a number format."""
-        return Scheduler(self.programs, self.pool(dtype), self.buckets, self.implementation)
+    def scheduler(self, dtype: str, slots: int = 0) -> Scheduler:
+        """Return what runs sequences over the pool of a number format: always the same one.
 
-    def held_in(self, pool: Pool, dtype: str, held: Lease | StoredSlots, block: int) -> Lease:
+        slots: that its first sequences take, for the size of a new pool.
+        """
+        pool = self.pool(dtype, slots)
+        with self._lock:
+            if dtype not in self._schedulers:
+                self._schedulers[dtype] = Scheduler(self.programs, pool, self.buckets, self.implementation)
+            return self._schedulers[dtype]
+
+    def scheduler_of_its_own(self, dtype: str, slots: int) -> Scheduler:
+        """Return a scheduler over a new pool of `slots` slots, in whole pages of a block, which never grows."""
+        page = page_here()
+        a_block = -(-slots // (self.blocks * page)) * page
+        try:
+            pool = Pool(functools.partial(empty_heads, self.model, self.blocks, dtype), a_block, page)
+        except Exception as error:  # JAX has no class for a device without memory; others go on
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryLimitError(f"the device has no memory for a pool of {slots:,} tokens: use fewer") from None
+        return Scheduler(self.programs, pool, self.buckets, self.implementation)
+
+    def held_in(self, pool: Pool, held: Lease | StoredSlots, block: int) -> Lease:
         """Return slots of `pool` with the keys and values of what is held elsewhere, on one part of `data`.
 
         What is there already is returned as it is.  Others are copied to `block` once; the copy lives as long as what it
@@ -83,11 +103,18 @@ class Machine:
                 return held
         with self._lock:
             copies = self._copies.setdefault(held, {})
-        key = dtype, self._part(block)
+        key = pool, self._part(block)
         if key not in copies or copies[key].lost:
             stored = held if isinstance(held, StoredSlots) else read_slots(held)
             copies[key] = write_slots(pool, stored, block)
         return copies[key]
+
+    def forget_copies(self, pool: Pool) -> None:
+        """Let go of the copies of what is held elsewhere in one pool."""
+        with self._lock:
+            for copies in self._copies.values():
+                for key in [key for key in copies if key[0] is pool]:
+                    del copies[key]
 
     def _same_part(self, one: int, other: int) -> bool:
         return self._part(one) == self._part(other)
@@ -101,11 +128,16 @@ class Machine:
             size = LEAST_SLOTS
             while size < slots:
                 size *= 2
-            return Pool(allocate, size, PAGE_ON_CPU, most_slots=1 << 30)
+            return Pool(allocate, size, page_here(), most_slots=1 << 30)
         size = slots_that_fit(self.model, dtype, self.blocks)
         if self.mesh is not None:
             size = smallest(self.mesh, size)
-        return Pool(allocate, size, PAGE)
+        return Pool(allocate, size, page_here())
+
+
+def page_here() -> int:
+    """Return the slots of a page on the default device."""
+    return PAGE_ON_CPU if jax.default_backend() == "cpu" else PAGE
 
 
 _registering = threading.Lock()
@@ -131,7 +163,7 @@ def buckets_of(platform: str) -> Buckets:
         return Buckets()
     # On an accelerator, to read the weights takes as long as some hundred tokens of prefill.
     prefill = ((1, 64), (1, 512), (1, 2048), (8, 64), (8, 256))
-    return Buckets(prefill=prefill, call_tokens=256)
+    return Buckets(prefill=prefill, call_tokens=256, chunk_between_tokens=256)
 
 
 def empty_heads(model: Decoder, blocks: int, dtype: str, slots: int) -> CachedHeads:

@@ -15,29 +15,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 
+from psynth_jax.engine import memory_maps
 from psynth_jax.errors import MemoryLimitError, is_out_of_memory
 from psynth_jax.nn.decoder import Decoder
+from psynth_jax.sharding import in_one_order
 
 Executable: TypeAlias = Callable[..., Any]
 
-# Programs that are held; the one that was asked for first goes.  On a CPU each takes about a
-# hundred memory maps, and Linux gives a process 65,530 (vm.max_map_count): hundreds of shapes, as
-# in a long evaluation, would end it with a signal.
-MOST_PROGRAMS = 300
-# Programs over several devices meet in collectives: all devices must be given them in one order,
-# whoever calls.
-_ONE_ORDER = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
@@ -102,6 +98,7 @@ class _Held:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.executable: Executable | None = None
+        self.future: Future[Any] | None = None
 
 
 class Programs:
@@ -123,8 +120,11 @@ class Programs:
         self._say = say
         self._held: dict[Hashable, _Held] = {}
         self._lock = threading.Lock()
+        self._forgetting = threading.Lock()
+        self._maps_left = 0
         self._waited = threading.local()
         self._threads = ThreadPoolExecutor(os.cpu_count())  # no thread starts before it has work
+        self._closed = False
 
     def __len__(self) -> int:
         """How many compiled programs are held."""
@@ -136,6 +136,10 @@ class Programs:
     def waited(self) -> float:
         """Seconds for which this thread compiled, or waited for another that did."""
         return getattr(self._waited, "seconds", 0.0)
+
+    def set_waited(self, seconds: float) -> None:
+        """Let `waited` count what this thread waited for while another one drove its sequences."""
+        self._waited.seconds = seconds
 
     def now(self) -> float:
         """Return a clock's seconds without those of `waited`.
@@ -158,9 +162,9 @@ class Programs:
         )
         return jitted.trace(self.model, *call.args, **call.static)
 
-    def lower(self, call: ProgramCall) -> jax.stages.Lowered:
-        """Lower a call for the devices that the model lies on."""
-        return self.traced(call).lower()
+    def lower(self, call: ProgramCall, traced: jax.stages.Traced | None = None) -> jax.stages.Lowered:
+        """Lower a call for the devices that the model lies on; traced: what `traced` returned for it."""
+        return (traced or self.traced(call)).lower()
 
     def is_there(self, call: ProgramCall) -> bool:
         """Whether a program is held, so that it can run at once."""
@@ -168,10 +172,11 @@ class Programs:
             held = self._held.get(call.key)
         return held is not None and held.executable is not None
 
-    def get(self, call: ProgramCall) -> Any:
+    def get(self, call: ProgramCall, traced: jax.stages.Traced | None = None) -> Any:
         """Return a compiled program; compile it, or wait for the thread that does, if need be.
 
-        Raises `MemoryLimitError` for a program that the device has not enough memory for.
+        traced: what `traced` returns for it.  Raises `MemoryLimitError` for a program that the device has not enough
+        memory for.
         """
         held, _ = self._asked_for(call)
         if held.executable is not None:
@@ -182,20 +187,44 @@ class Programs:
                 self._say(f"waiting for {call.described()} to be compiled ...")
             with held.lock:
                 if held.executable is None:
-                    held.executable = self._compiled(call)
+                    held.executable = self._compiled(call, traced)
             return held.executable
         finally:
             self._waited.seconds = self.waited + time.perf_counter() - begin
 
     def compile_ahead(self, calls: Iterable[ProgramCall]) -> None:
-        """Begin to compile what is not held, several at the same time; return at once.
+        """Begin to compile what is not held, several at the same time; return when it is traced.
 
         What goes wrong is raised when the program is asked for.
         """
         for call in calls:
             _, is_new = self._asked_for(call)
-            if is_new:
-                self._threads.submit(self.get, call)
+            if is_new and not self._closed:
+                self.begin(call)
+
+    def begin(self, call: ProgramCall) -> Future[Any]:
+        """Begin to get a program, and return its future when it is traced.
+
+        Traced by this thread, whose settings of JAX may hold for it alone.
+        """
+        held, _ = self._asked_for(call)
+        future = held.future
+        if future is None or (future.done() and future.exception() is not None):
+            future = held.future = self._begun(call)
+        return future
+
+    def _begun(self, call: ProgramCall) -> Future[Any]:
+        found: Future[Any] = Future()
+        try:
+            traced = self.traced(call)
+        except Exception as error:  # noqa: BLE001  the future keeps it, as a thread's would
+            found.set_exception(error)
+            return found
+        try:
+            return self._threads.submit(self.get, call, traced)
+        except RuntimeError:  # this owner was closed, or the interpreter ends: no thread begins any more
+            found.set_result(self.get(call, traced))
+            return found
 
     def run(self, call: ProgramCall) -> Any:
         """Run a program and return its results, compiling it first for shapes that are new.
@@ -203,37 +232,53 @@ class Programs:
         Raises `MemoryLimitError` where the device has not enough memory.
         """
         executable = self.get(call)
-        order = contextlib.nullcontext() if self.model.mesh is None else _ONE_ORDER
-        with order, _saying_what_takes_less_memory(call.program):
+        with in_one_order(self.model.mesh is not None), _saying_what_takes_less_memory(call.program):
             return executable(self.model, *call.args)
 
     def close(self) -> None:
         """Begin nothing more ahead; what has not begun is compiled when it is asked for."""
+        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _asked_for(self, call: ProgramCall) -> tuple[_Held, bool]:
         """Return the place of a program, and whether it was made for this call."""
         key = call.key
         with self._lock:
-            held = self._held.get(key)
-            if held is not None:
-                return held, False
-            held = self._held[key] = _Held()
-            if len(self._held) > MOST_PROGRAMS:
-                del self._held[next(iter(self._held))]
-        return held, True
+            held = self._held.pop(key, None)
+            is_new = held is None
+            held = self._held[key] = held or _Held()  # the last one of them now
+        return held, is_new
 
-    def _compiled(self, call: ProgramCall) -> Executable:
+    def _compiled(self, call: ProgramCall, traced: jax.stages.Traced | None = None) -> Executable:
+        """Compile a call; traced: by another thread."""
         begin, described = time.perf_counter(), call.described()
         self._say(f"compiling {described} ...")
+        self._make_room()
         with _saying_what_takes_less_memory(call.program):
-            executable = self.lower(call).compile()
+            executable = self.lower(call, traced).compile()
         seconds = time.perf_counter() - begin
         with self._lock:
             self.compilations += 1
             self.compile_seconds += seconds
         self._say(f"compiled {described} in {seconds:.2f} s")
         return executable
+
+    def _make_room(self) -> None:
+        """Where memory maps are scarce, let half of the programs go: those least recently used.
+
+        JAX holds every program, too, so all that this process has compiled is forgotten with them.
+        """
+        with self._forgetting:
+            if not memory_maps.are_scarce(self._maps_left):
+                return
+            with self._lock:
+                there = [key for key, held in self._held.items() if held.executable is not None]
+                for key in there[: (len(there) + 1) // 2]:
+                    del self._held[key]
+            jax.clear_caches()
+            gc.collect()
+            self._maps_left = memory_maps.taken()
+            self._say("memory maps are scarce: half of the compiled programs were let go")
 
 
 @contextlib.contextmanager

@@ -11,20 +11,30 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from psynth_jax.axes import Array
+from psynth_jax.sharding import replicated
 
+MOST_ALTERNATIVES = 20
 NOT_FINITE = -1  # in place of a token: it comes to the host with the tokens, and costs no transfer of its own
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowSampling:
-    """Options of every row, arrays `[B]`; seed `[B, 3]` uint32: the caller's seed (low, high word), the row's number."""
+    """Options of every row, arrays `[B]`; seed `[B, 3]` uint32: the caller's seed (low, high word), the row's number.
+
+    min_p: tokens less likely than this share of the most likely one are out of reach, once the
+    temperature is taken in.
+    alternatives: how many of the most likely tokens a row asks for.
+    """
 
     temperature: Array
     top_p: Array
     top_k: Array
+    min_p: Array
+    alternatives: Array
     seed: Array
 
 
@@ -36,15 +46,19 @@ class Sampled:
     token: int32; `NOT_FINITE` where a logit is NaN or infinite.  logprob: float32, the natural logarithm of the
     probability that the model gives the token at temperature 1, whatever was drawn at.  margin: float32, the difference
     of probability between the two most likely tokens.
+    likely, likely_logprobs `[B, N]`: the most likely tokens, the best first, and their
+    log-probabilities at temperature 1; zeros where no row asks for them.
     """
 
     token: Array
     logprob: Array
     margin: Array
+    likely: Array
+    likely_logprobs: Array
 
 
-def sample(logits: Array, rows: RowSampling, drawn: Array) -> Sampled:
-    """Return one token per row from float32 `logits [B, V]`.
+def sample(logits: Array, rows: RowSampling, drawn: Array, mesh: Mesh | None = None) -> Sampled:
+    """Return one token per row from float32 `logits [B, V]`, which may be sharded over a mesh.
 
     drawn `[B]` or scalar int32 counts the tokens sampled before; with the row's seed it makes the random key.
     """
@@ -54,7 +68,27 @@ def sample(logits: Array, rows: RowSampling, drawn: Array) -> Sampled:
     # To draw takes several times as long as an arg max over the vocabulary, so it is in a branch of its own.
     drawing = functools.partial(_drawn, logits, rows, jnp.broadcast_to(drawn, best.shape))
     token = jax.lax.cond(draws.any(), drawing, lambda: best)
-    return _measured(logits, jnp.where(draws, token, best), best, finite)
+    # A sort of the vocabulary, too, is for those that ask for it.
+    count = min(MOST_ALTERNATIVES, logits.shape[-1])
+    asked = (rows.alternatives > 0).any()
+    most_likely = functools.partial(_most_likely, count, mesh)
+    likely = jax.lax.cond(asked, most_likely, functools.partial(_nothing, count), logits)
+    return _measured(logits, jnp.where(draws, token, best), best, finite, likely)
+
+
+def _most_likely(count: int, mesh: Mesh | None, logits: Array) -> tuple[Array, Array]:
+    """Return log-probabilities and tokens `[B, count]`, the best first."""
+    values, tokens = jax.lax.top_k(logits, count)
+    logprobs = values - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    if mesh is None:
+        return logprobs, tokens
+    # Gathered here, where a row has asked for it, and not behind every step.
+    return jax.lax.with_sharding_constraint((logprobs, tokens), replicated(mesh))
+
+
+def _nothing(count: int, logits: Array) -> tuple[Array, Array]:
+    shape = logits.shape[0], count
+    return jnp.zeros(shape, logits.dtype), jnp.zeros(shape, jnp.int32)
 
 
 def _drawn(logits: Array, rows: RowSampling, drawn: Array) -> Array:
@@ -67,6 +101,7 @@ def _drawn(logits: Array, rows: RowSampling, drawn: Array) -> Array:
     # asks for it.  Rows that ask for nothing come out of it as they went in.
     cut = functools.partial(_truncate, scaled, rows.top_p, rows.top_k)
     kept = jax.lax.cond(cuts.any(), cut, lambda: scaled)
+    kept = jnp.where(scaled < jnp.log(rows.min_p)[:, None], -jnp.inf, kept)
     noise = jax.vmap(functools.partial(_noise, logits.shape[-1]))(rows.seed, drawn)
     # Fused into the arg max, the noise would be drawn by a loop that XLA neither vectorises nor splits over a CPU's cores.
     noisy = jax.lax.optimization_barrier(kept + noise)
@@ -84,7 +119,7 @@ def _noise(vocabulary: int, seed: Array, drawn: Array) -> Array:
     return jax.random.gumbel(key, (vocabulary,), jnp.float32)
 
 
-def _measured(logits: Array, token: Array, best: Array, finite: Array) -> Sampled:
+def _measured(logits: Array, token: Array, best: Array, finite: Array, likely: tuple[Array, Array]) -> Sampled:
     """Say how likely the token is, and how far the best one is ahead of the second."""
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     # Rounding must not make a probability of more than 1.
@@ -92,7 +127,8 @@ def _measured(logits: Array, token: Array, best: Array, finite: Array) -> Sample
     is_best = jnp.arange(logits.shape[-1]) == best[:, None]
     second = jnp.where(is_best, -jnp.inf, logits).max(axis=-1)
     margin = jnp.exp(logits.max(axis=-1) - normaliser) - jnp.exp(second - normaliser)
-    return Sampled(jnp.where(finite, token, NOT_FINITE), logprob, margin)
+    logprobs, tokens = likely
+    return Sampled(jnp.where(finite, token, NOT_FINITE), logprob, margin, tokens, logprobs)
 
 
 def _truncate(logits: Array, top_p: Array, top_k: Array) -> Array:

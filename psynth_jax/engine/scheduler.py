@@ -1,216 +1,327 @@
-"""Sequences through the engine: prompts in chunks, then a token a step, until all have ended.
+"""Sequences come and go: who is admitted, who waits, and what the next step runs.
 
-    prefill   [ A: 512 ] [ A: 64 | . ] [ B C D: 64 each ]        as few padded tokens as the buckets allow
-    decode    A B C D    A B C D    A . C D -> A C D             who ends leaves: the next step may be a smaller one
+    submit ──> waiting ──> running: prefill ──> decode ──> ended
+                 ^            |
+                 |            `- a step writes the next tokens of some of them
+                 |               and their listeners hear what was sampled
+                 `- until there are free pages for a prompt and its answer,
+                    or until a prompt that begins alike was run
 
-On a mesh the rows of a step are sharded over `data`, and a sequence is in a row of the part that its block of the pool lies
-on.  Where no sequence reads another block than its own (workers do not), rows are sharded over `branch` too, and nothing is
-merged.  Knows token ids alone.
+Many threads submit, one drives: whoever waits for a sequence runs steps until another does.  So an
+offline batch and a server are the same loop.  On a mesh the rows of a step are sharded over `data`,
+and a sequence is in a row of the part that its block of the pool lies on.  Knows token ids alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import collections
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
-import jax
-import numpy as np
-from jax.sharding import NamedSharding
-
-from psynth_jax.axes import HostArray
 from psynth_jax.buckets import Buckets
-from psynth_jax.cache import cache_spec
-from psynth_jax.engine.programs import Program, ProgramCall, Programs
+from psynth_jax.engine.admission import Admission
+from psynth_jax.engine.batch_runner import BatchRunner
+from psynth_jax.engine.compilations import Compilations
+from psynth_jax.engine.lane import Batch, Lane, layout_of
+from psynth_jax.engine.programs import Programs
 from psynth_jax.engine.sampling import Sampled
-from psynth_jax.engine.sequences import SequenceState, TokenSequence
-from psynth_jax.engine.step import Conditioning, score, step
-from psynth_jax.engine.step_input import Layout, packed
-from psynth_jax.errors import InputError, MemoryLimitError, is_out_of_memory
+from psynth_jax.engine.sequences import SequenceState, Token, TokenSequence
+from psynth_jax.errors import EngineError, MemoryLimitError
 from psynth_jax.kv.pool import Pool
-from psynth_jax.nn.decoder import Decoder
 from psynth_jax.ops.branch_attention import Implementation
-from psynth_jax.ops.cached_heads import CachedHeads
-from psynth_jax.sharding import DATA, ROW_AXES, put, replicated, shards
 
-LESS_MEMORY = "fewer or shorter branches, fewer rows at once, a lower max_new_tokens, or dtype bfloat16"
-STATIC = ("layout", "row_axes", "implementation")
-NOWHERE = 1 << 30  # a slot beyond every pool: what belongs there is dropped
-
-
-def _out_shardings(
-    model: Decoder, conditioning: Conditioning, heads: CachedHeads, *inputs: Any, **static: Any
-) -> tuple[NamedSharding, NamedSharding]:
-    """Return where results lie on the model's mesh: the pool as it was, all else whole on every device."""
-    assert model.mesh is not None
-    return NamedSharding(model.mesh, cache_spec(heads.placement)), replicated(model.mesh)
-
-
-STEP = Program(step, static=STATIC, donated=("heads",), out_shardings=_out_shardings, less_memory=LESS_MEMORY)
-SCORE = Program(score, static=STATIC, donated=("heads",), out_shardings=_out_shardings, less_memory=LESS_MEMORY)
-
-
-class Form(NamedTuple):
-    """How the rows of a call are laid out: mesh axes, into how many parts those cut them, columns, and shapes."""
-
-    row_axes: tuple[str, ...]
-    parts: int
-    layout: Layout
-    buckets: Buckets
+INTERRUPTED = "its keys and values are lost: a step that had been given those of all was interrupted; ask again"
 
 
 class Scheduler:
-    """Runs sequences over one pool."""
+    """Runs sequences over one pool.  Threads may share one.
+
+    Attributes:
+      counts: what it has done so far, by name.
+    """
 
     def __init__(self, programs: Programs, pool: Pool, buckets: Buckets, implementation: Implementation = "auto"):
         """Take what it runs with.  buckets: of one device."""
         self.programs = programs
         self.pool = pool
-        self.buckets = buckets
-        self.implementation: Implementation = implementation
-        self.mesh = programs.model.mesh
+        self.batches = BatchRunner(programs, pool, buckets, implementation)
+        self.counts = collections.Counter[str]()
+        self._buckets = buckets
+        self._admission = Admission(pool, buckets, self.counts)
+        self._lanes: dict[tuple[int, bool], Lane] = {}
+        self._compilations = Compilations(programs)
+        self._changed = threading.Condition()
+        self._driven = False  # some thread runs a step
+        self._submitted = 0
 
-    def run(self, sequences: Sequence[TokenSequence], conditioning: Conditioning) -> None:
-        """Take all sequences to their end, telling their listeners of every token.
+    def run(self, sequences: Sequence[TokenSequence], hear: Callable[[], None] | None = None) -> None:
+        """Take some sequences to their end; others go on meanwhile.
 
-        What a listener raises ends the call.  Raises `MemoryLimitError` where the device has not enough memory, and
+        hear: called by this thread whenever its sequences may have new tokens.  What it raises ends
+        them.
+
+        Raises what ended a sequence, `MemoryLimitError` where the device has not enough memory, and
         `InputError` for a sequence that reads more runs than any program takes.
         """
-        form = self._form(sequences)
-        prefilling = list(sequences)
-        while prefilling:
-            rows, tokens = form.buckets.chunk_of([len(sequence.pending) for sequence in prefilling])
-            self._step(_seated(prefilling, rows, form.parts), tokens, form, conditioning)
-            prefilling = _in_state(prefilling, SequenceState.PREFILL)
-        decoding = _in_state(sequences, SequenceState.DECODE)
-        while decoding:
-            # One token for every sequence, in as many calls as that takes.
-            left = decoding
-            while left:
-                seated = _seated(left, form.buckets.rows_of(len(left)), form.parts)
-                self._step(seated, 1, form, conditioning)
-                left = [sequence for sequence in left if sequence not in seated]
-            decoding = _in_state(decoding, SequenceState.DECODE)
-
-    def score(
-        self, sequences: Sequence[TokenSequence], targets: Sequence[Sequence[int]], conditioning: Conditioning
-    ) -> list[HostArray]:
-        """Run all prompts and return the log-probability of the token that follows each of their tokens.
-
-        targets: as many tokens for every sequence as its prompt has.
-        """
-        form = self._form(sequences)
-        follows = dict(zip(sequences, targets, strict=True))
-        found: dict[TokenSequence, list[HostArray]] = {sequence: [] for sequence in sequences}
-        left = list(sequences)
-        while left:
-            rows, tokens = form.buckets.chunk_of([len(sequence.pending) for sequence in left])
-            seated = _seated(left, rows, form.parts)
-            wanted = np.zeros((rows, tokens), np.int32)
-            for row, sequence, count in _taken(seated, tokens):
-                wanted[row, :count] = follows[sequence][sequence.written : sequence.written + count]
-            logprobs = self._run(SCORE, seated, tokens, form, conditioning, wanted)
-            for row, sequence, count in _taken(seated, tokens):
-                found[sequence].append(logprobs[row, :count])
-                sequence.wrote(count)
-            left = [sequence for sequence in left if sequence.pending]
-        return [np.concatenate(found[sequence]) for sequence in sequences]
-
-    def _step(self, seated: Sequence[TokenSequence | None], tokens: int, form: Form, conditioning: Conditioning) -> None:
-        """Run the next tokens of some sequences, and give what was sampled to those that have no other token left."""
-        sampled: Sampled = self._run(STEP, seated, tokens, form, conditioning)
-        for _, sequence, count in _taken(seated, tokens):
-            sequence.wrote(count)
-        # Listeners may raise: by now every sequence knows what it has in the pool.
-        for row, waiting in enumerate(seated):
-            if waiting is not None and not waiting.pending:
-                waiting.take(int(sampled.token[row]), float(sampled.logprob[row]), float(sampled.margin[row]))
-
-    def _run(
-        self,
-        program: Program,
-        seated: Sequence[TokenSequence | None],
-        tokens: int,
-        form: Form,
-        conditioning: Conditioning,
-        *more: HostArray,
-    ) -> Any:
-        """Run one program on the next tokens of some sequences; return what it returns beside the pool, on the host."""
-        rows = len(seated)
-        new = np.zeros((rows, tokens), np.int32)
-        # Another slot for every token, nowhere too: the write promises that no index is given twice.
-        slots = NOWHERE + np.arange(rows * tokens, dtype=np.int32).reshape(rows, tokens)
-        of_rows = [form.layout.idle_row()] * rows
-        for row, sequence, count in _taken(seated, tokens):
-            new[row, :count] = sequence.pending[:count]
-            slots[row, :count] = sequence.slots(count)
-            of_rows[row] = sequence.row(form.layout, count)
-        static = {"layout": form.layout, "row_axes": form.row_axes, "implementation": self.implementation}
-        inputs: tuple[Any, ...] = (packed(of_rows, new, slots), *more)
-        if self.mesh is not None:
-            inputs = tuple(put(each, replicated(self.mesh)) for each in inputs)
-        # Compiled before the lock is taken: other threads go on.
-        self.programs.get(ProgramCall(program, (conditioning, self.pool.heads, *inputs), static))
-        with self.pool.lock:
-            for _, sequence, _ in _taken(seated, tokens):
-                sequence.check()
-            generation = self.pool.generation
-            call = ProgramCall(program, (conditioning, self.pool.heads, *inputs), static)
-            try:
-                heads, result = self.programs.run(call)
-                self.pool.replace(heads)
-            except BaseException:  # an interrupt, too, may come when the old buffer is gone
-                if self.pool.heads.k.is_deleted():
-                    self.pool.lose()
-                raise
+        call = object()
+        before = self.programs.waited
         try:
-            return jax.device_get(result)
-        except jax.errors.JaxRuntimeError as error:
-            # It failed after it was dispatched, and the pool that it was to write fails with it.
-            with self.pool.lock:
-                if self.pool.generation == generation:
-                    self.pool.lose()
-            if is_out_of_memory(error):
-                told = f"the device has not enough memory for this call: use {program.less_memory}"
-                raise MemoryLimitError(told) from None
+            for sequence in sequences:
+                self.submit(sequence, call)
+            while not all(sequence.state is SequenceState.ENDED for sequence in sequences):
+                self.advance()
+                self.programs.set_waited(max([before, *(sequence.waited for sequence in sequences)]))
+                if hear is not None:
+                    hear()
+                for sequence in sequences:
+                    if sequence.error is not None:
+                        raise sequence.error
+        except BaseException:
+            for sequence in sequences:
+                self.cancel(sequence)
+                if sequence.state is SequenceState.ENDED:
+                    sequence.release()  # what is raised keeps it, and must not keep its slots
             raise
 
-    def _form(self, sequences: Sequence[TokenSequence]) -> Form:
-        """Return the smallest layout that has room for what every sequence reads, and how rows are sharded."""
-        branches = self.buckets.branches_of(max(len(sequence.branches) for sequence in sequences))
-        most = max(sequence.runs for sequence in sequences)
-        runs = self.buckets.runs_of(branches, most)
-        if not runs:
-            raise InputError(f"a question reads {most} pieces of caches: of {branches - 1} branches, fewer are possible")
-        axes: tuple[str, ...] = ()
-        if self.mesh is not None:
-            at_home = all(sequence.reads_its_block_only for sequence in sequences)
-            axes = ROW_AXES if at_home else (DATA,)
-        parts = shards(self.mesh, axes)
-        return Form(axes, parts, Layout(branches, runs), dataclasses.replace(self.buckets, data=parts))
+    def submit(self, sequence: TokenSequence, call: Hashable = None) -> None:
+        """Let a sequence wait for its turn.
+
+        call: those that were submitted together wait together where a program is compiled.  None:
+        it is alone.
+
+        Raises `EngineError` where a step has failed for good.
+        """
+        sequence.waited = sequence.waited_before = self.programs.waited
+        sequence.call = object() if call is None else call
+        with self._changed:
+            if self.batches.dead is not None:
+                raise EngineError(f"the engine has no memory for a new pool: {self.batches.dead}")
+            self._admission.add(sequence)
+            self._submitted += 1
+            self._changed.notify_all()
+
+    def cancel(self, sequence: TokenSequence) -> None:
+        """End a sequence and free its slots: now, or as soon as the step is over that writes to them."""
+        sequence.cancelled = True
+        with self._changed:
+            if not self._driven:
+                self._sweep()
+            self._changed.notify_all()
+
+    @property
+    def waiting(self) -> int:
+        """How many sequences wait to be admitted."""
+        return len(self._admission.waiting)
+
+    @property
+    def running(self) -> int:
+        """How many sequences have slots and have not ended."""
+        return sum(len(lane.running) for lane in [*self._lanes.values()])
+
+    def advance(self) -> None:
+        """Run a step, or wait until the thread that runs one has done so."""
+        is_driver, something_happened, submitted = False, True, 0
+        try:
+            with self._changed:
+                if self._driven:
+                    self._changed.wait()
+                    return
+                is_driver = self._driven = True
+                submitted = self._submitted
+            something_happened = self._step()
+        finally:
+            if is_driver:
+                self._leave(submitted, something_happened=something_happened)
+        if not something_happened:
+            self._wait_for_a_program(submitted)
+
+    def _leave(self, submitted: int, *, something_happened: bool) -> None:
+        """Let another thread drive, and wake those that wait for something that may have happened."""
+        with self._changed:
+            self._driven = False
+            some_left = self._sweep()  # they were cancelled since the step has ended
+            if something_happened or some_left or self._submitted != submitted:
+                self._changed.notify_all()
+
+    def _step(self) -> bool:
+        """Admit who can be admitted, run the next tokens of some who are, and forget those that have ended.
+
+        Returns whether anything happened that others may wait for.
+        """
+        before = self.waiting, self.running, len(self._compilations)
+        self._sweep()
+        self._admit()
+        has_run = self._run_some()
+        self._sweep()
+        return has_run or before != (self.waiting, self.running, len(self._compilations))
+
+    def _wait_for_a_program(self, submitted: int) -> None:
+        """Wait until a program is compiled, unless sequences have come meanwhile: they may have theirs."""
+        with self._changed:
+            if self._compilations.are_unfinished() and self._submitted == submitted:
+                self._changed.wait()
+
+    def _tell_all(self, future: concurrent.futures.Future[Any]) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _admit(self) -> None:
+        """Admit who can be admitted."""
+        running: list[TokenSequence] = []
+        for lane in self._lanes.values():
+            running += lane.running
+        self._admission.admit(running, lambda sequence: self._lane_of(sequence).add(sequence))
+        if self.pool.heads.k.is_deleted():  # a copy that went wrong has taken the pool with it
+            try:
+                self.batches.lose()
+            except Exception as error:  # noqa: BLE001  all sequences are told
+                self._give_up(error)
+
+    def _run_some(self) -> bool:
+        """Run the next batch of the lane whose turn it is; return whether there was one whose program is there."""
+        self._end_compilations()
+        for key, lane in [*self._lanes.items()]:
+            while (batch := lane.next_batch(self._can_run)) is not None:
+                if not self._is_ready(lane, batch):
+                    continue  # another batch of this lane may have its program
+                self._lanes[key] = self._lanes.pop(key)  # the others are before it at the next step
+                try:
+                    self._run(batch)
+                except Exception as error:  # noqa: BLE001  whatever a step raises is raised by those that were in it
+                    self._failed(batch, error)
+                return True
+        return False
+
+    def _sweep(self) -> bool:
+        """Forget sequences that have ended, were cancelled, or whose keys and values are lost; return whether any did."""
+        gone = self._admission.sweep()
+        for key, lane in [*self._lanes.items()]:
+            for sequence in lane.running:
+                if sequence.state is SequenceState.ENDED:
+                    continue
+                if sequence.cancelled:
+                    self.counts["cancelled"] += 1
+                    sequence.end()
+                    sequence.release()
+                elif sequence.is_lost:
+                    self.counts["failed"] += 1
+                    sequence.end(MemoryLimitError(INTERRUPTED))
+                    sequence.release()
+            gone += lane.sweep()
+            if not lane.running:
+                del self._lanes[key]
+        for sequence in gone:
+            sequence.tell_end()
+        return bool(gone)
+
+    def _lane_of(self, sequence: TokenSequence) -> Lane:
+        # The arrays of a conditioning have no hash.  While a lane is here its sequences keep the
+        # object.
+        key = id(sequence.conditioning), sequence.targets is not None
+        if key not in self._lanes:
+            self._lanes[key] = Lane(self._buckets, self.programs.model.mesh, self.pool.allocator.blocks)
+        return self._lanes[key]
+
+    def _can_run(self, sequence: TokenSequence) -> bool:
+        return not self._compilations.delay(sequence)
+
+    def _is_ready(self, lane: Lane, batch: Batch) -> bool:
+        """Whether a batch can run at once; else begin to compile its program, and let others go on meanwhile.
+
+        Before the first token of all, decoding's program is compiled at the same time: a step that
+        ran while the other is compiled would take longer, and its times would be wrong.
+        """
+        able = [sequence for sequence in lane.running if self._can_run(sequence)]
+        wanted = [self.batches.shapes_of(batch)]
+        if batch.tokens > 1 and all(sequence.state is SequenceState.PREFILL for sequence in able):
+            go_on = [sequence for sequence in able if sequence.new_tokens > 1]
+            if go_on:
+                wanted.append(self.batches.shapes_of(lane.decode(able, batch.form)))
+        missing = [call for call in wanted if not self.programs.is_there(call)]
+        if not missing:
+            return True
+        futures = self._compilations.begin(missing, self._waiting_for(batch, able))
+        for future in futures:
+            future.add_done_callback(self._tell_all)
+        if not self.pool.over_processes:
+            return False
+        concurrent.futures.wait(futures)  # all processes run the same steps in the same order
+        self._end_compilations()
+        return any(sequence.state is not SequenceState.ENDED for _, sequence, _ in batch.taken())
+
+    def _waiting_for(self, batch: Batch, able: Sequence[TokenSequence]) -> list[TokenSequence]:
+        """Return who waits for a batch's program: with a sequence all of its call.
+
+        A batch is as wide as its widest row; where only some rows need that, the others go on
+        without them.
+        """
+        rows = [sequence for _, sequence, _ in batch.taken()]
+        wide = [sequence for sequence in rows if layout_of(sequence, self._buckets) == batch.form.layout]
+        calls = {sequence.call for sequence in wide or rows}
+        return [sequence for sequence in able if sequence.call in calls]
+
+    def _end_compilations(self) -> None:
+        """Let sequences go on whose programs are there."""
+        for sequence in self._compilations.end():
+            self.counts["failed"] += 1
+            sequence.release()
+        self._sweep()
+
+    def _run(self, batch: Batch) -> None:
+        """Run a batch; give what was sampled to those that have no other token left."""
+        taken = batch.taken()
+        result = self.batches.run(batch)
+        self.counts["decode_tokens" if batch.tokens == 1 else "prefill_tokens"] += sum(count for _, _, count in taken)
+        now = time.perf_counter()
+        for row, sequence, count in taken:
+            # Row by row: those that an interrupt leaves out are run again.
+            sequence.wrote(count)
+            if batch.is_scored:
+                sequence.scored(result[row, :count])
+                continue
+            if sequence.pending or sequence.cancelled:
+                continue
+            began = sequence.state
+            sequence.take(_token(result, row, sequence.sampling.alternatives, now - sequence.waited))
+            if sequence.error is not None:
+                self.counts["failed"] += 1
+            elif began is SequenceState.PREFILL or sequence.state is SequenceState.ENDED:
+                self._admission.share(sequence)
+
+    def _failed(self, batch: Batch, error: Exception) -> None:
+        """End the sequences of a batch whose step failed, and all others whose keys and values it took with it."""
+        why = f"another step failed, and took the keys and values of all with it: {error}"
+        inside = [sequence for _, sequence, _ in batch.taken()]
+        for lane in self._lanes.values():
+            for sequence in lane.running:
+                if sequence in inside or sequence.is_lost:
+                    self.counts["failed"] += 1
+                    sequence.end(error if sequence in inside else MemoryLimitError(why))
+                    sequence.release()
+        if self.batches.dead is not None:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """End all sequences: there is no pool any more."""
+        gone = EngineError(f"the engine has no memory for a new pool: {error}")
+        for lane in self._lanes.values():
+            for sequence in lane.running:
+                sequence.end(gone)
+                sequence.release()
+        self._admission.give_up(gone)
 
 
-def _seated(waiting: Sequence[TokenSequence], rows: int, parts: int) -> list[TokenSequence | None]:
-    """Give each of some sequences, in their order, a row of the part that its block lies on; rows may stay empty."""
-    seated: list[TokenSequence | None] = [None] * rows
-    size = rows // parts
-    taken = [0] * parts
-    for sequence in waiting:
-        part = sequence.part(parts)
-        if taken[part] < size:
-            seated[part * size + taken[part]] = sequence
-            taken[part] += 1
-    return seated
-
-
-def _taken(seated: Sequence[TokenSequence | None], tokens: int) -> list[tuple[int, TokenSequence, int]]:
-    """Return (row, sequence, how many of its pending tokens a call with `tokens` tokens a row takes)."""
-    found = []
-    for row, sequence in enumerate(seated):
-        if sequence is not None:
-            found.append((row, sequence, min(tokens, len(sequence.pending))))
-    return found
-
-
-def _in_state(sequences: Sequence[TokenSequence], state: SequenceState) -> list[TokenSequence]:
-    return [sequence for sequence in sequences if sequence.state is state]
+def _token(sampled: Sampled, row: int, alternatives: int, at: float) -> Token:
+    """Return what was sampled for a row."""
+    likely = sampled.likely[row, :alternatives].tolist()
+    logprobs = sampled.likely_logprobs[row, :alternatives].tolist()
+    return Token(
+        int(sampled.token[row]),
+        float(sampled.logprob[row]),
+        float(sampled.margin[row]),
+        at,
+        tuple(zip(likely, logprobs, strict=True)),
+    )

@@ -1,24 +1,30 @@
 """A sequence: token ids that are read and written by one row of a batch, and where its keys and values lie.
 
-    reads    branch 1: runs, shift, span     branch 2: ...     shared: runs that others wrote at positions before its own
-    own      [ prompt . . . . | sampled . . ]        `written` of them have keys and values, `pending` have none yet
+    reads    branch 1: runs, shift, span     branch 2: ...
+    tokens   [ shared . . | own . . . . . | sampled . . ]
+               what others wrote at the same positions     own and sampled tokens lie in the sequence's lease
 
-A sampled token is pending until the next step runs it: the last one of an answer has no keys and values, unless its listener
-goes on for one step more (a worker's last token belongs to its branch).
+A sequence waits until it is admitted: then it has a lease, and knows how much of its prompt others
+have written.  `pending` tokens have no keys and values yet.  A sampled token is pending until the
+next step runs it: the last one of an answer has none, unless its listener goes on for one step more
+(a worker's last token belongs to its branch).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Sequence
+import functools
+import time
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from psynth_jax.axes import HostArray
+from psynth_jax.engine.step import Conditioning
 from psynth_jax.engine.step_input import RUN_FIELDS, Layout, as_bits
-from psynth_jax.kv.allocator import Run, part_of_runs
+from psynth_jax.kv.allocator import Run, merged, part_of_runs
 from psynth_jax.kv.pool import Lease
 
 
@@ -30,11 +36,15 @@ class PositionedRun(NamedTuple):
 
 
 class BranchRead(NamedTuple):
-    """A branch that a sequence reads: its keys are turned back by `shift` positions, it then occupies `span`."""
+    """A branch that a sequence reads: its keys are turned back by `shift` positions, it then occupies `span`.
+
+    identity: of what the branch says and where it was made, for sharing; None shares nothing.
+    """
 
     runs: tuple[PositionedRun, ...]
     shift: int
     span: int
+    identity: Hashable = None
 
 
 class Next(enum.Enum):
@@ -44,8 +54,23 @@ class Next(enum.Enum):
     END = enum.auto()
 
 
-Listener = Callable[[int, float, float], Next]
-"""Takes (token, log-probability, margin) of every sampled token; see `sampling.Sampled`."""
+class Token(NamedTuple):
+    """A sampled token; see `sampling.Sampled`.
+
+    at: seconds of the clock that `Programs.now` reads, without those in which its sequence waited
+    for a compilation.
+    alternatives: the most likely tokens, as many as were asked for, with their log-probabilities.
+    """
+
+    id: int
+    logprob: float
+    margin: float
+    at: float
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+Listener = Callable[[Token], Next]
+"""Takes every token that is sampled for a sequence, in the thread that drives the engine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +81,18 @@ class SequenceSampling:
     top_p: float = 1.0
     top_k: int = 0
     seed: tuple[int, int] = (0, 0)
+    min_p: float = 0.0
+    alternatives: int = 0
 
 
 GREEDY = SequenceSampling()
+BASE = Conditioning()
 
 
 class SequenceState(enum.Enum):
     """Where a sequence is on its way."""
 
+    WAITING = enum.auto()
     PREFILL = enum.auto()
     DECODE = enum.auto()
     ENDED = enum.auto()
@@ -72,68 +101,144 @@ class SequenceState(enum.Enum):
 class TokenSequence:
     """One row's way through the engine.
 
-    prompt: token ids, at least one.  lease: room for the prompt and all that may be sampled.
-    branches, shared: what it reads.  kept: the leases of that, which live as long as the sequence.
-    position: of the prompt's first token.
-    scale: of LoRA and mapper.  vocabulary: tokens that may be sampled.
+    Args:
+      prompt: token ids, at least one.
+      listener: hears of every sampled token.
+      new_tokens: how many may follow the prompt.
+      vocabulary: tokens that may be sampled.
+      block: of the pool, where its keys and values go.
+      branches: what it reads.  kept: leases that live as long as the sequence.
+      position: of the prompt's first token.
+      scale: of LoRA and mapper of `conditioning`.  adapter: tells these from all others, for
+        sharing.
+      salt: what it shares a prompt with; None: with nobody.
+      least_shared: the fewest tokens that are worth sharing.
+      targets: the token that follows each of the prompt's, to be scored; nothing is sampled then.
+      on_end: called once, when nothing more will be run: by the thread that drives the engine, or
+        by one that cancels.
+
+    Attributes:
+      lease: room for what it does not share; None while it waits, or where it shares everything.
+      runs: the most runs that it reads at any time.
+      scores: log-probabilities of the targets so far.
+      error: what ended it, None as long as all is well.
+      waited: seconds for which its next step was compiled, on top of those that its thread had
+        waited before.
+      call: what it was submitted with.
     """
 
     def __init__(
         self,
         prompt: Sequence[int],
-        lease: Lease,
         listener: Listener,
         *,
+        new_tokens: int,
+        vocabulary: int,
+        block: int = 0,
         branches: Sequence[BranchRead] = (),
-        shared: Sequence[PositionedRun] = (),
         kept: Sequence[Lease] = (),
         position: int = 0,
         sampling: SequenceSampling = GREEDY,
+        conditioning: Conditioning = BASE,
         scale: float = 0.0,
-        vocabulary: int,
+        adapter: Hashable = None,
+        salt: Hashable = None,
+        least_shared: int = 1,
+        targets: Sequence[int] | None = None,
+        on_end: Callable[[TokenSequence], None] | None = None,
     ):
-        """Begin with nothing written."""
+        """Begin to wait."""
         assert len(prompt) >= 1
-        self.lease = lease
+        self.tokens = list(prompt)
         self.listener = listener
-        self.branches, self.shared, self._kept = tuple(branches), tuple(shared), tuple(kept)
-        self.sampling, self.scale, self.vocabulary = sampling, scale, vocabulary
-        self.pending = list(prompt)
-        self.written = 0
+        self.prompt_length, self.new_tokens, self.vocabulary = len(prompt), new_tokens, vocabulary
+        self.block, self.branches, self._kept = block, tuple(branches), tuple(kept)
+        self.position, self.sampling = position, sampling
+        self.conditioning, self.scale, self.adapter = conditioning, scale, adapter
+        self.salt, self.least_shared = salt, least_shared
+        self.targets, self.on_end = targets, on_end
+        self.admitted_at: float | None = None  # seconds of the clock
+        self.scores: list[HostArray] = []
+        self.state = SequenceState.WAITING
+        self.error: BaseException | None = None
+        self.cancelled = False
+        self.waited = self.waited_before = 0.0
+        self.call: Hashable = None
+        self.passed = 0  # how many others were admitted before it that had come later
+        self.lease: Lease | None = None
+        self.shared: Lease | None = None
         self.drawn = 0
-        self.state = SequenceState.PREFILL
-        self._position = position
-        self._slots = np.concatenate([np.arange(run.first, run.first + run.length) for run in lease.runs])
+        self.runs = 0
+        self.written = 0  # tokens that have keys and values, those that are shared counted
+        self._slots = np.zeros(0, np.int64)
         self._row: tuple[Layout, HostArray] | None = None
 
+    @functools.cached_property
+    def context(self) -> Hashable:
+        """All that its keys and values depend on besides its tokens, for sharing; None: nothing is shared."""
+        if self.salt is None or self.targets is not None:
+            return None
+        reads = tuple((branch.identity, branch.shift, branch.span) for branch in self.branches)
+        if any(branch.identity is None for branch in self.branches):
+            return None
+        adapter = (self.adapter, self.scale) if self.scale and self.adapter is not None else None
+        return self.salt, self.block, self.position, reads, adapter
+
+    def admit(self, lease: Lease | None, shared: Lease | None = None) -> None:
+        """Begin with what is shared as written.  lease: room for all tokens behind that; None: there are none."""
+        self.lease, self.shared = lease, shared
+        self.runs = sum(len(branch.runs) for branch in self.branches) + len(merged(self._own_runs()))
+        self.admitted_at = time.perf_counter()
+        self.written = 0 if shared is None else shared.slots
+        if lease is not None:
+            self._slots = np.concatenate([np.arange(run.first, run.first + run.length) for run in lease.runs])
+        self.state = SequenceState.PREFILL
+
     @property
-    def runs(self) -> int:
-        """The most runs that it reads at any time."""
-        return sum(len(branch.runs) for branch in self.branches) + len(self.shared) + len(self.lease.runs)
+    def pending(self) -> int:
+        """How many of its tokens have no keys and values yet."""
+        return len(self.tokens) - self.written
+
+    @property
+    def shared_tokens(self) -> int:
+        """How many tokens of its prompt others have written."""
+        return 0 if self.shared is None else self.shared.slots
+
+    @property
+    def leases(self) -> tuple[Lease, ...]:
+        """All that it reads and writes."""
+        own = [lease for lease in (self.lease, self.shared) if lease is not None]
+        return (*own, *self._kept)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether keys and values that it reads, or has written, are gone."""
+        return any(lease.lost for lease in self.leases)
 
     def check(self) -> None:
         """Raise `MemoryLimitError` where keys and values that it reads, or has written, are lost."""
-        for lease in (self.lease, *self._kept):
+        for lease in self.leases:
             lease.check()
 
     @property
     def reads_its_block_only(self) -> bool:
         """Whether all that it reads lies on the block where its own tokens do."""
-        block = self.lease.runs[0].block
         read = [run for branch in self.branches for run in branch.runs]
-        return all(each.run.block == block for each in (*read, *self.shared))
+        return all(each.run.block == self.block for each in read)
 
-    def part(self, parts: int) -> int:
-        """Return on which of `parts` equal parts of the pool's blocks its own tokens lie."""
-        return self.lease.runs[0].block * parts // self.lease.pool.allocator.blocks
+    def part(self, parts: int, blocks: int) -> int:
+        """Return on which of `parts` equal parts of a pool's blocks its own tokens lie."""
+        return self.block * parts // blocks
 
-    def own_runs(self) -> tuple[PositionedRun, ...]:
-        """Return the runs of its own tokens that have keys and values."""
-        found, position = [], self._position
-        for run in part_of_runs(self.lease.runs, 0, self.written):
-            found.append(PositionedRun(run, position))
-            position += run.length
-        return tuple(found)
+    def held(self, first: int, length: int) -> Lease:
+        """Return a lease on the slots of `length` of its tokens, from token `first` on.  It outlives the sequence.
+
+        Raises as `check` does.
+        """
+        (lease, *_) = self.leases
+        with lease.pool.lock:
+            self.check()
+            return lease.pool.hold(part_of_runs(self._own_runs(), first, length))
 
     def row(self, layout: Layout, count: int) -> HostArray:
         """Return its row of a step's input for its next `count` pending tokens; valid until it is asked for again."""
@@ -141,39 +246,91 @@ class TokenSequence:
             self._row = layout, self._fixed_row(layout)
         row, columns = self._row[1], layout.columns
         row[columns["count"]] = count
-        row[columns["position"]] = self._position + self.written
+        row[columns["position"]] = self.position + self.written
         row[columns["drawn"]] = self.drawn
         self._put_own_runs(row, layout)
         return row
 
+    def next_tokens(self, count: int) -> list[int]:
+        """Return its next `count` pending tokens."""
+        return self.tokens[self.written : self.written + count]
+
     def slots(self, count: int) -> HostArray:
         """Return the slots `[count]` of its next `count` tokens."""
-        return self._slots[self.written : self.written + count]
+        first = self.written - self.shared_tokens
+        return self._slots[first : first + count]
 
     def wrote(self, count: int) -> None:
         """Note that its next `count` tokens have keys and values now."""
-        del self.pending[:count]
         self.written += count
 
-    def take(self, token: int, logprob: float, margin: float) -> None:
-        """Give a sampled token to the listener, and go on as it says."""
+    def scored(self, logprobs: HostArray) -> None:
+        """Note the log-probabilities of the targets of its last tokens; the last one ends it."""
+        self.scores.append(logprobs)
+        if not self.pending:
+            self.end()
+
+    def take(self, token: Token) -> None:
+        """Give a sampled token to the listener, and go on as it says.  What the listener raises ends the sequence."""
         self.drawn += 1
-        if self.listener(token, logprob, margin) is Next.GO_ON:
-            self.pending.append(token)
+        try:
+            says = self.listener(token)
+        except Exception as error:  # noqa: BLE001  a listener's fault ends its row alone
+            self.end(error)
+            return
+        if says is Next.GO_ON:
+            self.tokens.append(token.id)
             self.state = SequenceState.DECODE
         else:
-            self.state = SequenceState.ENDED
+            self.end()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Nothing more is run.  Its slots are kept as long as it is itself."""
+        self.error = self.error or error
+        self.state = SequenceState.ENDED
+
+    def tell_end(self) -> None:
+        """Tell that nothing more of it will be run."""
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end(self)
+
+    def release(self) -> None:
+        """Free its slots at once, and what it reads; nothing of it may be read any more."""
+        self._free_own()
+        self._kept = ()
+
+    def wait_again(self) -> None:
+        """Give back what it was admitted with; what it reads stays."""
+        self._free_own()
+        self.state = SequenceState.WAITING
+
+    def _free_own(self) -> None:
+        for lease in (self.lease, self.shared):
+            if lease is not None:
+                lease.release()
+        self.lease = self.shared = None
+
+    def _own_runs(self) -> list[Run]:
+        """Return the runs of all of its tokens, those that it shares first."""
+        runs: list[Run] = []
+        for lease in (self.shared, self.lease):
+            if lease is not None:
+                runs += lease.runs
+        return runs
 
     def _fixed_row(self, layout: Layout) -> HostArray:
         """Return a row with all that does not change from step to step."""
         row, columns = layout.idle_row(), layout.columns
         low, high = self.sampling.seed[0] & 0xFFFFFFFF, self.sampling.seed[0] >> 32 & 0xFFFFFFFF
         row[columns["seed"]] = np.array([low, high, self.sampling.seed[1]], np.uint32).view(np.int32)
-        row[columns["block"]] = self.lease.runs[0].block
+        row[columns["block"]] = self.block
         row[columns["top_k"]] = min(self.sampling.top_k, np.iinfo(np.int32).max)
         row[columns["vocabulary"]] = self.vocabulary
         row[columns["temperature"]] = as_bits(self.sampling.temperature)
         row[columns["top_p"]] = as_bits(self.sampling.top_p)
+        row[columns["min_p"]] = as_bits(self.sampling.min_p)
+        row[columns["alternatives"]] = self.sampling.alternatives
         row[columns["scale"]] = as_bits(self.scale)
         for name in ("shift", "span"):
             numbers = [getattr(branch, name) for branch in self.branches]
@@ -185,17 +342,16 @@ class TokenSequence:
             for run, position in branch.runs:
                 runs[:, number] = (run.block, run.first, run.length, index, position)
                 number += 1
-        for run, position in self.shared:
-            runs[:, number] = (run.block, run.first, run.length, layout.branches, position)
-            number += 1
         return row
 
     def _put_own_runs(self, row: HostArray, layout: Layout) -> None:
         """Write the runs of its own tokens behind those that do not change."""
         columns = layout.columns
         runs = row[columns["runs"]].reshape(len(RUN_FIELDS), layout.runs)
-        number = sum(len(branch.runs) for branch in self.branches) + len(self.shared)
-        for run, position in self.own_runs():
+        number = sum(len(branch.runs) for branch in self.branches)
+        position = self.position
+        for run in merged(part_of_runs(self._own_runs(), 0, self.written)):
             runs[:, number] = (run.block, run.first, run.length, layout.branches, position)
+            position += run.length
             number += 1
         row[columns["runs_used"]] = number

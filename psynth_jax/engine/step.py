@@ -22,7 +22,7 @@ from psynth_jax.engine.step_input import Layout, StepInput, unpacked
 from psynth_jax.kv.pool import Places, write_tokens
 from psynth_jax.mapper import Mapper
 from psynth_jax.nn import over_mesh
-from psynth_jax.nn.adapter import Lora
+from psynth_jax.nn.adapter import PlacedLora
 from psynth_jax.nn.conditioning import fold, with_own_branch
 from psynth_jax.nn.decoder import NEVER, Decoder
 from psynth_jax.ops.branch_attention import Context, ContextPart, Implementation, Runs
@@ -34,10 +34,13 @@ LOGIT_ROWS = 64  # positions whose logits exist at once when scoring
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-    """What makes a synthesizer of the base model.  mapper: None is the identity; lora: None is the base."""
+    """What makes a synthesizer of the base model.  mapper: None is the identity; lora: None is the base.
+
+    The LoRA is as `Decoder.placed` returns it.
+    """
 
     mapper: Mapper | None = None
-    lora: Lora | None = None
+    lora: PlacedLora | None = None
 
     @property
     def parts(self) -> list[str]:
@@ -68,8 +71,8 @@ def step(
     hidden, heads = _forward(model, conditioning, heads, rows, row_axes, implementation)
     last = jnp.maximum(rows.count - 1, 0)[:, None, None]
     logits = _logits(model, jnp.take_along_axis(hidden, last, axis=1)[:, 0], rows.vocabulary)
-    sampling = RowSampling(rows.temperature, rows.top_p, rows.top_k, rows.seed)
-    return heads, sample(logits, sampling, rows.drawn)
+    sampling = RowSampling(rows.temperature, rows.top_p, rows.top_k, rows.min_p, rows.alternatives, rows.seed)
+    return heads, sample(logits, sampling, rows.drawn, model.mesh)
 
 
 def score(
@@ -129,6 +132,9 @@ def _forward(
         row_axes=row_axes,
         implementation=implementation,
     )
+    if not model.layers_are_stacked:
+        # Else XLA may write to the pool before the last layer has read it, and copies it four times.
+        hidden, k, v, heads = jax.lax.optimization_barrier((hidden, k, v, heads))
     places = Places(rows.block, rows.slots)
     if model.mesh is None:
         return hidden, write_tokens(heads, k, v, places)

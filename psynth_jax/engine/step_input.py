@@ -19,20 +19,22 @@ import numpy as np
 
 from psynth_jax.axes import Array, HostArray
 
-INTEGERS = ("block", "count", "position", "drawn", "top_k", "vocabulary", "runs_used")
-FLOATS = ("temperature", "top_p", "scale")
+INTEGERS = ("block", "count", "position", "drawn", "top_k", "alternatives", "vocabulary", "runs_used")
+FLOATS = ("temperature", "top_p", "min_p", "scale")
 RUN_FIELDS = ("row", "first", "length", "branch", "position")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepInput:
-    """Arrays `[B]` where nothing else is said; int32, or float32 for temperature, top_p and scale.
+    """Arrays `[B]` where nothing else is said; int32, or float32 for temperature, top_p, min_p and scale.
 
     tokens `[B, T]`: new tokens, the first `count` of a row are real.
     position: of the first new token.  block, slots `[B, T]`: where its keys and values go; beyond the pool: nowhere.
     seed `[B, 3]` uint32, drawn: of the random key; see `sampling.RowSampling`.  drawn counts the tokens sampled before.
-    temperature, top_p, top_k: see `SamplingOptions`.  vocabulary: tokens that may be sampled.
+    temperature, top_p, min_p, top_k: see `SamplingOptions`.  vocabulary: tokens that may be
+    sampled.
+    alternatives: how many of the most likely tokens are told.
     scale: of LoRA and mapper, 0 for a worker.
     shift, span, valid `[B, W]`: of the branches that are read.
     runs `[5, B, C]`: row, first, length, branch and position of every run; runs_used: how many of them there are.
@@ -45,10 +47,12 @@ class StepInput:
     position: Array
     drawn: Array
     top_k: Array
+    alternatives: Array
     vocabulary: Array
     runs_used: Array
     temperature: Array
     top_p: Array
+    min_p: Array
     scale: Array
     seed: Array
     shift: Array

@@ -51,6 +51,18 @@ def part_of_runs(runs: Sequence[Run], first: int, length: int) -> tuple[Run, ...
     return tuple(found)
 
 
+def merged(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """Return the same slots in the same order, with runs that follow each other in a block as one."""
+    found: list[Run] = []
+    for run in runs:
+        last = found[-1] if found else None
+        if last is not None and last.block == run.block and last.first + last.length == run.first:
+            found[-1] = Run(run.block, last.first, last.length + run.length)
+        else:
+            found.append(run)
+    return tuple(found)
+
+
 class Allocator:
     """Free and owned pages of a pool of `blocks` blocks of `slots` slots each.
 
@@ -80,6 +92,14 @@ class Allocator:
     def owned_slots(self) -> int:
         """Return how many slots of all blocks have an owner, in whole pages."""
         return int((self._owners > 0).sum()) * self.page
+
+    def owners(self) -> HostArray:
+        """Return how many owners each page has, `[blocks, pages]`; a copy."""
+        return self._owners.copy()
+
+    def pages(self, runs: Iterable[Run]) -> list[tuple[int, slice]]:
+        """Return the pages that each of some runs touches, as an index of `owners`."""
+        return [(run.block, self._pages_of(run)) for run in runs]
 
     def reserve(self, slots: int, block: int) -> tuple[Run, ...] | None:
         """Make the caller an owner of at least `slots` free slots of a block, in as few runs as possible.

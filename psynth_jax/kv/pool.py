@@ -10,6 +10,9 @@ Every step takes the buffer and gives it back written (`Pool.heads` is the newes
 `Pool.lock`, so the order of steps is one.  Leases may be dropped in any thread, also by the garbage collector inside the
 lock: their numbers are put on a queue, and their slots are free when the next reservation drains it (`kv/processes.py` has
 what several processes do instead).
+
+Slots whose owners are gone may still be known to the prefix tree; a reservation that finds no room
+evicts them, before the pool grows.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import dataclasses
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -28,7 +31,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from psynth_jax.axes import Array
 from psynth_jax.errors import MemoryLimitError
-from psynth_jax.kv.allocator import Allocator, Run, part_of_runs, total_slots
+from psynth_jax.kv.allocator import Allocator, Run, merged, part_of_runs, total_slots
+from psynth_jax.kv.prefix_tree import PrefixTree
 from psynth_jax.kv.processes import OneThread, said_by_first
 from psynth_jax.ops.cached_heads import CachedHeads
 
@@ -106,6 +110,7 @@ class Pool:
         self._numbers = itertools.count()
         self._one_thread = OneThread()
         self.allocator = Allocator(self.heads.rows, slots, page)
+        self.prefixes = PrefixTree(self.allocator)
         self._allocate = allocate
         self._most_slots = max(slots, most_slots or slots)
 
@@ -115,25 +120,31 @@ class Pool:
 
     @property
     def used_slots(self) -> int:
-        """Slots of all blocks that have an owner, in whole pages."""
+        """Slots of all blocks that a sequence or a branch holds, in whole pages."""
         with self.lock:
-            if not self._over_processes:
-                self._free(self._drained())
-            return self.allocator.owned_slots()
+            self._free_dropped()
+            return self.allocator.owned_slots() - self.prefixes.slots_of_its_own()
+
+    @property
+    def prefix_slots(self) -> int:
+        """Slots of all blocks that are kept for sharing alone, in whole pages."""
+        with self.lock:
+            self._free_dropped()
+            return self.prefixes.slots_of_its_own()
 
     def reserve(self, slots: int, block: int = 0) -> Lease:
         """Return a lease on at least `slots` free slots of a block, which hold anything.
 
-        The pool doubles, between two steps, where it may and has to.  Raises `MemoryLimitError` saying how many slots are
-        needed, how many are free, and how many a block has.
+        What is kept for sharing alone makes room; then the pool doubles, between two steps, where
+        it may and has to.  Raises `MemoryLimitError` saying how many slots are needed, how many are
+        free, and how many a block has.
         """
         with self.lock:
-            if self._over_processes:
-                runs = self._reserve_in_all(slots, block)
-            else:
-                self._free(self._drained())
-                runs = self.allocator.reserve(slots, block)
-            if runs is None and self._can_grow(slots, block):
+            runs = self._reserved(slots, block)
+            if runs is None:
+                self.prefixes.evict(slots, block)
+                runs = self._reserved(slots, block)
+            if runs is None and self._grown_for(slots, block):
                 runs = self.allocator.reserve(slots, block)
             if runs is None:
                 raise MemoryLimitError(
@@ -141,6 +152,21 @@ class Pool:
                     f"{self.allocator.slots} are free; branches that are kept hold slots until they are dropped"
                 )
             return Lease(self, runs)
+
+    def hold(self, runs: Iterable[Run]) -> Lease:
+        """Return one more lease on slots that have an owner.  The lock is held."""
+        held = merged(runs)
+        self.allocator.hold(held)
+        return Lease(self, held)
+
+    def shapes(self) -> CachedHeads:
+        """Return the pool with `jax.ShapeDtypeStruct`s for its arrays, to compile for."""
+
+        def shape(x: Array) -> jax.ShapeDtypeStruct:
+            # An array that nobody put on a device goes where the weights are.
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding if x.committed else None)
+
+        return jax.tree.map(shape, self.heads)
 
     def replace(self, heads: CachedHeads) -> None:
         """Take the buffer that a step has written.  The caller has held the lock since it read `heads`."""
@@ -154,6 +180,7 @@ class Pool:
             slots = self.allocator.slots
             self.heads = self._allocate(slots)
             self.allocator = Allocator(self.heads.rows, slots, self.allocator.page)
+            self.prefixes = PrefixTree(self.allocator)
 
     def numbered(self, runs: tuple[Run, ...]) -> int:
         """Return the number of a new lease: never used again, and the same in all processes.  The lock is held."""
@@ -162,7 +189,8 @@ class Pool:
         return number
 
     @property
-    def _over_processes(self) -> bool:
+    def over_processes(self) -> bool:
+        """Whether it lies on devices of several processes, which must all do the same."""
         return not self.heads.k.is_fully_addressable
 
     def _drained(self) -> list[int]:
@@ -179,6 +207,18 @@ class Pool:
             if runs is not None:
                 self.allocator.release(runs)
 
+    def _free_dropped(self) -> None:
+        """Free the slots of leases that were dropped; several processes do so when they need room."""
+        if not self.over_processes:
+            self._free(self._drained())
+
+    def _reserved(self, slots: int, block: int) -> tuple[Run, ...] | None:
+        """Reserve free slots of a block, if there are enough."""
+        if self.over_processes:
+            return self._reserve_in_all(slots, block)
+        self._free_dropped()
+        return self.allocator.reserve(slots, block)
+
     def _reserve_in_all(self, slots: int, block: int) -> tuple[Run, ...] | None:
         """Reserve slots of a block; where that is not one run, free what the first process has dropped, and try again."""
         self._one_thread.check()
@@ -192,7 +232,7 @@ class Pool:
         self._free(said_by_first(sharding.mesh, self._drained()))
         return self.allocator.reserve(slots, block)
 
-    def _can_grow(self, slots: int, block: int) -> bool:
+    def _grown_for(self, slots: int, block: int) -> bool:
         """Double the slots of every block until `slots` more fit behind the last of one; say whether that was allowed."""
         # Free pages at the end of a block join the new ones, but they need not: growing by all that is asked for is enough.
         wanted, now = self.allocator.slots, self.allocator.slots

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from psynth_jax.axes import Array, HostArray
 from psynth_jax.kv.pool import Lease, Pool
 from psynth_jax.ops.cached_heads import CachedHeads
-from psynth_jax.sharding import block_index, replicated
+from psynth_jax.sharding import block_index, in_one_order, replicated
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,7 +83,8 @@ def read_slots(lease: Lease) -> StoredSlots:
                 count = min(page, run.first + run.length - first)
                 # A page that would pass the end is moved back, and its first slots are left out.
                 start = min(first, pool.allocator.slots - page)
-                found = read_page(pool.heads, np.int32(run.block), np.int32(start), page)
+                with in_one_order(pool.heads.placement is not None):
+                    found = read_page(pool.heads, np.int32(run.block), np.int32(start), page)
                 for name, values in _split(found).items():
                     pages.setdefault(name, []).append(_cut(name, values, first - start, count))
     return _joined(pages)
@@ -102,7 +103,9 @@ def write_slots(pool: Pool, stored: StoredSlots, block: int = 0) -> Lease:
             for first in range(run.first, run.first + run.length, page):
                 if done < length:
                     values = _padded(stored.part(done, min(page, length - done)), page)
-                    pool.replace(write_page(pool.heads, values, np.int32(run.block), np.int32(first)))
+                    with in_one_order(pool.heads.placement is not None):
+                        heads = write_page(pool.heads, values, np.int32(run.block), np.int32(first))
+                    pool.replace(heads)
                     done += page
     return lease.part(0, length)
 

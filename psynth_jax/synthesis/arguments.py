@@ -18,12 +18,12 @@ from psynth_jax.errors import AdapterError, InputError, listing, shown
 from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.synthesis.gate import Gate
-from psynth_jax.synthesis.outputs import OnToken, StreamedToken
-from psynth_jax.synthesis.sampling import checked_seed
+from psynth_jax.synthesis.outputs import OnToken, Report, StreamedToken
+from psynth_jax.synthesis.sampling import checked_seed, is_whole
 from psynth_jax.template_variables import TemplateVariables, checked_variables, described
 
 
-def check_arguments(model: object, positions: object, cache_dtype: object, mesh: object) -> None:
+def check_arguments(model: object, positions: object, cache_dtype: object, mesh: object, pool_tokens: object) -> None:
     """Raise `InputError` for an argument of the wrong type, or none of its choices, saying what is right."""
     if not isinstance(model, Model):
         how = f": ParallelSynthesis(load_model({shown(model)}))" if isinstance(model, str | Path) else ""
@@ -32,6 +32,8 @@ def check_arguments(model: object, positions: object, cache_dtype: object, mesh:
     for name, value, allowed in choices:
         if not isinstance(value, str | None) or value not in allowed:
             raise InputError(f"{name} is {shown(value)}; it must be one of {', '.join(map(str, allowed))}")
+    if pool_tokens is not None and (not is_whole(pool_tokens) or int(pool_tokens) < 1):  # type: ignore[call-overload]
+        raise InputError(f"pool_tokens is {shown(pool_tokens)}; it must be a whole number of at least 1, or None")
     if not isinstance(mesh, Mesh | None):
         raise InputError(f"mesh is {shown(mesh)}; it must be what make_mesh returns, as in make_mesh('branch=2'), or None")
 
@@ -97,9 +99,9 @@ def checked_gate(gate: object, model: Model, adapter: Callable[[], str]) -> Gate
     return made
 
 
-def reporter(on_token: OnToken, question: int) -> Callable[[str, int | None], None]:
-    """Return what tells `on_token` of the pieces of text of a question's answer, and their tokens."""
-    return lambda piece, token: on_token(StreamedToken(piece, question, None, token))
+def reporter(on_token: OnToken, question: int) -> Report:
+    """Return what tells `on_token` of the pieces of a question's answer."""
+    return lambda piece: on_token(StreamedToken(piece, question, None))
 
 
 def shaped_like(groups: list[list[Any]], batched: bool, given: Sequence[Any] | None, what: str) -> list[list[Any]]:

@@ -186,7 +186,7 @@ def _renumbered(on_token: OnToken, rows: Sequence[int]) -> OnToken:
 
     def tell(piece: StreamedToken) -> None:
         row = rows[piece.question]
-        on_token(StreamedToken(str(piece), row, piece.worker, piece.token_id))
+        on_token(piece.of_question(row))
 
     return tell
 

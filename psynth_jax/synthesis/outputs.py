@@ -6,15 +6,36 @@ run            t0      t1      t2          a token has keys and values once it w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import collections
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from psynth_jax.branch import FinishReason
 from psynth_jax.engine.sampling import NOT_FINITE
-from psynth_jax.engine.sequences import Next
+from psynth_jax.engine.sequences import Next, Token
 from psynth_jax.errors import InputError
 from psynth_jax.synthesis.runner import Runner, not_finite
 from psynth_jax.synthesis.sampling import SamplingOptions
 from psynth_jax.tokenizer import TextStream, Tokenizer
+
+
+class Piece(NamedTuple):
+    """What a token adds to a row.
+
+    text: that is certain now; empty while a character is incomplete, or might begin a stop text.
+    logprob: of the token.  alternatives: the most likely tokens in its place, with their
+    log-probabilities.
+    finish_reason: why the row ended with it, None where it goes on.
+    """
+
+    text: str
+    token_id: int
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...]
+    finish_reason: FinishReason | None
+
+
+Report = Callable[[Piece], None]
 
 
 class StreamedToken(str):
@@ -22,20 +43,29 @@ class StreamedToken(str):
 
     The pieces of a row, put together, are its text: that of the answer, or what a worker wrote (its branch ends a token
     earlier where a stop text begins inside of a token).  A piece is empty while a character is incomplete, or might begin a
-    stop text.  token_id is None for text that was held back until the row ended.  worker is None for the synthesizer.
+    stop text.  worker is None for the synthesizer.  finish_reason is None before the last piece of
+    a row.
     """
 
-    __slots__ = ("question", "token_id", "worker")
+    __slots__ = ("finish_reason", "logprob", "question", "token_id", "worker")
 
     question: int
     worker: int | None
-    token_id: int | None
+    token_id: int
+    logprob: float
+    finish_reason: FinishReason | None
 
-    def __new__(cls, piece: str, question: int, worker: int | None, token_id: int | None) -> StreamedToken:
+    def __new__(cls, piece: Piece, question: int, worker: int | None) -> StreamedToken:
         """Make a str that knows its row."""
-        self = super().__new__(cls, piece)
-        self.question, self.worker, self.token_id = question, worker, token_id
+        self = super().__new__(cls, piece.text)
+        self.question, self.worker, self.token_id = question, worker, piece.token_id
+        self.logprob, self.finish_reason = piece.logprob, piece.finish_reason
         return self
+
+    def of_question(self, question: int) -> StreamedToken:
+        """Return the same piece under another number of its question."""
+        piece = Piece(str(self), self.token_id, self.logprob, (), self.finish_reason)
+        return StreamedToken(piece, question, self.worker)
 
 
 OnToken = Callable[[StreamedToken], None]
@@ -56,15 +86,17 @@ class RowOutput:
         name: str = "the answer",
         *,
         append_last: bool = False,
-        report: Callable[[str, int | None], None] | None = None,
+        report: Report | None = None,
+        at_once: bool = False,
     ):
         """Start with nothing.
 
         Args:
-          runner: its clock tells the times, and it says in messages what it computes with.
+          runner: says in messages what it computes with.
           name: in messages.
           append_last: the last token of a row that is cut off gets keys and values, too.
-          report: called with each piece of text and its token.
+          report: told each piece, by `tell`.  at_once: by the thread that drives the engine; it
+            must not raise.
 
         Raises `InputError` for stop texts without a tokenizer to find them.
         """
@@ -74,6 +106,7 @@ class RowOutput:
         self.first_s: float | None = None
         self.last_s = 0.0
         self._runner, self._append_last, self._report = runner, append_last, report
+        self._at_once = at_once
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.text = ""
@@ -86,25 +119,38 @@ class RowOutput:
         self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer) if tokenizer is not None else None
         self._sent = 0
+        self._untold: collections.deque[Piece] = collections.deque()
 
-    def __call__(self, token: int, logprob: float, margin: float) -> Next:
+    def __call__(self, token: Token) -> Next:
         """Take the next sampled token; see `engine.sequences.Listener`.
 
         Raises `NotFiniteError` for logits that are NaN or infinite.
         """
-        if token == NOT_FINITE:
+        if token.id == NOT_FINITE:
             raise not_finite(self._runner, f"logits of {self.name}")
         if self.finish_reason is not None:  # this step only gave the last token its keys and values
             return Next.END
-        self.last_s = self._runner.now()
+        self.last_s = token.at
         if self.first_s is None:
             self.first_s = self.last_s
-        piece = self.push(token)
-        self.logprobs.append(logprob)
-        self.margins.append(margin)
+        piece = self.push(token.id)
+        self.logprobs.append(token.logprob)
+        self.margins.append(token.margin)
         if self._report is not None:
-            self._report(piece, token)
+            self._untold.append(Piece(piece, token.id, token.logprob, token.alternatives, self.finish_reason))
+            if self._at_once:
+                self.tell()
         return Next.GO_ON if self._goes_on() else Next.END
+
+    def tell(self) -> None:
+        """Report the pieces that are new, in the thread that calls."""
+        while self._untold:
+            assert self._report is not None
+            self._report(self._untold.popleft())
+
+    def close(self) -> None:
+        """Report nothing more, and hold nothing that would be reported to."""
+        self._report = None
 
     def _goes_on(self) -> bool:
         """Whether another step has something to do for this row."""
@@ -146,6 +192,12 @@ class RowOutput:
         return piece
 
 
+def tell_all(outputs: Sequence[RowOutput]) -> None:
+    """Report what is new of several rows."""
+    for output in outputs:
+        output.tell()
+
+
 class Cached:
     """A row of which nothing is wanted but its keys and values: it ends with its prompt.  name: in messages."""
 
@@ -153,8 +205,8 @@ class Cached:
         """Remember what to say where they are not finite."""
         self._runner, self._name = runner, name
 
-    def __call__(self, token: int, logprob: float, margin: float) -> Next:
+    def __call__(self, token: Token) -> Next:
         """Raise `NotFiniteError` for logits that are NaN or infinite: what was cached is, too."""
-        if token == NOT_FINITE:
+        if token.id == NOT_FINITE:
             raise not_finite(self._runner, f"keys and values of {self._name}")
         return Next.END

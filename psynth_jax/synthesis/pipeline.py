@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -23,16 +22,16 @@ from psynth_jax.model import Model
 from psynth_jax.nn.adapter import Lora
 from psynth_jax.ops.branch_attention import Implementation, check_runs_here
 from psynth_jax.prompts import question_messages, synthesis_messages
-from psynth_jax.sharding import DATA, shards
 from psynth_jax.synthesis import arguments, inputs
 from psynth_jax.synthesis.gate import Gate, gated_answers, texts_of
 from psynth_jax.synthesis.inputs import Prompt, Text
-from psynth_jax.synthesis.outputs import Cached, OnToken, RowOutput
+from psynth_jax.synthesis.outputs import Cached, OnToken, RowOutput, tell_all
 from psynth_jax.synthesis.recompute import checked_recompute, recomputed
 from psynth_jax.synthesis.result import SynthesisResult, result_of
 from psynth_jax.synthesis.runner import Asked, Runner, asked_of, not_finite, positions_of
 from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed, sampling_of
 from psynth_jax.synthesis.session import Session
+from psynth_jax.synthesis.sink_branches import SinkBranches
 from psynth_jax.synthesis.workers import WorkerPrompt, encode_texts, generate_workers, grouped, warn_of_copies
 from psynth_jax.template_variables import TemplateVariables
 
@@ -61,6 +60,7 @@ class ParallelSynthesis:
         mesh: Mesh | None = None,
         template: TemplateVariables | None = None,
         gate: Gate | float | None = None,
+        pool_tokens: int | None = None,
     ):
         """Set up.
 
@@ -79,6 +79,8 @@ class ParallelSynthesis:
             than the adapter's are used as given, with a warning.
           gate: when `synthesize` takes an answer from branches, and when it asks the texts instead; a number is the
             threshold of a `Gate`.  None: always from branches.
+          pool_tokens: slots of a pool of its own, which never grows; None: the pool of all that
+            read this model.
 
         Raises:
           ConfigError: the mesh does not fit the model.
@@ -86,7 +88,7 @@ class ParallelSynthesis:
             the model's template does not read.
           AdapterError, ModelMismatchError: the adapter cannot be used, or belongs to another model.
         """
-        arguments.check_arguments(model, positions, cache_dtype, mesh)
+        arguments.check_arguments(model, positions, cache_dtype, mesh, pool_tokens)
         check_runs_here(implementation)
         adapter = arguments.checked_adapter(adapter, model)
         self._adapter_template = None if adapter is None else adapter.template
@@ -94,13 +96,13 @@ class ParallelSynthesis:
         self._vocabulary = adapter.vocabulary if adapter is not None else None
         self.model = model if mesh is None else model.on(mesh)
         self.positions: PositionMode = positions
-        self.runner = Runner(self.model, implementation, cache_dtype, self._vocabulary or model.config.vocab_size)
+        vocabulary = self._vocabulary or model.config.vocab_size
+        self.runner = Runner(self.model, implementation, cache_dtype, vocabulary, pool_tokens)
+        self._lora = None if adapter is None else adapter.lora
         if adapter is not None:
-            lora, mesh = adapter.lora, self.model.mesh
-            placed = lora if lora is None or mesh is None else lora.on(mesh, model.config)
-            self.runner.conditioning = Conditioning(self.runner.placed(adapter.mapper), placed)
-        self._sink = adapter.sink if adapter is not None else ()
-        self._sinks: list[Branch] = []
+            placed = None if self._lora is None else self.model.decoder.placed(self._lora)
+            self.runner.condition(Conditioning(self.runner.placed(adapter.mapper), placed))
+        self.sink = SinkBranches(() if adapter is None else adapter.sink, self.model, self.runner)
         self.gate = arguments.checked_gate(gate, model, lambda: self.adapter.digest)
 
     def __repr__(self) -> str:
@@ -120,8 +122,7 @@ class ParallelSynthesis:
         template = self._adapter_template
         if template is None and self.template:
             template = self.template
-        read_with = self.runner.conditioning
-        return Adapter(read_with.lora, read_with.mapper, self._vocabulary, self._sink, template)
+        return Adapter(self._lora, self.runner.conditioning.mapper, self._vocabulary, self.sink.ids, template)
 
     def set_mapper(self, parameters: Mapping[str, HostArray]) -> None:
         """Use another mapper: hidden_kernel `[3, 32]`, hidden_bias `[32]`, out_kernel `[32, 4]`, out_bias `[4]`.
@@ -129,7 +130,7 @@ class ParallelSynthesis:
         Branches need not be made again.  Raises `AdapterError` listing what is wrong with the arrays.
         """
         mapper = self.runner.placed(Mapper.from_arrays(parameters))
-        self.runner.conditioning = Conditioning(mapper, self.runner.conditioning.lora)
+        self.runner.condition(Conditioning(mapper, self.runner.conditioning.lora))
 
     def mapper_scalars(self, branches: Branches) -> HostArray:
         """Return (aK, bK, aV, bV) of every layer and branch, `[L, B, W, 4]` float32; W is the largest count of the batch."""
@@ -142,7 +143,7 @@ class ParallelSynthesis:
             span[number, : len(group)] = [branch.span for branch in group]
             valid[number, : len(group)] = True
         scalars = mapper_scalars(self.runner.conditioning.mapper, span, valid, self.model.config.layers)
-        return np.asarray(scalars)[:, :, 1 if self._sink else 0 :]
+        return np.asarray(scalars)[:, :, self.sink.count :]
 
     def work(
         self,
@@ -211,7 +212,7 @@ class ParallelSynthesis:
                         f"{what} has no prefix: with reference_live positions a worker's prompt stands before it"
                     )
                 prompt = () if missing else inputs.plain_ids(self.model, prefix, f"the prefix of {what}")
-                prompt = after_sink(self._sink, prompt)
+                prompt = after_sink(self.sink.ids, prompt)
                 inputs.check_window(self.model, 0, len(prompt) + len(given), 0, what)
                 workers.append(WorkerPrompt(number, index, prompt, given=given))
         made = encode_texts(self.runner, workers, self.model.tokenizer, self.positions)
@@ -284,9 +285,8 @@ class ParallelSynthesis:
         checked_recompute(recompute, self.positions, branches)
         if self.gate is None or branches is None:
             return self._from_branches(question, branches, options, seed, on_token, recompute)
-        gate, given = self.gate, dataclasses.asdict(options) | {"seed": seed}
         questions, batched = inputs.as_questions(question)
-        self._checked_groups(branches)
+        self.checked_groups(branches)
         texts = texts_of(branches)
 
         def from_branches(report: OnToken | None) -> list[SynthesisResult]:
@@ -295,9 +295,9 @@ class ParallelSynthesis:
         def from_texts(rows: Sequence[int], report: OnToken | None) -> list[SynthesisResult]:
             asked = [questions[row] for row in rows]
             read = [texts[row] for row in rows]
-            return self.synthesize_text(asked, read, on_token=report, **given)
+            return self._from_texts(asked, read, options, seed, report)  # type: ignore[return-value]
 
-        results = gated_answers(gate, len(questions), from_branches, from_texts, on_token)
+        results = gated_answers(self.gate, len(questions), from_branches, from_texts, on_token)
         return results if batched else results[0]
 
     def _from_branches(
@@ -310,13 +310,13 @@ class ParallelSynthesis:
         recompute: int,
     ) -> SynthesisResult | list[SynthesisResult]:
         """Answer from caches, whatever a gate would say."""
-        groups = self._checked_groups(branches)
+        groups = self.checked_groups(branches)
         begin = self.runner.now()
         questions, batched = inputs.as_questions(question)
         wording = question_messages if groups is None else synthesis_messages
         ids = [inputs.prompt_ids(self.model, item, "the question", wording) for item in questions]
         if groups is not None:
-            ids, groups = recomputed(ids, groups, recompute, sinks=1 if self._sink else 0)
+            ids, groups = recomputed(ids, groups, recompute, sinks=self.sink.count)
         return self._answer(ids, groups, options, seed, on_token, begin, batched, base=False)
 
     @overload  # a text is a sequence of texts, too: the first signature that fits holds
@@ -366,6 +366,11 @@ class ParallelSynthesis:
         """
         options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, stop)
         inputs.check_callback(on_token)
+        return self._from_texts(question, texts, options, seed, on_token)
+
+    def _from_texts(
+        self, question: Any, texts: Any, options: SamplingOptions, seed: int, on_token: OnToken | None
+    ) -> SynthesisResult | list[SynthesisResult]:
         begin = self.runner.now()
         questions, batched = inputs.as_questions(question)
         groups, _ = inputs.by_question(texts, "texts")
@@ -405,7 +410,7 @@ class ParallelSynthesis:
         and errors as for `synthesize`.
         """
         checked_recompute(recompute, self.positions, branches)
-        groups = self._checked_groups(branches)
+        groups = self.checked_groups(branches)
         questions, batched = inputs.as_questions(prompt)
         targets = target if batched else [target]
         if not isinstance(targets, list | tuple):
@@ -416,16 +421,16 @@ class ParallelSynthesis:
         before = [inputs.prompt_ids(self.model, item, "the prompt", wording) for item in questions]
         after = [inputs.plain_ids(self.model, item, "the target") for item in targets]
         if groups is not None:
-            before, groups = recomputed(before, groups, recompute, sinks=1 if self._sink else 0)
+            before, groups = recomputed(before, groups, recompute, sinks=self.sink.count)
         for position, first, last in zip(positions_of(groups, len(questions)), before, after, strict=True):
             inputs.check_window(self.model, position, len(first) + len(last), 0, "prompt and target")
         asked = asked_of(self.runner, groups, len(questions))
-        sequences, wanted = [], []
+        sequences = []
         for question, first, last in zip(asked, before, after, strict=True):
             row = (*first, *last)
-            sequences.append(self._sequence(question, row[:-1], 0, Cached(self.runner, "a prompt")))
-            wanted.append(row[1:])
-        found = self.runner.score(sequences, wanted)
+            sequences.append(self._sequence(question, row[:-1], 0, Cached(self.runner, "a prompt"), targets=row[1:]))
+        self.runner.run(sequences)
+        found = [np.concatenate(sequence.scores) for sequence in sequences]
         for number, logp in enumerate(found, start=1):
             if not np.isfinite(logp).all():
                 which = f" {number}" if batched else ""
@@ -463,10 +468,11 @@ class ParallelSynthesis:
         sequences = []
         for question, prompt, output in zip(asked, ids, outputs, strict=True):
             sequences.append(self._sequence(question, prompt, options.max_new_tokens, output, sampling, base=base))
-        self.runner.run(sequences)
+        self.runner.run(sequences, lambda: tell_all(outputs))
         results = []
-        for question, output, prompt in zip(asked, outputs, ids, strict=True):
-            results.append(result_of(output, begin, len(prompt), question.cached_tokens))
+        for question, output, prompt, sequence in zip(asked, outputs, ids, sequences, strict=True):
+            shared = sequence.shared_tokens
+            results.append(result_of(output, begin, len(prompt), question.cached_tokens, shared))
         return results if batched else results[0]
 
     def _sequence(
@@ -478,8 +484,9 @@ class ParallelSynthesis:
         sampling: SequenceSampling = GREEDY,
         *,
         base: bool = False,
+        targets: Sequence[int] | None = None,
     ) -> TokenSequence:
-        """Return the sequence that answers a question; `base`: without LoRA and mapper."""
+        """Return the sequence that answers a question; `base`: without LoRA and mapper; targets: to be scored."""
         return self.runner.sequence(
             prompt,
             new_tokens,
@@ -490,9 +497,15 @@ class ParallelSynthesis:
             kept=question.kept,
             position=question.position,
             scale=0.0 if base else 1.0,
+            targets=targets,
         )
 
-    def _checked_groups(self, branches: Any) -> Sequence[Sequence[Branch]] | None:
+    def checked_groups(self, branches: Any) -> Sequence[Sequence[Branch]] | None:
+        """Return each question's branches, behind the sink; None where there are none.
+
+        Raises `InputError` for what is no branches, or for empty ones, and `ModelMismatchError` for
+        another model's.
+        """
         if branches is None:
             return None
         if isinstance(branches, str) or not isinstance(branches, Branches | Sequence):
@@ -502,19 +515,4 @@ class ParallelSynthesis:
     def _questions_of(self, branches: Branches) -> Sequence[Sequence[Branch]]:
         """Return each question's branches, behind the sink.  Raises as `inputs.check_branches` does."""
         inputs.check_branches(self.model, branches)
-        if not self._sink:
-            return branches.questions
-        sinks, count = self._sink_branches(), len(branches.questions)
-        return [[sinks[number * len(sinks) // count], *group] for number, group in enumerate(branches.questions)]
-
-    def _sink_branches(self) -> list[Branch]:
-        """Return the adapter's sink as a branch, one on every part of `data`: what it says is the same for all questions.
-
-        Encoded at the first call, and again where a failed step has lost them.
-        """
-        sinks = self._sinks
-        if not sinks or any(segment.lost for sink in sinks for segment in sink.segments):
-            parts = range(shards(self.model.mesh, (DATA,)))
-            prompts = [WorkerPrompt(part, 0, (), given=self._sink) for part in parts]
-            sinks = self._sinks = encode_texts(self.runner, prompts, self.model.tokenizer, "exact")
-        return sinks
+        return self.sink.before(branches.questions)

@@ -32,7 +32,10 @@ class SynthesisResult:
     """An answer and what it took.
 
     ttft_s: seconds from branches ready to the first token on the host, tokenisation included, compilation not.
-    prompt_tokens: prefilled for this answer.  cached_tokens: read from branches.  finish_reason: "stop" or "length".
+    prompt_tokens: of the prompt; of a turn, without the turns before it.  cached_tokens: read from
+    branches.
+    cached_prefix_tokens: at the begin of all that was to be run, that earlier calls had run.
+    finish_reason: "stop" or "length".
     total_s: seconds from branches ready to the last token.  logprobs: of `token_ids`, at temperature 1.
     route: "text" for an answer that a gate had written from the texts, see `Gate`; confidence is that of the branches'
     answer then.
@@ -49,14 +52,17 @@ class SynthesisResult:
     logprobs: tuple[float, ...] = ()
     confidence: Confidence | None = None
     route: Route | None = None
+    cached_prefix_tokens: int = 0
 
     def __repr__(self) -> str:
         """Show how the text begins, and the counts."""
-        tokens = f"{len(self.token_ids)} tokens, {self.prompt_tokens} prefilled, {self.cached_tokens} read"
+        tokens = f"{len(self.token_ids)} tokens, {self.prompt_tokens} of the prompt, {self.cached_tokens} read"
         return f"SynthesisResult({shown(self.text)}, {tokens}, ttft {self.ttft_s:.3f} s, {self.finish_reason})"
 
 
-def result_of(output: RowOutput, begin: float, prompt_tokens: int, cached_tokens: int) -> SynthesisResult:
+def result_of(
+    output: RowOutput, begin: float, prompt_tokens: int, cached_tokens: int, cached_prefix_tokens: int
+) -> SynthesisResult:
     """Describe a finished row.  begin: the reading of the clock when branches were ready."""
     assert output.first_s is not None
     decode_s = output.last_s - output.first_s
@@ -73,4 +79,5 @@ def result_of(output: RowOutput, begin: float, prompt_tokens: int, cached_tokens
         total_s=output.last_s - begin,
         logprobs=tuple(output.logprobs[: len(output.token_ids)]),
         confidence=Confidence(math.exp(np.mean(output.logprobs)), float(np.mean(output.margins))),
+        cached_prefix_tokens=cached_prefix_tokens,
     )

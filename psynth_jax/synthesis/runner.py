@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Hashable, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from psynth_jax.axes import HostArray
 from psynth_jax.branch import Branch
 from psynth_jax.branches import first_position, read_tokens
 from psynth_jax.engine.machine import branch_block, home_block, machine_of
 from psynth_jax.engine.programs import Programs
-from psynth_jax.engine.sequences import GREEDY, BranchRead, Listener, PositionedRun, SequenceSampling, TokenSequence
+from psynth_jax.engine.scheduler import Scheduler
+from psynth_jax.engine.sequences import BASE, GREEDY, BranchRead, Listener, PositionedRun, SequenceSampling, TokenSequence
 from psynth_jax.engine.step import Conditioning
 from psynth_jax.errors import NotFiniteError
 from psynth_jax.kv.pool import Lease, Pool
@@ -25,20 +26,42 @@ from psynth_jax.ops.branch_attention import Implementation
 from psynth_jax.sharding import BRANCH, put, replicated, shards
 from psynth_jax.synthesis.recompute import check_count
 
+SHORTEST_SHARED_PREFIX = 16  # below this, one more piece of cache costs more than it saves
+_adapters = itertools.count(1)  # no two conditionings of this process share a prompt
+
 
 class Runner:
     """Makes sequences over one pool, and runs them.
 
     cache_dtype: of the pool; None is the model's own.  vocabulary: tokens that may be sampled.
-    conditioning: what rows with a scale above 0 are run with.
     """
 
-    def __init__(self, model: Model, implementation: Implementation, cache_dtype: str | None, vocabulary: int):
-        """Take the model's machine."""
+    def __init__(
+        self,
+        model: Model,
+        implementation: Implementation,
+        cache_dtype: str | None,
+        vocabulary: int,
+        pool_tokens: int | None = None,
+    ):
+        """Take the model's machine.  pool_tokens: slots of a pool of its own; None: that of the machine."""
         self.machine = machine_of(model, implementation)
         self.cache_dtype = cache_dtype or model.decoder.dtype.name
         self.vocabulary = vocabulary
-        self.conditioning = Conditioning()
+        self._own: Scheduler | None = None
+        if pool_tokens is not None:
+            self._own = self.machine.scheduler_of_its_own(self.cache_dtype, pool_tokens)
+        self.condition(BASE)
+
+    def condition(self, conditioning: Conditioning) -> None:
+        """Run rows with a scale above 0 with another LoRA and mapper; sequences that exist keep theirs."""
+        # One assignment: other threads make sequences meanwhile.
+        self._conditioned = conditioning, next(_adapters) if conditioning.parts else None
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """What rows with a scale above 0 are run with."""
+        return self._conditioned[0]
 
     @property
     def mesh(self) -> Mesh | None:
@@ -53,7 +76,16 @@ class Runner:
     @property
     def pool(self) -> Pool:
         """Where keys and values are."""
-        return self.machine.pool(self.cache_dtype)
+        return self.scheduler_for(0).pool
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """What runs sequences over the pool."""
+        return self.scheduler_for(0)
+
+    def scheduler_for(self, slots: int) -> Scheduler:
+        """Return the scheduler.  slots: that its first sequences take, for the size of a new pool."""
+        return self._own or self.machine.scheduler(self.cache_dtype, slots)
 
     def now(self) -> float:
         """Return a clock's seconds without those in which this thread waited for a compilation."""
@@ -76,7 +108,17 @@ class Runner:
 
     def reserve(self, slots: int, block: int) -> Lease:
         """Return room for `slots` tokens.  Raises `MemoryLimitError` as `Pool.reserve` does."""
-        return self.machine.pool(self.cache_dtype, slots).reserve(slots, block)
+        return self.scheduler_for(slots).pool.reserve(slots, block)
+
+    def forget_copies(self) -> None:
+        """Let go of what was copied into a pool of its own; it is copied again when it is read."""
+        if self._own is not None:
+            self.machine.forget_copies(self._own.pool)
+
+    def forget_prompts(self) -> None:
+        """Share nothing of what was run so far."""
+        with self.pool.lock:
+            self.pool.prefixes.clear()
 
     def sequence(
         self,
@@ -87,43 +129,42 @@ class Runner:
         *,
         sampling: SequenceSampling = GREEDY,
         branches: Sequence[BranchRead] = (),
-        shared: Sequence[PositionedRun] = (),
         kept: Sequence[Lease] = (),
         position: int = 0,
         scale: float = 0.0,
+        salt: Hashable = (None,),
+        least_shared: int = SHORTEST_SHARED_PREFIX,
+        targets: Sequence[int] | None = None,
+        on_end: Callable[[TokenSequence], None] | None = None,
     ) -> TokenSequence:
-        """Return a sequence with room for its prompt and `new_tokens` more; see `TokenSequence`."""
-        lease = self.reserve(len(prompt) + new_tokens, block)
+        """Return a sequence that is to be run; see `TokenSequence`."""
+        # On a mesh the LoRA of rows that do not use it would be summed over devices: there the base
+        # has programs of its own.  Elsewhere workers and synthesizers share theirs.
+        is_base = self.mesh is not None and scale == 0
+        conditioning, adapter = self._conditioned
         return TokenSequence(
             prompt,
-            lease,
             listener,
+            new_tokens=new_tokens,
+            vocabulary=self.vocabulary,
+            block=block,
             branches=branches,
-            shared=shared,
             kept=kept,
             position=position,
             sampling=sampling,
+            conditioning=BASE if is_base else conditioning,
             scale=scale,
-            vocabulary=self.vocabulary,
+            adapter=adapter,
+            salt=salt,
+            least_shared=least_shared,
+            targets=targets,
+            on_end=on_end,
         )
 
-    def run(self, sequences: Sequence[TokenSequence]) -> None:
-        """Take sequences to their end."""
-        self.machine.scheduler(self.cache_dtype).run(sequences, self._conditioning_of(sequences))
-
-    def score(self, sequences: Sequence[TokenSequence], targets: Sequence[Sequence[int]]) -> list[HostArray]:
-        """Return the log-probabilities of what follows each token; see `Scheduler.score`."""
-        conditioning = self._conditioning_of(sequences)
-        return self.machine.scheduler(self.cache_dtype).score(sequences, targets, conditioning)
-
-    def _conditioning_of(self, sequences: Sequence[TokenSequence]) -> Conditioning:
-        """Return what a call runs with: always the same, so that workers and synthesizers share programs.
-
-        But on a mesh the LoRA of rows that do not use it would be summed over devices: there the base has its own.
-        """
-        if self.mesh is not None and all(sequence.scale == 0 for sequence in sequences):
-            return Conditioning()
-        return self.conditioning
+    def run(self, sequences: Sequence[TokenSequence], hear: Callable[[], None] | None = None) -> None:
+        """Take sequences to their end; see `Scheduler.run`."""
+        slots = sum(sequence.prompt_length + sequence.new_tokens for sequence in sequences)
+        self.scheduler_for(slots).run(sequences, hear)
 
     def reads(self, branches: Sequence[Branch], block: int) -> tuple[tuple[BranchRead, ...], list[Lease]]:
         """Return branches as a sequence on `block` reads them, and the leases that keep their slots.
@@ -131,18 +172,20 @@ class Runner:
         Branches that are not in this pool, or not on the part of `data` of the block, are copied there, once.  On a mesh
         copies go round the blocks of that part.
         """
+        width = shards(self.mesh, (BRANCH,))
+        first = block // width * width
         found: list[BranchRead] = []
         kept: list[Lease] = []
-        copied = 0
+        copied = block - first
         for branch in branches:
             runs: list[PositionedRun] = []
             for segment in branch.segments:
-                to = self.branch_block(0, 1, copied) + block
-                lease = self.machine.held_in(self.pool, self.cache_dtype, segment.held, to)
+                to = first + copied % width
+                lease = self.machine.held_in(self.pool, segment.held, to)
                 copied += lease is not segment.held
                 kept.append(lease)
                 runs += positioned(lease, segment.position)
-            found.append(BranchRead(tuple(runs), branch.shift, branch.span))
+            found.append(BranchRead(tuple(runs), branch.shift, branch.span, branch.serial))
         return tuple(found), kept
 
 
@@ -173,15 +216,18 @@ def positions_of(groups: Sequence[Sequence[Branch]] | None, count: int) -> list[
     return [first_position(group) if read_tokens(group) else 0 for group in groups]
 
 
-def asked_of(runner: Runner, groups: Sequence[Sequence[Branch]] | None, count: int) -> list[Asked]:
+def asked_of(runner: Runner, groups: Sequence[Sequence[Branch]] | None, count: int, home: int | None = None) -> list[Asked]:
     """Return where each of `count` questions is answered, and what it reads.
+
+    home: the block for those of which nothing lies anywhere; None: they are dealt over the parts of
+    `data`.
 
     Raises `InputError` where there are branches of another number of questions.
     """
     asked = []
     for number, position in enumerate(positions_of(groups, count)):
         group = () if groups is None else groups[number]
-        block = _home_of(runner, group, runner.home_block(number, count))
+        block = _home_of(runner, group, runner.home_block(number, count) if home is None else home)
         branches, kept = runner.reads(group, block)
         asked.append(Asked(block, branches, position, read_tokens(group), kept))
     return asked

@@ -25,8 +25,10 @@ class SamplingOptions:
     """How to decode.
 
     temperature 0 is greedy, as is any temperature or top_p below 1e-6.  top_k 0 and top_p 1 are off; both may be on, top_k
-    cuts first.  stop: texts or token ids that end a row, besides the model's own end tokens; one, several or None.  They are
-    not part of the output.  NumPy scalars are taken as the numbers that they are.
+    cuts first.  min_p: tokens less likely than this share of the most likely one are out of reach;
+    0 is off.
+    stop: texts or token ids that end a row, besides the model's own end tokens; one, several or
+    None.  They are not part of the output.  NumPy scalars are taken as the numbers that they are.
     """
 
     max_new_tokens: int = 128
@@ -34,17 +36,19 @@ class SamplingOptions:
     top_p: float = 1.0
     top_k: int = 0
     stop: Stop = ()
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise `InputError` naming the option that is out of range."""
         # NumPy's small numbers overflow in sums with lengths, and in comparisons with large ones.
-        for name in ("max_new_tokens", "temperature", "top_p", "top_k"):
+        for name in ("max_new_tokens", "temperature", "top_p", "top_k", "min_p"):
             object.__setattr__(self, name, _plain(getattr(self, name)))
         ranges = (
-            ("max_new_tokens", _is_whole(self.max_new_tokens) and self.max_new_tokens >= 1, "a whole number of at least 1"),
-            ("temperature", _is_number(self.temperature) and 0 <= self.temperature <= _LARGEST, "0 (greedy) or more"),
-            ("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", _is_whole(self.top_k) and self.top_k >= 0, "a whole number, 0 (off) or more"),
+            ("max_new_tokens", is_whole(self.max_new_tokens) and self.max_new_tokens >= 1, "a whole number of at least 1"),
+            ("temperature", is_number(self.temperature) and 0 <= self.temperature <= _LARGEST, "0 (greedy) or more"),
+            ("top_p", is_number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", is_whole(self.top_k) and self.top_k >= 0, "a whole number, 0 (off) or more"),
+            ("min_p", is_number(self.min_p) and 0 <= self.min_p <= 1, "0 (off) to 1"),
             ("stop", all(_is_stop(stop) for stop in self.stops), "texts that are not empty, or token ids"),
         )
         for name, fine, right in ranges:
@@ -55,6 +59,7 @@ class SamplingOptions:
                 checked_text(stop, "a stop text")
         object.__setattr__(self, "temperature", float(self.temperature))
         object.__setattr__(self, "top_p", float(self.top_p))
+        object.__setattr__(self, "min_p", float(self.min_p))
 
     @property
     def stops(self) -> tuple[str | int, ...]:
@@ -77,23 +82,25 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, np.floating) else value
 
 
-def _is_whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, NumPy's too."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value is a number, NumPy's too."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _is_stop(value: object) -> bool:
     if isinstance(value, str):
         return value != ""
-    return _is_whole(value) and int(value) >= 0  # type: ignore[call-overload]
+    return is_whole(value) and int(value) >= 0  # type: ignore[call-overload]
 
 
 def checked_seed(seed: object) -> int:
     """Return a seed as an int.  Raises `InputError` when it is not a whole number."""
-    if not _is_whole(seed):
+    if not is_whole(seed):
         raise InputError(f"seed must be a whole number; {shown(seed)} is none")
     return int(seed)  # type: ignore[call-overload]
 
@@ -101,4 +108,4 @@ def checked_seed(seed: object) -> int:
 def sampling_of(options: SamplingOptions, seed: tuple[int, int]) -> SequenceSampling:
     """Return how a sequence is sampled.  seed: (seed, number of the row within its question)."""
     temperature = 0.0 if options.greedy else options.temperature
-    return SequenceSampling(temperature, options.top_p, options.top_k, seed)
+    return SequenceSampling(temperature, options.top_p, options.top_k, seed, options.min_p)

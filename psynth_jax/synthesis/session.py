@@ -1,41 +1,31 @@
-"""A conversation over branches: every turn reads the same immutable branches, and the dialogue's own cache so far.
+"""A conversation over branches: every turn reads the same immutable branches, and the dialogue so far.
 
-turn 1   [ question | answer ]
-turn 2   [ question | answer | end of turn, next question | answer ]       only the last two are fed
+    turn 1   [ question | answer ]
+    turn 2   [ question | answer | end of turn, next question | answer ]       only the last two are run
+
+A turn's prompt is the whole dialogue: the pool knows what it has of it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from psynth_jax import prompts
 from psynth_jax.branches import Branches
-from psynth_jax.engine.sequences import GREEDY, Listener, PositionedRun, SequenceSampling, TokenSequence
 from psynth_jax.errors import InputError
-from psynth_jax.kv.pool import Lease
-from psynth_jax.kv.transfer import compacted
 from psynth_jax.synthesis import arguments, inputs
 from psynth_jax.synthesis.inputs import Prompt
-from psynth_jax.synthesis.outputs import Cached, OnToken, RowOutput
+from psynth_jax.synthesis.outputs import OnToken, RowOutput
 from psynth_jax.synthesis.result import SynthesisResult, result_of
-from psynth_jax.synthesis.runner import asked_of, positioned
+from psynth_jax.synthesis.runner import asked_of
 from psynth_jax.synthesis.sampling import SamplingOptions, Stop, checked_seed, sampling_of
 from psynth_jax.unicode_text import checked_text
 
 if TYPE_CHECKING:
     from psynth_jax.synthesis.pipeline import ParallelSynthesis
 
-MOST_PIECES = 8  # of the pool that a dialogue may be read in: every turn is one, and rows have room for few
 _MARK = "\u2042answer\u2042"  # stands for an earlier answer when a template is asked what comes after it
-
-
-class Dialogue(NamedTuple):
-    """All turns so far.  leases: what is cached of the ids, and can be made of them again."""
-
-    ids: tuple[int, ...] = ()
-    leases: tuple[Lease, ...] = ()
 
 
 class Session:
@@ -54,9 +44,9 @@ class Session:
             raise InputError("a session reads the branches of one question: pick one of the batch, as in branches[0]")
         self._synth = synth
         self._branches = branches
-        (self._asked,) = asked_of(synth.runner, synth._checked_groups(branches), 1)
+        (self._asked,) = asked_of(synth.runner, synth.checked_groups(branches), 1)
         self._count = 0 if branches is None else len(branches)
-        self._dialogue = Dialogue()
+        self._dialogue: tuple[int, ...] = ()
         self._turn = threading.Lock()
         self._answering: int | None = None  # the thread whose turn it is
 
@@ -67,7 +57,7 @@ class Session:
     @property
     def tokens(self) -> int:
         """Tokens of the dialogue so far, questions and answers."""
-        return len(self._dialogue.ids)
+        return len(self._dialogue)
 
     def reply(
         self,
@@ -105,59 +95,23 @@ class Session:
         report = None if on_token is None else arguments.reporter(on_token, 0)
         output = RowOutput(options, synth.model.stop_ids, synth.model.tokenizer, runner, append_last=True, report=report)
         # Branches of a file or of another pool are copied again where a failed step has lost their copies.
-        (self._asked,) = asked_of(runner, synth._checked_groups(self._branches), 1)
-        sequence = self._sequence(
-            ids, options.max_new_tokens, output, self._dialogue_runs(), sampling_of(options, (seed, 0))
-        )
-        runner.run([sequence])
-        turn = (*ids, *output.token_ids)
-        lease = sequence.lease.part(0, len(turn))
-        before = self._dialogue
-        self._dialogue = Dialogue((*before.ids, *turn), (*before.leases, lease))
-        return result_of(output, begin, len(ids), self._asked.cached_tokens)
-
-    def _sequence(
-        self,
-        ids: Sequence[int],
-        new_tokens: int,
-        listener: Listener,
-        dialogue: Sequence[PositionedRun],
-        sampling: SequenceSampling = GREEDY,
-    ) -> TokenSequence:
-        """Return the sequence of a turn, behind the dialogue so far."""
+        (self._asked,) = asked_of(runner, synth.checked_groups(self._branches), 1)
         asked = self._asked
-        read = sum(each.run.length for each in dialogue)
-        return self._synth.runner.sequence(
-            ids,
-            new_tokens,
-            listener,
+        sequence = runner.sequence(
+            (*self._dialogue, *ids),
+            options.max_new_tokens,
+            output,
             asked.block,
-            sampling=sampling,
+            sampling=sampling_of(options, (seed, 0)),
             branches=asked.branches,
-            shared=dialogue,
-            kept=(*asked.kept, *self._dialogue.leases) if dialogue else asked.kept,
-            position=asked.position + read,
+            kept=asked.kept,
+            position=asked.position,
             scale=1.0,
+            least_shared=1,
         )
-
-    def _dialogue_runs(self) -> list[PositionedRun]:
-        """Return the runs of all turns so far.
-
-        Where a failed step has lost them, the dialogue is run again; where they are many, they are copied into one.
-        """
-        synth, (ids, leases) = self._synth, self._dialogue
-        if any(lease.lost for lease in leases):
-            again = self._sequence(ids, 0, Cached(synth.runner, "the dialogue"), ())
-            synth.runner.run([again])
-            leases = (again.lease.part(0, len(ids)),)
-        if sum(len(lease.runs) for lease in leases) > MOST_PIECES:
-            leases = (compacted(leases, self._asked.block),)
-        self._dialogue = Dialogue(ids, leases)
-        runs, position = [], self._asked.position
-        for lease in leases:
-            runs += positioned(lease, position)
-            position += lease.slots
-        return runs
+        runner.run([sequence], output.tell)
+        self._dialogue = (*self._dialogue, *ids, *output.token_ids)
+        return result_of(output, begin, len(ids), asked.cached_tokens, sequence.shared_tokens)
 
     def _turn_ids(self, text: Any) -> tuple[int, ...]:
         model = self._synth.model

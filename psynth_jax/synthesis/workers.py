@@ -9,22 +9,18 @@ The base model writes; adapter and mapper belong to the synthesizer.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from psynth_jax.branch import Branch, FinishReason, PositionMode, Segment
 from psynth_jax.branches import Branches
-from psynth_jax.engine.sequences import PositionedRun, TokenSequence
-from psynth_jax.kv.pool import Lease
-from psynth_jax.synthesis.outputs import Cached, OnToken, RowOutput, StreamedToken
-from psynth_jax.synthesis.runner import Runner, positioned
+from psynth_jax.engine.sequences import TokenSequence
+from psynth_jax.synthesis.outputs import Cached, OnToken, Report, RowOutput, StreamedToken, tell_all
+from psynth_jax.synthesis.runner import Runner
 from psynth_jax.synthesis.sampling import SamplingOptions, sampling_of
 from psynth_jax.tokenizer import Tokenizer
-
-SHORTEST_SHARED_PREFIX = 16  # below this, one more prefill costs more than it saves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,87 +34,15 @@ class WorkerPrompt:
     given: tuple[int, ...] = ()
 
 
-def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Return how many leading tokens all prompts share, 0 if that is few or there is one prompt.
-
-    At most one less than the shortest prompt: a row needs a token of its own to go on from.
-    """
-    if len(prompts) < 2:
-        return 0
-    shortest = min(len(prompt) for prompt in prompts)
-    columns = np.array([prompt[:shortest] for prompt in prompts])
-    same = (columns == columns[0]).all(axis=0)
-    length = min(shortest if same.all() else int(same.argmin()), shortest - 1)
-    return length if length >= SHORTEST_SHARED_PREFIX else 0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prefix:
-    """A prompt that workers of one question on one block share: its runs, and what keeps them."""
-
-    length: int
-    runs: tuple[PositionedRun, ...]
-    lease: Lease
-
-
-@dataclasses.dataclass(frozen=True)
-class _Row:
-    """A worker, where it is, and what it shares with others (None: nothing)."""
-
-    worker: WorkerPrompt
-    block: int
-    prefix: _Prefix | None
-
-    @property
-    def rest(self) -> tuple[int, ...]:
-        """Its prompt and its fixed text, behind what it shares."""
-        shared = 0 if self.prefix is None else self.prefix.length
-        return (*self.worker.prompt, *self.worker.given)[shared:]
-
-    @property
-    def position(self) -> int:
-        """The position of the first token of `rest`."""
-        return 0 if self.prefix is None else self.prefix.length
-
-    @property
-    def shared(self) -> tuple[PositionedRun, ...]:
-        """The runs of its shared prompt."""
-        return () if self.prefix is None else self.prefix.runs
-
-    @property
-    def kept(self) -> tuple[Lease, ...]:
-        """The lease of its shared prompt."""
-        return () if self.prefix is None else (self.prefix.lease,)
-
-
-def _rows(runner: Runner, workers: Sequence[WorkerPrompt]) -> list[_Row]:
-    """Give every worker a block, and prefill the prompts that the workers of a question share.
-
-    A prompt that workers on several blocks share is prefilled once on each of them: none reads another block.
-    """
-    questions: dict[int, list[WorkerPrompt]] = {}
+def _blocks(runner: Runner, workers: Sequence[WorkerPrompt]) -> list[int]:
+    """Return the block of each worker; those of a question are dealt over the branch blocks of its part."""
+    count = max(worker.question for worker in workers) + 1
+    numbers = collections.Counter[int]()
+    blocks = []
     for worker in workers:
-        questions.setdefault(worker.question, []).append(worker)
-    count = max(questions) + 1
-    prefixes: dict[tuple[int, int], _Prefix] = {}
-    filling = []
-    for question, group in questions.items():
-        length = shared_prefix([worker.prompt for worker in group])
-        blocks = {runner.branch_block(question, count, number) for number in range(len(group))}
-        for block in sorted(blocks) if length else ():
-            cached = Cached(runner, f"the prompt that workers of question {question + 1} share")
-            sequence = runner.sequence(group[0].prompt[:length], 0, cached, block)
-            filling.append(sequence)
-            lease = sequence.lease.part(0, length)
-            prefixes[question, block] = _Prefix(length, tuple(positioned(lease, 0)), lease)
-    if filling:
-        runner.run(filling)
-    rows = {}
-    for question, group in questions.items():
-        for number, worker in enumerate(group):
-            block = runner.branch_block(question, count, number)
-            rows[worker] = _Row(worker, block, prefixes.get((question, block)))
-    return [rows[worker] for worker in workers]
+        blocks.append(runner.branch_block(worker.question, count, numbers[worker.question]))
+        numbers[worker.question] += 1
+    return blocks
 
 
 def generate_workers(
@@ -146,24 +70,16 @@ def generate_workers(
             report=None if on_token is None else _reporter(on_token, worker),
         )
         outputs.append(output)
-    rows, sequences = _rows(runner, workers), []
-    for row, output in zip(rows, outputs, strict=True):
-        sequences.append(
-            runner.sequence(
-                row.rest,
-                options.max_new_tokens,
-                output,
-                row.block,
-                sampling=sampling_of(options, row.worker.seed),
-                shared=row.shared,
-                kept=row.kept,
-                position=row.position,
-            )
-        )
-    runner.run(sequences)
+    sequences = []
+    for worker, block, output in zip(workers, _blocks(runner, workers), outputs, strict=True):
+        sampling = sampling_of(options, worker.seed)
+        prompt = (*worker.prompt, *worker.given)
+        sequences.append(runner.sequence(prompt, options.max_new_tokens, output, block, sampling=sampling))
+
+    runner.run(sequences, lambda: tell_all(outputs))
     made = []
-    for row, sequence, output in zip(rows, sequences, outputs, strict=True):
-        made.append(_branch(sequence, row, output.token_ids, output.finish_reason or "length", tokenizer, positions))
+    for worker, sequence, output in zip(workers, sequences, outputs, strict=True):
+        made.append(_branch(sequence, worker, output.token_ids, output.finish_reason or "length", tokenizer, positions))
     return made
 
 
@@ -174,20 +90,19 @@ def encode_texts(
 
     Raises `NotFiniteError` naming the text whose cache is NaN or infinite.
     """
-    rows, sequences = _rows(runner, workers), []
-    for row in rows:
-        cached = Cached(runner, _text_name(row.worker, workers))
-        sequence = runner.sequence(row.rest, 0, cached, row.block, shared=row.shared, kept=row.kept, position=row.position)
-        sequences.append(sequence)
+    sequences = []
+    for worker, block in zip(workers, _blocks(runner, workers), strict=True):
+        cached = Cached(runner, _text_name(worker, workers))
+        sequences.append(runner.sequence((*worker.prompt, *worker.given), 0, cached, block))
     runner.run(sequences)
     made = []
-    for row, sequence in zip(rows, sequences, strict=True):
-        made.append(_branch(sequence, row, row.worker.given, "given", tokenizer, positions))
+    for worker, sequence in zip(workers, sequences, strict=True):
+        made.append(_branch(sequence, worker, worker.given, "given", tokenizer, positions))
     return made
 
 
-def _reporter(on_token: OnToken, worker: WorkerPrompt) -> Callable[[str, int | None], None]:
-    return lambda piece, token: on_token(StreamedToken(piece, worker.question, worker.worker, token))
+def _reporter(on_token: OnToken, worker: WorkerPrompt) -> Report:
+    return lambda piece: on_token(StreamedToken(piece, worker.question, worker.worker))
 
 
 def grouped(workers: Sequence[WorkerPrompt], made: Sequence[Branch], fingerprint: str, *, batched: bool) -> Branches:
@@ -219,9 +134,20 @@ def warn_of_copies(workers: Sequence[WorkerPrompt], options: SamplingOptions) ->
         )
 
 
+def kept_branch(
+    sequence: TokenSequence, written: Sequence[int], reason: FinishReason, tokenizer: Tokenizer | None, fingerprint: str
+) -> Branches:
+    """Return what a sequence has written behind its prompt as `Branches` of one."""
+    begin = sequence.prompt_length
+    segments = (Segment(sequence.held(begin, len(written))),)
+    text = tokenizer.decode(written) if tokenizer is not None else ""
+    branch = Branch(tuple(written), text, sequence.position + begin, len(written), segments, reason)
+    return Branches([[branch]], fingerprint, batched=False)
+
+
 def _branch(
     sequence: TokenSequence,
-    row: _Row,
+    worker: WorkerPrompt,
     written: Sequence[int],
     reason: FinishReason,
     tokenizer: Tokenizer | None,
@@ -233,10 +159,10 @@ def _branch(
     reference_live   the prompt's last token at -1, then what was written without its last token; span G all the same
     """
     position = -1 if positions == "reference_live" else 0
-    prompt = len(row.worker.prompt)
+    prompt = len(worker.prompt)
     text = tokenizer.decode(written) if tokenizer is not None else ""
     segments: tuple[Segment, ...] = ()
     if written:
-        lease = sequence.lease.part(prompt - row.position + position, len(written))
-        segments = (Segment(lease, position),)
+        held = sequence.held(prompt + position, len(written))
+        segments = (Segment(held, position),)
     return Branch(tuple(written), text, prompt, len(written), segments, reason)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from psynth_jax.bench import ttft
 from psynth_jax.bench.gpu_check import __main__ as command
@@ -24,9 +25,9 @@ from psynth_jax.bench.gpu_check.records import Records
 from psynth_jax.bench.gpu_check.sizes import Sizes, full, miniature
 from psynth_jax.bench.random_weights import random_branches, random_decoder
 from psynth_jax.config import DecoderConfig
+from psynth_jax.engine.batch_runner import STEP
 from psynth_jax.engine.machine import buckets_of, machine_of
 from psynth_jax.engine.programs import ProgramCall, Programs
-from psynth_jax.engine.scheduler import STEP
 from psynth_jax.engine.step import Conditioning
 from psynth_jax.engine.step_input import Layout
 from psynth_jax.kv.pool import Lease, Places, write_tokens
@@ -300,9 +301,12 @@ def test_the_chunks_of_a_long_text_are_large() -> None:
 
 @pytest.mark.slow
 def test_drawing_14_billion_parameters_traces() -> None:
-    drawn = jax.eval_shape(lambda: random_decoder(SIZES.model, jnp.bfloat16).parameters())
+    drawn = jax.eval_shape(lambda: random_decoder(SIZES.model, jnp.bfloat16, layers="stacked").parameters())
     assert {name: value.shape for name, value in drawn.items()} == parameter_shapes(SIZES.model)
-    assert 14e9 < sum(value.size for value in drawn.values()) < 15e9
+    count = sum(value.size for value in drawn.values())
+    assert 14e9 < count < 15e9
+    separate = jax.eval_shape(lambda: nnx.state(random_decoder(SIZES.model, jnp.bfloat16, layers="separate")))
+    assert sum(value.size for value in jax.tree.leaves(separate)) == count
 
 
 def test_both_sizes_have_the_same_pieces() -> None:

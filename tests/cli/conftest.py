@@ -152,7 +152,7 @@ def compiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cache_folder(compiled_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Let commands keep their compiled programs in a folder of the tests, and nobody else."""
+    """Let commands in processes of their own keep their compiled programs in a folder of the tests."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     monkeypatch.setenv("PSYNTH_CACHE", str(compiled_folder))

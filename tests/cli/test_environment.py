@@ -109,4 +109,4 @@ def test_a_dumb_and_narrow_terminal(environment: dict[str, str], columns: str) -
     variables = environment | {"TERM": "dumb", "COLUMNS": columns}
     done = subprocess.run([*COMMAND, *RUN], env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    assert "…" not in done.stderr and "prefilled" in done.stderr and "tokens/s" in done.stderr
+    assert "…" not in done.stderr and "prompt" in done.stderr and "tokens/s" in done.stderr

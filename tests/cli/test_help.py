@@ -17,6 +17,7 @@ from psynth_jax.convert.rules import DTYPES
 from psynth_jax.data.prepare import known_sources
 from psynth_jax.evaluation.benchmarks.registry import _OURS
 from psynth_jax.evaluation.methods import METHODS
+from psynth_jax.nn.layer_forms import Layers
 from psynth_jax.ops.branch_attention import Implementation
 from psynth_jax.ops.branch_attention.cases import MODELS
 from psynth_jax.presets import PRESETS
@@ -92,6 +93,7 @@ def test_completion() -> None:
         (options.CACHE_DTYPES, CACHE_DTYPES),
         (options.POSITIONS.replace(" or ", ", "), get_args(PositionMode)),
         (options.IMPLEMENTATIONS, get_args(Implementation)),
+        (options.LAYERS, get_args(Layers)),
         (options.ATTENTION_SHAPES, MODELS),
         (options.METHODS, [*METHODS, "recompute:K"]),
         (options.BENCHMARKS, _OURS),

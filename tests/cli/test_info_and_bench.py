@@ -108,6 +108,20 @@ class TestBench:
         assert found["tokens_per_s"] == pytest.approx(2 * 2 / found["decode_s"])
         assert found["batch_over_serial"] == pytest.approx(found["workers_batch_s"] / found["workers_serial_s"])
 
+    @pytest.mark.slow
+    def test_requests(self, psynth: Command, model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in (("TOKENS", 3), ("BRANCH_TOKENS", 6), ("REPEATS", 1)):
+            monkeypatch.setattr(f"psynth_jax.bench.requests.{name}", value)
+        found = psynth("bench", "requests", "--model", model_directory, "--clients", 3, "--json").json
+        seconds = {"ttft_p50_s", "ttft_p99_s", "inter_token_p50_s", "inter_token_p99_s", "ttft_branches_s", "ttft_text_s"}
+        counts = {"programs_before", "compilations", "requests", "prefix_hit_tokens", "pool_tokens", "used_tokens_after"}
+        rates = {"tokens_per_s_1", "tokens_per_s_n", "ratio"}
+        assert set(found) == SAME - {"prompt_tokens", "repeats"} | seconds | counts | rates | {"clients"}
+        assert all(found[name] > 0 for name in seconds | rates)
+        assert found["compilations"] == found["used_tokens_after"] == 0
+        assert (found["programs_before"], found["clients"], found["requests"]) == (10, 3, 6)
+        assert found["ratio"] == pytest.approx(found["tokens_per_s_n"] / found["tokens_per_s_1"])
+
     @pytest.mark.parametrize("cache_dtype", ["float32", "int8"])
     def test_kernel(self, psynth: Command, monkeypatch: pytest.MonkeyPatch, cache_dtype: str) -> None:
         _quick(monkeypatch)

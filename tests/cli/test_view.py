@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from psynth_jax.cli import view
-from psynth_jax.synthesis.outputs import StreamedToken
+from psynth_jax.synthesis.outputs import Piece, StreamedToken
 from psynth_jax.synthesis.pipeline import SynthesisResult
 
 END = frozenset({9})
@@ -33,12 +33,16 @@ def result(text: str, ttft_s: float = 0.5) -> SynthesisResult:
     return SynthesisResult(text, list(range(3)), ttft_s, 40, 1234, 7.5, "length")
 
 
+def streamed(text: str, question: int, worker: int, token: int) -> StreamedToken:
+    return StreamedToken(Piece(text, token, -1.0, (), None), question, worker)
+
+
 class TestWatch:
     def write(self, console: Console) -> None:
         with view.watch(console, ["poet", "[/judge]"], END, 3) as push:
-            push(0, StreamedToken("roses", 0, 0, 1))
-            push(1, StreamedToken("[bold]guilty", 0, 1, 2))
-            push(1, StreamedToken("", 0, 1, 9))
+            push(0, streamed("roses", 0, 0, 1))
+            push(1, streamed("[bold]guilty", 0, 1, 2))
+            push(1, streamed("", 0, 1, 9))
 
     def test_terminal(self) -> None:
         console = terminal()
@@ -76,10 +80,10 @@ class TestWatch:
         writing = view._Writing("role")
         for number in range(3):
             assert not writing.ended
-            writing.push(StreamedToken("x", 0, 0, number), END, 3)
+            writing.push(streamed("x", 0, 0, number), END, 3)
         assert (writing.text, writing.tokens, writing.ended) == ("xxx", 3, True)
         writing = view._Writing("role")
-        writing.push(StreamedToken("", 0, 0, 9), END, 3)
+        writing.push(streamed("", 0, 0, 9), END, 3)
         assert (writing.tokens, writing.ended) == (0, True)
 
 

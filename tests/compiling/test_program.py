@@ -13,9 +13,9 @@ import psynth_jax as ps
 from psynth_jax.compiling.program import AbstractCall, inference_call, slots_of_a_block
 from psynth_jax.compiling.train_program import training_call
 from psynth_jax.compiling.workload import Workload, workload
+from psynth_jax.engine.batch_runner import STEP
 from psynth_jax.engine.machine import PAGE
 from psynth_jax.engine.programs import ProgramCall
-from psynth_jax.engine.scheduler import STEP
 from psynth_jax.presets import PRESETS, Preset
 from psynth_jax.training import step as training_step
 from tests.tiny import random_mapper, tiny_config, tiny_model, token_ids

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from psynth_jax.cache import cache_spec, placement_on
 from psynth_jax.config import DecoderConfig, PlainRope
 from psynth_jax.engine.programs import Programs
 from psynth_jax.engine.scheduler import Scheduler
-from psynth_jax.engine.sequences import BranchRead, Next, PositionedRun, SequenceSampling, TokenSequence
+from psynth_jax.engine.sequences import BASE, BranchRead, Next, PositionedRun, Token, TokenSequence
 from psynth_jax.engine.step import Conditioning
 from psynth_jax.kv.pool import Lease, Pool
 from psynth_jax.mapper import Mapper
@@ -87,11 +88,11 @@ class Written:
         self.logprobs: list[float] = []
         self._limit, self._append_last = limit, append_last
 
-    def __call__(self, token: int, logprob: float, margin: float) -> Next:
+    def __call__(self, token: Token) -> Next:
         if len(self.tokens) == self._limit:  # one step more gave the last token its keys and values
             return Next.END
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
+        self.tokens.append(token.id)
+        self.logprobs.append(token.logprob)
         if len(self.tokens) < self._limit or self._append_last:
             return Next.GO_ON
         return Next.END
@@ -108,7 +109,7 @@ class Worker:
     def branch(self) -> tuple[BranchRead, Lease]:
         """Return what it wrote, re-encoded to position 0, and the lease that keeps it."""
         count = len(self.written.tokens)
-        lease = self.sequence.lease.part(len(self.prompt), count)
+        lease = self.sequence.held(len(self.prompt), count)
         runs, position = [], 0
         for run in lease.runs:
             runs.append(PositionedRun(run, position))
@@ -116,31 +117,29 @@ class Worker:
         return BranchRead(tuple(runs), shift=len(self.prompt), span=count), lease
 
 
-def worker(
-    engine: Scheduler, prompt: Sequence[int], limit: int = 6, block: int = 0, sampling: SequenceSampling | None = None
-) -> Worker:
+def sequence(prompt: Sequence[int], written: Written, limit: int, **options: Any) -> TokenSequence:
+    """Return a sequence of the vocabulary of `CONFIG`; see `TokenSequence`."""
+    return TokenSequence(list(prompt), written, **{"new_tokens": limit, "vocabulary": V} | options)
+
+
+def worker(prompt: Sequence[int], limit: int = 6, **options: Any) -> Worker:
     """Return a worker that has not written yet."""
     written = Written(limit, append_last=True)
-    lease = engine.pool.reserve(len(prompt) + limit, block)
-    sampling = sampling or SequenceSampling()
-    sequence = TokenSequence(list(prompt), lease, written, sampling=sampling, vocabulary=V)
-    return Worker(list(prompt), written, sequence)
+    return Worker(list(prompt), written, sequence(prompt, written, limit, **options))
 
 
 def synthesizer(
-    engine: Scheduler,
     prompt: Sequence[int],
     branches: Sequence[BranchRead],
+    condition: Conditioning = BASE,
     limit: int = 6,
-    block: int = 0,
-    scale: float = 1.0,
+    **options: Any,
 ) -> tuple[TokenSequence, Written]:
     """Return a sequence that reads branches, behind the longest of them."""
     written = Written(limit)
-    lease = engine.pool.reserve(len(prompt) + limit, block)
     position = max((branch.span for branch in branches), default=0)
-    sequence = TokenSequence(list(prompt), lease, written, branches=branches, position=position, scale=scale, vocabulary=V)
-    return sequence, written
+    options = {"branches": branches, "position": position, "conditioning": condition, "scale": 1.0} | options
+    return sequence(prompt, written, limit, **options), written
 
 
 def prompt(seed: int, length: int) -> list[int]:

@@ -121,14 +121,14 @@ class TestHeldElsewhere:
     def test_what_is_stored_is_copied_once(self, model: Model) -> None:
         here = Machine(model.decoder)
         pool, held = here.pool("float32"), stored()
-        lease = here.held_in(pool, "float32", held, 0)
-        assert here.held_in(pool, "float32", held, 0) is lease
+        lease = here.held_in(pool, held, 0)
+        assert here.held_in(pool, held, 0) is lease
         np.testing.assert_array_equal(read_slots(lease).arrays["v"], held.arrays["v"])
 
     def test_a_copy_lives_as_long_as_its_original(self, model: Model) -> None:
         here = Machine(model.decoder)
         pool, held = here.pool("float32"), stored()
-        here.held_in(pool, "float32", held, 0)
+        here.held_in(pool, held, 0)
         assert pool.used_slots == 64
         del held
         assert pool.used_slots == 0
@@ -136,23 +136,23 @@ class TestHeldElsewhere:
     def test_what_is_there_is_not_copied(self, model: Model) -> None:
         here = Machine(model.decoder)
         pool = here.pool("float32")
-        lease = here.held_in(pool, "float32", stored(), 0)
-        assert here.held_in(pool, "float32", lease, 0) is lease
+        lease = here.held_in(pool, stored(), 0)
+        assert here.held_in(pool, lease, 0) is lease
 
     def test_other_formats_and_machines_are_converted(self, model: Model) -> None:
         there, here = Machine(model.decoder), Machine(model.decoder)
-        lease = there.held_in(there.pool("bfloat16"), "bfloat16", stored(), 0)
-        copy = here.held_in(here.pool("float32"), "float32", lease, 0)
+        lease = there.held_in(there.pool("bfloat16"), stored(), 0)
+        copy = here.held_in(here.pool("float32"), lease, 0)
         assert copy.pool is here.pool("float32")
         np.testing.assert_allclose(read_slots(copy).arrays["k"], stored().arrays["k"], atol=0.02)
 
     def test_slots_that_are_lost_say_so(self, model: Model) -> None:
         here = Machine(model.decoder)
         pool = here.pool("float32")
-        lease = here.held_in(pool, "float32", stored(), 0)
+        lease = here.held_in(pool, stored(), 0)
         pool.lose()
         with pytest.raises(MemoryLimitError, match="keys and values of these branches are lost"):
-            here.held_in(pool, "float32", lease, 0)
+            here.held_in(pool, lease, 0)
 
 
 def test_an_accelerator_reads_its_weights_less_often(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from psynth_jax.engine import programs as programs_module
+from psynth_jax.engine import memory_maps
 from psynth_jax.engine.programs import Program, ProgramCall, Programs
 from psynth_jax.errors import MemoryLimitError
 from psynth_jax.nn.decoder import Decoder
@@ -64,16 +65,28 @@ class TestOnce:
         programs.run(call(3))
         assert programs.compilations == 1
 
-    def test_up_to_a_number_that_are_held(self, programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The one that was asked for first goes; it is compiled again when it is needed."""
-        monkeypatch.setattr(programs_module, "MOST_PROGRAMS", 2)
-        for length in (1, 2, 3):
+    def test_again_where_memory_maps_were_scarce(self, programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Those that were not used for the longest go, from JAX's caches too; they are compiled when needed."""
+        for length in (1, 2, 3, 1):
             programs.run(call(length))
-        assert len(programs) == 2
-        programs.run(call(3))
-        assert programs.compilations == 3
+        gone, kept = (weakref.ref(programs.get(call(length))) for length in (2, 1))
         programs.run(call(1))
-        assert programs.compilations == 4 and len(programs) == 2
+        monkeypatch.setattr(memory_maps, "limit", lambda: 1000)
+        monkeypatch.setattr(memory_maps, "taken", lambda: 501)
+        programs.run(call(4))
+        assert gone() is None and kept() is not None
+        assert (programs.compilations, len(programs)) == (4, 2)
+        programs.run(call(5))  # maps that others hold make nothing go
+        assert (programs.compilations, len(programs)) == (5, 3)
+        monkeypatch.setattr(memory_maps, "taken", lambda: 602)
+        programs.run(call(2))
+        assert (programs.compilations, len(programs)) == (6, 2)
+
+    def test_when_it_is_asked_for_where_no_thread_takes_work(self, programs: Programs) -> None:
+        programs.close()
+        programs.compile_ahead([call(3)])
+        assert len(programs) == 0
+        assert len(programs.run(call(3))) == 3
 
     def test_by_one_of_the_threads_that_want_it(self, programs: Programs, said: list[str]) -> None:
         start = threading.Barrier(4)
@@ -93,10 +106,10 @@ def held_back(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     """Hold compilations of three numbers back until the function that this returns is called."""
     lower, go = programs.lower, threading.Event()
 
-    def later(wanted: ProgramCall) -> Any:
+    def later(wanted: ProgramCall, *traced: Any) -> Any:
         if wanted.args[0].shape == (3,):
             assert go.wait(60)
-        return lower(wanted)
+        return lower(wanted, *traced)
 
     monkeypatch.setattr(programs, "lower", later)
     return go.set
@@ -142,11 +155,11 @@ class TestThreads:
         programs = Programs(tiny_decoder(tiny_config(layers=1)), said.append)
         lower, begun, go = programs.lower, threading.Event(), threading.Event()
 
-        def later(wanted: ProgramCall) -> Any:
+        def later(wanted: ProgramCall, *traced: Any) -> Any:
             if wanted.args[0].shape == (3,):
                 begun.set()
                 assert go.wait(60)
-            return lower(wanted)
+            return lower(wanted, *traced)
 
         monkeypatch.setattr(programs, "lower", later)
         programs.compile_ahead([call(3), call(4)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -13,7 +15,7 @@ from psynth_jax.cache import cache_spec, placement_on
 from psynth_jax.kv.pool import Pool
 from psynth_jax.kv.transfer import StoredSlots, read_slots, write_slots
 from psynth_jax.ops.cached_heads import CachedHeads
-from psynth_jax.sharding import ROW_AXES, make_mesh
+from psynth_jax.sharding import ROW_AXES, in_one_order, make_mesh
 
 L, K, H, PAGE = 3, 2, 8, 8
 
@@ -94,3 +96,20 @@ def test_formats_are_converted() -> None:
         back = read_slots(write_slots(pool(), read_slots(there)))
         assert back.arrays["k"].dtype == np.float32
         np.testing.assert_allclose(back.arrays["k"], stored(9).arrays["k"], atol=tolerance)
+
+
+@pytest.mark.parametrize("copied", [write_slots, lambda there, _: read_slots(there.reserve(PAGE))])
+def test_pages_of_a_mesh_go_to_all_devices_in_one_order(copied: Callable[..., object]) -> None:
+    """Two threads that give devices their programs in two orders would wait for each other for ever."""
+    there, done = pool(axes="branch=4,tensor=2"), threading.Event()
+    copied(there, stored(PAGE))  # so that a thread that did not wait would not be compiling while it is watched
+
+    def copy() -> None:
+        copied(there, stored(PAGE))
+        done.set()
+
+    thread = threading.Thread(target=copy, daemon=True)
+    with in_one_order(True):
+        thread.start()
+        assert not done.wait(1), "it did not wait for the thread that was giving devices another program"
+    assert done.wait(60)

@@ -6,6 +6,9 @@ so over the same programs and the same pool.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 
 import psynth_jax as ps
@@ -32,3 +35,20 @@ def talking() -> ps.ParallelSynthesis:
     """A tiny model with a tokenizer and a chat template, without an adapter."""
     pytest.importorskip("transformers", reason="tokenizers are transformers'")
     return ps.ParallelSynthesis(talking_model())
+
+
+@pytest.fixture(scope="session")
+def model() -> ps.Model:
+    """The model of `engine`."""
+    return tiny_model(layers=2)
+
+
+@pytest.fixture
+def engine(model: ps.Model) -> Iterator[ps.Engine]:
+    """An engine of which nothing is left when a test ends."""
+    engine = ps.Engine(model, random_lora(model.config, 1))
+    engine.synth.set_mapper(random_mapper(1))
+    yield engine
+    engine.close()
+    gc.collect()
+    assert engine.stats()["used_tokens"] == 0

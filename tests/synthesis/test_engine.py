@@ -12,8 +12,8 @@ import pytest
 import psynth_jax as ps
 from psynth_jax.branches import Branches
 from psynth_jax.buckets import Buckets
+from psynth_jax.engine.batch_runner import STEP
 from psynth_jax.engine.programs import ProgramCall, Programs
-from psynth_jax.engine.scheduler import STEP
 from psynth_jax.engine.step import Conditioning
 from psynth_jax.engine.step_input import Layout
 from psynth_jax.errors import MemoryLimitError, UserError
@@ -98,27 +98,30 @@ class TestCompilations:
 REALISTIC = tiny_config(layers=8, heads=9, kv_heads=3, head_width=64, width=48, mlp_width=32, vocab_size=61)
 
 
-def step_memory(slots: int, rows: int, tokens: int) -> tuple[Any, int]:
+def step_memory(slots: int, rows: int, tokens: int, separate: bool) -> tuple[Any, int]:
     """Compile the step as it runs, for a pool of `slots`; return what it takes, and the bytes of the pool."""
+    decoder = tiny_decoder(REALISTIC)
+    decoder = decoder.separated() if separate else decoder
     shape = (REALISTIC.layers, 1, REALISTIC.kv_heads, slots, REALISTIC.head_width)
     heads = jax.eval_shape(lambda: CachedHeads.allocate(shape, jnp.float32, packed=False))
     (branches, *_), layout = Buckets().branches, Layout(9, 25)
     assert branches == layout.branches
-    conditioning = Conditioning(Mapper.from_arrays(random_mapper(1)), random_lora(REALISTIC, 1))
+    conditioning = Conditioning(Mapper.from_arrays(random_mapper(1)), decoder.placed(random_lora(REALISTIC, 1)))
     array = jax.ShapeDtypeStruct((rows, layout.width + 2 * tokens), np.int32)
     static = {"layout": layout, "row_axes": (), "implementation": "auto"}
     call = ProgramCall(STEP, (conditioning, heads, array), static)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(heads))
-    return Programs(tiny_decoder(REALISTIC)).get(call).memory_analysis(), size
+    return Programs(decoder).get(call).memory_analysis(), size
 
 
 class TestMemory:
     @pytest.mark.slow
     @pytest.mark.parametrize(("rows", "tokens"), [(1, 64), (1, 1), (4, 1)], ids=["prompt", "decode", "workers"])
-    def test_a_step_copies_no_layer_of_the_pool(self, rows: int, tokens: int) -> None:
+    @pytest.mark.parametrize("separate", [False, True], ids=["stacked", "separate"])
+    def test_a_step_copies_no_layer_of_the_pool(self, rows: int, tokens: int, separate: bool) -> None:
         temporaries = {}
         for slots in (4096, 8192):
-            memory, held = step_memory(slots, rows, tokens)
+            memory, held = step_memory(slots, rows, tokens, separate)
             assert memory.alias_size_in_bytes >= held, "the donated pool is not written in place"
             assert memory.temp_size_in_bytes < 0.1 * held < held / REALISTIC.layers
             temporaries[slots] = memory.temp_size_in_bytes

@@ -69,18 +69,23 @@ class TestConfidence:
         np.testing.assert_allclose(found.logprob, np.log([0.5, 0.8]), atol=1e-6)
 
 
+def assert_same(one: ps.SynthesisResult, other: ps.SynthesisResult, route: str) -> None:
+    assert (one.token_ids, one.route) == (other.token_ids, route)
+    assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+
+
 class TestRoutes:
     def test_a_threshold_of_0_is_branches(
         self, talking: ps.ParallelSynthesis, branches: ps.Branches, from_branches: list[ps.SynthesisResult]
     ) -> None:
         for one, other in zip(gated(talking, 0.0).synthesize(QUESTIONS, branches, 6), from_branches, strict=True):
-            assert (one.token_ids, one.logprobs, one.route) == (other.token_ids, other.logprobs, "branches")
+            assert_same(one, other, "branches")
 
     def test_a_threshold_of_1_is_text(
         self, talking: ps.ParallelSynthesis, branches: ps.Branches, from_text: list[ps.SynthesisResult]
     ) -> None:
         for one, other in zip(gated(talking, 1.0).synthesize(QUESTIONS, branches, 6), from_text, strict=True):
-            assert (one.token_ids, one.logprobs, one.route) == (other.token_ids, other.logprobs, "text")
+            assert_same(one, other, "text")
 
     def test_doubted_answers_come_from_the_texts(
         self,
@@ -95,8 +100,9 @@ class TestRoutes:
         for one, cached, text in zip(found, from_branches, from_text, strict=True):
             right = cached if one.route == "branches" else text
             assert one.token_ids == right.token_ids
-            assert one.confidence == cached.confidence
-            assert one.confidence is not None
+            assert one.confidence is not None and cached.confidence is not None
+            assert one.confidence.likelihood == pytest.approx(cached.confidence.likelihood, abs=1e-5)
+            assert one.confidence.margin == pytest.approx(cached.confidence.margin, abs=1e-5)
             assert (one.confidence.likelihood > threshold) == (one.route == "branches")
             if one.route == "branches":
                 assert one.ttft_s == one.total_s  # it is shown when it has been judged, with all of the batch
@@ -148,17 +154,16 @@ def test_where_texts_do_not_fit_the_caches_answer_stays(talking: ps.ParallelSynt
 
 def test_a_gate_costs_no_second_sink(talking: ps.ParallelSynthesis, monkeypatch: pytest.MonkeyPatch) -> None:
     from psynth_jax.convert.adapter_directory import Adapter
-    from psynth_jax.synthesis import pipeline
+    from psynth_jax.synthesis import sink_branches
 
     counted: list[int] = []
-    encode = pipeline.encode_texts
-    monkeypatch.setattr(pipeline, "encode_texts", lambda *args: counted.append(1) or encode(*args))
+    encode = sink_branches.encode_texts
+    monkeypatch.setattr(sink_branches, "encode_texts", lambda *args: counted.append(1) or encode(*args))
     synth = ps.ParallelSynthesis(talking.model, Adapter(None, None, sink=(1, 2)), gate=1e-9)
     branches = synth.encode([["Oslo."]])
-    before = len(counted)
     for _ in range(3):
         synth.synthesize(QUESTIONS[:1], branches, 2)
-    assert len(counted) - before == 1
+    assert len(counted) == 1
 
 
 class TestGate:

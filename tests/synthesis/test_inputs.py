@@ -15,7 +15,6 @@ from psynth_jax.branches import Branches
 from psynth_jax.engine import machine
 from psynth_jax.errors import AdapterError, ConfigError, ContextLengthError, InputError, ModelMismatchError
 from psynth_jax.prompts import Role
-from psynth_jax.synthesis.session import Dialogue
 from tests.tiny import random_lora, random_mapper, talking_model, tiny_config, tiny_decoder, token_ids
 
 PROMPT, TARGET = token_ids(1, 7), token_ids(2, 5)
@@ -326,7 +325,7 @@ class TestText:
 
     def test_of_a_later_turn(self, talking: ps.ParallelSynthesis) -> None:
         chat = talking.session()
-        chat._dialogue = Dialogue((1, 2, 3))
+        chat._dialogue = (1, 2, 3)
         for text in (*SURROGATES, *NO_TEXTS, "", "  "):
             refused(InputError, "the question", chat.reply, text)
 
@@ -455,7 +454,7 @@ class TestShown:
         assert "2 questions of [2, 1] branches" in repr(Branches.batch([branches, branches[0]]))
         assert repr(synth.session(branches)) == f"Session(2 branches, 0 tokens of dialogue, {model})"
         result = ps.SynthesisResult("a" * 500 + "\n", [1] * 40, 0.5, 7, 13, 9.0, "length")
-        assert repr(result).startswith("SynthesisResult('aaa") and "40 tokens, 7 prefilled, 13 read" in repr(result)
+        assert repr(result).startswith("SynthesisResult('aaa") and "40 tokens, 7 of the prompt, 13 read" in repr(result)
         many = Branches([branches.questions[0] * 500], branches.fingerprint, batched=False)
         for value in (synth, branches, many, result, synth.session()):
             assert "\n" not in repr(value) and len(repr(value)) < 200

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from psynth_jax.engine.step import Conditioning
 from psynth_jax.kv.pool import Pool
 from psynth_jax.kv.transfer import read_slots
 from psynth_jax.nn.decoder import Decoder
-from psynth_jax.synthesis import workers
 from psynth_jax.synthesis.outputs import Cached
 from psynth_jax.synthesis.runner import asked_of
 from tests.tiny import random_lora, random_mapper, token_ids
@@ -208,28 +207,40 @@ def common_prompts() -> list[list[int]]:
     return [[*common, *token_ids(21, 4)], [*common, *token_ids(22, 1)], [*common, *token_ids(23, 6)]]
 
 
-def slots_before_branches(branches: Branches) -> list[int]:
-    """How many slots each worker has before its branch: its lease begins with a page."""
-    held = [branch.segments[0].held for branch in branches.questions[0]]
-    return [lease.runs[0].first % lease.pool.allocator.page for lease in held]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_a_shared_prefix_is_as_good_as_none(
-    synth: ps.ParallelSynthesis, monkeypatch: pytest.MonkeyPatch, positions: str
-) -> None:
+def test_a_shared_prefix_is_as_good_as_none(synth: ps.ParallelSynthesis, positions: str) -> None:
     synth = with_positions(synth, positions)
-    shared = synth.work(common_prompts(), max_new_tokens=9)
-    shared_given = synth.encode(TEXTS, prefixes=common_prompts())
-    monkeypatch.setattr(workers, "SHORTEST_SHARED_PREFIX", 10**9)
-    apart = synth.work(common_prompts(), max_new_tokens=9)
-    apart_given = synth.encode(TEXTS, prefixes=common_prompts())
-    assert shared.token_ids == apart.token_ids
-    for one, other in [(shared, apart), (shared_given, apart_given)]:
-        before = [slots_before_branches(branches) for branches in (one, other)]
-        assert np.subtract(before[1], before[0]).tolist() == [21] * 3, "nothing was shared, or something always is"
-        assert_close(synth.score(PROMPT, TARGET, branches=one), synth.score(PROMPT, TARGET, branches=other))
+    runner = synth.runner
+    common = len(common_prompts()[0]) - 4
+
+    def hits(run: Callable[[], Branches]) -> tuple[Branches, int]:
+        runner.forget_prompts()
+        before = runner.scheduler.counts["prefix_hit_tokens"]
+        return run(), runner.scheduler.counts["prefix_hit_tokens"] - before
+
+    def alone(run: Callable[[int], Branches]) -> Branches:
+        found = [hits(lambda number=number: run(number)) for number in range(3)]
+        assert [shared for _, shared in found] == [0] * 3
+        return Branches.join(*(branches for branches, _ in found))
+
+    prompts = common_prompts()
+    ways = [
+        (
+            lambda: synth.work(prompts, max_new_tokens=9),
+            lambda number: synth.work([prompts[number]], max_new_tokens=9),
+        ),
+        (
+            lambda: synth.encode(TEXTS, prefixes=prompts),
+            lambda number: synth.encode([TEXTS[number]], prefixes=[prompts[number]]),
+        ),
+    ]
+    for together, of_one in ways:
+        shared, shared_tokens = hits(together)
+        assert shared_tokens == 2 * common
+        apart = alone(of_one)
+        assert shared.token_ids == apart.token_ids
+        assert_close(synth.score(PROMPT, TARGET, branches=shared), synth.score(PROMPT, TARGET, branches=apart))
 
 
 @pytest.mark.slow
@@ -289,19 +300,20 @@ def test_workers_and_synthesizers_share_a_batch(synth: ps.ParallelSynthesis, thr
     def scores(conditioning: Conditioning, *scales: float) -> list[np.ndarray]:
         sequences = []
         for scale in scales:
-            sequences.append(
-                runner.sequence(
-                    text[:-1],
-                    0,
-                    Cached(runner, "a row"),
-                    asked.block,
-                    branches=asked.branches,
-                    position=asked.position,
-                    scale=scale,
-                )
+            row = runner.sequence(
+                text[:-1],
+                0,
+                Cached(runner, "a row"),
+                asked.block,
+                branches=asked.branches,
+                position=asked.position,
+                scale=scale,
+                targets=text[1:],
             )
-        scheduler = runner.machine.scheduler(runner.cache_dtype)
-        return scheduler.score(sequences, [text[1:]] * len(scales), conditioning)
+            row.conditioning = conditioning
+            sequences.append(row)
+        runner.run(sequences)
+        return [np.concatenate(row.scores) for row in sequences]
 
     whole = Conditioning(adapter.mapper, adapter.lora)
     (base,), (adapted,) = scores(Conditioning(), 0.0), scores(whole, 1.0)

@@ -112,7 +112,7 @@ def test_a_mapper_that_is_not_finite() -> None:
     branches = ps.ParallelSynthesis(model).encode([OTHER])
     synth = ps.ParallelSynthesis(model, Adapter(random_lora(model.config, 1), None))
     broken = dataclasses.replace(Mapper.from_arrays(random_mapper(1)), out_bias=jnp.full(4, np.nan))
-    synth.runner.conditioning = dataclasses.replace(synth.runner.conditioning, mapper=broken)
+    synth.runner.condition(dataclasses.replace(synth.runner.conditioning, mapper=broken))
     refused(lambda: synth.synthesize(PROMPT, branches, max_new_tokens=2), "weights, the adapter or the branches")
     refused(lambda: synth.score(PROMPT, TARGET, branches), "weights, the adapter or the branches")
 

@@ -97,11 +97,34 @@ def test_rows_may_have_different_options() -> None:
         temperature=np.tile(np.float32([0.0, 1.0, 1.0, 1.0]), DRAWS // 4),
         top_p=np.tile(np.float32([1.0, 1.0, 1e-6, 1.0]), DRAWS // 4),
         top_k=np.tile(np.int32([0, 1, 0, 0]), DRAWS // 4),
+        min_p=np.zeros(DRAWS, np.float32),
+        alternatives=np.zeros(DRAWS, np.int32),
         seed=rows_of(DRAWS).seed,
     )
     tokens = np.asarray(draw(np.tile(LOGITS, (DRAWS, 1)), mixed, np.int32(0))).reshape(-1, 4)
     assert (tokens[:, :3] == best).all()
     assert len(set(tokens[:, 3])) > 3
+
+
+@pytest.mark.parametrize("min_p", [0.05, 0.3, 1.0])
+def test_min_p_cuts_what_is_less_likely_than_a_share_of_the_best(min_p: float) -> None:
+    """Once the temperature is taken in."""
+    chances = softmax(LOGITS / 1.5)
+    allowed = set(np.flatnonzero(chances >= min_p * chances.max()).tolist())
+    drawn = set(many(temperature=1.5, min_p=min_p))
+    assert drawn <= allowed and (len(drawn) > 1 or len(allowed) == 1)
+    assert not set(many(temperature=1.5)) <= allowed
+
+
+def test_most_likely_tokens_are_told_where_a_row_asks() -> None:
+    logits = np.random.default_rng(3).standard_normal((2, 50)).astype(np.float32)
+    rows = dataclasses.replace(rows_of(2, temperature=0.0), alternatives=np.array([0, 3], np.int32))
+    found = sample(logits, rows, np.int32(0))
+    expected = np.argsort(-logits, axis=1)[:, :20]
+    np.testing.assert_array_equal(found.likely, expected)
+    logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(found.likely_logprobs, np.take_along_axis(logprobs, expected, axis=1), atol=1e-5)
+    assert not np.asarray(sample(logits, rows_of(2, temperature=0.0), np.int32(0)).likely).any()
 
 
 def test_seed_row_and_step_each_give_other_tokens_and_the_same_ones_again() -> None:
@@ -159,7 +182,8 @@ def rows_with(temperature: Any, top_p: Any, top_k: Any) -> RowSampling:
         np.broadcast_to(np.asarray(value, dtype), SEEDS)
         for value, dtype in ((temperature, np.float32), (top_p, np.float32), (top_k, np.int32))
     ]
-    return RowSampling(*options, seed=seeds)
+    nothing = np.zeros(SEEDS, np.float32), np.zeros(SEEDS, np.int32)
+    return RowSampling(*options, *nothing, seed=seeds)
 
 
 class TestCut:
@@ -205,13 +229,13 @@ class TestCut:
 
     def test_drawing_is_in_a_branch_and_cutting_in_one_of_its_own(self) -> None:
         def branches(equations: Any) -> Any:
-            (found,) = [equation.params["branches"] for equation in equations if equation.primitive.name == "cond"]
-            return found
+            return [equation.params["branches"] for equation in equations if equation.primitive.name == "cond"]
 
         traced = jax.make_jaxpr(sample)(self.LOGITS, rows_with(1.0, 1.0, 0), 0)
-        greedy, drawn = branches(traced.eqns)
+        (greedy, drawn), (nothing, most_likely) = branches(traced.eqns)
         assert "random_bits" not in str(greedy) and "random_bits" in str(drawn)
-        kept, cut = branches(drawn.eqns)
+        assert "top_k" not in str(nothing) and "top_k" in str(most_likely)
+        ((kept, cut),) = branches(drawn.eqns)
         assert [str(branch).count("bitcast_convert_type") for branch in (kept, cut)] == [0, 1]
 
     def test_one_program_for_all_options(self, count_compilations: Callable[..., Any]) -> None:

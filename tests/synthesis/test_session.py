@@ -11,10 +11,11 @@ import pytest
 import psynth_jax as ps
 from psynth_jax import prompts
 from psynth_jax.branches import Branches
+from psynth_jax.engine import admission
+from psynth_jax.engine.lane import Batch
 from psynth_jax.engine.scheduler import Scheduler
 from psynth_jax.errors import ContextLengthError, InputError
 from psynth_jax.kv.transfer import read_slots
-from psynth_jax.synthesis import session as session_module
 from tests.tiny import talking_model, tiny_model, token_ids
 
 # Lengths that share chunk sizes: every other one is a compilation.
@@ -147,16 +148,17 @@ def test_a_turn_that_raised_has_not_been(
 def test_many_turns_are_a_few_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row reads a limited number of pieces of the pool: turns are copied behind each other, and nothing changes."""
     synth = ps.ParallelSynthesis(tiny_model(layers=1))
-    undisturbed, compacting = synth.session(), synth.session()
+    undisturbed, compacting = ps.ParallelSynthesis(tiny_model(layers=1)).session(), synth.session()
+    between = []
     for number in range(5):
         expected = undisturbed.reply(TURNS[number % 2], seed=number, **SAMPLED)
         with monkeypatch.context() as patch:
-            patch.setattr(session_module, "MOST_PIECES", 2)
+            patch.setattr(admission, "MOST_PIECES", 2)
             found = compacting.reply(TURNS[number % 2], seed=number, **SAMPLED)
+        between.append(synth.runner.reserve(1, 0))  # the next turn cannot lie behind this one
         assert found.token_ids == expected.token_ids
         np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
-    assert len(undisturbed._dialogue.leases) == 5
-    assert len(compacting._dialogue.leases) == 3
+    assert synth.runner.scheduler.counts["compactions"] > 0
 
 
 @pytest.mark.parametrize("step", ["prefill", "decode"])
@@ -168,14 +170,14 @@ def test_a_turn_broken_off_between_two_steps_has_not_been(
     undisturbed, disturbed = synth.session(branches), synth.session(branches)
     for number in range(turn):
         assert undisturbed.reply(TURNS[number], **SAMPLED).token_ids == disturbed.reply(TURNS[number], **SAMPLED).token_ids
-    run = Scheduler._step
+    run = Scheduler._run
 
-    def interrupted(scheduler: Any, seated: Any, tokens: int, *others: Any) -> None:
-        run(scheduler, seated, tokens, *others)
-        if (tokens > 1) == (step == "prefill"):
+    def interrupted(scheduler: Scheduler, batch: Batch) -> None:
+        run(scheduler, batch)
+        if (batch.tokens > 1) == (step == "prefill"):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Scheduler, "_step", interrupted)
+    monkeypatch.setattr(Scheduler, "_run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         disturbed.reply(TURNS[turn], **SAMPLED)
     monkeypatch.undo()

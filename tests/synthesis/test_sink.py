@@ -67,6 +67,6 @@ def test_is_read_by_every_question_of_a_batch_on_a_mesh(sinking: ps.ParallelSynt
     branches = spread.encode(texts)
     found = spread.synthesize(prompts, branches, max_new_tokens=5)
     assert [answer.token_ids for answer in found] == expected
-    for question in asked_of(spread.runner, spread._checked_groups(branches), 4):
+    for question in asked_of(spread.runner, spread.checked_groups(branches), 4):
         read = {run.run.block for branch in question.branches for run in branch.runs}
         assert {block // 4 for block in read} == {question.block // 4}, "its sink is where its own rows are"

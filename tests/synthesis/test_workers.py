@@ -11,7 +11,7 @@ from psynth_jax.nn.decoder import Decoder
 from psynth_jax.synthesis.outputs import Cached
 from psynth_jax.synthesis.runner import Runner
 from psynth_jax.synthesis.sampling import SamplingOptions
-from psynth_jax.synthesis.workers import WorkerPrompt, encode_texts, generate_workers, shared_prefix
+from psynth_jax.synthesis.workers import WorkerPrompt, encode_texts, generate_workers
 
 CONFIG = DecoderConfig(
     family="llama", vocab_size=97, width=22, layers=3, heads=6, kv_heads=2, head_width=10, mlp_width=31, norm_eps=1e-5,
@@ -31,15 +31,27 @@ def written(runner: Runner, workers: list[WorkerPrompt], new_tokens: int) -> lis
 
 
 def scores(runner: Runner, text: list[int]) -> np.ndarray:
-    sequence = runner.sequence(text[:-1], 0, Cached(runner, "a text"), 0)
-    return runner.score([sequence], [text[1:]])[0]
+    sequence = runner.sequence(text[:-1], 0, Cached(runner, "a text"), 0, targets=text[1:])
+    runner.run([sequence])
+    return np.concatenate(sequence.scores)
 
 
-def test_shared_prefix_leaves_every_row_a_token() -> None:
-    assert shared_prefix([COMMON, COMMON]) == len(COMMON) - 1
-    assert shared_prefix([(*COMMON, 1), (*COMMON, 2, 3)]) == len(COMMON)
-    assert shared_prefix([COMMON]) == 0
-    assert shared_prefix([COMMON[:9], COMMON[:9]]) == 0
+@pytest.mark.parametrize(
+    ("prompts", "shared"),
+    [
+        ([COMMON, COMMON], len(COMMON) - 1),  # the last token is run: another one is sampled behind it
+        ([(*COMMON, 1), (*COMMON, 2, 3)], len(COMMON)),
+        ([COMMON], 0),
+        ([COMMON[:9], COMMON[:9]], 0),
+    ],
+)
+def test_workers_run_what_their_prompts_share_once(runner: Runner, prompts: list[tuple[int, ...]], shared: int) -> None:
+    runner.forget_prompts()
+    before = runner.scheduler.counts.copy()
+    written(runner, [WorkerPrompt(0, number, prompt) for number, prompt in enumerate(prompts)], 2)
+    counts = runner.scheduler.counts - before
+    assert counts["prefix_hit_tokens"] == shared
+    assert counts["prefill_tokens"] == sum(map(len, prompts)) - shared
 
 
 def test_a_worker_writes_the_same_alone_and_among_others(runner: Runner) -> None:

@@ -21,14 +21,15 @@ from psynth_jax.bench.train import Workload, train
 from psynth_jax.config import DecoderConfig
 from psynth_jax.mapper import Mapper
 from psynth_jax.model import Model
+from psynth_jax.nn.layer_forms import Layers
 from psynth_jax.synthesis.pipeline import ParallelSynthesis
 
 KERNEL_REPEATS, CACHE_REPEATS, WORKER_REPEATS = 5, 3, 2
 
 
-def random_model(config: DecoderConfig, name: str, dtype: str) -> Model:
-    """Return a model with random weights and no tokenizer."""
-    return Model(random_decoder(config, jnp.dtype(dtype)), None, frozenset(), f"random {name}")
+def random_model(config: DecoderConfig, name: str, dtype: str, layers: Layers = "auto") -> Model:
+    """Return a model with random weights and no tokenizer; layers as for `load_model`."""
+    return Model(random_decoder(config, jnp.dtype(dtype), layers=layers), None, frozenset(), f"random {name}")
 
 
 def ours(sizes: Sizes, records: Records) -> None:
@@ -71,9 +72,7 @@ def _from_caches(
 
 
 def _text_seconds(synth: ParallelSynthesis, question: Question, repeats: int) -> float:
-    vocabulary = synth.model.config.vocab_size
-    texts, prompt = question.texts(vocabulary), question.prompt(vocabulary)
-    measure = lambda: synth.synthesize_text(prompt, texts, max_new_tokens=1).ttft_s  # noqa: E731
+    measure = lambda: ttft.from_text_s(synth, question)  # noqa: E731
     return in_turn({"text": measure}, repeats)["text"]
 
 
@@ -83,6 +82,7 @@ def _workers(synth: ParallelSynthesis, writing: Writing, device: DeviceRates) ->
     prompts = writing.prompts(config.vocab_size)
 
     def work() -> None:
+        synth.runner.forget_prompts()
         synth.work(prompts, max_new_tokens=writing.new_tokens)
         jax.block_until_ready(synth.runner.pool.heads)
 
@@ -123,7 +123,7 @@ def torch(sizes: Sizes, records: Records) -> None:
 def training_step(sizes: Sizes, records: Records) -> None:
     """Measure one training step of `psynth bench train`."""
     asked = sizes.train
-    model = random_model(asked.model, asked.name, sizes.dtype)
+    model = random_model(asked.model, asked.name, sizes.dtype, "stacked")
     workload = Workload(
         asked.examples,
         asked.branches,
