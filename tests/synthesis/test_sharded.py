@@ -199,6 +199,7 @@ def test_text_and_sampling(sharded: ps.ParallelSynthesis, single: ps.ParallelSyn
     assert found.token_ids == single.synthesize_text(QUESTIONS[0], TEXTS[:2], **arguments).token_ids
 
 
+COMPUTATION = re.compile(r"^(?:ENTRY )?(%[\w.-]+)(.*?)^}", re.MULTILINE | re.DOTALL)
 COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\(")
 
 
@@ -217,8 +218,11 @@ def without_branches(compiled: str) -> str:
         branches += names.split(", ")
     for name in re.findall(r"(?:true|false)_computation=(%[\w.-]+)", compiled):
         branches.append(name)
-    computations = compiled.split("\n}\n")
-    return "\n}\n".join(each for each in computations if each.split()[0] not in branches)
+    kept = []
+    for name, computation in COMPUTATION.findall(compiled):
+        if name not in branches:
+            kept.append(computation)
+    return "\n".join(kept)
 
 
 @pytest.fixture
