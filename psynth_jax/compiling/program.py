@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from psynth_jax.cache import cache_spec, placement_on
 from psynth_jax.compiling.workload import Workload
 from psynth_jax.config import DecoderConfig
-from psynth_jax.engine.batch_runner import STEP
+from psynth_jax.engine.batch_runner import STEP, most_rows
 from psynth_jax.engine.machine import PAGE, buckets_of
 from psynth_jax.engine.programs import ProgramCall, Programs
 from psynth_jax.engine.step import Conditioning
@@ -125,6 +125,7 @@ def inference_call(work: Workload, mesh: Mesh) -> AbstractCall:
 
     layout = layout_of(work)
     rows, tokens = work.calls(mesh)[0]
+    before = shapes.ints(most_rows(buckets_of("tpu"), mesh))
     array = shapes.ints(rows, layout.width + 2 * tokens)
     conditioning = Conditioning()
     if not is_workers:
@@ -136,7 +137,7 @@ def inference_call(work: Workload, mesh: Mesh) -> AbstractCall:
     row_axes = ROW_AXES if reads_its_block_only else (DATA,)
     static = {"layout": layout, "row_axes": row_axes, "implementation": "pallas_tpu"}
     words = f"{work.program} of {work.model} for {work.topology}"
-    call = ProgramCall(STEP, (conditioning, pool, array), static, words)
+    call = ProgramCall(STEP, (conditioning, pool, before, array), static, words)
     return AbstractCall(Programs(shapes.decoder(config)), call, pool, branch_slots)
 
 

@@ -108,7 +108,7 @@ class Admission:
             return
         with self._pool.lock:
             if not sequence.lease.lost:
-                tokens = sequence.tokens[: sequence.written]
+                tokens = sequence.tokens[: min(sequence.written, sequence.known)]
                 self._pool.prefixes.insert(sequence.context, tokens, sequence.lease.runs, sequence.shared_tokens)
 
     def _has_room(self, sequence: TokenSequence, running: Sequence[TokenSequence]) -> bool:
@@ -144,7 +144,7 @@ class Admission:
             return False
         known: int | None = None
         for other in running:
-            if other.state is SequenceState.PREFILL and other.context == sequence.context:
+            if not other.has_begun and other.context == sequence.context:
                 if known is None:
                     with self._pool.lock:
                         known = self._pool.prefixes.match(sequence.context, sequence.tokens, len(sequence.tokens)).length

@@ -1,26 +1,29 @@
 """What a batch tells its program, and what becomes of the pool.
 
-    batch -> tokens, slots, rows [B, X] -> step or score -> results on the host
-                                             `- the pool is donated, and comes back written
+    launch    batch -> tokens, slots, rows [B, X] -> step or score -> results on the device
+                                                       `- the pool is donated, and comes back written
+    collect   results on the host
 
+What is launched next can run before the host has collected: it takes its tokens from the results.
 Whatever fails in between may have taken the pool with it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from psynth_jax.axes import HostArray
 from psynth_jax.buckets import Buckets
 from psynth_jax.cache import cache_spec
-from psynth_jax.engine.lane import Batch, Form
+from psynth_jax.engine.lane import Batch, Form, Part
 from psynth_jax.engine.programs import Program, ProgramCall, Programs
+from psynth_jax.engine.sequences import UNKNOWN, TokenSequence
 from psynth_jax.engine.step import Conditioning, score, step
 from psynth_jax.engine.step_input import Layout, packed
 from psynth_jax.errors import MemoryLimitError, is_out_of_memory
@@ -28,23 +31,45 @@ from psynth_jax.kv.pool import Pool
 from psynth_jax.nn.decoder import Decoder
 from psynth_jax.ops.branch_attention import Implementation
 from psynth_jax.ops.cached_heads import CachedHeads
-from psynth_jax.sharding import put, replicated, shards
+from psynth_jax.sharding import ROW_AXES, put, replicated, shards
 
 LESS_MEMORY = "fewer or shorter branches, fewer rows at once, a lower max_new_tokens, or dtype bfloat16"
 STATIC = ("layout", "row_axes", "implementation")
 NOWHERE = 1 << 30  # a slot beyond every pool: what belongs there is dropped
 
 
-def _out_shardings(
+def _of_step(
     model: Decoder, conditioning: Conditioning, heads: CachedHeads, *inputs: Any, **static: Any
-) -> tuple[NamedSharding, NamedSharding]:
+) -> tuple[NamedSharding, ...]:
     """Return where results lie on the model's mesh: the pool as it was, all else whole on every device."""
     assert model.mesh is not None
-    return NamedSharding(model.mesh, cache_spec(heads.placement)), replicated(model.mesh)
+    whole = replicated(model.mesh)
+    return NamedSharding(model.mesh, cache_spec(heads.placement)), whole, whole
 
 
-STEP = Program(step, static=STATIC, donated=("heads",), out_shardings=_out_shardings, less_memory=LESS_MEMORY)
-SCORE = Program(score, static=STATIC, donated=("heads",), out_shardings=_out_shardings, less_memory=LESS_MEMORY)
+def _of_score(*args: Any, **static: Any) -> tuple[NamedSharding, ...]:
+    return _of_step(*args, **static)[:2]
+
+
+STEP = Program(step, static=STATIC, donated=("heads",), out_shardings=_of_step, less_memory=LESS_MEMORY)
+SCORE = Program(score, static=STATIC, donated=("heads",), out_shardings=_of_score, less_memory=LESS_MEMORY)
+
+
+class Launched(NamedTuple):
+    """A batch that the device runs.
+
+    parts: what its rows run.  result: on the device: what was sampled, or log-probabilities.
+    generation: of the pool that it writes to.
+    """
+
+    batch: Batch
+    parts: list[Part]
+    result: Any
+    generation: int
+
+    def row_of(self, sequence: TokenSequence) -> int:
+        """Return the row that a sequence is in."""
+        return self.batch.seated.index(sequence)
 
 
 class BatchRunner:
@@ -59,6 +84,8 @@ class BatchRunner:
         self._programs, self._pool, self._buckets = programs, pool, buckets
         self._implementation: Implementation = implementation
         self._mesh = programs.model.mesh
+        # The tokens that the last step sampled, for the next one.
+        self._sampled: Any = self._numbers(np.zeros(most_rows(buckets, self._mesh), np.int32))
         self.dead: BaseException | None = None
 
     def shapes(
@@ -67,7 +94,7 @@ class BatchRunner:
         """Return a step to be compiled.  rows: of each part that `row_axes` cut a batch into."""
         rows *= shards(self._mesh, row_axes)
         form = Form(row_axes, 1, layout, self._buckets)
-        return self._call(STEP, form, conditioning, self._shape(rows, layout.width + 2 * tokens))
+        return self._step_call(form, conditioning, self._shape(rows, layout.width + 2 * tokens))
 
     def shapes_of(self, batch: Batch) -> ProgramCall:
         """Return the call of a batch to be compiled: with shapes for its arrays."""
@@ -75,47 +102,70 @@ class BatchRunner:
         shape = self._shape(rows, form.layout.width + 2 * tokens)
         if batch.is_scored:
             return self._call(SCORE, form, batch.conditioning, shape, self._shape(rows, tokens))
-        return self._call(STEP, form, batch.conditioning, shape)
+        return self._step_call(form, batch.conditioning, shape)
 
-    def run(self, batch: Batch) -> Any:
-        """Run a batch; return on the host what its program returns beside the pool.
+    def launch(self, batch: Batch, before: Launched | None = None) -> Launched:
+        """Let the device run a batch.
+
+        before: what was launched last, if it was not collected: a sequence may go on with a token
+        that was sampled there.
 
         Raises `MemoryLimitError` where the device has not enough memory, or what a sequence reads
         is lost.
         """
-        inputs: list[Any] = [_packed(batch), _targets(batch)] if batch.is_scored else [_packed(batch)]
-        if self._mesh is not None:
-            inputs = [put(each, replicated(self._mesh)) for each in inputs]
-        program = SCORE if batch.is_scored else STEP
-        call = self._call(program, batch.form, batch.conditioning, *inputs)
-        pool = self._pool
+        inputs = [self._numbers(_packed(batch, before))]
+        if batch.is_scored:
+            call = self._call(SCORE, batch.form, batch.conditioning, *inputs, self._numbers(_targets(batch)))
+        else:
+            call = self._step_call(batch.form, batch.conditioning, *inputs)
+        parts, pool = batch.parts(), self._pool
         with pool.lock:
-            for _, sequence, _ in batch.taken():
+            for sequence in batch.sequences:
                 sequence.check()
-            generation = pool.generation
-            call = dataclasses.replace(call, args=(batch.conditioning, pool.heads, *inputs))
+            conditioning, _, *others = call.args
+            call = dataclasses.replace(call, args=(conditioning, pool.heads, *others))
             try:
-                heads, result = self._programs.run(call)
+                heads, *sampled, result = self._programs.run(call)
                 pool.replace(heads)
             except BaseException:  # an interrupt, too, may come when the old buffer is gone
                 if pool.heads.k.is_deleted():
                     self.lose()
                 raise
+            for tokens in sampled:
+                self._sampled = tokens
+            return Launched(batch, parts, result, pool.generation)
+
+    def is_lost(self, launched: Launched) -> bool:
+        """Whether the pool that a batch writes to was lost since it was launched."""
+        return launched.generation != self._pool.generation
+
+    def collect(self, launched: Launched) -> Any:
+        """Return on the host what a batch's program returns beside the pool.
+
+        Raises as `launch` does: some devices fail after a program was launched.
+        """
         try:
-            return jax.device_get(result)
+            return jax.device_get(launched.result)
         except jax.errors.JaxRuntimeError as error:
-            # It failed after it was dispatched, and the pool that it was to write fails with it.
-            with pool.lock:
-                if pool.generation == generation:
+            # The pool that it was to write has failed with it.
+            with self._pool.lock:
+                if not self.is_lost(launched):
                     self.lose()
             if is_out_of_memory(error):
-                told = f"the device has not enough memory for this call: use {program.less_memory}"
+                told = f"the device has not enough memory for this call: use {LESS_MEMORY}"
                 raise MemoryLimitError(told) from None
             raise
+
+    def _numbers(self, numbers: HostArray) -> Any:
+        return numbers if self._mesh is None else put(numbers, replicated(self._mesh))
 
     def _shape(self, *shape: int) -> jax.ShapeDtypeStruct:
         sharding = None if self._mesh is None else replicated(self._mesh)
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+
+    def _step_call(self, form: Form, conditioning: Conditioning, rows: Any) -> ProgramCall:
+        """Return a step: a call of it takes what the last one sampled."""
+        return self._call(STEP, form, conditioning, self._sampled, rows)
 
     def _call(self, program: Program, form: Form, conditioning: Conditioning, *inputs: Any) -> ProgramCall:
         """Return a call of a program: the pool is there as shapes."""
@@ -126,29 +176,39 @@ class BatchRunner:
         """Begin with an empty pool; where there is no memory for one, nothing can run any more."""
         try:
             self._pool.lose()
+            self._sampled = self._numbers(np.zeros(self._sampled.shape, np.int32))
         except BaseException as error:
             self.dead = error
             raise
 
 
-def _packed(batch: Batch) -> HostArray:
+def most_rows(buckets: Buckets, mesh: Mesh | None) -> int:
+    """Return the rows of the largest step.  buckets: of one device."""
+    return dataclasses.replace(buckets, data=shards(mesh, ROW_AXES)).most_rows
+
+
+def _packed(batch: Batch, before: Launched | None) -> HostArray:
     """Return what a batch tells its program."""
     rows, tokens, layout = len(batch.seated), batch.tokens, batch.form.layout
     new = np.zeros((rows, tokens), np.int32)
     # Another slot for every token, nowhere too: the write promises that no index is given twice.
     slots = NOWHERE + np.arange(rows * tokens, dtype=np.int32).reshape(rows, tokens)
     of_rows = [layout.idle_row()] * rows
-    for row, sequence, count in batch.taken():
+    for row, sequence, _, count in batch.parts():
         new[row, :count] = sequence.next_tokens(count)
         slots[row, :count] = sequence.slots(count)
-        of_rows[row] = sequence.row(layout, count)
+        sampled_in = -1
+        if new[row, 0] == UNKNOWN:
+            assert before is not None
+            sampled_in = before.row_of(sequence)
+        of_rows[row] = sequence.row(layout, count, sampled_in)
     return packed(of_rows, new, slots)
 
 
 def _targets(batch: Batch) -> HostArray:
     """Return the tokens `[B, T]` that are to be scored behind each of the batch's."""
     wanted = np.zeros((len(batch.seated), batch.tokens), np.int32)
-    for row, sequence, count in batch.taken():
+    for row, sequence, first, count in batch.parts():
         assert sequence.targets is not None
-        wanted[row, :count] = sequence.targets[sequence.written : sequence.written + count]
+        wanted[row, :count] = sequence.targets[first : first + count]
     return wanted

@@ -32,6 +32,15 @@ class Form(NamedTuple):
     buckets: Buckets
 
 
+class Part(NamedTuple):
+    """What a row of a batch runs: `length` tokens of a sequence, from its token `first` on."""
+
+    row: int
+    sequence: TokenSequence
+    first: int
+    length: int
+
+
 class Batch(NamedTuple):
     """What one call runs: the next `tokens` tokens of the sequences in its rows (None: nobody is there)."""
 
@@ -42,19 +51,25 @@ class Batch(NamedTuple):
     @property
     def conditioning(self) -> Conditioning:
         """What its rows with a scale above 0 are run with."""
-        return self.taken()[0][1].conditioning
+        return self.sequences[0].conditioning
 
     @property
     def is_scored(self) -> bool:
         """Whether given tokens are scored, and nothing is sampled."""
-        return self.taken()[0][1].targets is not None
+        return self.sequences[0].targets is not None
 
-    def taken(self) -> list[tuple[int, TokenSequence, int]]:
-        """Return (row, sequence, how many of its pending tokens are run)."""
+    @property
+    def sequences(self) -> list[TokenSequence]:
+        """Those that are in a row."""
+        return [sequence for sequence in self.seated if sequence is not None]
+
+    def parts(self) -> list[Part]:
+        """Return what its rows run, as its sequences are now."""
         found = []
         for row, sequence in enumerate(self.seated):
             if sequence is not None:
-                found.append((row, sequence, min(self.tokens, sequence.pending)))
+                count = min(self.tokens, sequence.pending)
+                found.append(Part(row, sequence, sequence.written, count))
         return found
 
 

@@ -76,7 +76,7 @@ class Machine:
         pool = self.pool(dtype, slots)
         with self._lock:
             if dtype not in self._schedulers:
-                self._schedulers[dtype] = Scheduler(self.programs, pool, self.buckets, self.implementation)
+                self._schedulers[dtype] = self._new_scheduler(pool)
             return self._schedulers[dtype]
 
     def scheduler_of_its_own(self, dtype: str, slots: int) -> Scheduler:
@@ -89,7 +89,7 @@ class Machine:
             if not is_out_of_memory(error):
                 raise
             raise MemoryLimitError(f"the device has no memory for a pool of {slots:,} tokens: use fewer") from None
-        return Scheduler(self.programs, pool, self.buckets, self.implementation)
+        return self._new_scheduler(pool)
 
     def held_in(self, pool: Pool, held: Lease | StoredSlots, block: int) -> Lease:
         """Return slots of `pool` with the keys and values of what is held elsewhere, on one part of `data`.
@@ -122,6 +122,9 @@ class Machine:
     def _part(self, block: int) -> int:
         return block // shards(self.mesh, (BRANCH,))
 
+    def _new_scheduler(self, pool: Pool) -> Scheduler:
+        return Scheduler(self.programs, pool, self.buckets, self.implementation, lag_here())
+
     def _new_pool(self, dtype: str, slots: int) -> Pool:
         allocate = functools.partial(empty_heads, self.model, self.blocks, dtype)
         if jax.default_backend() == "cpu":
@@ -138,6 +141,14 @@ class Machine:
 def page_here() -> int:
     """Return the slots of a page on the default device."""
     return PAGE_ON_CPU if jax.default_backend() == "cpu" else PAGE
+
+
+def lag_here() -> int:
+    """Return how many steps the default device may be ahead of the host.
+
+    A CPU computes with the cores that the host needs: there, to be ahead gains nothing.
+    """
+    return 0 if jax.default_backend() == "cpu" else 1
 
 
 _registering = threading.Lock()

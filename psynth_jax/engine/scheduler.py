@@ -8,7 +8,12 @@
                     or until a prompt that begins alike was run
 
 Many threads submit, one drives: whoever waits for a sequence runs steps until another does.  So an
-offline batch and a server are the same loop.  On a mesh the rows of a step are sharded over `data`,
+offline batch and a server are the same loop.
+
+    lag 0   launch 1, collect 1, launch 2, collect 2
+    lag 1   launch 1, launch 2, collect 1, launch 3, collect 2      the device never waits for the host
+
+On a mesh the rows of a step are sharded over `data`,
 and a sequence is in a row of the part that its block of the pool lies on.  Knows token ids alone.
 """
 
@@ -23,7 +28,7 @@ from typing import Any
 
 from psynth_jax.buckets import Buckets
 from psynth_jax.engine.admission import Admission
-from psynth_jax.engine.batch_runner import BatchRunner
+from psynth_jax.engine.batch_runner import BatchRunner, Launched
 from psynth_jax.engine.compilations import Compilations
 from psynth_jax.engine.lane import Batch, Lane, layout_of
 from psynth_jax.engine.programs import Programs
@@ -41,15 +46,26 @@ class Scheduler:
 
     Attributes:
       counts: what it has done so far, by name.
+      lag: 1 launches a step before the tokens of the last one are known; what follows the end of an
+        answer is then run in vain.  0 does not.
     """
 
-    def __init__(self, programs: Programs, pool: Pool, buckets: Buckets, implementation: Implementation = "auto"):
+    def __init__(
+        self,
+        programs: Programs,
+        pool: Pool,
+        buckets: Buckets,
+        implementation: Implementation = "auto",
+        lag: int = 0,
+    ):
         """Take what it runs with.  buckets: of one device."""
+        assert lag in (0, 1)
         self.programs = programs
         self.pool = pool
         self.batches = BatchRunner(programs, pool, buckets, implementation)
         self.counts = collections.Counter[str]()
-        self._buckets = buckets
+        self.lag, self._buckets = lag, buckets
+        self._launched: collections.deque[Launched] = collections.deque()  # not collected
         self._admission = Admission(pool, buckets, self.counts)
         self._lanes: dict[tuple[int, bool], Lane] = {}
         self._compilations = Compilations(programs)
@@ -181,19 +197,27 @@ class Scheduler:
                 self._give_up(error)
 
     def _run_some(self) -> bool:
-        """Run the next batch of the lane whose turn it is; return whether there was one whose program is there."""
+        """Launch a batch, and take in what was launched before it; return whether there was anything to do."""
         self._end_compilations()
+        batch = self._next_batch()
+        if batch is not None:
+            self._launch(batch)
+        collected = False
+        while len(self._launched) > (0 if batch is None else self.lag):
+            self._collect(self._launched[0])
+            self._launched.popleft()
+            collected = True
+        return batch is not None or collected
+
+    def _next_batch(self) -> Batch | None:
+        """Return the next batch of the lane whose turn it is, of those whose programs are there."""
         for key, lane in [*self._lanes.items()]:
             while (batch := lane.next_batch(self._can_run)) is not None:
-                if not self._is_ready(lane, batch):
-                    continue  # another batch of this lane may have its program
-                self._lanes[key] = self._lanes.pop(key)  # the others are before it at the next step
-                try:
-                    self._run(batch)
-                except Exception as error:  # noqa: BLE001  whatever a step raises is raised by those that were in it
-                    self._failed(batch, error)
-                return True
-        return False
+                if self._is_ready(lane, batch):
+                    self._lanes[key] = self._lanes.pop(key)  # the others are before it at the next step
+                    return batch
+                # Another batch of this lane may have its program.
+        return None
 
     def _sweep(self) -> bool:
         """Forget sequences that have ended, were cancelled, or whose keys and values are lost; return whether any did."""
@@ -215,7 +239,16 @@ class Scheduler:
                 del self._lanes[key]
         for sequence in gone:
             sequence.tell_end()
+        self._forget_vain()
         return bool(gone)
+
+    def _forget_vain(self) -> None:
+        """Forget what was launched for sequences that have ended: it holds their slots."""
+        while self._launched:
+            sequences = self._launched[-1].batch.sequences
+            if not all(sequence.state is SequenceState.ENDED for sequence in sequences):
+                return
+            self._launched.pop()
 
     def _lane_of(self, sequence: TokenSequence) -> Lane:
         # The arrays of a conditioning have no hash.  While a lane is here its sequences keep the
@@ -226,7 +259,7 @@ class Scheduler:
         return self._lanes[key]
 
     def _can_run(self, sequence: TokenSequence) -> bool:
-        return not self._compilations.delay(sequence)
+        return sequence.can_go_on and not self._compilations.delay(sequence)
 
     def _is_ready(self, lane: Lane, batch: Batch) -> bool:
         """Whether a batch can run at once; else begin to compile its program, and let others go on meanwhile.
@@ -250,7 +283,7 @@ class Scheduler:
             return False
         concurrent.futures.wait(futures)  # all processes run the same steps in the same order
         self._end_compilations()
-        return any(sequence.state is not SequenceState.ENDED for _, sequence, _ in batch.taken())
+        return any(sequence.state is not SequenceState.ENDED for sequence in batch.sequences)
 
     def _waiting_for(self, batch: Batch, able: Sequence[TokenSequence]) -> list[TokenSequence]:
         """Return who waits for a batch's program: with a sequence all of its call.
@@ -258,7 +291,7 @@ class Scheduler:
         A batch is as wide as its widest row; where only some rows need that, the others go on
         without them.
         """
-        rows = [sequence for _, sequence, _ in batch.taken()]
+        rows = batch.sequences
         wide = [sequence for sequence in rows if layout_of(sequence, self._buckets) == batch.form.layout]
         calls = {sequence.call for sequence in wide or rows}
         return [sequence for sequence in able if sequence.call in calls]
@@ -270,33 +303,55 @@ class Scheduler:
             sequence.release()
         self._sweep()
 
-    def _run(self, batch: Batch) -> None:
-        """Run a batch; give what was sampled to those that have no other token left."""
-        taken = batch.taken()
-        result = self.batches.run(batch)
-        self.counts["decode_tokens" if batch.tokens == 1 else "prefill_tokens"] += sum(count for _, _, count in taken)
-        now = time.perf_counter()
-        for row, sequence, count in taken:
+    def _launch(self, batch: Batch) -> None:
+        """Let the device run a batch; its sequences fail with it."""
+        try:
+            launched = self.batches.launch(batch, self._launched[-1] if self._launched else None)
+        except Exception as error:  # noqa: BLE001  whatever a step raises is raised by those that were in it
+            self._failed(batch, error)
+            return
+        self._launched.append(launched)
+        for part in launched.parts:
             # Row by row: those that an interrupt leaves out are run again.
-            sequence.wrote(count)
-            if batch.is_scored:
-                sequence.scored(result[row, :count])
+            part.sequence.launched(part.length)
+        kind = "decode_tokens" if batch.tokens == 1 else "prefill_tokens"
+        self.counts[kind] += sum(part.length for part in launched.parts)
+
+    def _collect(self, launched: Launched) -> None:
+        """Take in what a batch has sampled, and give it to those that expect it."""
+        if self.batches.is_lost(launched):
+            return  # with all that its sequences have written
+        try:
+            result = self.batches.collect(launched)
+        except Exception as error:  # noqa: BLE001  whatever a step raises is raised by those that were in it
+            self._failed(launched.batch, error)
+            return
+        now = time.perf_counter()
+        for row, sequence, first, length in launched.parts:
+            if sequence.cancelled or sequence.state is SequenceState.ENDED:
                 continue
-            if sequence.pending or sequence.cancelled:
-                continue
-            began = sequence.state
-            sequence.take(_token(result, row, sequence.sampling.alternatives, now - sequence.waited))
-            if sequence.error is not None:
-                self.counts["failed"] += 1
-            elif began is SequenceState.PREFILL or sequence.state is SequenceState.ENDED:
-                self._admission.share(sequence)
+            if launched.batch.is_scored:
+                sequence.scored(first, result[row, :length])
+            elif sequence.expects(first + length):
+                self._hear(sequence, _token(result, row, sequence.sampling.alternatives, now - sequence.waited))
+
+    def _hear(self, sequence: TokenSequence, token: Token) -> None:
+        """Let a sequence take a token; what it has written can be shared after the first, and when it has ended."""
+        is_first = sequence.known == sequence.prompt_length
+        sequence.take(token)
+        if sequence.error is not None:
+            self.counts["failed"] += 1
+        elif is_first or sequence.state is SequenceState.ENDED:
+            self._admission.share(sequence)
 
     def _failed(self, batch: Batch, error: Exception) -> None:
         """End the sequences of a batch whose step failed, and all others whose keys and values it took with it."""
         why = f"another step failed, and took the keys and values of all with it: {error}"
-        inside = [sequence for _, sequence, _ in batch.taken()]
+        inside = batch.sequences
         for lane in self._lanes.values():
             for sequence in lane.running:
+                if sequence.state is SequenceState.ENDED:
+                    continue
                 if sequence in inside or sequence.is_lost:
                     self.counts["failed"] += 1
                     sequence.end(error if sequence in inside else MemoryLimitError(why))

@@ -8,6 +8,11 @@ A sequence waits until it is admitted: then it has a lease, and knows how much o
 have written.  `pending` tokens have no keys and values yet.  A sampled token is pending until the
 next step runs it: the last one of an answer has none, unless its listener goes on for one step more
 (a worker's last token belongs to its branch).
+
+    launched   [ prompt . . . . | 17 | UNKNOWN ]      the device has sampled a token, and may run it already
+    heard      [ prompt . . . . | 17 | 4 ]            now the listener says whether the sequence goes on
+
+Where it does not, what was launched meanwhile is part of nothing.
 """
 
 from __future__ import annotations
@@ -85,6 +90,7 @@ class SequenceSampling:
     alternatives: int = 0
 
 
+UNKNOWN = -1  # a token that the host has not seen yet
 GREEDY = SequenceSampling()
 BASE = Conditioning()
 
@@ -105,6 +111,7 @@ class TokenSequence:
       prompt: token ids, at least one.
       listener: hears of every sampled token.
       new_tokens: how many may follow the prompt.
+      draws: how many are sampled at most; None: one behind the last of these, too.
       vocabulary: tokens that may be sampled.
       block: of the pool, where its keys and values go.
       branches: what it reads.  kept: leases that live as long as the sequence.
@@ -134,6 +141,7 @@ class TokenSequence:
         *,
         new_tokens: int,
         vocabulary: int,
+        draws: int | None = None,
         block: int = 0,
         branches: Sequence[BranchRead] = (),
         kept: Sequence[Lease] = (),
@@ -152,6 +160,7 @@ class TokenSequence:
         self.tokens = list(prompt)
         self.listener = listener
         self.prompt_length, self.new_tokens, self.vocabulary = len(prompt), new_tokens, vocabulary
+        self.draws = new_tokens + 1 if draws is None else draws
         self.block, self.branches, self._kept = block, tuple(branches), tuple(kept)
         self.position, self.sampling = position, sampling
         self.conditioning, self.scale, self.adapter = conditioning, scale, adapter
@@ -167,9 +176,11 @@ class TokenSequence:
         self.passed = 0  # how many others were admitted before it that had come later
         self.lease: Lease | None = None
         self.shared: Lease | None = None
-        self.drawn = 0
+        self.known = len(prompt)  # tokens that the host has seen
+        self.drawn = 0  # tokens that were sampled, seen or not
         self.runs = 0
         self.written = 0  # tokens that have keys and values, those that are shared counted
+        self._scored = 0
         self._slots = np.zeros(0, np.int64)
         self._row: tuple[Layout, HostArray] | None = None
 
@@ -198,6 +209,17 @@ class TokenSequence:
     def pending(self) -> int:
         """How many of its tokens have no keys and values yet."""
         return len(self.tokens) - self.written
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has its first token, or none any more: its prompt is there to be shared."""
+        return self.known > self.prompt_length or self.state is SequenceState.ENDED
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether there is more to run before it is known what its last token is."""
+        has_room = self.written < self.prompt_length + self.new_tokens
+        return has_room and (self.drawn < self.draws or self.targets is not None)
 
     @property
     def shared_tokens(self) -> int:
@@ -240,11 +262,15 @@ class TokenSequence:
             self.check()
             return lease.pool.hold(part_of_runs(self._own_runs(), first, length))
 
-    def row(self, layout: Layout, count: int) -> HostArray:
-        """Return its row of a step's input for its next `count` pending tokens; valid until it is asked for again."""
+    def row(self, layout: Layout, count: int, before: int = -1) -> HostArray:
+        """Return its row of a step's input for its next `count` pending tokens; valid until it is asked for again.
+
+        before: the row of the step before in which the first of them was sampled, if it is UNKNOWN.
+        """
         if self._row is None or self._row[0] != layout:
             self._row = layout, self._fixed_row(layout)
         row, columns = self._row[1], layout.columns
+        row[columns["before"]] = before
         row[columns["count"]] = count
         row[columns["position"]] = self.position + self.written
         row[columns["drawn"]] = self.drawn
@@ -260,27 +286,37 @@ class TokenSequence:
         first = self.written - self.shared_tokens
         return self._slots[first : first + count]
 
-    def wrote(self, count: int) -> None:
-        """Note that its next `count` tokens have keys and values now."""
+    def launched(self, count: int) -> None:
+        """Note that a step runs its next `count` tokens, and samples a token behind the last of all."""
         self.written += count
+        if not self.pending and self.targets is None:
+            self.tokens.append(UNKNOWN)
+            self.drawn += 1
+            self.state = SequenceState.DECODE
 
-    def scored(self, logprobs: HostArray) -> None:
-        """Note the log-probabilities of the targets of its last tokens; the last one ends it."""
+    def scored(self, first: int, logprobs: HostArray) -> None:
+        """Note the log-probabilities of the targets of its tokens from `first` on; the last one ends it."""
+        if first != self._scored:
+            return  # they are told again
         self.scores.append(logprobs)
-        if not self.pending:
+        self._scored += len(logprobs)
+        if self._scored == self.prompt_length:
             self.end()
+
+    def expects(self, place: int) -> bool:
+        """Whether the token at a place of the sequence is the next one to be heard."""
+        return self.state is not SequenceState.ENDED and self.known == place < len(self.tokens)
 
     def take(self, token: Token) -> None:
         """Give a sampled token to the listener, and go on as it says.  What the listener raises ends the sequence."""
-        self.drawn += 1
         try:
             says = self.listener(token)
         except Exception as error:  # noqa: BLE001  a listener's fault ends its row alone
             self.end(error)
             return
         if says is Next.GO_ON:
-            self.tokens.append(token.id)
-            self.state = SequenceState.DECODE
+            self.tokens[self.known] = token.id
+            self.known += 1
         else:
             self.end()
 
@@ -288,6 +324,8 @@ class TokenSequence:
         """Nothing more is run.  Its slots are kept as long as it is itself."""
         self.error = self.error or error
         self.state = SequenceState.ENDED
+        del self.tokens[self.known :]
+        self.written = min(self.written, self.known)
 
     def tell_end(self) -> None:
         """Tell that nothing more of it will be run."""

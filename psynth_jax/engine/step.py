@@ -1,8 +1,11 @@
 """The one forward pass that everything runs, and its two programs: `step` samples, `score` measures given tokens.
 
     input [B, X] -> tokens [B, T] -> decoder over the runs of every row -> new keys and values into the pool
-                                       |-> last hidden -> logits -> sample               step
-                                       `-> all hidden  -> logits -> log-probabilities    score
+    sampled [N] ----^                  |-> last hidden -> logits -> sample               step
+       by the step before              `-> all hidden  -> logits -> log-probabilities    score
+
+What a step has sampled stays on the device, so that the next one can be launched before the host
+has seen it.
 
 Prefill chunks and decode steps are the same program at different T.  Workers and synthesizers share a batch: each row has
 its own scale of LoRA and mapper.
@@ -53,26 +56,33 @@ def step(
     model: Decoder,
     conditioning: Conditioning,
     heads: CachedHeads,
+    before: Array,
     array: Array,
     *,
     layout: Layout,
     row_axes: tuple[str, ...],
     implementation: Implementation,
-) -> tuple[CachedHeads, Sampled]:
-    """Run new tokens; return the pool with their keys and values, and a token sampled behind the last of every row.
+) -> tuple[CachedHeads, Array, Sampled]:
+    """Run new tokens; sample one behind the last of every row.
+
+    Returns the pool with their keys and values; what `before` is to the next step; what was sampled.
 
     Args:
       conditioning: what rows with a scale above 0 are run with.
       heads: the pool `[L, R, K, S, H]`; it is donated.
+      before: the tokens `[N]` that the step before this one sampled, row by row; N >= B.
       array: `[B, X]` int32; see `step_input`.
       layout: its columns.  row_axes: mesh axes that B is sharded over.  implementation: of attention.  All static.
     """
     rows = unpacked(array, layout)
+    first = jnp.where(rows.before < 0, rows.tokens[:, 0], before[jnp.maximum(rows.before, 0)])
+    rows = dataclasses.replace(rows, tokens=rows.tokens.at[:, 0].set(first))
     hidden, heads = _forward(model, conditioning, heads, rows, row_axes, implementation)
     last = jnp.maximum(rows.count - 1, 0)[:, None, None]
     logits = _logits(model, jnp.take_along_axis(hidden, last, axis=1)[:, 0], rows.vocabulary)
     sampling = RowSampling(rows.temperature, rows.top_p, rows.top_k, rows.min_p, rows.alternatives, rows.seed)
-    return heads, sample(logits, sampling, rows.drawn, model.mesh)
+    sampled = sample(logits, sampling, rows.drawn, model.mesh)
+    return heads, jax.lax.dynamic_update_slice(before, sampled.token, (0,)), sampled
 
 
 def score(

@@ -19,7 +19,7 @@ import numpy as np
 
 from psynth_jax.axes import Array, HostArray
 
-INTEGERS = ("block", "count", "position", "drawn", "top_k", "alternatives", "vocabulary", "runs_used")
+INTEGERS = ("before", "block", "count", "position", "drawn", "top_k", "alternatives", "vocabulary", "runs_used")
 FLOATS = ("temperature", "top_p", "min_p", "scale")
 RUN_FIELDS = ("row", "first", "length", "branch", "position")
 
@@ -30,6 +30,7 @@ class StepInput:
     """Arrays `[B]` where nothing else is said; int32, or float32 for temperature, top_p, min_p and scale.
 
     tokens `[B, T]`: new tokens, the first `count` of a row are real.
+    before: the row of the step before this one in which the first new token was sampled; -1: it is among `tokens`.
     position: of the first new token.  block, slots `[B, T]`: where its keys and values go; beyond the pool: nowhere.
     seed `[B, 3]` uint32, drawn: of the random key; see `sampling.RowSampling`.  drawn counts the tokens sampled before.
     temperature, top_p, min_p, top_k: see `SamplingOptions`.  vocabulary: tokens that may be
@@ -42,6 +43,7 @@ class StepInput:
 
     tokens: Array
     slots: Array
+    before: Array
     block: Array
     count: Array
     position: Array
@@ -80,6 +82,7 @@ class Layout(NamedTuple):
     def idle_row(self) -> HostArray:
         """Return a row without tokens, which reads nothing."""
         row = np.zeros(self.width, np.int32)
+        row[self.columns["before"]] = -1
         row[self.columns["top_p"]] = as_bits(1.0)
         return row
 

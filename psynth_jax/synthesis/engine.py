@@ -306,6 +306,7 @@ class Engine:
             options.max_new_tokens,
             output,
             asked.block,
+            draws=output.draws,
             sampling=dataclasses.replace(sampling, alternatives=request.logprobs),
             branches=asked.branches,
             kept=asked.kept,

@@ -142,6 +142,11 @@ class RowOutput:
                 self.tell()
         return Next.GO_ON if self._goes_on() else Next.END
 
+    @property
+    def draws(self) -> int:
+        """How many tokens are sampled at most, one behind the last that gets keys and values counted."""
+        return self._limit + self._append_last
+
     def tell(self) -> None:
         """Report the pieces that are new, in the thread that calls."""
         while self._untold:

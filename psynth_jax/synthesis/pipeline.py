@@ -492,6 +492,7 @@ class ParallelSynthesis:
             new_tokens,
             listener,
             question.block,
+            draws=None if targets is not None else new_tokens,
             sampling=sampling,
             branches=question.branches,
             kept=question.kept,

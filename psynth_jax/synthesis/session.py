@@ -102,6 +102,7 @@ class Session:
             options.max_new_tokens,
             output,
             asked.block,
+            draws=output.draws,
             sampling=sampling_of(options, (seed, 0)),
             branches=asked.branches,
             kept=asked.kept,

@@ -284,10 +284,11 @@ def test_steps_lower(program: Any) -> None:
     sizes = (config.layers, 1, config.kv_heads, POOL_SLOTS, config.head_width)
     pool = jax.eval_shape(lambda: CachedHeads.allocate(sizes, jnp.bfloat16, packed=False))
     mapper = None if question is None else jax.eval_shape(lambda: Mapper.initialise(jax.random.key(0)))
+    before = jax.ShapeDtypeStruct((buckets.most_rows,), jnp.int32)
     array = jax.ShapeDtypeStruct((shape[0], layout.width + 2 * shape[1]), jnp.int32)
     static = {"layout": layout, "row_axes": (), "implementation": "pallas_gpu"}
     with abstract_gpu():
-        traced = Programs(model).traced(ProgramCall(STEP, (Conditioning(mapper), pool, array), static))
+        traced = Programs(model).traced(ProgramCall(STEP, (Conditioning(mapper), pool, before, array), static))
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 1
 

@@ -33,6 +33,7 @@ CONFIG = DecoderConfig(
 )  # fmt: skip
 BUCKETS = Buckets(decode=(1, 4, 8), prefill=((1, 16), (1, 64), (4, 16)), branches=(5, 9))
 PAGE = 8
+LAG = 0  # of schedulers; tests run with either
 
 
 @functools.cache
@@ -62,7 +63,7 @@ def scheduler(
             return made
         return jax.device_put(made, NamedSharding(mesh, cache_spec(placement)))
 
-    return Scheduler(programs, Pool(allocate, slots, PAGE, most_slots), buckets)
+    return Scheduler(programs, Pool(allocate, slots, PAGE, most_slots), buckets, lag=LAG)
 
 
 def conditioning(model: Decoder, seed: int = 3) -> Conditioning:

@@ -16,6 +16,7 @@ from psynth_jax.engine.scheduler import Scheduler
 from psynth_jax.engine.sequences import BASE, SequenceSampling, SequenceState
 from psynth_jax.errors import InputError, MemoryLimitError
 from psynth_jax.sharding import make_mesh
+from tests.engine import machines
 from tests.engine.machines import (
     BUCKETS,
     CONFIG,
@@ -33,6 +34,12 @@ from tests.slow import exhaustive_but
 
 SHARDED = CONFIG.model_copy(update={"heads": 8, "width": 32})  # what a mesh of eight devices divides
 LENGTHS = (3, 17, 40, 1, 64, 90)
+
+
+@pytest.fixture(autouse=True, params=[0, 1], ids=["at_once", "lag_one"])
+def lag(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the device waits until the host knows its tokens: nothing else may depend on it."""
+    monkeypatch.setattr(machines, "LAG", request.param)
 
 
 def test_workers_write_what_whole_texts_say() -> None:
@@ -359,7 +366,7 @@ def test_the_first_steps_are_compiled_at_the_same_time(monkeypatch: pytest.Monke
     lower, decoding = engine.programs.lower, threading.Event()
 
     def waiting(call: ProgramCall, *traced: Any) -> Any:
-        if call.args[2].shape[1] == call.static["layout"].width + 2:  # one token a row
+        if call.args[-1].shape[1] == call.static["layout"].width + 2:  # one token a row
             decoding.set()
         else:
             assert decoding.wait(60)

@@ -147,7 +147,8 @@ def test_a_step_copies_no_weight(tokens: int) -> None:
     layout = Layout(9, 25)
     array = np.zeros((1, layout.width + 2 * tokens), np.int32)
     static = {"layout": layout, "row_axes": (), "implementation": "xla"}
-    call = ProgramCall(STEP, (Conditioning(), empty_heads(decoder, 1, "float32", 512), array), static)
+    args = Conditioning(), empty_heads(decoder, 1, "float32", 512), np.zeros(64, np.int32), array
+    call = ProgramCall(STEP, args, static)
     text = Programs(decoder).get(call).as_text()
     for name, value in decoder.layers.layers[0].items():
         if value.ndim < 2:

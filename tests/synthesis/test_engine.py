@@ -109,7 +109,8 @@ def step_memory(slots: int, rows: int, tokens: int, separate: bool) -> tuple[Any
     conditioning = Conditioning(Mapper.from_arrays(random_mapper(1)), decoder.placed(random_lora(REALISTIC, 1)))
     array = jax.ShapeDtypeStruct((rows, layout.width + 2 * tokens), np.int32)
     static = {"layout": layout, "row_axes": (), "implementation": "auto"}
-    call = ProgramCall(STEP, (conditioning, heads, array), static)
+    before = jax.ShapeDtypeStruct((64,), np.int32)
+    call = ProgramCall(STEP, (conditioning, heads, before, array), static)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(heads))
     return Programs(decoder).get(call).memory_analysis(), size
 

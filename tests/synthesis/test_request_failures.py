@@ -9,17 +9,20 @@ import numpy as np
 import pytest
 
 import psynth_jax as ps
-from psynth_jax.errors import (
-    EngineError,
-    MemoryLimitError,
-    NotFiniteError,
-)
+from psynth_jax.engine import machine
+from psynth_jax.errors import EngineError, MemoryLimitError, NotFiniteError
 from tests.synthesis.requested import PROMPTS, QUESTION, alone, same
 from tests.tiny import tiny_model
 
 
 class TestFailure:
     """Whatever goes wrong in a step, all are answered or told why, and the next request is answered."""
+
+    @pytest.fixture(autouse=True, params=[0, 1], ids=["at_once", "lag_one"])
+    def lag(self, request: pytest.FixtureRequest, engine: ps.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whether the device waits until the host knows its tokens."""
+        monkeypatch.setattr(machine, "lag_here", lambda: request.param)
+        monkeypatch.setattr(engine.synth.runner.scheduler, "lag", request.param)
 
     def broken(self, engine: ps.Engine, monkeypatch: pytest.MonkeyPatch, error: BaseException, *, lose: bool) -> None:
         """Let the second step from now fail."""

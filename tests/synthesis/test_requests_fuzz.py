@@ -82,6 +82,7 @@ class Run:
         self.alone, self.folder, self.monkeypatch = alone, folder, monkeypatch
         self.rng = np.random.default_rng(seed)
         self.engine = made(alone.engine.synth.model, POOL)
+        self.engine.synth.runner.scheduler.lag = seed % 2
         self.open: list[tuple[Handle, Any]] = []
         self.kept: list[tuple[int, ps.Branches]] = []
         self.answered, self.cancelled = 0, 0

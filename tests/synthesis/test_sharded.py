@@ -248,7 +248,7 @@ def steps_of(synth: ps.ParallelSynthesis, monkeypatch: pytest.MonkeyPatch) -> li
 
 def tokens_of(call: ProgramCall) -> int:
     """Return T of a step."""
-    return int((call.args[2].shape[1] - call.static["layout"].width) // 2)
+    return int((call.args[3].shape[1] - call.static["layout"].width) // 2)
 
 
 @pytest.mark.usefixtures("small")
@@ -300,7 +300,7 @@ def test_workers_merge_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = steps_of(synth, monkeypatch)
     synth.work(PROMPTS[0], max_new_tokens=3)
     for call in ran:
-        rows = call.args[2].shape[0]
+        rows = call.args[3].shape[0]
         compiled = synth.runner.programs.get(call).as_text()
         moved = moved_bytes(without_branches(compiled))
         assert moved and len(moved) < len(moved_bytes(compiled))
