@@ -23,7 +23,8 @@ from psynth_jax.buckets import Buckets
 from psynth_jax.cache import cache_spec
 from psynth_jax.engine.lane import Batch, Form, Part
 from psynth_jax.engine.programs import Program, ProgramCall, Programs
-from psynth_jax.engine.sequences import UNKNOWN, TokenSequence
+from psynth_jax.engine.sampling import Sampled
+from psynth_jax.engine.sequences import UNKNOWN, Token, TokenSequence
 from psynth_jax.engine.step import Conditioning, score, step
 from psynth_jax.engine.step_input import Layout, packed
 from psynth_jax.errors import MemoryLimitError, is_out_of_memory
@@ -212,3 +213,16 @@ def _targets(batch: Batch) -> HostArray:
         assert sequence.targets is not None
         wanted[row, :count] = sequence.targets[first : first + count]
     return wanted
+
+
+def token_of(sampled: Sampled, row: int, alternatives: int, at: float) -> Token:
+    """Return what was sampled for a row.  alternatives, at: see `Token`."""
+    likely = sampled.likely[row, :alternatives].tolist()
+    logprobs = sampled.likely_logprobs[row, :alternatives].tolist()
+    return Token(
+        int(sampled.token[row]),
+        float(sampled.logprob[row]),
+        float(sampled.margin[row]),
+        at,
+        tuple(zip(likely, logprobs, strict=True)),
+    )

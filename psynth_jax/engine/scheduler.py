@@ -28,11 +28,10 @@ from typing import Any
 
 from psynth_jax.buckets import Buckets
 from psynth_jax.engine.admission import Admission
-from psynth_jax.engine.batch_runner import BatchRunner, Launched
+from psynth_jax.engine.batch_runner import BatchRunner, Launched, token_of
 from psynth_jax.engine.compilations import Compilations
 from psynth_jax.engine.lane import Batch, Lane, layout_of
 from psynth_jax.engine.programs import Programs
-from psynth_jax.engine.sampling import Sampled
 from psynth_jax.engine.sequences import SequenceState, Token, TokenSequence
 from psynth_jax.errors import EngineError, MemoryLimitError
 from psynth_jax.kv.pool import Pool
@@ -333,7 +332,7 @@ class Scheduler:
             if launched.batch.is_scored:
                 sequence.scored(first, result[row, :length])
             elif sequence.expects(first + length):
-                self._hear(sequence, _token(result, row, sequence.sampling.alternatives, now - sequence.waited))
+                self._hear(sequence, token_of(result, row, sequence.sampling.alternatives, now - sequence.waited))
 
     def _hear(self, sequence: TokenSequence, token: Token) -> None:
         """Let a sequence take a token; what it has written can be shared after the first, and when it has ended."""
@@ -367,16 +366,3 @@ class Scheduler:
                 sequence.end(gone)
                 sequence.release()
         self._admission.give_up(gone)
-
-
-def _token(sampled: Sampled, row: int, alternatives: int, at: float) -> Token:
-    """Return what was sampled for a row."""
-    likely = sampled.likely[row, :alternatives].tolist()
-    logprobs = sampled.likely_logprobs[row, :alternatives].tolist()
-    return Token(
-        int(sampled.token[row]),
-        float(sampled.logprob[row]),
-        float(sampled.margin[row]),
-        at,
-        tuple(zip(likely, logprobs, strict=True)),
-    )

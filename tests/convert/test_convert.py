@@ -25,6 +25,7 @@ from psynth_jax.convert.stored import StoredParameter
 from psynth_jax.errors import CheckpointError, DataError, InputError, UserError
 from psynth_jax.presets import preset
 from tests.convert.test_hf import GEMMA3, LLAMA, QWEN2, QWEN3, QWEN3_MOE, random_tensors, shapes_of, write_model
+from tests.slow import exhaustive_but
 from tests.tiny import random_lora, tiny_config
 from tests.trees import tree_differences
 
@@ -353,8 +354,7 @@ def test_layers_of_14b_there_and_back(four_layers_of_14b: tuple[Path, int], tmp_
     assert same(tensors_of(tmp_path / "back"), tensors_of(source))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("to", ["hf", "psynth"])
+@pytest.mark.parametrize("to", exhaustive_but(["hf", "psynth"], full=["hf"]))
 def test_memory_does_not_grow_with_the_model(to: str, tmp_path: Path) -> None:
     raw = {**LLAMA, "num_hidden_layers": 60, "hidden_size": 1024, "intermediate_size": 2048}
     (tmp_path / "source").mkdir()

@@ -21,6 +21,7 @@ from psynth_jax.convert.convert import convert  # noqa: E402
 from psynth_jax.errors import AdapterError, ModelMismatchError, UserError  # noqa: E402
 from tests.oracle import models, synthesis  # noqa: E402
 from tests.oracle.synthesis import OracleBranch  # noqa: E402
+from tests.slow import exhaustive_but  # noqa: E402
 
 # PEFT asks transformers in a way that the newest one calls old
 pytestmark = [
@@ -191,7 +192,7 @@ class TestPeftAlone:
         ],
         ids=lambda changed: ",".join(map(str, changed)) or "plain",
     )
-    @pytest.mark.parametrize("family", ["llama", "qwen2"])
+    @pytest.mark.parametrize("family", exhaustive_but(["llama", "qwen2"], full=["llama"]))
     def test_kinds_of_lora(self, family: str, changed: dict[str, Any], tmp_path: Path) -> None:
         directory = models.save(base_model(family), tmp_path / "base")
         wrapped = with_lora(base_model(family), **changed).eval()

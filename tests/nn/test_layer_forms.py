@@ -20,6 +20,7 @@ from psynth_jax.engine.step import Conditioning
 from psynth_jax.engine.step_input import Layout
 from psynth_jax.errors import ConfigError
 from psynth_jax.nn.decoder import Decoder, layer_shapes, parameter_shapes
+from tests.slow import exhaustive_but
 from tests.tiny import random_lora, random_mapper, talking_model, tiny_config, tiny_decoder, token_ids
 
 GEMMA: dict[str, Any] = {
@@ -41,6 +42,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+FORMS = [(1, False), (1, True), (9, False), (9, True)]  # tokens, and whether there is a LoRA
+
+
 def both(**changed: Any) -> tuple[Decoder, Decoder]:
     stacked = tiny_decoder(tiny_config(**changed))
     return stacked, stacked.separated()
@@ -48,8 +52,7 @@ def both(**changed: Any) -> tuple[Decoder, Decoder]:
 
 class TestSeparate:
     @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("tokens", [1, 9])
-    @pytest.mark.parametrize("adapted", [False, True])
+    @pytest.mark.parametrize(("tokens", "adapted"), exhaustive_but(FORMS, fast=[(9, True)], full=[(1, False)]))
     def test_computes_what_stacked_computes(self, kind: str, tokens: int, adapted: bool) -> None:
         stacked, separate = both(**KINDS[kind])
         lora = random_lora(stacked.config, 3) if adapted else None

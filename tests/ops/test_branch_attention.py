@@ -22,7 +22,7 @@ from psynth_jax.ops.branch_attention import (
 )
 from psynth_jax.ops.cached_heads import CachedHeads
 from tests.ops.forms import poisoned, reads_own, runs_of, whole
-from tests.slow import slow_but
+from tests.slow import exhaustive_but, slow_but
 
 branch_attention = jax.jit(op.branch_attention, static_argnums=(5, 6))
 L, B, W, K, G, S, H = 2, 3, 3, 2, 3, 19, 10
@@ -130,7 +130,7 @@ def test_without_context_and_cache_it_is_causal_attention(implementation: str) -
 
 
 @pytest.mark.parametrize("tokens", slow_but([1, 5, 17], 1, 5))
-@pytest.mark.parametrize("window", [1, 4, 9, 40, 1000])
+@pytest.mark.parametrize("window", exhaustive_but([1, 4, 9, 40, 1000], fast=[9], full=[1, 40]))
 @pytest.mark.usefixtures("small_blocks")
 def test_a_window_ends_what_is_seen(tokens: int, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both forms agree, in blocks too; a window as long as everything changes nothing."""

@@ -15,6 +15,7 @@ from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial, finalize, merge
 from tests.ops.forms import part, whole
 from tests.ops.test_pallas_gpu import case
+from tests.slow import exhaustive_but
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,7 @@ def merged(partials: list[Partial]) -> Any:
     return finalize(merge(merge(third, first), second))
 
 
-@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("tokens", exhaustive_but([1, 3], fast=[3]))
 @pytest.mark.parametrize("which", PARTS)
 def test_merged_partials_are_the_whole(which: str, tokens: int) -> None:
     drawn = case(tokens, two_parts=True)
