@@ -27,13 +27,19 @@ WORTH_WAITING = 16  # tokens that another one is about to write: one more prefil
 class Admission:
     """Sequences that wait for slots of a pool.
 
-    counts: takes what is counted.
+    counts: takes what is counted.  ended: takes those that end without having run.
     """
 
-    def __init__(self, pool: Pool, buckets: Buckets, counts: collections.Counter[str]):
+    def __init__(
+        self,
+        pool: Pool,
+        buckets: Buckets,
+        counts: collections.Counter[str],
+        ended: collections.deque[TokenSequence],
+    ):
         """Begin with nobody."""
         self.waiting: collections.deque[TokenSequence] = collections.deque()
-        self.ended: list[TokenSequence] = []  # without having run
+        self._ended = ended
         self._added = 0
         self._stuck: Hashable = None
         self._pool, self._buckets, self._counts = pool, buckets, counts
@@ -54,64 +60,80 @@ class Admission:
             return  # nothing has changed since nobody was admitted
         there = list(running)
         lacking: list[TokenSequence] = []  # for which there is no room
+        some_ended = False
         for sequence in list(self.waiting):
             if len(lacking) >= MOST_PASSES or (lacking and lacking[0].passed >= MOST_PASSES):
                 break
-            try:
-                if self._is_better_soon(sequence, there):
-                    continue
-                if not self._has_room(sequence, there):
-                    lacking.append(sequence)
-                    continue
-            except Exception as error:  # noqa: BLE001  a failing copy ends whom it was for
-                self._counts["failed"] += 1
-                sequence.end(_named(error))
-                sequence.release()
-            self.waiting.remove(sequence)
-            if sequence.state is SequenceState.ENDED:
-                self.ended.append(sequence)
+            if sequence.state is SequenceState.WAITING:
+                self._try(sequence, there, lacking)
+            if sequence.state is SequenceState.WAITING:
                 continue
-            begin(sequence)
-            there.append(sequence)
-            if lacking:
-                lacking[0].passed += 1
-        self._stuck = state if len(there) == len(running) and not self.ended else None
+            # Into the next list before it is taken out of this one: an interrupt may come between.
+            if sequence.state is SequenceState.ENDED:
+                self._ended.append(sequence)
+                some_ended = True
+            else:
+                begin(sequence)
+                there.append(sequence)
+                if lacking:
+                    lacking[0].passed += 1
+            self.waiting.remove(sequence)
+        self._stuck = state if len(there) == len(running) and not some_ended else None
+
+    def _try(self, sequence: TokenSequence, there: Sequence[TokenSequence], lacking: list[TokenSequence]) -> None:
+        """Admit a sequence, if there is room: it waits no longer then.
+
+        there: those that run.  lacking: takes it where there is none.
+        """
+        try:
+            if not self._is_better_soon(sequence, there) and not self._give_room(sequence, there):
+                lacking.append(sequence)
+        except UserError as error:
+            self._fail(sequence, error.with_traceback(None))  # its frames would keep what they hold
+        except Exception as error:  # noqa: BLE001  a failing copy ends whom it was for
+            self._fail(sequence, _named(error))
+
+    def _fail(self, sequence: TokenSequence, error: Exception) -> None:
+        self._counts["failed"] += 1
+        sequence.end(error)
+        sequence.release()
 
     def _state(self, running: Sequence[TokenSequence]) -> Hashable:
         """Return what decides who can be admitted."""
         prefilling = [sequence.written for sequence in running if sequence.state is SequenceState.PREFILL]
         pool = self._pool
         waiting, owned = (self._added, len(self.waiting)), pool.allocator.owned_slots()
-        return waiting, len(running), tuple(prefilling), owned, len(pool.dropped), pool.generation
+        # Each of several processes drops on its own; all must try at the same time.
+        dropped = 0 if pool.over_processes else len(pool.dropped)
+        return waiting, len(running), tuple(prefilling), owned, dropped, pool.generation
 
-    def sweep(self) -> list[TokenSequence]:
-        """Forget those that were cancelled, or ended without having run; return them."""
+    def sweep(self) -> None:
+        """End those that were cancelled."""
         for sequence in list(self.waiting):
             if sequence.cancelled:
                 self._counts["cancelled"] += 1
-                self.waiting.remove(sequence)
                 sequence.end()
-                self.ended.append(sequence)
-        gone, self.ended = self.ended, []
-        return gone
+                self._ended.append(sequence)
+                self.waiting.remove(sequence)
 
     def give_up(self, error: UserError) -> None:
         """End all: nothing can be run any more."""
         for sequence in self.waiting:
             sequence.end(error)
-        self.ended += self.waiting
+        self._ended += self.waiting
         self.waiting.clear()
 
     def share(self, sequence: TokenSequence) -> None:
         """Let later sequences read what a sequence has written so far, prompt and answer."""
-        if sequence.context is None or sequence.lease is None:
+        if sequence.context is None:
             return
         with self._pool.lock:
-            if not sequence.lease.lost:
+            lease = sequence.lease  # whoever waits for it may be releasing it
+            if lease is not None and not lease.lost:
                 tokens = sequence.tokens[: min(sequence.written, sequence.known)]
-                self._pool.prefixes.insert(sequence.context, tokens, sequence.lease.runs, sequence.shared_tokens)
+                self._pool.prefixes.insert(sequence.context, tokens, lease.runs, sequence.shared_tokens)
 
-    def _has_room(self, sequence: TokenSequence, running: Sequence[TokenSequence]) -> bool:
+    def _give_room(self, sequence: TokenSequence, running: Sequence[TokenSequence]) -> bool:
         """Give a sequence its slots; return whether there is room for it."""
         with self._pool.lock:
             sequence.check()
@@ -122,6 +144,8 @@ class Admission:
             try:
                 lease = self._pool.reserve(wanted, sequence.block) if wanted else None
             except MemoryLimitError:
+                if shared is not None:
+                    shared.release()  # what is raised keeps it
                 if running and wanted <= self._pool.allocator.slots:
                     return False  # somebody ends at some time
                 raise
@@ -178,12 +202,16 @@ class Admission:
         except MemoryLimitError:  # no room to copy them: they are read as they are
             return shared
         self._counts["compactions"] += 1
-        self._pool.prefixes.move(match, copy.runs)
+        # To make room for the copy, a part of what was matched may have been evicted.
+        assert sequence.context is not None
+        still = self._pool.prefixes.match(sequence.context, sequence.tokens, match.length)
+        if still.length == match.length:
+            self._pool.prefixes.move(still, copy.runs)
         return copy
 
 
 def _named(error: Exception) -> Exception:
     """Return an error of the device as one that says what to do."""
-    if not isinstance(error, UserError) and is_out_of_memory(error):
+    if is_out_of_memory(error):
         return MemoryLimitError("the device has no memory to make room in the pool: keep fewer branches")
     return error

@@ -60,12 +60,14 @@ class Launched(NamedTuple):
     """A batch that the device runs.
 
     parts: what its rows run.  result: on the device: what was sampled, or log-probabilities.
+    sampled: on the device: the token of each row, for the next step.
     generation: of the pool that it writes to.
     """
 
     batch: Batch
     parts: list[Part]
     result: Any
+    sampled: Any
     generation: int
 
     def row_of(self, sequence: TokenSequence) -> int:
@@ -85,8 +87,8 @@ class BatchRunner:
         self._programs, self._pool, self._buckets = programs, pool, buckets
         self._implementation: Implementation = implementation
         self._mesh = programs.model.mesh
-        # The tokens that the last step sampled, for the next one.
-        self._sampled: Any = self._numbers(np.zeros(most_rows(buckets, self._mesh), np.int32))
+        # For a step that takes no token of the one before it.
+        self._none_sampled: Any = self._numbers(np.zeros(most_rows(buckets, self._mesh), np.int32))
         self.dead: BaseException | None = None
 
     def shapes(
@@ -95,15 +97,15 @@ class BatchRunner:
         """Return a step to be compiled.  rows: of each part that `row_axes` cut a batch into."""
         rows *= shards(self._mesh, row_axes)
         form = Form(row_axes, 1, layout, self._buckets)
-        return self._step_call(form, conditioning, self._shape(rows, layout.width + 2 * tokens))
+        return self._step_shapes(form, conditioning, rows, tokens)
 
     def shapes_of(self, batch: Batch) -> ProgramCall:
         """Return the call of a batch to be compiled: with shapes for its arrays."""
         rows, tokens, form = len(batch.seated), batch.tokens, batch.form
+        if not batch.is_scored:
+            return self._step_shapes(form, batch.conditioning, rows, tokens)
         shape = self._shape(rows, form.layout.width + 2 * tokens)
-        if batch.is_scored:
-            return self._call(SCORE, form, batch.conditioning, shape, self._shape(rows, tokens))
-        return self._step_call(form, batch.conditioning, shape)
+        return self._call(SCORE, form, batch.conditioning, shape, self._shape(rows, tokens))
 
     def launch(self, batch: Batch, before: Launched | None = None) -> Launched:
         """Let the device run a batch.
@@ -114,11 +116,12 @@ class BatchRunner:
         Raises `MemoryLimitError` where the device has not enough memory, or what a sequence reads
         is lost.
         """
-        inputs = [self._numbers(_packed(batch, before))]
+        rows = self._numbers(_packed(batch, before))
+        sampled = self._none_sampled if before is None else before.sampled
         if batch.is_scored:
-            call = self._call(SCORE, batch.form, batch.conditioning, *inputs, self._numbers(_targets(batch)))
+            call = self._call(SCORE, batch.form, batch.conditioning, rows, self._numbers(_targets(batch)))
         else:
-            call = self._step_call(batch.form, batch.conditioning, *inputs)
+            call = self._call(STEP, batch.form, batch.conditioning, sampled, rows)
         parts, pool = batch.parts(), self._pool
         with pool.lock:
             for sequence in batch.sequences:
@@ -126,15 +129,13 @@ class BatchRunner:
             conditioning, _, *others = call.args
             call = dataclasses.replace(call, args=(conditioning, pool.heads, *others))
             try:
-                heads, *sampled, result = self._programs.run(call)
+                heads, *others, result = self._programs.run(call)
                 pool.replace(heads)
             except BaseException:  # an interrupt, too, may come when the old buffer is gone
                 if pool.heads.k.is_deleted():
                     self.lose()
                 raise
-            for tokens in sampled:
-                self._sampled = tokens
-            return Launched(batch, parts, result, pool.generation)
+            return Launched(batch, parts, result, others[0] if others else sampled, pool.generation)
 
     def is_lost(self, launched: Launched) -> bool:
         """Whether the pool that a batch writes to was lost since it was launched."""
@@ -164,9 +165,9 @@ class BatchRunner:
         sharding = None if self._mesh is None else replicated(self._mesh)
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
 
-    def _step_call(self, form: Form, conditioning: Conditioning, rows: Any) -> ProgramCall:
-        """Return a step: a call of it takes what the last one sampled."""
-        return self._call(STEP, form, conditioning, self._sampled, rows)
+    def _step_shapes(self, form: Form, conditioning: Conditioning, rows: int, tokens: int) -> ProgramCall:
+        shape = self._shape(rows, form.layout.width + 2 * tokens)
+        return self._call(STEP, form, conditioning, self._shape(*self._none_sampled.shape), shape)
 
     def _call(self, program: Program, form: Form, conditioning: Conditioning, *inputs: Any) -> ProgramCall:
         """Return a call of a program: the pool is there as shapes."""
@@ -177,8 +178,7 @@ class BatchRunner:
         """Begin with an empty pool; where there is no memory for one, nothing can run any more."""
         try:
             self._pool.lose()
-            self._sampled = self._numbers(np.zeros(self._sampled.shape, np.int32))
-        except BaseException as error:
+        except Exception as error:
             self.dead = error
             raise
 

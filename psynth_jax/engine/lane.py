@@ -9,6 +9,7 @@ steps, in small chunks, so that nobody waits long for the next token.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -87,14 +88,19 @@ class Lane:
         self._prefilled = False  # by the last batch
 
     def add(self, sequence: TokenSequence) -> None:
-        """Let a sequence that was admitted take part."""
-        self.running.append(sequence)
+        """Let a sequence that was admitted take part, if it does not yet."""
+        if sequence not in self.running:
+            self.running.append(sequence)
 
-    def sweep(self) -> list[TokenSequence]:
-        """Forget those that have ended, and return them."""
-        gone = [each for each in self.running if each.state is SequenceState.ENDED]
-        self.running = [each for each in self.running if each.state is not SequenceState.ENDED]
-        return gone
+    def sweep(self, ended: collections.deque[TokenSequence]) -> None:
+        """Move those that have ended to `ended`."""
+        left = []
+        for sequence in self.running:
+            if sequence.state is SequenceState.ENDED:
+                ended.append(sequence)
+            else:
+                left.append(sequence)
+        self.running = left
 
     def next_batch(self, can_run: Callable[[TokenSequence], bool]) -> Batch | None:
         """Return what the next call runs; None where no sequence can run."""

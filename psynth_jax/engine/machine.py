@@ -49,7 +49,7 @@ class Machine:
         self._schedulers: dict[str, Scheduler] = {}
         self._copies: weakref.WeakKeyDictionary[Lease | StoredSlots, dict[tuple[Pool, int], Lease]]
         self._copies = weakref.WeakKeyDictionary()
-        self._lock = threading.Lock()
+        self._lock, self._copying = threading.Lock(), threading.Lock()
 
     @property
     def mesh(self) -> Mesh | None:
@@ -101,17 +101,17 @@ class Machine:
             held.check()
             if held.pool is pool and self._same_part(held.runs[0].block, block):
                 return held
-        with self._lock:
+        with self._copying:
             copies = self._copies.setdefault(held, {})
-        key = pool, self._part(block)
-        if key not in copies or copies[key].lost:
-            stored = held if isinstance(held, StoredSlots) else read_slots(held)
-            copies[key] = write_slots(pool, stored, block)
-        return copies[key]
+            key = pool, self._part(block)
+            if key not in copies or copies[key].lost:
+                stored = held if isinstance(held, StoredSlots) else read_slots(held)
+                copies[key] = write_slots(pool, stored, block)
+            return copies[key]
 
     def forget_copies(self, pool: Pool) -> None:
         """Let go of the copies of what is held elsewhere in one pool."""
-        with self._lock:
+        with self._copying:
             for copies in self._copies.values():
                 for key in [key for key in copies if key[0] is pool]:
                     del copies[key]

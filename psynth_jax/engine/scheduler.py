@@ -37,7 +37,7 @@ from psynth_jax.errors import EngineError, MemoryLimitError
 from psynth_jax.kv.pool import Pool
 from psynth_jax.ops.branch_attention import Implementation
 
-INTERRUPTED = "its keys and values are lost: a step that had been given those of all was interrupted; ask again"
+INTERRUPTED = "its keys and values are lost: what had been given those of all was interrupted, or failed; ask again"
 
 
 class Scheduler:
@@ -65,7 +65,8 @@ class Scheduler:
         self.counts = collections.Counter[str]()
         self.lag, self._buckets = lag, buckets
         self._launched: collections.deque[Launched] = collections.deque()  # not collected
-        self._admission = Admission(pool, buckets, self.counts)
+        self._ended: collections.deque[TokenSequence] = collections.deque()  # to be told so
+        self._admission = Admission(pool, buckets, self.counts, self._ended)
         self._lanes: dict[tuple[int, bool], Lane] = {}
         self._compilations = Compilations(programs)
         self._changed = threading.Condition()
@@ -83,17 +84,22 @@ class Scheduler:
         """
         call = object()
         before = self.programs.waited
+
+        def take_in() -> None:
+            self.programs.set_waited(max([before, *(sequence.waited for sequence in sequences)]))
+            if hear is not None:
+                hear()
+            for sequence in sequences:
+                if sequence.error is not None:
+                    raise sequence.error
+
         try:
             for sequence in sequences:
                 self.submit(sequence, call)
             while not all(sequence.state is SequenceState.ENDED for sequence in sequences):
                 self.advance()
-                self.programs.set_waited(max([before, *(sequence.waited for sequence in sequences)]))
-                if hear is not None:
-                    hear()
-                for sequence in sequences:
-                    if sequence.error is not None:
-                        raise sequence.error
+                take_in()
+            take_in()  # another thread may have ended them while this one heard
         except BaseException:
             for sequence in sequences:
                 self.cancel(sequence)
@@ -119,7 +125,7 @@ class Scheduler:
             self._changed.notify_all()
 
     def cancel(self, sequence: TokenSequence) -> None:
-        """End a sequence and free its slots: now, or as soon as the step is over that writes to them."""
+        """End a sequence and let go of its slots: now, or as soon as the thread that drives has run its step."""
         sequence.cancelled = True
         with self._changed:
             if not self._driven:
@@ -149,23 +155,21 @@ class Scheduler:
             something_happened = self._step()
         finally:
             if is_driver:
+                self._driven = False  # before anything that an interrupt might come before
                 self._leave(submitted, something_happened=something_happened)
         if not something_happened:
             self._wait_for_a_program(submitted)
 
     def _leave(self, submitted: int, *, something_happened: bool) -> None:
-        """Let another thread drive, and wake those that wait for something that may have happened."""
+        """Wake those that wait for something that may have happened."""
         with self._changed:
-            self._driven = False
-            some_left = self._sweep()  # they were cancelled since the step has ended
+            # Some may have been cancelled since the step has ended.
+            some_left = not self._driven and self._sweep()
             if something_happened or some_left or self._submitted != submitted:
                 self._changed.notify_all()
 
     def _step(self) -> bool:
-        """Admit who can be admitted, run the next tokens of some who are, and forget those that have ended.
-
-        Returns whether anything happened that others may wait for.
-        """
+        """Admit some, run their next tokens, and forget those that have ended; return whether anything happened."""
         before = self.waiting, self.running, len(self._compilations)
         self._sweep()
         self._admit()
@@ -189,24 +193,30 @@ class Scheduler:
         for lane in self._lanes.values():
             running += lane.running
         self._admission.admit(running, lambda sequence: self._lane_of(sequence).add(sequence))
-        if self.pool.heads.k.is_deleted():  # a copy that went wrong has taken the pool with it
+        with self.pool.lock:  # another thread may be copying into the pool
+            if not self.pool.heads.k.is_deleted():
+                return
             try:
-                self.batches.lose()
+                self.batches.lose()  # a copy that went wrong has taken the pool with it
             except Exception as error:  # noqa: BLE001  all sequences are told
                 self._give_up(error)
 
     def _run_some(self) -> bool:
         """Launch a batch, and take in what was launched before it; return whether there was anything to do."""
+        had_launched = bool(self._launched)
+        self._collect_all_but(self.lag)  # more are left where an interrupt came between
         self._end_compilations()
         batch = self._next_batch()
         if batch is not None:
             self._launch(batch)
-        collected = False
-        while len(self._launched) > (0 if batch is None else self.lag):
+        self._collect_all_but(0 if batch is None else self.lag)
+        return batch is not None or had_launched
+
+    def _collect_all_but(self, count: int) -> None:
+        """Take in what was launched, but for the last `count` batches."""
+        while len(self._launched) > count:
             self._collect(self._launched[0])
-            self._launched.popleft()
-            collected = True
-        return batch is not None or collected
+            self._launched.popleft()  # not before: an interrupted one is taken in again
 
     def _next_batch(self) -> Batch | None:
         """Return the next batch of the lane whose turn it is, of those whose programs are there."""
@@ -220,29 +230,30 @@ class Scheduler:
 
     def _sweep(self) -> bool:
         """Forget sequences that have ended, were cancelled, or whose keys and values are lost; return whether any did."""
-        gone = self._admission.sweep()
+        self._admission.sweep()
         for key, lane in [*self._lanes.items()]:
             for sequence in lane.running:
-                if sequence.state is SequenceState.ENDED:
-                    continue
-                if sequence.cancelled:
+                if sequence.state is not SequenceState.ENDED and sequence.cancelled:
                     self.counts["cancelled"] += 1
                     sequence.end()
-                    sequence.release()
-                elif sequence.is_lost:
+                elif sequence.state is not SequenceState.ENDED and sequence.is_lost:
                     self.counts["failed"] += 1
                     sequence.end(MemoryLimitError(INTERRUPTED))
                     sequence.release()
-            gone += lane.sweep()
+                if sequence.cancelled:
+                    sequence.release()
+            lane.sweep(self._ended)
             if not lane.running:
                 del self._lanes[key]
-        for sequence in gone:
-            sequence.tell_end()
+        some_ended = bool(self._ended)
+        while self._ended:
+            self._ended[0].tell_end()
+            self._ended.popleft()  # not before: an interrupted one is told again
         self._forget_vain()
-        return bool(gone)
+        return some_ended
 
     def _forget_vain(self) -> None:
-        """Forget what was launched for sequences that have ended: it holds their slots."""
+        """Forget what was launched for sequences that have ended: while it holds them, they hold their slots."""
         while self._launched:
             sequences = self._launched[-1].batch.sequences
             if not all(sequence.state is SequenceState.ENDED for sequence in sequences):
@@ -282,7 +293,7 @@ class Scheduler:
             return False
         concurrent.futures.wait(futures)  # all processes run the same steps in the same order
         self._end_compilations()
-        return any(sequence.state is not SequenceState.ENDED for sequence in batch.sequences)
+        return False  # some of the batch may have failed
 
     def _waiting_for(self, batch: Batch, able: Sequence[TokenSequence]) -> list[TokenSequence]:
         """Return who waits for a batch's program: with a sequence all of its call.

@@ -29,6 +29,7 @@ import numpy as np
 from psynth_jax.axes import HostArray
 from psynth_jax.engine.step import Conditioning
 from psynth_jax.engine.step_input import RUN_FIELDS, Layout, as_bits
+from psynth_jax.errors import EngineError
 from psynth_jax.kv.allocator import Run, merged, part_of_runs
 from psynth_jax.kv.pool import Lease
 
@@ -177,7 +178,7 @@ class TokenSequence:
         self.lease: Lease | None = None
         self.shared: Lease | None = None
         self.known = len(prompt)  # tokens that the host has seen
-        self.drawn = 0  # tokens that were sampled, seen or not
+        self.shared_tokens = 0  # of its prompt, that others have written
         self.runs = 0
         self.written = 0  # tokens that have keys and values, those that are shared counted
         self._scored = 0
@@ -200,7 +201,7 @@ class TokenSequence:
         self.lease, self.shared = lease, shared
         self.runs = sum(len(branch.runs) for branch in self.branches) + len(merged(self._own_runs()))
         self.admitted_at = time.perf_counter()
-        self.written = 0 if shared is None else shared.slots
+        self.written = self.shared_tokens = 0 if shared is None else shared.slots
         if lease is not None:
             self._slots = np.concatenate([np.arange(run.first, run.first + run.length) for run in lease.runs])
         self.state = SequenceState.PREFILL
@@ -211,6 +212,11 @@ class TokenSequence:
         return len(self.tokens) - self.written
 
     @property
+    def drawn(self) -> int:
+        """How many tokens were sampled, seen or not."""
+        return len(self.tokens) - self.prompt_length
+
+    @property
     def has_begun(self) -> bool:
         """Whether it has its first token, or none any more: its prompt is there to be shared."""
         return self.known > self.prompt_length or self.state is SequenceState.ENDED
@@ -218,13 +224,9 @@ class TokenSequence:
     @property
     def can_go_on(self) -> bool:
         """Whether there is more to run before it is known what its last token is."""
-        has_room = self.written < self.prompt_length + self.new_tokens
-        return has_room and (self.drawn < self.draws or self.targets is not None)
-
-    @property
-    def shared_tokens(self) -> int:
-        """How many tokens of its prompt others have written."""
-        return 0 if self.shared is None else self.shared.slots
+        if self.state is SequenceState.ENDED or self.written == self.prompt_length + self.new_tokens:
+            return False
+        return self.drawn < self.draws or self.targets is not None
 
     @property
     def leases(self) -> tuple[Lease, ...]:
@@ -288,11 +290,11 @@ class TokenSequence:
 
     def launched(self, count: int) -> None:
         """Note that a step runs its next `count` tokens, and samples a token behind the last of all."""
-        self.written += count
-        if not self.pending and self.targets is None:
-            self.tokens.append(UNKNOWN)
-            self.drawn += 1
+        # What is written is noted last: whatever an interrupt leaves out is run again.
+        if self.targets is None and self.written + count == len(self.tokens):
             self.state = SequenceState.DECODE
+            self.tokens.append(UNKNOWN)
+        self.written += count
 
     def scored(self, first: int, logprobs: HostArray) -> None:
         """Note the log-probabilities of the targets of its tokens from `first` on; the last one ends it."""
@@ -314,6 +316,9 @@ class TokenSequence:
         except Exception as error:  # noqa: BLE001  a listener's fault ends its row alone
             self.end(error)
             return
+        except BaseException:
+            self.end(EngineError("an interrupt came while its last token was taken; ask again"))
+            raise
         if says is Next.GO_ON:
             self.tokens[self.known] = token.id
             self.known += 1
@@ -321,7 +326,7 @@ class TokenSequence:
             self.end()
 
     def end(self, error: BaseException | None = None) -> None:
-        """Nothing more is run.  Its slots are kept as long as it is itself."""
+        """Nothing more is run.  Its slots are kept until it is released, or dropped."""
         self.error = self.error or error
         self.state = SequenceState.ENDED
         del self.tokens[self.known :]
@@ -329,12 +334,16 @@ class TokenSequence:
 
     def tell_end(self) -> None:
         """Tell that nothing more of it will be run."""
-        on_end, self.on_end = self.on_end, None
-        if on_end is not None:
-            on_end(self)
+        if self.on_end is not None:
+            self.on_end(self)
+            self.on_end = None
 
     def release(self) -> None:
-        """Free its slots at once, and what it reads; nothing of it may be read any more."""
+        """Let go of its slots, and of what it reads; nothing of it may be read any more.
+
+        A step may still be writing to them: whoever gets them next writes later, since every step
+        takes the buffer that the one before it gives back.
+        """
         self._free_own()
         self._kept = ()
 
@@ -344,13 +353,17 @@ class TokenSequence:
         self.state = SequenceState.WAITING
 
     def _free_own(self) -> None:
-        for lease in (self.lease, self.shared):
+        leases = self.lease, self.shared
+        self.lease = self.shared = None  # before their slots are somebody else's
+        for lease in leases:
             if lease is not None:
                 lease.release()
-        self.lease = self.shared = None
 
     def _own_runs(self) -> list[Run]:
-        """Return the runs of all of its tokens, those that it shares first."""
+        """Return the runs of all of its tokens, those that it shares first.
+
+        What it shares has exactly one slot a token; behind its own tokens there may be more.
+        """
         runs: list[Run] = []
         for lease in (self.shared, self.lease):
             if lease is not None:

@@ -11,8 +11,18 @@ Every step takes the buffer and gives it back written (`Pool.heads` is the newes
 lock: their numbers are put on a queue, and their slots are free when the next reservation drains it (`kv/processes.py` has
 what several processes do instead).
 
-Slots whose owners are gone may still be known to the prefix tree; a reservation that finds no room
-evicts them, before the pool grows.
+Who holds a page, and until when; it is free when nobody does:
+
+    a sequence's own lease   what it may write          its end (`release`), or the last reference to it
+    its shared lease         a beginning that it reads  the same
+    the branches it reads    `TokenSequence` keeps      the same
+    a kept branch            what a worker wrote        the last reference to the branch
+    a copy of a branch       that lies elsewhere        the last reference to what was copied
+    a node of the prefix     what was run before        eviction: a reservation that finds no room evicts
+     tree                                               what nobody else holds, before the pool grows
+
+Holders count pages, and write slots: a page that is partly filled may be read by others up to what
+they share, and written behind that by the one that began it.
 """
 
 from __future__ import annotations
@@ -38,7 +48,7 @@ from psynth_jax.ops.cached_heads import CachedHeads
 
 
 class Lease:
-    """Slots of a pool that nobody else writes to.  Dropping the last reference frees them."""
+    """Slots of a pool that nobody else writes to.  Dropping the last reference lets them go."""
 
     def __init__(self, pool: Pool, runs: Sequence[Run]):
         """Take over one count of the pages of `runs`; use `Pool.reserve` and `Lease.part`."""
@@ -89,7 +99,10 @@ class Lease:
             return Lease(self.pool, runs)
 
     def release(self) -> None:
-        """Free the slots now; the lease must not be read any more."""
+        """Let the slots go before the last reference is dropped; the lease must not be read any more.
+
+        They are free when the next reservation looks for some.
+        """
         self._finalizer()
 
 
@@ -178,9 +191,9 @@ class Pool:
             self.generation += 1
             self._leased.clear()
             slots = self.allocator.slots
-            self.heads = self._allocate(slots)
             self.allocator = Allocator(self.heads.rows, slots, self.allocator.page)
             self.prefixes = PrefixTree(self.allocator)
+            self.heads = self._allocate(slots)  # last: as long as they are deleted, this is done again
 
     def numbered(self, runs: tuple[Run, ...]) -> int:
         """Return the number of a new lease: never used again, and the same in all processes.  The lock is held."""
@@ -233,8 +246,7 @@ class Pool:
         return self.allocator.reserve(slots, block)
 
     def _grown_for(self, slots: int, block: int) -> bool:
-        """Double the slots of every block until `slots` more fit behind the last of one; say whether that was allowed."""
-        # Free pages at the end of a block join the new ones, but they need not: growing by all that is asked for is enough.
+        """Double the slots of every block until `slots` of them are free in one; say whether that was allowed."""
         wanted, now = self.allocator.slots, self.allocator.slots
         while wanted - now + self.allocator.free_slots(block) < slots:
             wanted *= 2

@@ -39,7 +39,7 @@ from psynth_jax.synthesis.precompile import precompile
 from psynth_jax.synthesis.requests import Event, Request, RequestResult, checked_request
 from psynth_jax.synthesis.runner import asked_of
 from psynth_jax.synthesis.sampling import checked_seed, is_whole, sampling_of
-from psynth_jax.synthesis.streams import StreamDriver, tell
+from psynth_jax.synthesis.streams import StreamDriver, cancel_submitted, tell
 from psynth_jax.template_variables import TemplateVariables
 
 __all__ = ["Engine", "Handle"]
@@ -119,7 +119,8 @@ class Engine:
           InputError: an empty prompt, or more branches than `max_branches`.
           ContextLengthError: branches, prompt and answer do not fit the context window.
           ModelMismatchError: the branches were made by another model.
-          MemoryLimitError: the branches' keys and values are lost.
+          MemoryLimitError: the branches' keys and values are lost, or there is no room to copy those
+            of a file or of another pool.
         """
         return self._submit(request, None)
 
@@ -166,7 +167,12 @@ class Engine:
         news = asyncio.Event()
         with self._driver.reading(loop, news):
             # It may encode a sink, or copy branches into the pool: the loop goes on meanwhile.
-            handle = await asyncio.to_thread(self._submit, request, functools.partial(tell, loop, news))
+            submitting = loop.run_in_executor(None, self._submit, request, functools.partial(tell, loop, news))
+            try:
+                handle = await asyncio.shield(submitting)
+            except asyncio.CancelledError:  # the reader left, but the thread goes on
+                submitting.add_done_callback(cancel_submitted)
+                raise
             self._driver.wake()
             try:
                 while True:
@@ -203,22 +209,12 @@ class Engine:
         had been.  programs, compilations, compile_seconds; compactions, evictions, cancelled,
         failed.
         """
-        runner = self.synth.runner
-        pool, counts, programs = runner.pool, runner.scheduler.counts, runner.programs
         with self._lock:
             admitted = [way.sequence.lease is not None for way in self._running.values()]
-            waiting = len(self._held_back) + admitted.count(False)
+            running, waiting = admitted.count(True), len(self._held_back) + admitted.count(False)
             branch_tokens = sum(lease.slots for lease in self._kept)
-        found: dict[str, int | float] = {"running": admitted.count(True), "waiting": waiting}
-        found["pool_tokens"] = pool.allocator.blocks * pool.allocator.slots
-        found["used_tokens"], found["prefix_tokens"] = pool.used_slots, pool.prefix_slots
-        found["branch_tokens"] = branch_tokens
-        for name in ("prefix_hit_tokens", "prefill_tokens", "decode_tokens", "compactions", "cancelled", "failed"):
-            found[name] = counts[name]
-        found["evictions"] = pool.prefixes.evictions
-        found["programs"], found["compilations"] = len(programs), programs.compilations
-        found["compile_seconds"] = programs.compile_seconds
-        return found
+        found = {"running": running, "waiting": waiting, "branch_tokens": branch_tokens}
+        return found | self.synth.runner.counts()
 
     def close(self) -> None:
         """Cancel all requests and take no more.  Branches that were kept stay readable."""
@@ -244,8 +240,6 @@ class Engine:
         """End a request; see `Handle.cancel`."""
         with self._lock:
             way = next((way for way in self._held_back if way.handle.id == request_id), None)
-            if way is not None:
-                self._held_back.remove(way)
             running = self._running.get(request_id)
         if running is not None:
             self.synth.runner.scheduler.cancel(running.sequence)
@@ -265,10 +259,15 @@ class Engine:
             is_held_back = len(self._running) >= self.max_batch
             if is_held_back:
                 self._held_back.append(way)
-            else:
+                return handle
+        try:
+            with self._lock:
                 self._running[handle.id] = way
-        if not is_held_back:
-            self._begin(way)
+            self.synth.runner.scheduler.submit(way.sequence)
+        except BaseException as error:
+            way.sequence.end(error)
+            self._end(way)
+            raise
         return handle
 
     def _check_open(self) -> None:
@@ -318,14 +317,6 @@ class Engine:
         way = Way(handle, sequence, output, asked.cached_tokens, begin)  # the callbacks above read it
         return way
 
-    def _begin(self, way: Way) -> None:
-        try:
-            self.synth.runner.scheduler.submit(way.sequence)
-        except EngineError as error:
-            way.sequence.end(error)
-            self._end(way)
-            raise
-
     def _end(self, way: Way) -> None:
         """Note that a request has ended, and let those begin that were held back."""
         self._note_end(way)
@@ -339,9 +330,13 @@ class Engine:
 
     def _note_end(self, way: Way) -> None:
         synth, handle = self.synth, way.handle
+        if handle.done:
+            return
         branch = handle.end(way, synth.model.tokenizer, synth.model.fingerprint)
         with self._lock:
             self._running.pop(handle.id, None)
+            if way in self._held_back:
+                self._held_back.remove(way)
             if branch is not None:
                 self._kept.update(segment.held for segment in branch.questions[0][0].segments)
             if handle.tell is None:

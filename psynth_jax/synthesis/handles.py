@@ -54,6 +54,7 @@ class Handle:
         self._result: RequestResult | None = None
         self._error: BaseException | None = None
         self._branch: Branches | None = None
+        self._has_told_end = False
 
     def __repr__(self) -> str:
         """Show what it is, and whether it has ended."""
@@ -106,23 +107,30 @@ class Handle:
     def end(self, way: Way, tokenizer: Tokenizer | None, fingerprint: str) -> Branches | None:
         """Make the result and the branch of a sequence that the engine has forgotten, and free its slots.
 
-        Returns the branch.
+        Returns the branch.  It may be called again where an interrupt came before it was done.
         """
-        sequence, output = way.sequence, way.output
-        at = way.since_begin(time.perf_counter() - sequence.waited)
-        self._error = sequence.error
-        if self._error is None and self.request.keep and output.token_ids and not sequence.cancelled:
-            reason = output.finish_reason or "length"
-            try:
-                self._branch = kept_branch(sequence, output.token_ids, reason, tokenizer, fingerprint)
-            except MemoryLimitError as error:  # another sequence's step has failed in between
-                self._error = error
-        if self._error is None:
-            self._result = self._made(way, at)
-        sequence.release()
-        output.close()
-        self._events.append(Event("end", self.id, at, result=self._result, branch=self._branch, error=self._error))
+        at = way.since_begin(time.perf_counter() - way.sequence.waited)
+        if self._result is None and self._error is None:
+            self._branch, self._error = self._kept(way, tokenizer, fingerprint)
+            if self._error is None:
+                self._result = self._made(way, at)
+        way.sequence.release()  # not before: the branch holds what is kept of its slots by now
+        way.output.close()
+        if not self._has_told_end:
+            self._events.append(Event("end", self.id, at, result=self._result, branch=self._branch, error=self._error))
+            self._has_told_end = True
         return self._branch
+
+    def _kept(self, way: Way, tokenizer: Tokenizer | None, fingerprint: str) -> tuple[Branches | None, BaseException | None]:
+        """Return the branch that a sequence has written, if it was to be kept, and what went wrong."""
+        sequence, output = way.sequence, way.output
+        if sequence.error is not None or sequence.cancelled or not (self.request.keep and output.token_ids):
+            return None, sequence.error
+        reason = output.finish_reason or "length"
+        try:
+            return kept_branch(sequence, output.token_ids, reason, tokenizer, fingerprint), None
+        except MemoryLimitError as error:  # another sequence's step has failed in between
+            return None, error
 
     def say_that_it_ended(self) -> None:
         """Wake those that wait for the result."""

@@ -110,6 +110,18 @@ class Runner:
         """Return room for `slots` tokens.  Raises `MemoryLimitError` as `Pool.reserve` does."""
         return self.scheduler_for(slots).pool.reserve(slots, block)
 
+    def counts(self) -> dict[str, int | float]:
+        """Return what there is and what was done, by name; see `Engine.stats`."""
+        pool, programs = self.pool, self.programs
+        found: dict[str, int | float] = {"pool_tokens": pool.allocator.blocks * pool.allocator.slots}
+        found["used_tokens"], found["prefix_tokens"] = pool.used_slots, pool.prefix_slots
+        for name in ("prefix_hit_tokens", "prefill_tokens", "decode_tokens", "compactions", "cancelled", "failed"):
+            found[name] = self.scheduler.counts[name]
+        found["evictions"] = pool.prefixes.evictions
+        found["programs"], found["compilations"] = len(programs), programs.compilations
+        found["compile_seconds"] = programs.compile_seconds
+        return found
+
     def forget_copies(self) -> None:
         """Let go of what was copied into a pool of its own; it is copied again when it is read."""
         if self._own is not None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from psynth_jax.errors import InputError
+from psynth_jax.synthesis.handles import Handle
 
 
 class Driven(Protocol):
@@ -94,3 +95,9 @@ def tell(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
     """Tell a reader, from another thread, that there is something to read."""
     with contextlib.suppress(RuntimeError):  # the loop was closed: nobody reads any more
         loop.call_soon_threadsafe(news.set)
+
+
+def cancel_submitted(submitting: asyncio.Future[Handle]) -> None:
+    """End a request whose reader has left before it was submitted."""
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()

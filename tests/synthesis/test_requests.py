@@ -276,6 +276,30 @@ class TestStreams:
         assert stats["cancelled"] - before["cancelled"] == 1
         assert stats["decode_tokens"] - before["decode_tokens"] < 399
 
+    def test_a_reader_that_leaves_before_it_has_a_handle(self, engine: ps.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The thread that submits goes on: what it has submitted by then is cancelled."""
+        submitting, may_go_on, submit = threading.Event(), threading.Event(), engine._submit
+
+        def slow(*args: Any) -> Any:
+            submitting.set()
+            assert may_go_on.wait(60)
+            return submit(*args)
+
+        async def leave() -> None:
+            stream = engine.stream(ps.Request(PROMPTS[0], max_new_tokens=400))
+            reader = asyncio.ensure_future(anext(stream))
+            await asyncio.to_thread(submitting.wait, 60)
+            reader.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reader
+            may_go_on.set()
+
+        before = engine.stats()["cancelled"]
+        monkeypatch.setattr(engine, "_submit", slow)
+        asyncio.run(leave())  # it waits for its threads
+        assert not engine.busy
+        assert engine.stats()["cancelled"] - before == 1
+
     def test_two_event_loops(self, engine: ps.Engine) -> None:
         reading, finish = threading.Event(), threading.Event()
 

@@ -12,7 +12,7 @@ import psynth_jax as ps
 from psynth_jax import prompts
 from psynth_jax.branches import Branches
 from psynth_jax.engine import admission
-from psynth_jax.engine.lane import Batch
+from psynth_jax.engine.batch_runner import Launched
 from psynth_jax.engine.scheduler import Scheduler
 from psynth_jax.errors import ContextLengthError, InputError
 from psynth_jax.kv.transfer import read_slots
@@ -161,6 +161,32 @@ def test_many_turns_are_a_few_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert synth.runner.scheduler.counts["compactions"] > 0
 
 
+def test_what_is_copied_may_be_evicted_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The room for the copy may be what was found: then the copy is the turn's alone."""
+    synth = ps.ParallelSynthesis(tiny_model(layers=1))
+    undisturbed, chat = ps.ParallelSynthesis(tiny_model(layers=1)).session(), synth.session()
+    pool, copy = synth.runner.pool, admission.compacted
+
+    def evicting(leases: Any, block: int) -> Any:
+        found = copy(leases, block)
+        pool.prefixes.clear()
+        return found
+
+    between = []
+    for number in range(4):
+        expected = undisturbed.reply(TURNS[number % 2], seed=number, **SAMPLED)
+        with monkeypatch.context() as patch:
+            patch.setattr(admission, "MOST_PIECES", 1)
+            patch.setattr(admission, "compacted", evicting)
+            found = chat.reply(TURNS[number % 2], seed=number, **SAMPLED)
+        between.append(synth.runner.reserve(1, 0))
+        assert found.token_ids == expected.token_ids
+    assert synth.runner.scheduler.counts["compactions"] > 0
+    between.clear()
+    pool.prefixes.clear()
+    assert pool.used_slots == pool.allocator.owned_slots() == 0
+
+
 @pytest.mark.parametrize("step", ["prefill", "decode"])
 @pytest.mark.parametrize("turn", [0, 1])
 def test_a_turn_broken_off_between_two_steps_has_not_been(
@@ -170,14 +196,14 @@ def test_a_turn_broken_off_between_two_steps_has_not_been(
     undisturbed, disturbed = synth.session(branches), synth.session(branches)
     for number in range(turn):
         assert undisturbed.reply(TURNS[number], **SAMPLED).token_ids == disturbed.reply(TURNS[number], **SAMPLED).token_ids
-    run = Scheduler._run
+    collect = Scheduler._collect
 
-    def interrupted(scheduler: Scheduler, batch: Batch) -> None:
-        run(scheduler, batch)
-        if (batch.tokens > 1) == (step == "prefill"):
+    def interrupted(scheduler: Scheduler, launched: Launched) -> None:
+        collect(scheduler, launched)
+        if (launched.batch.tokens > 1) == (step == "prefill"):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Scheduler, "_run", interrupted)
+    monkeypatch.setattr(Scheduler, "_collect", interrupted)
     with pytest.raises(KeyboardInterrupt):
         disturbed.reply(TURNS[turn], **SAMPLED)
     monkeypatch.undo()
