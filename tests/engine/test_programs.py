@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import weakref
 from collections.abc import Callable
@@ -74,6 +75,7 @@ class TestOnce:
         monkeypatch.setattr(memory_maps, "limit", lambda: 1000)
         monkeypatch.setattr(memory_maps, "taken", lambda: 501)
         programs.run(call(4))
+        gc.collect()  # in a process with many objects one collection does not always do
         assert gone() is None and kept() is not None
         assert (programs.compilations, len(programs)) == (4, 2)
         programs.run(call(5))  # maps that others hold make nothing go
