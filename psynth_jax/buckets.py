@@ -51,8 +51,8 @@ class Buckets:
     decode: numbers of rows, ascending.  prefill: (rows, tokens).  branches: numbers of branches W, ascending, the sink
     counted; beyond the last one it doubles.  data: every number of rows is a multiple of it (the parts of a mesh that have
     questions of their own).  call_tokens: how many tokens of prefill take as long as reading the weights, and all else that
-    a call costs however few tokens it has.  chunk_between_tokens: the longest chunk of a prompt
-    that is run while others wait for their next token.
+    a call costs however few tokens it has.  chunk_between_tokens: the most tokens of
+    prompts that are run, on a device, while others wait for their next token.
     """
 
     decode: tuple[int, ...] = (1, 4, 8, 16, 32, 64)
@@ -78,12 +78,12 @@ class Buckets:
         """Return (rows, tokens) of the prefill call that wastes the least on rows with `waiting` tokens each.
 
         waiting: tokens that each row has left, in the order in which rows are taken; all at least
-        1.  most: tokens of the longest chunk that may be run; the shortest one always may.
+        1.  most: tokens of the largest call that may be run; the smallest one always may.
         """
-        shortest = min(tokens for _, tokens in self.prefill)
+        smallest = min(rows * tokens for rows, tokens in self.prefill)
         best, best_use = (0, 0), -1.0
         for rows, tokens in self.prefill:
-            if most is not None and tokens > max(most, shortest):
+            if most is not None and rows * tokens > max(most, smallest):
                 continue
             taken = sum(min(left, tokens) for left in waiting[: rows * self.data])
             use = taken / (rows * self.data * tokens + self.call_tokens)

@@ -47,6 +47,12 @@ def test_fewer_calls_where_a_call_is_dear() -> None:
     assert Buckets(call_tokens=256).chunk_of([40] * 3) == (8, 64)
 
 
+@pytest.mark.parametrize(("most", "chunk"), [(1, (1, 64)), (64, (1, 64)), (511, (1, 64)), (512, (8, 64))])
+def test_a_call_between_tokens_has_few(most: int, chunk: tuple[int, int]) -> None:
+    """The smallest one may always be run."""
+    assert Buckets().chunk_of([46] * 8, most) == chunk
+
+
 @pytest.mark.parametrize(("branches", "size"), [(0, 9), (9, 9), (10, 33), (33, 33), (34, 65), (66, 129)])
 def test_branches_that_a_row_can_read(branches: int, size: int) -> None:
     assert Buckets().branches_of(branches) == size

@@ -174,7 +174,7 @@ def buckets_of(platform: str) -> Buckets:
         return Buckets()
     # On an accelerator, to read the weights takes as long as some hundred tokens of prefill.
     prefill = ((1, 64), (1, 512), (1, 2048), (8, 64), (8, 256))
-    return Buckets(prefill=prefill, call_tokens=256, chunk_between_tokens=256)
+    return Buckets(prefill=prefill, call_tokens=256, chunk_between_tokens=512)
 
 
 def empty_heads(model: Decoder, blocks: int, dtype: str, slots: int) -> CachedHeads:

@@ -59,6 +59,7 @@ def case(tokens: int, seed: int = 0, poison: bool = False, branches: bool = True
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xla_blocks, "SLOT_BLOCK", 8)
+    monkeypatch.setattr(xla_blocks, "LAST_BLOCK", 4)
     monkeypatch.setattr(xla_blocks, "QUERY_BLOCK", 4)
     monkeypatch.setattr(xla, "CAUSAL_BLOCK", 3)
     monkeypatch.setattr(xla_decode, "SLOTS", 8)

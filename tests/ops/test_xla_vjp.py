@@ -39,6 +39,7 @@ RUNS = {
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xla_blocks, "SLOT_BLOCK", 8)
+    monkeypatch.setattr(xla_blocks, "LAST_BLOCK", 4)
 
 
 def call(

@@ -1,7 +1,7 @@
 """What both passes of the XLA form share: how queries are grouped, and the walk over cached slots.
 
     run of a row    | s s s s s s s s s s s |
-    blocks            0 . . . 1 . . . 2 . .      the last one is masked; a row's end moves it back
+    blocks            0 . . . 1 . . . 2 . 3      the last, smaller ones are masked; a row's end moves them back
 
 Queries are grouped by the key head that they read, all tokens of a group in one axis:
 `[B, K, M, H]` with `M = T * G`.
@@ -22,6 +22,7 @@ from psynth_jax.ops.cached_heads import CachedHeads
 from psynth_jax.ops.partial import Partial
 
 SLOT_BLOCK = 512  # slots per step: keys and values of a block stay in a CPU core's cache
+LAST_BLOCK = 128  # of those that are masked: a run of 130 slots costs two of them, not 512 slots
 QUERY_BLOCK = 256  # query tokens per step: logits of cached slots are at most N * 256 * 512
 # From so many query rows M on, masking a block costs more than a second loop for whole blocks.
 MANY_ROWS = 128
@@ -132,20 +133,27 @@ def over_blocks(
 ) -> Carry:
     """Fold `visit(carry, k, v, seen)` over the blocks of a run.
 
-    A block has `SLOT_BLOCK` slots, or all that a row has.  k, v `[1, K, Z, H]`, v with zeros
-    outside of the run: a weight of 0 times NaN would be NaN.  seen `[1, 1, 1 or M, Z]`.
-    For many query rows, whole blocks come first, with seen None: masking costs as much as the rest
-    of the softmax.
+    For many query rows, whole blocks of `SLOT_BLOCK` slots come first, with seen None: masking costs
+    as much as the rest of the softmax.  Then come blocks of `LAST_BLOCK`.  k, v `[1, K, Z, H]`, v
+    with zeros outside of the run: a weight of 0 times NaN would be NaN.  seen `[1, 1, 1 or M, Z]`.
     """
-    heads, size = run.heads, min(SLOT_BLOCK, run.heads.slots)
+    heads = run.heads
+    whole_size = min(SLOT_BLOCK, heads.slots)
+    size = min(LAST_BLOCK, whole_size)
     first = run.first if run.oldest is None else run.oldest.min()
 
     def whole_block(index: Array, carry: Carry) -> Carry:
-        k, v = heads.read(run.layer, run.row, 1, first + index * size, size)
+        k, v = heads.read(run.layer, run.row, 1, first + index * whole_size, whole_size)
         return visit(carry, k, v, None)
 
-    def ragged_block(index: Array, carry: Carry) -> Carry:
-        begin = first + index * size
+    rest = first
+    if query_rows >= MANY_ROWS and run.oldest is None:
+        count = (run.end - first) // whole_size
+        carry = jax.lax.fori_loop(0, count, whole_block, carry)
+        rest = first + count * whole_size
+
+    def last_block(index: Array, carry: Carry) -> Carry:
+        begin = rest + index * size
         start = jnp.minimum(begin, heads.slots - size)
         k, v = heads.read(run.layer, run.row, 1, start, size)
         slots = start + jnp.arange(size)
@@ -156,11 +164,7 @@ def over_blocks(
             seen = seen & (slots >= run.oldest[None, None, :, None])
         return visit(carry, k, jnp.where(inside[:, None], v, 0), seen)
 
-    whole: Array | int = 0
-    if query_rows >= MANY_ROWS and run.oldest is None:
-        whole = (run.end - first) // size
-        carry = jax.lax.fori_loop(0, whole, whole_block, carry)
-    return jax.lax.fori_loop(whole, (run.end - first + size - 1) // size, ragged_block, carry)
+    return jax.lax.fori_loop(0, (run.end - rest + size - 1) // size, last_block, carry)
 
 
 def logits_of(q: Array, k: Array, logit_shift: Array | None = None) -> Array:

@@ -145,7 +145,11 @@ def _slots(
     start = jnp.minimum(first, heads.slots - size)  # a block that would pass the end is moved back
     slot = start[:, None] + jnp.arange(size)
     inside = (slot >= first[:, None]) & (slot < (first + length)[:, None])  # [items, Z]
-    # One slice an item: XLA on a CPU reads slices several times faster than it gathers.
-    k, v = jax.lax.map(lambda at: heads.read(layer, at[0], 1, at[1], size), (row, start))
-    k, v = k[:, 0], v[:, 0]
-    return k, jnp.where(inside[:, None, :, None], v, 0), inside[:, None, None]
+    # One slice an item, and no loop over them: XLA on a CPU reads slices several times faster than it
+    # gathers, and a loop would copy them with one core, and v once more for the mask.
+    keys, values = [], []
+    for item in range(first.shape[0]):
+        k, v = heads.read(layer, row[item], 1, start[item], size)
+        keys.append(k)
+        values.append(jnp.where(inside[item, :, None], v, 0))
+    return jnp.concatenate(keys), jnp.concatenate(values), inside[:, None, None]
