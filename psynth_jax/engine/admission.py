@@ -49,6 +49,13 @@ class Admission:
         self.waiting.append(sequence)
         self._added += 1
 
+    def never_added(self, sequence: TokenSequence) -> None:
+        """End a sequence that was cancelled before it waited."""
+        if sequence.state is not SequenceState.ENDED:
+            self._counts["cancelled"] += 1
+            sequence.end()
+            self._ended.append(sequence)
+
     def admit(self, running: Sequence[TokenSequence], begin: Callable[[TokenSequence], None]) -> None:
         """Let those begin for whom there is room, one by one.
 
@@ -92,6 +99,10 @@ class Admission:
             self._fail(sequence, error.with_traceback(None))  # its frames would keep what they hold
         except Exception as error:  # noqa: BLE001  a failing copy ends whom it was for
             self._fail(sequence, _named(error))
+        except BaseException:
+            if sequence.state is SequenceState.PREFILL:
+                sequence.wait_again()  # it may be half admitted
+            raise
 
     def _fail(self, sequence: TokenSequence, error: Exception) -> None:
         self._counts["failed"] += 1

@@ -60,7 +60,7 @@ class Launched(NamedTuple):
     """A batch that the device runs.
 
     parts: what its rows run.  result: on the device: what was sampled, or log-probabilities.
-    sampled: on the device: the token of each row, for the next step.
+    sampled: on the device: the token of each row, for the next step; of a batch that was scored nothing.
     generation: of the pool that it writes to.
     """
 
@@ -184,8 +184,9 @@ class BatchRunner:
 
 
 def most_rows(buckets: Buckets, mesh: Mesh | None) -> int:
-    """Return the rows of the largest step.  buckets: of one device."""
-    return dataclasses.replace(buckets, data=shards(mesh, ROW_AXES)).most_rows
+    """Return the rows of the largest call.  buckets: of one device."""
+    prefill = max(rows for rows, _ in buckets.prefill)
+    return max(buckets.most_rows, prefill) * shards(mesh, ROW_AXES)
 
 
 def _packed(batch: Batch, before: Launched | None) -> HostArray:

@@ -37,6 +37,7 @@ from psynth_jax.errors import EngineError, MemoryLimitError
 from psynth_jax.kv.pool import Pool
 from psynth_jax.ops.branch_attention import Implementation
 
+LONGEST_WAIT = 1.0  # seconds: an interrupt may keep who drives from telling that it does so no more
 INTERRUPTED = "its keys and values are lost: what had been given those of all was interrupted, or failed; ask again"
 
 
@@ -59,8 +60,7 @@ class Scheduler:
     ):
         """Take what it runs with.  buckets: of one device."""
         assert lag in (0, 1)
-        self.programs = programs
-        self.pool = pool
+        self.programs, self.pool = programs, pool
         self.batches = BatchRunner(programs, pool, buckets, implementation)
         self.counts = collections.Counter[str]()
         self.lag, self._buckets = lag, buckets
@@ -108,19 +108,22 @@ class Scheduler:
             raise
 
     def submit(self, sequence: TokenSequence, call: Hashable = None) -> None:
-        """Let a sequence wait for its turn.
+        """Let a sequence wait for its turn; once, however often it is called.
 
         call: those that were submitted together wait together where a program is compiled.  None:
         it is alone.
 
         Raises `EngineError` where a step has failed for good.
         """
-        sequence.waited = sequence.waited_before = self.programs.waited
-        sequence.call = object() if call is None else call
         with self._changed:
             if self.batches.dead is not None:
                 raise EngineError(f"the engine has no memory for a new pool: {self.batches.dead}")
+            if sequence.submitted or sequence.state is SequenceState.ENDED:
+                return
+            sequence.waited = sequence.waited_before = self.programs.waited
+            sequence.call = object() if call is None else call
             self._admission.add(sequence)
+            sequence.submitted = True
             self._submitted += 1
             self._changed.notify_all()
 
@@ -128,14 +131,11 @@ class Scheduler:
         """End a sequence and let go of its slots: now, or as soon as the thread that drives has run its step."""
         sequence.cancelled = True
         with self._changed:
+            if not sequence.submitted:
+                self._admission.never_added(sequence)
             if not self._driven:
                 self._sweep()
             self._changed.notify_all()
-
-    @property
-    def waiting(self) -> int:
-        """How many sequences wait to be admitted."""
-        return len(self._admission.waiting)
 
     @property
     def running(self) -> int:
@@ -148,7 +148,7 @@ class Scheduler:
         try:
             with self._changed:
                 if self._driven:
-                    self._changed.wait()
+                    self._changed.wait(LONGEST_WAIT)
                     return
                 is_driver = self._driven = True
                 submitted = self._submitted
@@ -170,18 +170,21 @@ class Scheduler:
 
     def _step(self) -> bool:
         """Admit some, run their next tokens, and forget those that have ended; return whether anything happened."""
-        before = self.waiting, self.running, len(self._compilations)
+        before = self._progress()
         self._sweep()
         self._admit()
         has_run = self._run_some()
         self._sweep()
-        return has_run or before != (self.waiting, self.running, len(self._compilations))
+        return has_run or before != self._progress()
+
+    def _progress(self) -> tuple[int, int, int]:
+        return len(self._admission.waiting), self.running, len(self._compilations)
 
     def _wait_for_a_program(self, submitted: int) -> None:
         """Wait until a program is compiled, unless sequences have come meanwhile: they may have theirs."""
         with self._changed:
             if self._compilations.are_unfinished() and self._submitted == submitted:
-                self._changed.wait()
+                self._changed.wait(LONGEST_WAIT)
 
     def _tell_all(self, future: concurrent.futures.Future[Any]) -> None:
         with self._changed:
@@ -202,7 +205,7 @@ class Scheduler:
                 self._give_up(error)
 
     def _run_some(self) -> bool:
-        """Launch a batch, and take in what was launched before it; return whether there was anything to do."""
+        """Launch a batch, and take in all but the last `lag` of them; return whether there was anything to do."""
         had_launched = bool(self._launched)
         self._collect_all_but(self.lag)  # more are left where an interrupt came between
         self._end_compilations()
@@ -223,7 +226,8 @@ class Scheduler:
         for key, lane in [*self._lanes.items()]:
             while (batch := lane.next_batch(self._can_run)) is not None:
                 if self._is_ready(lane, batch):
-                    self._lanes[key] = self._lanes.pop(key)  # the others are before it at the next step
+                    others = {each: other for each, other in self._lanes.items() if each != key}
+                    self._lanes = others | {key: lane}  # the others are before it at the next step
                     return batch
                 # Another batch of this lane may have its program.
         return None
@@ -293,7 +297,7 @@ class Scheduler:
             return False
         concurrent.futures.wait(futures)  # all processes run the same steps in the same order
         self._end_compilations()
-        return False  # some of the batch may have failed
+        return all(sequence.state is not SequenceState.ENDED for sequence in batch.sequences)
 
     def _waiting_for(self, batch: Batch, able: Sequence[TokenSequence]) -> list[TokenSequence]:
         """Return who waits for a batch's program: with a sequence all of its call.

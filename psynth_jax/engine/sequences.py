@@ -91,7 +91,7 @@ class SequenceSampling:
     alternatives: int = 0
 
 
-UNKNOWN = -1  # a token that the host has not seen yet
+UNKNOWN = -2  # a token that the host has not seen yet; `sampling.NOT_FINITE` is another
 GREEDY = SequenceSampling()
 BASE = Conditioning()
 
@@ -171,7 +171,7 @@ class TokenSequence:
         self.scores: list[HostArray] = []
         self.state = SequenceState.WAITING
         self.error: BaseException | None = None
-        self.cancelled = False
+        self.submitted = self.cancelled = False
         self.waited = self.waited_before = 0.0
         self.call: Hashable = None
         self.passed = 0  # how many others were admitted before it that had come later
@@ -297,11 +297,13 @@ class TokenSequence:
         self.written += count
 
     def scored(self, first: int, logprobs: HostArray) -> None:
-        """Note the log-probabilities of the targets of its tokens from `first` on; the last one ends it."""
-        if first != self._scored:
-            return  # they are told again
-        self.scores.append(logprobs)
-        self._scored += len(logprobs)
+        """Note the log-probabilities of the targets of its tokens from `first` on; the last one ends it.
+
+        Some may be told again, after an interrupt.
+        """
+        new = logprobs[self._scored - first :]
+        self.scores.append(new)
+        self._scored += len(new)
         if self._scored == self.prompt_length:
             self.end()
 
@@ -334,9 +336,13 @@ class TokenSequence:
 
     def tell_end(self) -> None:
         """Tell that nothing more of it will be run."""
-        if self.on_end is not None:
-            self.on_end(self)
-            self.on_end = None
+        try:
+            if self.on_end is not None:
+                self.on_end(self)
+        except Exception:
+            self.on_end = None  # what goes wrong does so once; an interrupted one is told again
+            raise
+        self.on_end = None
 
     def release(self) -> None:
         """Let go of its slots, and of what it reads; nothing of it may be read any more.
@@ -349,8 +355,8 @@ class TokenSequence:
 
     def wait_again(self) -> None:
         """Give back what it was admitted with; what it reads stays."""
-        self._free_own()
         self.state = SequenceState.WAITING
+        self._free_own()
 
     def _free_own(self) -> None:
         leases = self.lease, self.shared

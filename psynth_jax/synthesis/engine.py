@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -239,15 +240,15 @@ class Engine:
     def cancel(self, request_id: int) -> None:
         """End a request; see `Handle.cancel`."""
         with self._lock:
-            way = next((way for way in self._held_back if way.handle.id == request_id), None)
+            for way in self._held_back:
+                if way.handle.id == request_id:
+                    way.sequence.cancelled = True
+                    self._running[request_id] = way
+                    self._held_back.remove(way)
+                    break
             running = self._running.get(request_id)
         if running is not None:
             self.synth.runner.scheduler.cancel(running.sequence)
-        elif way is not None:
-            way.sequence.cancelled = True
-            way.sequence.end()
-            self.synth.runner.scheduler.counts["cancelled"] += 1
-            self._end(way)
 
     def _submit(self, request: Request, tell: Callable[[], None] | None) -> Handle:
         self._check_open()
@@ -259,15 +260,10 @@ class Engine:
             is_held_back = len(self._running) >= self.max_batch
             if is_held_back:
                 self._held_back.append(way)
-                return handle
-        try:
-            with self._lock:
+            else:
                 self._running[handle.id] = way
-            self.synth.runner.scheduler.submit(way.sequence)
-        except BaseException as error:
-            way.sequence.end(error)
-            self._end(way)
-            raise
+        if not is_held_back:
+            self._begin(way)
         return handle
 
     def _check_open(self) -> None:
@@ -317,16 +313,27 @@ class Engine:
         way = Way(handle, sequence, output, asked.cached_tokens, begin)  # the callbacks above read it
         return way
 
+    def _begin(self, way: Way) -> None:
+        try:
+            self.synth.runner.scheduler.submit(way.sequence)
+        except BaseException as error:
+            way.sequence.error = error
+            self.synth.runner.scheduler.cancel(way.sequence)
+            raise
+
     def _end(self, way: Way) -> None:
         """Note that a request has ended, and let those begin that were held back."""
         self._note_end(way)
-        while (following := self._next()) is not None:
-            try:
-                self.synth.runner.scheduler.submit(following.sequence)
-                return
-            except EngineError as error:  # its handle raises it
-                following.sequence.end(error)
-                self._note_end(following)
+        with self._lock:
+            while self._held_back and len(self._running) < self.max_batch:
+                first = self._held_back[0]
+                self._running[first.handle.id] = first
+                self._held_back.popleft()
+            # Others, too: an interrupt may have come before they were submitted.
+            ready = [each for each in self._running.values() if not each.sequence.submitted]
+        for each in ready:
+            with contextlib.suppress(EngineError):  # its handle raises it
+                self._begin(each)
 
     def _note_end(self, way: Way) -> None:
         synth, handle = self.synth, way.handle
@@ -335,21 +342,10 @@ class Engine:
         branch = handle.end(way, synth.model.tokenizer, synth.model.fingerprint)
         with self._lock:
             self._running.pop(handle.id, None)
-            if way in self._held_back:
-                self._held_back.remove(way)
             if branch is not None:
                 self._kept.update(segment.held for segment in branch.questions[0][0].segments)
             if handle.tell is None:
-                self._untold[handle.id] = handle.take_events()
+                self._untold.setdefault(handle.id, []).extend(handle.take_events())
                 if len(self._untold) > MOST_UNTOLD:  # nobody steps, or asks for results
                     del self._untold[next(iter(self._untold))]
         handle.say_that_it_ended()
-
-    def _next(self) -> Way | None:
-        """Return a request that was held back and may run now."""
-        with self._lock:
-            if not self._held_back or len(self._running) >= self.max_batch:
-                return None
-            way = self._held_back.popleft()
-            self._running[way.handle.id] = way
-            return way

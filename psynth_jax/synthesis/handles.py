@@ -86,7 +86,7 @@ class Handle:
         return self._branch
 
     def cancel(self) -> None:
-        """End it; its slots are free when the step is over that writes to them."""
+        """End it, and let go of its slots: now, or as soon as the thread that drives has run its step."""
         self._engine.cancel(self.id)
 
     def take_events(self) -> list[Event]:

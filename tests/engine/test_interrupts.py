@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 
 from psynth_jax.engine.scheduler import Scheduler
@@ -153,3 +154,26 @@ def test_a_pool_that_is_being_copied_to_is_not_lost(monkeypatch: pytest.MonkeyPa
     finish(engine, each.sequence)
     assert engine.pool.generation == generation
     assert each.written.tokens == greedy(engine.programs.model, each.prompt, 6)[0]
+
+
+@LAGS
+def test_scores_that_are_told_again_in_another_piece_count_once(monkeypatch: pytest.MonkeyPatch, lag: int) -> None:
+    """The first chunk is launched and not noted; the next is as long as those of another call were not."""
+    engine = lagging(lag)
+    text = prompt(3, 100)
+    scored = sequence(text[:-1], Written(1), 0, targets=text[1:])
+    launched = TokenSequence.launched
+
+    def interrupted(each: TokenSequence, count: int) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    engine.submit(scored)
+    monkeypatch.setattr(TokenSequence, "launched", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finish(engine, scored)
+    assert TokenSequence.launched is launched and scored.written == 0
+    finish(engine, scored)
+    alone = sequence(text[:-1], Written(1), 0, targets=text[1:])
+    engine.run([alone])
+    np.testing.assert_allclose(np.concatenate(scored.scores), np.concatenate(alone.scores), atol=1e-5)

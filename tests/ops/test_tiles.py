@@ -81,9 +81,14 @@ def test_gpu_way_back(
     ("case", "slots", "logits"),
     [
         # the own cache has 64 slots, the branches' rows have 256
-        (Case("smollm2-135m", tokens=20, branches=2, branch_tokens=200, own=40), {64, 256}, {(60, 64), (60, 256)}),
-        # 300 tokens are 256 and 44, of 3 query heads each; a row of 1024 slots is two blocks
-        (Case("smollm2-135m", tokens=300, branches=1, branch_tokens=600), {512}, {(768, 512), (132, 512)}),
+        (Case("smollm2-135m", tokens=20, branches=2, branch_tokens=200, own=40), {64, 128}, {(60, 64), (60, 128)}),
+        # 300 tokens are 256 and 44, of 3 query heads each; 600 slots are a whole block and small ones;
+        # 128 new tokens see the new keys of as many
+        (
+            Case("smollm2-135m", tokens=300, branches=1, branch_tokens=600),
+            {512, 128},
+            {(768, 512), (132, 512), (768, 128), (132, 128), (384, 128)},
+        ),
         (Case("smollm2-135m", tokens=1, branches=1, branch_tokens=40), {128}, {(3, 128)}),
     ],
     ids=lambda value: value.name if isinstance(value, Case) else "",

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import psynth_jax as ps
-from psynth_jax.engine import admission
+from psynth_jax.engine import admission, memory_maps
 from psynth_jax.errors import (
     ContextLengthError,
     EngineError,
@@ -174,6 +174,28 @@ class TestRoom:
         assert sum(handle.done for handle in short) <= 3
         for handle in short:
             handle.result()
+
+    def test_a_request_that_was_not_submitted_yet_is_when_another_ends(self, engine: ps.Engine) -> None:
+        """As after an interrupt between the two: nobody waits for ever, and it is run once."""
+        scheduler = engine.synth.runner.scheduler
+        submit, skipped = scheduler.submit, list[Any]()
+        scheduler.submit = lambda sequence, call=None: skipped.append(sequence)  # type: ignore[method-assign]
+        lost = engine.submit(ps.Request(PROMPTS[0], max_new_tokens=3))
+        scheduler.submit = submit  # type: ignore[method-assign]
+        cancelled = engine.submit(ps.Request(PROMPTS[2], max_new_tokens=3))
+        engine.run([ps.Request(PROMPTS[1], max_new_tokens=2)])
+        cancelled.cancel()
+        assert len(lost.result().token_ids) == 3
+        assert len(skipped) == 1
+
+    def test_cancelled_before_it_was_submitted(self, model: ps.Model) -> None:
+        engine = ps.Engine(model, max_batch=1)
+        first, second = (engine.submit(ps.Request(prompt, max_new_tokens=4)) for prompt in PROMPTS[:2])
+        second.cancel()
+        second.cancel()
+        assert second.result().finish_reason == "cancelled"
+        assert len(first.result().token_ids) == 4
+        assert not engine.busy
 
     def test_max_batch(self, model: ps.Model) -> None:
         engine = ps.Engine(model, max_batch=2)
@@ -424,6 +446,13 @@ class TestBadInput:
             engine.submit(ps.Request(PROMPTS[0]))
 
 
+@pytest.fixture
+def programs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is let go, however many memory maps the tests before this one have left."""
+    monkeypatch.setattr(memory_maps, "limit", lambda: None)
+
+
+@pytest.mark.usefixtures("programs_stay")
 def test_precompiled_requests_compile_nothing(count_compilations: Any) -> None:
     said: list[str] = []
     engine = ps.Engine(tiny_model(layers=1), max_batch=4, pool_tokens=2048)
@@ -441,6 +470,7 @@ def test_precompiled_requests_compile_nothing(count_compilations: Any) -> None:
     assert engine.stats()["compilations"] == programs
 
 
+@pytest.mark.usefixtures("programs_stay")
 @pytest.mark.slow
 def test_all_numbers_of_branches_are_precompiled() -> None:
     engine = ps.Engine(tiny_model(layers=1), max_batch=1, max_branches=12, pool_tokens=2048)

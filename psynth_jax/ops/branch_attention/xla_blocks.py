@@ -133,8 +133,8 @@ def over_blocks(
 ) -> Carry:
     """Fold `visit(carry, k, v, seen)` over the blocks of a run.
 
-    For many query rows, whole blocks of `SLOT_BLOCK` slots come first, with seen None: masking costs
-    as much as the rest of the softmax.  Then come blocks of `LAST_BLOCK`.  k, v `[1, K, Z, H]`, v
+    For many query rows without a window, whole blocks of `SLOT_BLOCK` slots come first, with seen
+    None: masking costs as much as the rest of the softmax.  All else is in blocks of `LAST_BLOCK`.  k, v `[1, K, Z, H]`, v
     with zeros outside of the run: a weight of 0 times NaN would be NaN.  seen `[1, 1, 1 or M, Z]`.
     """
     heads = run.heads
