@@ -27,6 +27,8 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 import jax
 import pytest
 
+from psynth_jax.engine import memory_maps
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", False)
 jax.devices()  # started now: a command under test that asks for another number of them must not get it
@@ -124,6 +126,12 @@ def _forget_compiled_programs() -> Iterator[None]:
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def programs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No compiled program is let go, however many memory maps the tests before this one have left."""
+    monkeypatch.setattr(memory_maps, "limit", lambda: None)
 
 
 @pytest.fixture(autouse=True)

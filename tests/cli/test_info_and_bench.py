@@ -109,6 +109,7 @@ class TestBench:
         assert found["batch_over_serial"] == pytest.approx(found["workers_batch_s"] / found["workers_serial_s"])
 
     @pytest.mark.slow
+    @pytest.mark.usefixtures("programs_stay")
     def test_requests(self, psynth: Command, model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in (("TOKENS", 3), ("BRANCH_TOKENS", 6), ("REPEATS", 1)):
             monkeypatch.setattr(f"psynth_jax.bench.requests.{name}", value)

@@ -21,6 +21,8 @@ from psynth_jax.mapper import Mapper
 from psynth_jax.ops.cached_heads import CachedHeads
 from tests.tiny import random_lora, random_mapper, tiny_config, tiny_decoder, tiny_model, token_ids
 
+pytestmark = pytest.mark.usefixtures("programs_stay")
+
 
 @pytest.fixture(scope="module")
 def branches(synth: ps.ParallelSynthesis) -> Branches:

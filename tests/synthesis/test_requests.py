@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import psynth_jax as ps
-from psynth_jax.engine import admission, memory_maps
+from psynth_jax.engine import admission
 from psynth_jax.errors import (
     ContextLengthError,
     EngineError,
@@ -444,12 +444,6 @@ class TestBadInput:
         assert handle.result().finish_reason == "cancelled"
         with pytest.raises(EngineError, match="was closed"):
             engine.submit(ps.Request(PROMPTS[0]))
-
-
-@pytest.fixture
-def programs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None is let go, however many memory maps the tests before this one have left."""
-    monkeypatch.setattr(memory_maps, "limit", lambda: None)
 
 
 @pytest.mark.usefixtures("programs_stay")

@@ -19,6 +19,8 @@ from psynth_jax.synthesis.sampling import SamplingOptions
 from tests.rows import row_sampling
 from tests.tiny import token_ids
 
+pytestmark = pytest.mark.usefixtures("programs_stay")
+
 V, DRAWS = 13, 4000
 LOGITS = (2.0 * np.random.default_rng(0).standard_normal(V)).astype(np.float32)
 

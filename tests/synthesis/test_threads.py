@@ -17,6 +17,9 @@ from tests.tiny import tiny_model, token_ids
 SAMPLED = {"max_new_tokens": 6, "temperature": 1.5}
 
 
+pytestmark = pytest.mark.usefixtures("programs_stay")
+
+
 @pytest.fixture
 def fresh() -> ps.ParallelSynthesis:
     """A synthesizer that has compiled nothing."""

@@ -13,6 +13,8 @@ from psynth_jax.synthesis.runner import Runner
 from psynth_jax.synthesis.sampling import SamplingOptions
 from psynth_jax.synthesis.workers import WorkerPrompt, encode_texts, generate_workers
 
+pytestmark = pytest.mark.usefixtures("programs_stay")
+
 CONFIG = DecoderConfig(
     family="llama", vocab_size=97, width=22, layers=3, heads=6, kv_heads=2, head_width=10, mlp_width=31, norm_eps=1e-5,
     rope=PlainRope(theta=1e4), max_positions=4096,
