@@ -60,7 +60,8 @@ class Launched(NamedTuple):
     """A batch that the device runs.
 
     parts: what its rows run.  result: on the device: what was sampled, or log-probabilities.
-    sampled: on the device: the token of each row, for the next step; of a batch that was scored nothing.
+    sampled: on the device: the token of each row, for the next step; of a batch that is scored no
+      token of its own.
     generation: of the pool that it writes to.
     """
 
@@ -126,16 +127,18 @@ class BatchRunner:
         with pool.lock:
             for sequence in batch.sequences:
                 sequence.check()
-            conditioning, _, *others = call.args
-            call = dataclasses.replace(call, args=(conditioning, pool.heads, *others))
+            conditioning, _, *inputs = call.args
+            call = dataclasses.replace(call, args=(conditioning, pool.heads, *inputs))
             try:
-                heads, *others, result = self._programs.run(call)
-                pool.replace(heads)
+                results = self._programs.run(call)
+                pool.replace(results[0])
             except BaseException:  # an interrupt, too, may come when the old buffer is gone
                 if pool.heads.k.is_deleted():
                     self.lose()
                 raise
-            return Launched(batch, parts, result, others[0] if others else sampled, pool.generation)
+            if not batch.is_scored:
+                sampled = results[1]
+            return Launched(batch, parts, results[-1], sampled, pool.generation)
 
     def is_lost(self, launched: Launched) -> bool:
         """Whether the pool that a batch writes to was lost since it was launched."""
