@@ -181,7 +181,7 @@ class BatchRunner:
         """Begin with an empty pool; where there is no memory for one, nothing can run any more."""
         try:
             self._pool.lose()
-        except Exception as error:
+        except Exception as error:  # of any kind: JAX has no class for a device without memory
             self.dead = error
             raise
 

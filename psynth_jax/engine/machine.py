@@ -113,8 +113,9 @@ class Machine:
         """Let go of the copies of what is held elsewhere in one pool."""
         with self._copying:
             for copies in self._copies.values():
-                for key in [key for key in copies if key[0] is pool]:
-                    del copies[key]
+                for key in list(copies):
+                    if key[0] is pool:
+                        del copies[key]
 
     def _same_part(self, one: int, other: int) -> bool:
         return self._part(one) == self._part(other)

@@ -339,8 +339,8 @@ class TokenSequence:
         try:
             if self.on_end is not None:
                 self.on_end(self)
-        except Exception:
-            self.on_end = None  # what goes wrong does so once; an interrupted one is told again
+        except Exception:  # whatever the caller's code raises is raised once; an interrupted one is told again
+            self.on_end = None
             raise
         self.on_end = None
 

@@ -169,7 +169,9 @@ def sources_of_layer(config: DecoderConfig, names: Sequence[str], fuse: bool) ->
     made: dict[str, tuple[str, ...]] = {}
     if fuse:
         made |= _ATTENTION if config.experts else _FUSED
-    taken = {source for sources in made.values() for source in sources}
+    taken: set[str] = set()
+    for sources in made.values():
+        taken.update(sources)
     return {name: (name,) for name in names if name not in taken} | made
 
 

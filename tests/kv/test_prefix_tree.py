@@ -25,7 +25,10 @@ def added(tree: PrefixTree, allocator: Allocator, tokens: list[int], context: st
 
 
 def slots(runs: tuple[Run, ...]) -> list[int]:
-    return [slot for run in runs for slot in range(run.first, run.first + run.length)]
+    found: list[int] = []
+    for run in runs:
+        found += range(run.first, run.first + run.length)
+    return found
 
 
 class TestMatch:

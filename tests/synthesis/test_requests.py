@@ -65,7 +65,8 @@ class TestAnswers:
         for token, logprob, likely in zip(result.token_ids, result.logprobs, result.top_logprobs, strict=True):
             assert len(likely) == 4 and likely[0][0] == token
             assert likely[0][1] == pytest.approx(logprob, abs=1e-6)
-            assert [value for _, value in likely] == sorted((value for _, value in likely), reverse=True)
+            logprobs = [value for _, value in likely]
+            assert logprobs == sorted(logprobs, reverse=True)
         assert alone(engine, ps.Request(PROMPTS[0], max_new_tokens=3)).top_logprobs == ((), (), ())
 
     def test_min_p_of_1_is_greedy(self, engine: ps.Engine) -> None:

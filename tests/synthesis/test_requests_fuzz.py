@@ -96,9 +96,10 @@ class Run:
 
     def step(self) -> None:
         self.engine.step()
-        for handle, key in [pair for pair in self.open if pair[0].done]:
-            self.open.remove((handle, key))
-            self.check(handle, key)
+        for handle, key in list(self.open):
+            if handle.done:
+                self.open.remove((handle, key))
+                self.check(handle, key)
 
     def check(self, handle: Handle, key: Any) -> None:
         try:
